@@ -1,0 +1,60 @@
+"""The environment's settings, read once into one frozen object."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from lora_service.errors import InputError
+
+MEBIBYTE = 1024**2
+_CACHE = Path("~/.cache/lora-service").expanduser()
+
+
+class Settings(BaseSettings):
+    """Every environment variable the service reads; names are the variables' names in lower case."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    base_model: str = "embedded"
+    """``embedded``, ``sd15``, ``sd21``, ``sdxl``, a hub id, a folder, or a single file."""
+    model_cache: Path = _CACHE / "models"
+    lora_cache: Path = _CACHE / "loras"
+    lora_cache_max_bytes: int = Field(default=4096 * MEBIBYTE, ge=0)
+    max_download_bytes: int = Field(default=2048 * MEBIBYTE, ge=1)
+    max_zip_bytes: int = Field(default=1024 * MEBIBYTE, ge=1)
+    """Largest size of an archive, packed and unpacked alike."""
+    max_pictures: int = Field(default=1000, ge=1)
+    allow_private_addresses: Annotated[tuple[str, ...], NoDecode] = ()
+    """``host:port`` or ``host:*``, comma-separated, that may be fetched although the address is private."""
+    hf_token: SecretStr = SecretStr("")
+    civitai_token: SecretStr = SecretStr("")
+    safety_checker: str = ""
+    """A folder or hub id of a safety checker; empty: pictures are not checked."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    torch_threads: int = Field(default=0, ge=0)
+    """CPU threads; 0: as many as there are cores. The same seed gives the same bytes at the same number."""
+
+    @field_validator("allow_private_addresses", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part for part in re.split(r"[\s,|]+", value) if part) if isinstance(value, str) else value
+
+    @staticmethod
+    def from_environment() -> Settings:
+        """The settings of this process.
+
+        Raises:
+            InputError: a variable holds what it cannot mean.
+        """
+        try:
+            return Settings()
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0]).upper()
+            raise InputError(f"the environment variable {name}", first["input"], first["msg"].lower()) from error

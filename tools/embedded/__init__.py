@@ -1,0 +1,1 @@
+"""Makes the embedded base model: ``python -m tools.embedded.build``."""

@@ -1,0 +1,103 @@
+"""A seeded training loop that can be stopped at any moment and started again."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast one part is trained.
+
+    ``average`` is the decay of the moving average of the weights that is kept in
+    the end; 0 keeps the last weights.
+    """
+
+    steps: int
+    rate: float
+    warmup: int = 100
+    decay_from: float = 0.5
+    average: float = 0.0
+    save_every: int = 250
+
+    def rate_at(self, step: int) -> float:
+        """Linear warm-up, constant, then a cosine to a hundredth from ``decay_from`` of the way."""
+        start = self.decay_from * self.steps
+        done = min(1.0, max(0.0, (step - start) / max(1.0, self.steps - start)))
+        return self.rate * min(1.0, (step + 1) / self.warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def fit(
+    model: nn.Module, loss_of_step: Callable[[int, torch.Generator], torch.Tensor], plan: Plan, state: Path
+) -> None:
+    """Train ``model`` by ``plan``; afterwards it holds the averaged weights.
+
+    ``loss_of_step`` gets the step and a generator seeded by it, so that a resumed
+    run draws what the uninterrupted one would have drawn. ``state`` is written
+    whole or not at all.
+    """
+    model.train().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+    average = {k: v.clone() for k, v in model.state_dict().items()}
+    first = _restore(model, optimizer, average, state)
+    started, losses = time.monotonic(), []
+    for step in range(first, plan.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = plan.rate_at(step)
+        loss = loss_of_step(step, torch.Generator().manual_seed(1_000_003 * plan.steps + step))
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.detach())
+        _average(average, model, min(plan.average, (1 + step) / (10 + step)))
+        if (step + 1) % plan.save_every == 0 or step + 1 == plan.steps:
+            pace = (time.monotonic() - started) / (step + 1 - first)
+            mean = torch.stack(losses).mean().item()
+            losses.clear()
+            left = pace * (plan.steps - step - 1) / 60
+            print(
+                f"{state.stem} {step + 1}/{plan.steps} loss {mean:.4f}, {pace:.2f} s a step, {left:.0f} min left",
+                flush=True,
+            )
+            _save(model, optimizer, average, step + 1, state)
+    model.load_state_dict(average)
+    model.eval()
+
+
+def _average(average: dict[str, torch.Tensor], model: nn.Module, decay: float) -> None:
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                average[name].lerp_(value, 1 - decay)
+            else:
+                average[name].copy_(value)
+
+
+def _save(
+    model: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, torch.Tensor], step: int, state: Path
+) -> None:
+    state.parent.mkdir(parents=True, exist_ok=True)
+    part = state.with_suffix(".part")
+    torch.save(
+        {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step}, part
+    )
+    part.replace(state)
+
+
+def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, torch.Tensor], state: Path) -> int:
+    if not state.exists():
+        return 0
+    saved = torch.load(state, weights_only=True)
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    for name, value in saved["average"].items():
+        average[name].copy_(value)
+    return int(saved["step"])

@@ -1,0 +1,49 @@
+"""Pools of drawn pictures as arrays on disk, each picture from a seed of its own."""
+
+from __future__ import annotations
+
+import json
+import random
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tools.world import captions, textures
+from tools.world.canvas import reduce
+
+SIZE = 64
+"""Side of the embedded model's pictures in pixels."""
+
+
+def _draw_world(seed: int) -> tuple[bytes, str]:
+    sample = captions.sample(random.Random(f"world {seed}"))
+    return reduce(sample.picture, SIZE).tobytes(), sample.caption
+
+
+def _draw_variety(seed: int) -> tuple[bytes, str]:
+    rng = random.Random(f"variety {seed}")
+    if rng.random() < 0.4:
+        return reduce(captions.sample(rng).picture, SIZE).tobytes(), ""
+    return reduce(textures.sample(rng), SIZE).tobytes(), ""
+
+
+def pool(kind: str, count: int, folder: Path) -> tuple[np.ndarray, list[str]]:
+    """``count`` pictures of ``kind`` (world, variety): uint8 ``(count, 64, 64, 3)`` and their captions."""
+    path = folder / f"{kind}-{count}.npy"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        draw = {"world": _draw_world, "variety": _draw_variety}[kind]
+        with ProcessPoolExecutor(2) as workers:
+            drawn = list(workers.map(draw, range(count), chunksize=256))
+        pictures = np.frombuffer(b"".join(p for p, _ in drawn), np.uint8).reshape(count, SIZE, SIZE, 3)
+        path.with_suffix(".json").write_text(json.dumps([c for _, c in drawn]))
+        np.save(folder / "part.npy", pictures)
+        (folder / "part.npy").replace(path)
+    return np.load(path, mmap_mode="r"), json.loads(path.with_suffix(".json").read_text())
+
+
+def to_tensor(pictures: np.ndarray) -> torch.Tensor:
+    """uint8 ``(n, h, w, 3)`` to float ``(n, 3, h, w)`` in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,0 +1,102 @@
+"""Cartoon faces: skin, hair and what is worn, each a word of the caption."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from tools.world.canvas import PALETTE, Brush, Color, mix
+
+SKINS: dict[str, Color] = {
+    "pale": (252, 224, 200),
+    "tan": (226, 172, 125),
+    "brown": (160, 105, 65),
+    "dark": (92, 58, 38),
+}
+HAIRS: dict[str, Color] = {
+    "black": (30, 26, 26),
+    "brown": (105, 65, 35),
+    "blond": (240, 210, 110),
+    "red": (200, 75, 30),
+    "gray": (160, 160, 165),
+}
+STYLES = ("short", "long", "curly", "no")
+
+
+@dataclass(frozen=True)
+class Face:
+    """One face; ``caption`` names what ``words`` of it are told."""
+
+    skin: str
+    hair: str
+    style: str
+    glasses: bool
+    beard: bool
+    smile: bool
+    hat: str | None
+
+    @staticmethod
+    def sample(rng: random.Random) -> Face:
+        return Face(
+            skin=rng.choice(sorted(SKINS)),
+            hair=rng.choice(sorted(HAIRS)),
+            style=rng.choice(STYLES),
+            glasses=rng.random() < 0.3,
+            beard=rng.random() < 0.2,
+            smile=rng.random() < 0.5,
+            hat=rng.choice(sorted(PALETTE)) if rng.random() < 0.2 else None,
+        )
+
+    def caption(self, rng: random.Random) -> str:
+        """A sentence naming the traits, each left out now and then."""
+        head = rng.choice(("a person", "a face", "a person", f"a person with {self.skin} skin"))
+        traits = ["no hair" if self.style == "no" else f"{self.style} {self.hair} hair"]
+        traits += ["glasses"] * self.glasses + [f"a {self.hair} beard"] * self.beard
+        traits += ["a smile"] * self.smile + ([f"a {self.hat} hat"] if self.hat else [])
+        told = [t for t in traits if rng.random() < 0.85]
+        if not told:
+            return head
+        joiner = " and " if " with " in head else " with "
+        return head + joiner + " and ".join(told)
+
+    def draw(self, b: Brush) -> None:
+        skin, hair = SKINS[self.skin], HAIRS[self.hair]
+        self._draw_hair_behind(b, hair)
+        b.ellipse(0, 0.1, 0.66, 0.78, skin)
+        self._draw_hair_before(b, hair)
+        if self.beard:
+            b.dome(0, 0.42, 0.4, 0.16, hair)
+            b.ellipse(0, 0.62, 0.44, 0.27, hair)
+        self._draw_features(b, mix(skin, (0, 0, 0), 0.25))
+        if self.hat:
+            color = PALETTE[self.hat]
+            b.box(0, -0.45, 0.92, 0.09, mix(color, (0, 0, 0), 0.25))
+            b.box(0, -0.74, 0.58, 0.28, color)
+
+    def _draw_hair_behind(self, b: Brush, hair: Color) -> None:
+        if self.style == "long":
+            b.ellipse(0, -0.05, 0.85, 0.85, hair)
+            b.box(0, 0.45, 0.85, 0.5, hair)
+        elif self.style == "curly":
+            for x, y in ((-0.6, -0.35), (-0.35, -0.65), (0, -0.75), (0.35, -0.65), (0.6, -0.35), (-0.7, 0), (0.7, 0)):
+                b.ellipse(x, y, 0.29, 0.29, hair)
+
+    def _draw_hair_before(self, b: Brush, hair: Color) -> None:
+        if self.style != "no":
+            b.dome(0, -0.1, 0.7, 0.72, hair)
+            b.dome(0, 0.0, 0.5, 0.3, SKINS[self.skin])
+
+    def _draw_features(self, b: Brush, shade: Color) -> None:
+        black, white = (20, 20, 22), (250, 250, 250)
+        for x in (-0.26, 0.26):
+            b.ellipse(x, 0.06, 0.12, 0.11, white)
+            b.ellipse(x, 0.07, 0.065, 0.075, black)
+            if self.glasses:
+                b.arc((x, 0.06, 0.22, 0.2), 0, 360, 0.06, black)
+        if self.glasses:
+            b.line([(-0.06, 0.05), (0.06, 0.05)], 0.06, black)
+        b.ellipse(0, 0.28, 0.07, 0.09, shade)
+        if self.smile:
+            b.dome_down(0, 0.48, 0.26, 0.2, (190, 50, 60))
+        else:
+            b.line([(-0.2, 0.56), (0.2, 0.56)], 0.07, (150, 60, 60))

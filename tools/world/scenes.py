@@ -1,0 +1,130 @@
+"""What is behind a thing: a plain or patterned colour, or a place."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw
+
+from tools.world.canvas import CANVAS, PALETTE, Color, jitter, mix
+
+PATTERNS = ("plain", "plain", "plain", "striped", "dotted", "checked")
+
+
+@dataclass(frozen=True)
+class Background:
+    """``kind`` is a pattern of ``color``, or the name of a place."""
+
+    kind: str
+    color: str | None
+
+    @property
+    def phrase(self) -> str:
+        """How a caption says it, following the thing."""
+        if self.color is None:
+            return PLACES[self.kind][0]
+        return f"on a {self.color} background" if self.kind == "plain" else f"on a {self.kind} {self.color} background"
+
+    @staticmethod
+    def sample(rng: random.Random) -> Background:
+        if rng.random() < 0.25:
+            return Background(rng.choice(sorted(PLACES)), None)
+        return Background(rng.choice(PATTERNS), rng.choice(sorted(PALETTE)))
+
+    def draw(self, rng: random.Random) -> Image.Image:
+        """A canvas with this background."""
+        if self.color is None:
+            picture = Image.new("RGB", (CANVAS, CANVAS))
+            PLACES[self.kind][1](ImageDraw.Draw(picture), rng)
+            return picture
+        color = jitter(PALETTE[self.color], rng, 6)
+        picture = Image.new("RGB", (CANVAS, CANVAS), color)
+        _draw_pattern(ImageDraw.Draw(picture), self.kind, _second(color), rng)
+        return picture
+
+
+def _second(color: Color) -> Color:
+    """The pattern's other shade: darker, or lighter on what is dark."""
+    return mix(color, (255, 255, 255), 0.35) if sum(color) < 180 else mix(color, (0, 0, 0), 0.25)
+
+
+def _draw_pattern(draw: ImageDraw.ImageDraw, kind: str, color: Color, rng: random.Random) -> None:
+    step = rng.choice((32, 40, 48))
+    half = step // 2
+    cells = range(0, CANVAS + step, step)
+    if kind == "striped":
+        for x in cells:
+            draw.rectangle((x, 0, x + half - 1, CANVAS), fill=color)
+    elif kind == "dotted":
+        for i, y in enumerate(cells):
+            for x in cells:
+                cx = x + (half if i % 2 else 0)
+                draw.ellipse((cx - step / 4, y - step / 4, cx + step / 4, y + step / 4), fill=color)
+    elif kind == "checked":
+        for i, y in enumerate(cells):
+            for j, x in enumerate(cells):
+                if (i + j) % 2:
+                    draw.rectangle((x, y, x + step - 1, y + step - 1), fill=color)
+
+
+def _bands(draw: ImageDraw.ImageDraw, top: Color, bottom: Color, start: int, end: int) -> None:
+    for y in range(start, end, 4):
+        draw.rectangle((0, y, CANVAS, y + 3), fill=mix(top, bottom, (y - start) / max(1, end - start)))
+
+
+def beach(draw: ImageDraw.ImageDraw, rng: random.Random) -> None:
+    _bands(draw, (120, 200, 250), (205, 235, 252), 0, 110)
+    _bands(draw, (40, 120, 200), (80, 170, 220), 110, 160)
+    _bands(draw, (245, 220, 160), (230, 195, 125), 160, CANVAS)
+    x, y = rng.randint(25, 230), rng.randint(22, 50)
+    draw.ellipse((x - 20, y - 20, x + 20, y + 20), fill=(255, 225, 90))
+
+
+def forest(draw: ImageDraw.ImageDraw, rng: random.Random) -> None:
+    _bands(draw, (170, 215, 200), (200, 225, 190), 0, 140)
+    _bands(draw, (95, 150, 70), (60, 110, 50), 140, CANVAS)
+    for x in range(-10, CANVAS + 30, 38):
+        dx, top = x + rng.randint(-8, 8), rng.randint(10, 60)
+        draw.rectangle((dx - 4, 120, dx + 4, 165), fill=(95, 65, 40))
+        draw.polygon([(dx, top), (dx + 26, 145), (dx - 26, 145)], fill=jitter((35, 105, 60), rng, 12))
+
+
+def night(draw: ImageDraw.ImageDraw, rng: random.Random) -> None:
+    _bands(draw, (12, 15, 50), (40, 45, 100), 0, 190)
+    _bands(draw, (35, 40, 60), (22, 26, 42), 190, CANVAS)
+    for _ in range(18):
+        x, y, r = rng.randint(4, 252), rng.randint(4, 170), rng.choice((2, 3, 3, 4))
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=(250, 245, 200))
+    x, y = rng.randint(30, 225), rng.randint(28, 60)
+    draw.ellipse((x - 20, y - 20, x + 20, y + 20), fill=(245, 240, 215))
+
+
+def snow(draw: ImageDraw.ImageDraw, rng: random.Random) -> None:
+    _bands(draw, (165, 185, 215), (215, 225, 240), 0, 160)
+    _bands(draw, (250, 252, 255), (225, 232, 245), 160, CANVAS)
+    for _ in range(26):
+        x, y, r = rng.randint(0, CANVAS), rng.randint(0, CANVAS), rng.choice((3, 4, 5))
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=(255, 255, 255))
+
+
+def meadow(draw: ImageDraw.ImageDraw, rng: random.Random) -> None:
+    _bands(draw, (110, 185, 245), (190, 225, 250), 0, 130)
+    _bands(draw, (120, 200, 80), (80, 160, 60), 130, CANVAS)
+    for _ in range(14):
+        x, y = rng.randint(4, 252), rng.randint(150, 250)
+        color = rng.choice(((250, 240, 120), (250, 250, 250), (240, 130, 170)))
+        draw.ellipse((x - 5, y - 5, x + 5, y + 5), fill=color)
+    x = rng.randint(20, 200)
+    for dx, r in ((0, 14), (18, 18), (38, 13)):
+        draw.ellipse((x + dx - r, 40 - r, x + dx + r, 40 + r), fill=(252, 252, 255))
+
+
+PLACES: dict[str, tuple[str, Callable[[ImageDraw.ImageDraw, random.Random], None]]] = {
+    "beach": ("on the beach", beach),
+    "forest": ("in the forest", forest),
+    "night": ("at night", night),
+    "snow": ("in the snow", snow),
+    "meadow": ("in a meadow", meadow),
+}
