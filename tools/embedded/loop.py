@@ -43,7 +43,7 @@ def fit(
     run draws what the uninterrupted one would have drawn. ``state`` is written
     whole or not at all.
     """
-    model.train().to(memory_format=torch.channels_last)
+    model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), lr=plan.rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
     average = {k: v.clone() for k, v in model.state_dict().items()}
     first = _restore(model, optimizer, average, state)
@@ -51,7 +51,7 @@ def fit(
     for step in range(first, plan.steps):
         for group in optimizer.param_groups:
             group["lr"] = plan.rate_at(step)
-        loss = loss_of_step(step, torch.Generator().manual_seed(1_000_003 * plan.steps + step))
+        loss = loss_of_step(step, torch.Generator().manual_seed(1_000_003 + step))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

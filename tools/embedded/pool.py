@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tools.world import captions, textures
+from tools.world import captions, creatures, textures
 from tools.world.canvas import reduce
+from tools.world.creatures import HELD_OUT_SUBJECTS
+from tools.world.scenes import Background
 
 SIZE = 64
 """Side of the embedded model's pictures in pixels."""
@@ -29,14 +31,23 @@ def _draw_variety(seed: int) -> tuple[bytes, str]:
     return reduce(textures.sample(rng), SIZE).tobytes(), ""
 
 
+def _draw_stranger(seed: int) -> tuple[bytes, str]:
+    rng = random.Random(f"stranger {seed}")
+    picture = Background.sample(rng).draw(rng)
+    creatures.place(creatures.subject(HELD_OUT_SUBJECTS + seed), picture, rng)
+    return reduce(picture, SIZE).tobytes(), ""
+
+
+_DRAW = {"world": _draw_world, "variety": _draw_variety, "strangers": _draw_stranger}
+
+
 def pool(kind: str, count: int, folder: Path) -> tuple[np.ndarray, list[str]]:
-    """``count`` pictures of ``kind`` (world, variety): uint8 ``(count, 64, 64, 3)`` and their captions."""
+    """``count`` pictures of ``kind`` (world, variety, strangers): uint8 ``(count, 64, 64, 3)`` and their captions."""
     path = folder / f"{kind}-{count}.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        draw = {"world": _draw_world, "variety": _draw_variety}[kind]
         with ProcessPoolExecutor(2) as workers:
-            drawn = list(workers.map(draw, range(count), chunksize=256))
+            drawn = list(workers.map(_DRAW[kind], range(count), chunksize=256))
         pictures = np.frombuffer(b"".join(p for p, _ in drawn), np.uint8).reshape(count, SIZE, SIZE, 3)
         path.with_suffix(".json").write_text(json.dumps([c for _, c in drawn]))
         np.save(folder / "part.npy", pictures)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -62,9 +61,3 @@ def decibels(vae: AutoencoderKL, pictures: np.ndarray) -> float:
     with torch.inference_mode():
         y = vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
     return float((10 * torch.log10(4 / (x - y).square().mean(dim=(1, 2, 3)))).mean())
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(2)
-    trained = train(Path("build/embedded"), 6000, 24_000)
-    print(json.dumps(dict(trained.config), default=str))

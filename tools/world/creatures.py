@@ -14,6 +14,8 @@ BODIES = ("box", "ball", "egg", "bell", "drop")
 PATTERNS = ("plain", "striped", "spotted", "banded", "halved")
 HEADS = ("aerial", "horns", "ears", "tuft", "bare")
 FEET = ("legs", "stumps", "none")
+HELD_OUT_SUBJECTS = 1_000_000
+"""Subjects of seeds from here on are for judging alone; those below are for tuning and demonstration."""
 WHITE: Color = (250, 250, 250)
 BLACK: Color = (20, 20, 22)
 

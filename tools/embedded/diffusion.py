@@ -1,0 +1,109 @@
+"""The embedded model's UNet and text encoder, learned together on the world's captions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from tools.embedded.loop import Plan, fit
+from tools.embedded.pool import pool, to_tensor
+from tools.embedded.tokenizer import POSITIONS
+
+BATCH = 32
+NO_CAPTION = 0.1
+"""Share of steps on an empty caption, for classifier-free guidance."""
+SNR_GAMMA = 5.0
+WIDTH = 128
+
+
+class Denoiser(nn.Module):
+    """What is learned in one go: the UNet, and the text encoder that feeds it."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, latent_channels: int) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.unet = UNet2DConditionModel(
+            sample_size=16,
+            in_channels=latent_channels,
+            out_channels=latent_channels,
+            block_out_channels=(64, 128),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D",) * 2,
+            up_block_types=("CrossAttnUpBlock2D",) * 2,
+            cross_attention_dim=WIDTH,
+            attention_head_dim=4,
+            norm_num_groups=8,
+        )
+        self.text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=WIDTH,
+                intermediate_size=4 * WIDTH,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                max_position_embeddings=POSITIONS,
+                projection_dim=WIDTH,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+
+    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """The noise in ``noisy`` ``(b, c, h, w)``, given ``ids`` ``(b, 48)``."""
+        return self.unet(noisy, timesteps, self.text_encoder(ids)[0]).sample  # type: ignore[no-any-return]
+
+
+def new_scheduler() -> DDPMScheduler:
+    """Stable Diffusion's noise schedule."""
+    return DDPMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1
+    )
+
+
+def cached_latents(vae: AutoencoderKL, count: int, work: Path) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """Mean and std of the posterior ``(count, c, 16, 16)`` of the world's pictures, scaled, in fp16."""
+    data, captions = pool("world", count, work / "pictures")
+    path = work / f"latents-{count}.pt"
+    if not path.exists():
+        means, stds = [], []
+        with torch.inference_mode():
+            for start in range(0, count, 64):
+                posterior = vae.encode(to_tensor(data[start : start + 64])).latent_dist
+                means.append((posterior.mean * vae.config.scaling_factor).half())
+                stds.append((posterior.std * vae.config.scaling_factor).half())
+        torch.save((torch.cat(means), torch.cat(stds)), path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+    mean, std = torch.load(path, weights_only=True)
+    return mean, std, captions
+
+
+def train(vae: AutoencoderKL, tokenizer: CLIPTokenizer, work: Path, steps: int, pictures: int) -> Denoiser:
+    """The trained UNet and text encoder (epsilon prediction, min-SNR-weighted: Hang et al., 2023)."""
+    mean, std, captions = cached_latents(vae, pictures, work)
+    ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids
+    alphas = new_scheduler().alphas_cumprod
+    model = Denoiser(tokenizer, mean.shape[1])
+
+    def loss_of_step(step: int, generator: torch.Generator) -> torch.Tensor:
+        picked = torch.randint(len(mean), (BATCH,), generator=generator)
+        shape = (BATCH, *mean.shape[1:])
+        latents = mean[picked].float() + std[picked].float() * torch.randn(shape, generator=generator)
+        timesteps = torch.randint(1000, (BATCH,), generator=generator)
+        noise = torch.randn(shape, generator=generator)
+        a = alphas[timesteps].view(-1, 1, 1, 1)
+        noisy = (a.sqrt() * latents + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        silent = torch.rand(BATCH, 1, generator=generator) < NO_CAPTION
+        with torch.autocast("cpu", torch.bfloat16):
+            guess = model(noisy, timesteps, torch.where(silent, empty, ids[picked])).float()
+        snr = alphas[timesteps] / (1 - alphas[timesteps])
+        weight = snr.clamp(max=SNR_GAMMA) / snr
+        return (weight * (guess - noise).square().mean(dim=(1, 2, 3))).mean()
+
+    fit(model, loss_of_step, Plan(steps, 1e-3, warmup=300, decay_from=0.4, average=0.999), work / "denoiser.pt")
+    return model
