@@ -1,0 +1,80 @@
+"""Where in a picture the subject is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFilter
+
+from lora_service.pictures.archives import SourceFile
+from lora_service.pictures.decoding import Decoded, UnusableFile, decode_mask
+from lora_service.pictures.faces import Face, FaceDetector
+from lora_service.pictures.kinds import MaskSource
+from lora_service.pictures.options import PictureOptions
+
+_FACE_WIDTH, _FACE_HEIGHT = 0.65, 0.85  # half axes of the masked ellipse, as shares of the detector's box
+_SOFTNESS = 0.08  # blur of the ellipse's edge, as a share of the box
+_SHAPE_TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A mask ("L", of the decoded picture's size, 255 where the subject is), where it came from, and warnings."""
+
+    image: Image.Image | None
+    source: MaskSource | None
+    warnings: tuple[str, ...] = ()
+
+
+def find_mask(picture: Decoded, file: SourceFile | None, options: PictureOptions, faces: FaceDetector | None) -> Mask:
+    """The mask of ``picture``: its file, else its transparency, else its largest face, as the options ask."""
+    if options.mask_mode == "none":
+        return Mask(None, None)
+    if file is not None:
+        return _from_file(file, picture, options)
+    if options.mask_mode != "face" and picture.alpha is not None:
+        return Mask(picture.alpha, "alpha")
+    if faces is not None:
+        return _from_faces(picture.image.size, faces.find(picture.image))
+    if options.mask_mode == "files":
+        return Mask(None, None, ("it has no mask file, so all of it counts",))
+    return Mask(None, None)
+
+
+def center(mask: Image.Image) -> tuple[float, float]:
+    """The middle of the masked part, as shares (0 to 1) of width and height."""
+    left, top, right, bottom = mask.point(_CLEARLY).getbbox() or (0, 0, *mask.size)
+    return (left + right) / 2 / mask.width, (top + bottom) / 2 / mask.height
+
+
+_CLEARLY = [255 if value >= 128 else 0 for value in range(256)]
+
+
+def _from_file(file: SourceFile, picture: Decoded, options: PictureOptions) -> Mask:
+    try:
+        mask = decode_mask(file.path, options.limits.max_pixels)
+    except UnusableFile as error:
+        return Mask(None, None, (f"its mask {file.name} is not used: {error}",))
+    wanted, given = (width / height for width, height in (picture.original, mask.size))
+    if abs(wanted / given - 1) > _SHAPE_TOLERANCE:
+        size = f"{mask.width} × {mask.height}"
+        return Mask(None, None, (f"its mask {file.name} has another shape ({size}) and is not used",))
+    if mask.getextrema()[1] == 0:
+        return Mask(None, None, (f"its mask {file.name} is wholly black, so all of the picture counts",))
+    return Mask(mask.resize(picture.image.size, Image.Resampling.BILINEAR), "file")
+
+
+def _from_faces(size: tuple[int, int], faces: list[Face]) -> Mask:
+    if not faces:
+        return Mask(None, None, ("no face was found, so all of it counts",))
+    largest = max(faces, key=lambda face: face.width * face.height)
+    warnings = (f"{len(faces)} faces were found, the largest is used",) if len(faces) > 1 else ()
+    return Mask(_ellipse(size, largest), "face", warnings)
+
+
+def _ellipse(size: tuple[int, int], face: Face) -> Image.Image:
+    mask = Image.new("L", size, 0)
+    x, y = (face.left + face.width / 2) * size[0], (face.top + face.height / 2) * size[1]
+    half_width, half_height = _FACE_WIDTH * face.width * size[0], _FACE_HEIGHT * face.height * size[1]
+    ImageDraw.Draw(mask).ellipse((x - half_width, y - half_height, x + half_width, y + half_height), fill=255)
+    return mask.filter(ImageFilter.GaussianBlur(_SOFTNESS * face.width * size[0]))
