@@ -6,7 +6,9 @@
     ├── LinkError             a link cannot be used or fetched
     ├── LoraFileError         a file is no LoRA that can be read
     │   └── WrongBaseError    a LoRA belongs to another base model
-    └── BaseModelError        a base model cannot be loaded
+    ├── BaseModelError        a base model cannot be loaded
+    ├── ServingError          Cog's server cannot be started or kept running
+    └── EntryError            Cog's build would misread an entry's source
 
 A message names the field or file, quotes the value, and says what would work.
 Anything else that is raised is a defect of ours, not of the input.
@@ -51,3 +53,20 @@ class WrongBaseError(LoraFileError):
 
 class BaseModelError(LoraServiceError):
     """A base model cannot be loaded."""
+
+
+class ServingError(LoraServiceError):
+    """Cog's HTTP server cannot be started, or not be kept running."""
+
+
+class EntryError(LoraServiceError):
+    """Cog's build would refuse an entry's source, or misread it in silence.
+
+    Args:
+        place: file, line and parameter.
+        problem: what is written there and what the build makes of it.
+        instead: what to write, as a command.
+    """
+
+    def __init__(self, place: str, problem: str, instead: str) -> None:
+        super().__init__(f"{place}: {problem}; {instead}.")
