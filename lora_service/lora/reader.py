@@ -1,0 +1,80 @@
+"""A LoRA file -> ``LoraWeights``, whatever its layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lora_service.errors import LoraFileError
+from lora_service.lora.container import Header, read_header, shortened
+from lora_service.lora.layouts import LAYOUTS
+from lora_service.lora.weights import LoraWeights
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+}  # fmt: skip
+
+
+def read_lora(path: Path) -> LoraWeights:
+    """What a LoRA file says; its layout is told by keys and shapes.
+
+    Raises:
+        LoraFileError: the file is no LoRA, is damaged, or holds something that is not read.
+    """
+    header = read_header(path)
+    try:
+        return from_tensors(_read_tensors(path, header), header.metadata, name=path.stem)
+    except LoraFileError as error:
+        raise LoraFileError(f"{path.name}: {error}") from error
+
+
+def from_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, name: str = "lora") -> LoraWeights:
+    """What named tensors and header strings say.
+
+    Args:
+        name: what an embedding file that names no token calls its token.
+
+    Raises:
+        LoraFileError: no layout fits, or the one that fits finds something that is not read.
+    """
+    _check_finite(tensors)
+    layout = next((layout for layout in LAYOUTS if layout.detects(tensors)), None)
+    if layout is None:
+        known = ", ".join(layout.name for layout in LAYOUTS)
+        keys = ", ".join(repr(shortened(key)) for key in list(tensors)[:3])
+        raise LoraFileError(f"Its keys ({keys or 'none'}) are of no LoRA layout that is known ({known}).")
+    return layout.read(tensors, metadata)
+
+
+def _read_tensors(path: Path, header: Header) -> dict[str, Tensor]:
+    # Read and not mapped: a mapped file that is cut short later would end the process with a bus error.
+    tensors: dict[str, Tensor] = {}
+    with path.open("rb") as file:
+        for key, entry in sorted(header.tensors.items(), key=lambda item: item[1].begin):
+            file.seek(header.data_start + entry.begin)
+            raw = bytearray(file.read(entry.end - entry.begin))
+            if len(raw) != entry.end - entry.begin:
+                raise LoraFileError("It was cut short while it was read.")
+            tensors[key] = _tensor(key, raw, entry.dtype, entry.shape)
+    return tensors
+
+
+def _tensor(key: str, raw: bytearray, dtype: str, shape: tuple[int, ...]) -> Tensor:
+    if dtype not in _DTYPES:
+        raise LoraFileError(f"The tensor {shortened(key)!r} has the dtype {dtype}, in which no LoRA is kept.")
+    if not raw:
+        return torch.empty(shape, dtype=_DTYPES[dtype])
+    tensor = torch.frombuffer(raw, dtype=_DTYPES[dtype]).reshape(shape)
+    return tensor.float() if dtype.startswith("F8") else tensor
+
+
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    for key, tensor in tensors.items():
+        # A sum is not finite if any item is not; the other way round it may overflow, hence the second look.
+        if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
+            raise LoraFileError(f"The tensor {shortened(key)!r} holds NaN or infinite values; the training went wrong.")
