@@ -1,0 +1,105 @@
+"""The ModelSpec and kohya strings of a LoRA file's header, by which other tools know what it is.
+
+Left out on purpose: clocks and temporary names (equal trainings give equal files), paths and captions (private).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+PredictionType = Literal["epsilon", "v"]
+
+
+@dataclass(frozen=True)
+class BaseStrings:
+    """How ModelSpec and kohya call a base."""
+
+    architecture: str
+    base_model_version: str
+
+
+BASE_STRINGS = MappingProxyType(
+    {
+        "sd1": BaseStrings("stable-diffusion-v1/lora", "sd_v1"),
+        "sd2": BaseStrings("stable-diffusion-v2-512/lora", "sd_v2"),
+        "sd2-v": BaseStrings("stable-diffusion-v2-768-v/lora", "sd_v2_v"),
+        "sdxl": BaseStrings("stable-diffusion-xl-v1-base/lora", "sdxl_base_v1-0"),
+    }
+)
+"""By family and prediction; a base that is none of these is named in a :class:`BaseStrings` of its own."""
+
+
+@dataclass(frozen=True)
+class LoraDescription:
+    """What a header tells about a LoRA.
+
+    Attributes:
+        base: how the base it was trained on is called.
+        base_name: the base's own name, without a path.
+        title: for people; A1111 uses it as the LoRA's alias in prompts, so it must be unique.
+        trigger: the plain word that calls the subject.
+        resolution: width and height it was trained at, in pixels.
+        steps: optimiser steps of the LoRA's stage.
+        thumbnail: a JPEG of at most 256 pixels a side; empty for none.
+        sha256: hexadecimal hash of the tensors; empty for none.
+    """
+
+    base: BaseStrings
+    base_name: str
+    title: str
+    trigger: str
+    resolution: tuple[int, int]
+    rank: int
+    alpha: float
+    steps: int
+    learning_rate: float
+    prediction_type: PredictionType = "epsilon"
+    usage_hint: str = ""
+    thumbnail: bytes = b""
+    sha256: str = ""
+
+
+def header_strings(description: LoraDescription, version: str) -> dict[str, str]:
+    """The header strings of ModelSpec 1.0.1 (https://github.com/Stability-AI/ModelSpec) and kohya's scripts.
+
+    Args:
+        version: of this package.
+    """
+    return {key: text for key, text in (_modelspec(description) | _kohya(description, version)).items() if text}
+
+
+def _modelspec(described: LoraDescription) -> dict[str, str]:
+    width, height = described.resolution
+    thumbnail = base64.b64encode(described.thumbnail).decode("ascii")
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": described.base.architecture,
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": described.title,
+        "modelspec.resolution": f"{width}x{height}",
+        "modelspec.trigger_phrase": described.trigger,
+        "modelspec.usage_hint": described.usage_hint,
+        "modelspec.prediction_type": described.prediction_type,
+        "modelspec.thumbnail": thumbnail and f"data:image/jpeg;base64,{thumbnail}",
+        "modelspec.hash_sha256": described.sha256 and f"0x{described.sha256}",
+    }
+
+
+def _kohya(described: LoraDescription, version: str) -> dict[str, str]:
+    return {
+        "ss_base_model_version": described.base.base_model_version,
+        "ss_sd_model_name": described.base_name,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(described.rank),
+        "ss_network_alpha": str(described.alpha),
+        "ss_output_name": described.title,
+        # Only the trigger: whole captions would publish what a user wrote about the pictures.
+        "ss_tag_frequency": json.dumps({"subject": {described.trigger: 1}}) if described.trigger else "",
+        "ss_steps": str(described.steps),
+        "ss_learning_rate": str(described.learning_rate),
+        "lora_service.version": version,
+    }
