@@ -45,7 +45,6 @@ class LoraDescription:
         resolution: width and height it was trained at, in pixels.
         steps: optimiser steps of the LoRA's stage.
         thumbnail: a JPEG of at most 256 pixels a side; empty for none.
-        sha256: hexadecimal hash of the tensors; empty for none.
     """
 
     base: BaseStrings
@@ -60,11 +59,12 @@ class LoraDescription:
     prediction_type: PredictionType = "epsilon"
     usage_hint: str = ""
     thumbnail: bytes = b""
-    sha256: str = ""
 
 
 def header_strings(description: LoraDescription, version: str) -> dict[str, str]:
     """The header strings of ModelSpec 1.0.1 (https://github.com/Stability-AI/ModelSpec) and kohya's scripts.
+
+    ``modelspec.hash_sha256`` is added where the file is written, as it depends on the layout and the dtype.
 
     Args:
         version: of this package.
@@ -85,7 +85,6 @@ def _modelspec(described: LoraDescription) -> dict[str, str]:
         "modelspec.usage_hint": described.usage_hint,
         "modelspec.prediction_type": described.prediction_type,
         "modelspec.thumbnail": thumbnail and f"data:image/jpeg;base64,{thumbnail}",
-        "modelspec.hash_sha256": described.sha256 and f"0x{described.sha256}",
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,18 @@ MAX_FACTOR_ITEMS = 64 * 1024**2
 """Items of a LoKr factor multiplied out; the largest weight served has 15 million."""
 
 Parts = dict[str, Tensor]
+
+PART_ALIASES = {
+    "lora_A": "lora_down.weight", "lora_B": "lora_up.weight",
+    "lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight",
+    "lora_A.default.weight": "lora_down.weight", "lora_B.default.weight": "lora_up.weight",
+    "lora.down.weight": "lora_down.weight", "lora.up.weight": "lora_up.weight",
+    "lora_linear_layer.down.weight": "lora_down.weight", "lora_linear_layer.up.weight": "lora_up.weight",
+    "lora_magnitude_vector": "dora_scale", "lora_magnitude_vector.weight": "dora_scale",
+    "lora_magnitude_vector.default.weight": "dora_scale",
+    "alpha": "alpha", "lora.alpha": "alpha",
+}  # fmt: skip
+"""Names of parts in other layouts -> in the kohya layout."""
 
 _UNREAD_KINDS = {
     "oft": "OFT", "boft": "BOFT", "on_input": "IA³", "a1.weight": "GLoRA", "b1.weight": "GLoRA", "glora": "GLoRA",
@@ -94,6 +107,10 @@ def build_layer(
         raise LoraFileError(f"The LoRA's module {shortened(name)} {missing} ({_shapes(parts)}).") from error
     if rest:
         raise _unread(name, rest)
+    if not math.isfinite(layer.alpha):
+        raise LoraFileError(
+            f"The LoRA's module {shortened(name)} has the alpha {layer.alpha}; it must be a finite number."
+        )
     if not 0 <= layer.rank <= MAX_RANK:
         raise LoraFileError(
             f"The LoRA's module {shortened(name)} has the rank {layer.rank}; at most {MAX_RANK} is read."
@@ -167,7 +184,9 @@ def _alpha(name: str, stored: Tensor | None, alpha_of: Callable[[int], float | N
             raise LoraFileError(f"The LoRA's module {shortened(name)} has {stored.numel()} alphas; it needs one.")
         alpha = float(stored.item())
         return lambda rank: alpha
-    return lambda rank: float(rank) if alpha_of is None or (found := alpha_of(rank)) is None else found
+    if alpha_of is None:
+        return float
+    return lambda rank: float(rank) if (found := alpha_of(rank)) is None else found
 
 
 def _dora(name: str, layer: LoraLayer | LohaLayer | LokrLayer, magnitude: Tensor) -> DoraLayer:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lora_service.errors import LoraFileError
 from lora_service.lora.container import Header, read_header, shortened
+from lora_service.lora.content import FileContent
 from lora_service.lora.layouts import LAYOUTS
 from lora_service.lora.weights import LoraWeights
 
@@ -28,27 +29,24 @@ def read_lora(path: Path) -> LoraWeights:
     """
     header = read_header(path)
     try:
-        return from_tensors(_read_tensors(path, header), header.metadata, name=path.stem)
+        return from_content(FileContent(_read_tensors(path, header), header.metadata, path.stem))
     except LoraFileError as error:
         raise LoraFileError(f"{path.name}: {error}") from error
 
 
-def from_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, name: str = "lora") -> LoraWeights:
+def from_content(content: FileContent) -> LoraWeights:
     """What named tensors and header strings say.
-
-    Args:
-        name: what an embedding file that names no token calls its token.
 
     Raises:
         LoraFileError: no layout fits, or the one that fits finds something that is not read.
     """
-    _check_finite(tensors)
-    layout = next((layout for layout in LAYOUTS if layout.detects(tensors)), None)
+    _check_finite(content.tensors)
+    layout = next((layout for layout in LAYOUTS if layout.detects(content)), None)
     if layout is None:
         known = ", ".join(layout.name for layout in LAYOUTS)
-        keys = ", ".join(repr(shortened(key)) for key in list(tensors)[:3])
+        keys = ", ".join(repr(shortened(key)) for key in list(content.tensors)[:3])
         raise LoraFileError(f"Its keys ({keys or 'none'}) are of no LoRA layout that is known ({known}).")
-    return layout.read(tensors, metadata)
+    return layout.read(content)
 
 
 def _read_tensors(path: Path, header: Header) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 from collections.abc import Mapping
@@ -12,12 +13,13 @@ from torch import Tensor
 
 from lora_service.errors import InputError, LoraFileError
 from lora_service.lora.layouts import LAYOUTS
-from lora_service.lora.layouts.tokens import TOKENS_KEY, header_tokens
+from lora_service.lora.layouts.tokens import TOKENS_KEY
 from lora_service.lora.weights import LoraWeights
 
-WRITABLE = tuple(layout.name for layout in LAYOUTS if layout.write is not None)
+LAYOUT_NAMES = tuple(layout.name for layout in LAYOUTS)
 
 _DTYPE_NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+_MODELSPEC, _MODELSPEC_HASH = "modelspec.sai_model_spec", "modelspec.hash_sha256"
 # What another layout's file says about itself, and what would be wrong or refused beside a new layout's own.
 _LAYOUTS_OWN_STRINGS = ("lora_adapter_metadata", TOKENS_KEY)
 
@@ -26,20 +28,19 @@ def write_lora(path: Path, weights: LoraWeights, *, layout: str = "kohya", dtype
     """Writes a LoRA file; the same weights give the same bytes.
 
     Args:
-        layout: one of ``WRITABLE``.
+        layout: one of ``LAYOUT_NAMES``.
         dtype: of the tensors; float16, bfloat16 or float32. Learned tokens in the header are fp16 always.
 
     Raises:
         InputError: there is no such layout.
         LoraFileError: the layout cannot hold these weights.
     """
-    writer = next((known.write for known in LAYOUTS if known.name == layout and known.write), None)
-    if writer is None:
-        raise InputError("layout", layout, f"one of {', '.join(WRITABLE)}")
-    tensors, strings = writer(weights)
+    write = next((known.write for known in LAYOUTS if known.name == layout), None)
+    if write is None:
+        raise InputError("layout", layout, f"one of {', '.join(LAYOUT_NAMES)}")
+    content = write(weights)
     kept = {key: text for key, text in weights.metadata.items() if key not in _LAYOUTS_OWN_STRINGS}
-    content = serialized(tensors, {**kept, **header_tokens(weights.embeddings), **strings}, dtype)
-    _write_atomically(path, content)
+    _write_atomically(path, serialized(content.tensors, {**kept, **content.metadata}, dtype))
 
 
 def serialized(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype) -> bytes:
@@ -47,7 +48,7 @@ def serialized(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype
 
     The safetensors package writes header strings in a random order, so that equal files would differ.
     """
-    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    header: dict[str, object] = {}
     data = bytearray()
     for key, tensor in sorted(tensors.items()):
         own = torch.float32 if tensor.dim() == 0 else dtype  # alpha: 0.1 is no fp16 number
@@ -58,6 +59,10 @@ def serialized(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype
             "data_offsets": [len(data), len(data) + len(raw)],
         }
         data += raw
+    if _MODELSPEC in metadata:
+        metadata = {**metadata, _MODELSPEC_HASH: f"0x{hashlib.sha256(data).hexdigest()}"}
+    if metadata:
+        header = {"__metadata__": dict(sorted(metadata.items())), **header}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8, as the format recommends
     return len(text).to_bytes(8, "little") + text + data

@@ -1,19 +1,13 @@
-"""The registry of file layouts. A new layout is one module beside this one and one line in ``LAYOUTS``.
-
-A layout's module has ``DETECTS`` and ``read``; one that can be written also has ``write``.
-"""
+"""The registry of file layouts. A new layout is one module beside this one and one line in ``LAYOUTS``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from lora_service.lora.layouts import diffusers, kohya
+from lora_service.lora.content import FileContent
+from lora_service.lora.layouts import cloneofsimo, diffusers, embedding, kohya
 from lora_service.lora.weights import LoraWeights
-
-Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -21,18 +15,21 @@ class Layout:
     """One way to lay a LoRA out in a file.
 
     Attributes:
-        detects: whether the keys are this layout's; asked in the registry's order.
-        read: tensors and header strings -> weights. It raises LoraFileError, and leaves no key out in silence.
-        write: weights -> tensors and the header strings the layout itself needs; None if it is only read.
+        detects: whether the content is this layout's, by keys; asked in the registry's order.
+        read: content -> weights. It raises LoraFileError, and leaves no key out in silence.
+        write: weights -> tensors and the header strings that belong to the layout. It raises LoraFileError for what
+            the layout cannot hold.
     """
 
     name: str
-    detects: Callable[[Tensors], bool]
-    read: Callable[[Tensors, Mapping[str, str]], LoraWeights]
-    write: Callable[[LoraWeights], tuple[dict[str, Tensor], dict[str, str]]] | None = None
+    detects: Callable[[FileContent], bool]
+    read: Callable[[FileContent], LoraWeights]
+    write: Callable[[LoraWeights], FileContent]
 
 
 LAYOUTS = (
     Layout("kohya", kohya.detects, kohya.read, kohya.write),
     Layout("diffusers", diffusers.detects, diffusers.read, diffusers.write),
+    Layout("cloneofsimo", cloneofsimo.detects, cloneofsimo.read, cloneofsimo.write),
+    Layout("embedding", embedding.detects, embedding.read, embedding.write),
 )

@@ -21,43 +21,34 @@ from torch import Tensor
 from lora_service.errors import LoraFileError
 from lora_service.lora import names
 from lora_service.lora.container import shortened
-from lora_service.lora.layouts.tokens import read_header_tokens
-from lora_service.lora.parts import PartsByModule
+from lora_service.lora.content import FileContent
+from lora_service.lora.layouts.tokens import header_tokens, read_header_tokens
+from lora_service.lora.parts import PART_ALIASES, PartsByModule
 from lora_service.lora.weights import DoraLayer, LoraLayer, LoraWeights
 
 _ADAPTER_METADATA = "lora_adapter_metadata"
-_KOHYA_PART = {
-    "lora_A": "lora_down.weight", "lora_B": "lora_up.weight",
-    "lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight",
-    "lora_A.default.weight": "lora_down.weight", "lora_B.default.weight": "lora_up.weight",
-    "lora.down.weight": "lora_down.weight", "lora.up.weight": "lora_up.weight",
-    "lora_linear_layer.down.weight": "lora_down.weight", "lora_linear_layer.up.weight": "lora_up.weight",
-    "lora_magnitude_vector": "dora_scale", "lora_magnitude_vector.weight": "dora_scale",
-    "lora_magnitude_vector.default.weight": "dora_scale",
-    "alpha": "alpha", "lora.alpha": "alpha",
-}  # fmt: skip
-_PARTS = sorted(_KOHYA_PART, key=len, reverse=True)
+_PARTS = sorted(PART_ALIASES, key=len, reverse=True)
 _PROCESSOR = re.compile(r"(?P<attention>.+?)\.(?:processor\.)?to_(?P<which>q|k|v|out)_lora\.(?P<part>down|up)\.weight")
 _TEXT_PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "out_proj"}
 _LYCORIS = re.compile(r"(?P<path>.+)\.(?P<part>(?:hada|lokr)_\w+?)(?:\.default)?")
 
 
-def detects(tensors: Mapping[str, Tensor]) -> bool:
+def detects(content: FileContent) -> bool:
     """Whether any key ends as those of diffusers or PEFT do."""
-    return any(_path_and_part(key) is not None and not key.endswith("alpha") for key in tensors)
+    return any(_path_and_part(key) is not None and not key.endswith("alpha") for key in content.tensors)
 
 
-def read(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> LoraWeights:
+def read(content: FileContent) -> LoraWeights:
     """Weights from module paths, alpha from the header if it names one."""
     modules = PartsByModule()
-    for key, tensor in tensors.items():
+    for key, tensor in content.tensors.items():
         found = _path_and_part(key)
         if found is None:
             raise LoraFileError(f"The LoRA's key {shortened(key)!r} is none that diffusers or PEFT write.")
         component, path = _component_and_path(key, found[0])
         modules.add(component, path, found[1], tensor)
-    layers = modules.layers(_alphas(metadata))
-    return LoraWeights(layers, read_header_tokens(metadata), metadata, "diffusers")
+    layers = modules.layers(_alphas(content.metadata))
+    return LoraWeights(layers, read_header_tokens(content.metadata), content.metadata, "diffusers")
 
 
 def _path_and_part(key: str) -> tuple[str, str] | None:
@@ -71,7 +62,7 @@ def _path_and_part(key: str) -> tuple[str, str] | None:
         return f"{match['attention']}.{projection}", f"lora_{match['part']}.weight"
     for part in _PARTS:
         if key.endswith("." + part):
-            return key.removesuffix("." + part), _KOHYA_PART[part]
+            return key.removesuffix("." + part), PART_ALIASES[part]
     if match := _LYCORIS.fullmatch(key):
         return match["path"], match["part"]
     return None
@@ -138,7 +129,7 @@ def _plain_pattern(pattern: str) -> str:
     return names.canonical(plain)
 
 
-def write(weights: LoraWeights) -> tuple[dict[str, Tensor], dict[str, str]]:
+def write(weights: LoraWeights) -> FileContent:
     """Tensors in PEFT's names. Alpha is multiplied into ``lora_B``: old loaders take alpha = rank for granted.
 
     Raises:
@@ -157,7 +148,7 @@ def write(weights: LoraWeights) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors[f"{name}.lora_B.weight"] = scaled_up(inner)
         if isinstance(layer, DoraLayer):
             tensors[f"{name}.lora_magnitude_vector"] = layer.magnitude.flatten()
-    return tensors, {}
+    return FileContent(tensors, header_tokens(weights.embeddings))
 
 
 def scaled_up(layer: LoraLayer) -> Tensor:

@@ -7,16 +7,15 @@ parts' names. A1111 bundles a token's embedding as tensors ``bundle_emb.NAME.…
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from lora_service.errors import LoraFileError
 from lora_service.lora import names
 from lora_service.lora.container import shortened
-from lora_service.lora.layouts.tokens import read_bundled, read_header_tokens
-from lora_service.lora.parts import PartsByModule
+from lora_service.lora.content import FileContent
+from lora_service.lora.layouts.tokens import header_tokens, read_bundled, read_header_tokens
+from lora_service.lora.parts import PART_ALIASES, PartsByModule
 from lora_service.lora.weights import LoraWeights
 
 _COMPONENT_BY_PREFIX = {
@@ -28,22 +27,22 @@ _COMPONENT_BY_PREFIX = {
 _BUNDLE = "bundle_emb."
 
 
-def detects(tensors: Mapping[str, Tensor]) -> bool:
+def detects(content: FileContent) -> bool:
     """Whether any key begins as kohya's do."""
-    return any(key.startswith(("lora_unet_", "lora_te", _BUNDLE)) for key in tensors)
+    return any(key.startswith(("lora_unet_", "lora_te", _BUNDLE)) for key in content.tensors)
 
 
-def read(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> LoraWeights:
+def read(content: FileContent) -> LoraWeights:
     """Weights from kohya keys; tokens from the header and from bundled embeddings."""
     modules = PartsByModule()
     bundled: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
+    for key, tensor in content.tensors.items():
         if key.startswith(_BUNDLE):
             bundled[key.removeprefix(_BUNDLE)] = tensor
         else:
             modules.add(*_split(key), tensor)
-    embeddings = {**read_bundled(bundled), **read_header_tokens(metadata)}
-    return LoraWeights(modules.layers(), embeddings, metadata, "kohya")
+    embeddings = {**read_bundled(bundled), **read_header_tokens(content.metadata)}
+    return LoraWeights(modules.layers(), embeddings, content.metadata, "kohya")
 
 
 def _split(key: str) -> tuple[str, str, str]:
@@ -52,7 +51,11 @@ def _split(key: str) -> tuple[str, str, str]:
     for prefix, component in _COMPONENT_BY_PREFIX.items():
         if part and name.startswith(prefix):
             flat = name.removeprefix(prefix)
-            return component, names.unet_path(flat) if component == "unet" else _text_path(flat), part
+            return (
+                component,
+                names.unet_path(flat) if component == "unet" else _text_path(flat),
+                PART_ALIASES.get(part, part),
+            )
     raise LoraFileError(
         f"The LoRA's key {shortened(key)!r} is none of Stable Diffusion 1.x, 2.x or XL "
         "(lora_unet_…, lora_te_…, lora_te1_…, lora_te2_…); LoRAs for other models are not read."
@@ -63,8 +66,8 @@ def _text_path(flat: str) -> str:
     return names.canonical(names.unflatten(flat))
 
 
-def write(weights: LoraWeights) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors in kohya's names, with alpha; tokens are the header's, which every writer adds."""
+def write(weights: LoraWeights) -> FileContent:
+    """Tensors in kohya's names, with alpha; tokens in the header, as diffusers refuses extra tensors."""
     sdxl = "text_encoder_2" in weights.layers or any(len(rows) > 1 for rows in weights.embeddings.values())
     tensors: dict[str, Tensor] = {}
     for component, path, layer in weights:
@@ -73,7 +76,7 @@ def write(weights: LoraWeights) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors[f"{name}.{part}"] = tensor
         if layer.rank:
             tensors[f"{name}.alpha"] = torch.tensor(layer.alpha)
-    return tensors, {}
+    return FileContent(tensors, header_tokens(weights.embeddings))
 
 
 def _name(component: str, path: str, sdxl: bool) -> str:

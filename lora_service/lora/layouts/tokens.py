@@ -20,7 +20,7 @@ TOKENS_KEY = "lora_service.tokens"
 MAX_TOKENS = 256
 MAX_NAME_LENGTH = 64
 
-_ENCODER_BY_KEY = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+ENCODER_BY_KEY = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 Embeddings = dict[str, dict[str, Tensor]]
 
 
@@ -75,9 +75,9 @@ def read_bundled(tensors: Mapping[str, Tensor]) -> Embeddings:
     embeddings: Embeddings = {}
     for key, tensor in tensors.items():
         name, _, part = key.partition(".")
-        if part not in ("string_to_param.*", "emb_params", *_ENCODER_BY_KEY):
+        if part not in ("string_to_param.*", "emb_params", *ENCODER_BY_KEY):
             raise LoraFileError(f"The LoRA's key {shortened('bundle_emb.' + key)!r} is no embedding that is known.")
-        add_rows(embeddings, name, _ENCODER_BY_KEY.get(part, "text_encoder"), tensor)
+        add_rows(embeddings, name, ENCODER_BY_KEY.get(part, "text_encoder"), tensor)
     return checked(embeddings)
 
 
