@@ -1,0 +1,51 @@
+"""Fixtures that several packages' tests share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import requests
+
+from lora_service.serving.server import Server
+
+
+@dataclass(frozen=True)
+class Service:
+    """A client of a running server."""
+
+    server: Server
+
+    def post(self, path: str = "predictions", *, wait: float = 60.0, **inputs: Any) -> requests.Response:
+        """Post a job; while the one before it frees its place (409), again, for at most ``wait`` seconds."""
+        end = time.monotonic() + wait
+        while True:
+            answer = requests.post(f"{self.server.url}/{path}", json={"input": inputs}, timeout=600)
+            if answer.status_code != 409 or time.monotonic() > end:
+                return answer
+            time.sleep(0.05)
+
+    def output(self, path: str = "predictions", **inputs: Any) -> Any:
+        """The output of a job that must succeed."""
+        answer = self.post(path, **inputs)
+        body = answer.json()
+        assert answer.status_code == 200, body
+        assert body["status"] == "succeeded", body
+        return body["output"]
+
+
+@pytest.fixture(scope="module")
+def start_service() -> Iterator[Callable[..., Service]]:
+    """Starts servers (arguments as for `Server`) that answer when they are handed out and end with the module."""
+    with ExitStack() as stack:
+
+        def start(*arguments: Any, **options: Any) -> Service:
+            server = stack.enter_context(Server(*arguments, **options))
+            server.wait_ready()
+            return Service(server)
+
+        yield start

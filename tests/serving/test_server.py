@@ -1,0 +1,221 @@
+"""Cog's real server on tiny entries: requests checked, files fetched, jobs cancelled, failures said."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import requests
+
+from lora_service.errors import EntryError, InputError, ServingError
+from lora_service.serving.server import Address, Health, Server
+
+PREDICT = """
+import os, time
+from typing import Optional
+from cog import BaseRunner, Input, Path, Secret
+
+FORMATS = ["png", "jpeg"]
+
+class Predictor(BaseRunner):
+    def setup(self): self.ready = True
+
+    def run(
+        self,
+        steps: int = Input(default=3, ge=1, le=5),
+        form: str = Input(default="png", choices=FORMATS),
+        file: Optional[Path] = Input(default=None),
+        files: list[Path] = Input(default=[]),
+        token: Optional[Secret] = Input(default=None),
+        scale: Optional[float] = Input(default=None, ge=0),
+        sleep: float = 0.0,
+    ) -> dict:
+        end = time.monotonic() + sleep
+        while time.monotonic() < end: time.sleep(0.01)
+        return {
+            "steps": steps, "form": form, "scale": scale, "ready": self.ready, "folder": os.getcwd(),
+            "file": file.read_text() if isinstance(file, Path) else file,
+            "files": [one.read_text() for one in files],
+            "token": token.get_secret_value() if token else None,
+        }
+"""
+TRAIN = """
+from cog import Input, Path
+
+def train(steps: int = Input(default=2, ge=1), word: str = "sks") -> Path:
+    print("training", word)
+    path = Path("lora.txt")
+    path.write_text(f"{steps} {word}")
+    return path
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "predict.py").write_text(PREDICT)
+    (folder / "train.py").write_text(TRAIN)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(start_service, home):
+    return start_service("predict", home=home)
+
+
+def test_defaults_arrive(service) -> None:
+    output = service.output()
+    assert output == {
+        "steps": 3,
+        "form": "png",
+        "scale": None,
+        "ready": True,
+        "folder": str(service.server.folder),
+        "file": None,
+        "files": [],
+        "token": None,
+    }
+
+
+def test_every_bad_input_is_named(service) -> None:
+    answer = service.post(steps=6, form="gif", scale=-1, sleep="long")
+    assert answer.status_code == 422
+    messages = {error["loc"][-1]: error["msg"] for error in answer.json()["detail"]}
+    assert messages == {
+        "steps": "6 is greater than the maximum of 5",
+        "form": '"gif" is not one of ["png","jpeg"]',
+        "scale": "-1 is less than the minimum of 0",
+        "sleep": '"long" is not of type "number"',
+    }
+
+
+def test_files_and_secrets_arrive(service) -> None:
+    link = "data:text/plain;base64,aGVsbG8="
+    output = service.output(file=link, files=[link, "data:text/plain,more"], token="secret", scale=0.5, form="jpeg")
+    assert output["file"] == "hello"
+    assert output["files"] == ["hello", "more"]
+    assert (output["token"], output["scale"], output["form"]) == ("secret", 0.5, "jpeg")
+
+
+def test_the_schema_is_served(service) -> None:
+    document = requests.get(f"{service.server.url}/openapi.json", timeout=5).json()
+    assert list(document["paths"]) == ["/", "/health-check", "/predictions", "/predictions/{prediction_id}/cancel"]
+    properties = document["components"]["schemas"]["Input"]["properties"]
+    in_order = sorted(properties, key=lambda name: properties[name]["x-order"])
+    assert in_order == ["steps", "form", "file", "files", "token", "scale", "sleep"]
+
+
+def test_a_running_job_is_busy_and_can_be_cancelled(service) -> None:
+    url = f"{service.server.url}/predictions/to-cancel"
+    answers: list[requests.Response] = []
+    job = threading.Thread(target=lambda: answers.append(requests.put(url, json={"input": {"sleep": 60}}, timeout=30)))
+    job.start()
+    while service.server.health() is not Health.BUSY:
+        time.sleep(0.02)
+    assert requests.post(f"{url}/cancel", json={}, timeout=5).status_code == 200
+    job.join(10)
+    assert answers[0].json()["status"] == "canceled"
+    assert service.output(steps=1)["steps"] == 1
+
+
+@pytest.mark.parametrize("path", ["predictions", "trainings"])
+@pytest.mark.parametrize("steps", [1, 0])
+def test_a_training_server_takes_both_kinds_of_request(start_service, home, trainer, path, steps) -> None:
+    answer = trainer.post(path, steps=steps, word="dog").json()
+    if steps:
+        assert answer["output"] == "data:text/plain;base64,MSBkb2c="
+        assert "training dog" in answer["logs"]
+    else:
+        assert answer["detail"][0]["msg"] == "0 is less than the minimum of 1"
+
+
+@pytest.fixture(scope="module")
+def trainer(start_service, home):
+    return start_service("train", home=home)
+
+
+def test_two_servers_keep_to_their_own_folders(service, trainer) -> None:
+    assert service.server.folder != trainer.server.folder
+    assert (trainer.server.folder / "server.log").exists()
+
+
+def test_a_given_folder_is_kept_and_a_temporary_one_removed(home, tmp_path) -> None:
+    with Server("train", home=home, folder=tmp_path / "work") as kept:
+        pass
+    assert (kept.folder / ".cog" / "openapi_schema.json").exists()
+    with Server("train", home=home) as removed:
+        assert removed.folder.exists()
+    assert not removed.folder.exists()
+    assert removed.health() is Health.EXITED
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("    def setup(self): raise RuntimeError('no weights here')\n", "RuntimeError: no weights here"),
+        (
+            "    import a_module_that_is_not_there\n",
+            "ModuleNotFoundError: No module named 'a_module_that_is_not_there'",
+        ),
+    ],
+)
+def test_a_failing_setup_is_said(tmp_path, body, reason) -> None:
+    source = f"from cog import BaseRunner\nclass Predictor(BaseRunner):\n{body}    def run(self) -> str: ...\n"
+    (tmp_path / "predict.py").write_text(source)
+    with Server("predict", home=tmp_path) as server, pytest.raises(ServingError, match=f"setup failed: .*{reason}"):
+        server.wait_ready()
+
+
+def test_a_slow_setup_runs_out_of_time(tmp_path) -> None:
+    source = "import time\ntime.sleep(60)\ndef train() -> str: ...\n"
+    (tmp_path / "train.py").write_text(source)
+    with (
+        Server("train", home=tmp_path) as server,
+        pytest.raises(ServingError, match="train server is not ready after 1 s"),
+    ):
+        server.wait_ready(timeout=1)
+
+
+def test_a_server_that_ends_at_once_is_said(home) -> None:
+    said = pytest.raises(ServingError, match="ended while it started: ValueError: invalid literal")
+    with Server("train", home=home, environment={"PORT": "none"}) as server, said:
+        server.wait_ready()
+
+
+def test_an_entry_the_build_would_break_is_refused_before_anything_starts(tmp_path) -> None:
+    (tmp_path / "train.py").write_text("def train(x: bytes) -> str: ...\n")
+    with pytest.raises(EntryError, match=r"train\.py:1: x: `bytes` is refused"):
+        Server("train", home=tmp_path)
+    with pytest.raises(ServingError, match=r"The entry predict\.py is not in"):
+        Server("predict", home=tmp_path)
+
+
+def test_a_taken_port_is_said() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ServingError, match=f"Port {port} of 127.0.0.1 is already in use: choose another"):
+            Address.claim("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "message"),
+    [
+        ("example.com", 0, "host is 'example.com', but it must be an IP address"),
+        ("127.0.0.1", 70000, "port is 70000, but it must be between 1 and 65535"),
+        ("203.0.113.1", 0, "cannot be opened"),
+    ],
+)
+def test_addresses_that_cannot_be_used(host, port, message) -> None:
+    with pytest.raises((InputError, ServingError), match=message):
+        Address.claim(host, port)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("0.0.0.0", "http://127.0.0.1:80"), ("::", "http://[::1]:80"), ("192.0.2.7", "http://192.0.2.7:80")],
+)
+def test_the_url_is_one_for_a_client(host, url) -> None:
+    assert Address(host, 80).url == url

@@ -1,0 +1,211 @@
+"""A server that dies answers again; one that cannot is given up with a reason; a signal ends it in good order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from lora_service.errors import ServingError
+from lora_service.serving.server import Health, Server
+from lora_service.serving.supervisor import Patience, serve, supervise
+
+ENTRY = """
+import os, pathlib, time
+from cog import BaseRunner
+
+class Predictor(BaseRunner):
+    def setup(self):
+        if pathlib.Path("broken").exists():
+            raise RuntimeError("it broke")
+
+    def run(self, sleep: float = 0.0) -> dict:
+        end = time.monotonic() + sleep
+        while time.monotonic() < end: time.sleep(0.01)
+        return {"pid": os.getpid()}
+"""
+QUICK = Patience(interval=0.05, starts=2)
+
+
+@pytest.fixture
+def home(tmp_path) -> Path:
+    (tmp_path / "predict.py").write_text(ENTRY)
+    return tmp_path
+
+
+@contextmanager
+def supervised(server: Server) -> Iterator[None]:
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(supervise, server, stop=stop, patience=QUICK)
+        try:
+            yield
+        finally:
+            stop.set()
+        future.result(30)
+
+
+def post(server: Server, sleep: float = 0) -> dict:
+    return requests.post(f"{server.url}/predictions", json={"input": {"sleep": sleep}}, timeout=60).json()
+
+
+def eventually(look: Callable[[], Any], seconds: float = 20) -> Any:
+    """What ``look`` gives, once that is something."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if found := look():
+                return found
+        except requests.ConnectionError:
+            pass  # between two lives of the server
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds} s")
+
+
+def test_a_killed_worker_is_replaced(home) -> None:
+    with Server("predict", home=home) as server:
+        server.wait_ready()
+        first = post(server)["output"]["pid"]
+        with supervised(server):
+            os.kill(first, signal.SIGKILL)
+            second = eventually(lambda: post(server).get("output"))["pid"]
+    assert second != first
+
+
+def test_a_worker_killed_in_a_job_fails_the_job_and_is_replaced(home) -> None:
+    with Server("predict", home=home) as server, ThreadPoolExecutor(1) as pool:
+        server.wait_ready()
+        worker = post(server)["output"]["pid"]
+        with supervised(server):
+            job = pool.submit(eventually, lambda: post(server, sleep=60))
+            eventually(lambda: server.health() is Health.BUSY)
+            os.kill(worker, signal.SIGKILL)
+            assert eventually(lambda: post(server).get("output"))["pid"] != worker
+        assert job.result(5)["status"] == "failed"
+        assert job.result(5)["error"] == "Worker crashed"
+
+
+def test_a_server_that_cannot_start_again_is_given_up_with_its_reason(home) -> None:
+    with Server("predict", home=home) as server:
+        server.wait_ready()
+        (server.folder / "broken").touch()
+        os.kill(post(server)["output"]["pid"], signal.SIGKILL)
+        with pytest.raises(ServingError, match=r"failed to start 2 times: .*it broke"):
+            supervise(server, patience=QUICK)
+
+
+class FakeServer:
+    """A server whose health is a script; it records what the supervisor does."""
+
+    mode = "predict"
+
+    def __init__(self, *script: Health, stop: threading.Event) -> None:
+        self.script, self.end, self.done = list(script), stop, []
+
+    def health(self) -> Health:
+        health = self.script.pop(0)
+        if not self.script:
+            self.end.set()
+        return health
+
+    def stop(self, grace: float) -> None:
+        self.done.append("stop")
+
+    def start(self) -> None:
+        self.done.append("start")
+
+    def wait_ready(self, timeout: float) -> None:
+        self.done.append("ready")
+
+
+def watch(*script: Health) -> list[str]:
+    stop = threading.Event()
+    server = FakeServer(*script, stop=stop)
+    supervise(server, stop=stop, patience=Patience(interval=0.001))
+    return server.done
+
+
+def test_a_job_that_delays_one_answer_is_left_alone() -> None:
+    # Seen: a job that starts while the server asks its worker makes one answer UNHEALTHY, and the next is BUSY.
+    assert watch(Health.READY, Health.UNHEALTHY, Health.BUSY, Health.UNHEALTHY, Health.SILENT, Health.READY) == []
+
+
+def test_two_sightings_in_a_row_and_an_ended_process_restart() -> None:
+    once = ["stop", "start", "ready"]
+    assert watch(Health.UNHEALTHY, Health.DEFUNCT, Health.READY, Health.READY) == once
+    assert watch(Health.EXITED, Health.READY, Health.EXITED, Health.READY) == once * 2
+
+
+def test_pauses_double_up_to_a_limit() -> None:
+    patience = Patience(interval=1, longest_pause=10)
+    assert [patience.pause(deaths) for deaths in range(6)] == [0, 1, 3, 7, 10, 10]
+
+
+@pytest.fixture
+def command(home, tmp_path) -> Iterator[subprocess.Popen[str]]:
+    """``serve`` in a process of its own, as the command line runs it."""
+    code = "import pathlib, sys; from lora_service.serving.supervisor import serve; "
+    code += f"sys.exit(serve('predict', port=0, home=pathlib.Path({str(home)!r})))"
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
+def ready_url(process: subprocess.Popen[str]) -> str:
+    line = process.stdout.readline()
+    assert line.startswith("Ready: http://127.0.0.1:")
+    assert "/openapi.json" in line
+    assert "curl -s http" in line
+    return line.split()[1]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_running_job_finish_and_leaves_nothing(command, tmp_path, number) -> None:
+    url = ready_url(command)
+    worker = requests.post(f"{url}/predictions", json={"input": {}}, timeout=10).json()["output"]["pid"]
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(requests.post, f"{url}/predictions", json={"input": {"sleep": 1}}, timeout=10)
+        eventually(lambda: requests.get(f"{url}/health-check", timeout=10).json()["status"] == "BUSY")
+        command.send_signal(number)
+        assert job.result(10).json()["status"] == "succeeded"
+    assert command.wait(10) == 0
+    assert not is_running(worker)
+    assert not list(tmp_path.glob("lora-service-*"))
+
+
+def test_a_second_signal_ends_the_running_job(command, tmp_path) -> None:
+    url = ready_url(command)
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(requests.post, f"{url}/predictions", json={"input": {"sleep": 60}}, timeout=70)
+        eventually(lambda: requests.get(f"{url}/health-check", timeout=10).json()["status"] == "BUSY")
+        command.send_signal(signal.SIGINT)
+        assert command.stdout.readline().startswith("Stopping after the running job")
+        command.send_signal(signal.SIGINT)
+        assert command.wait(10) == 130
+        assert isinstance(job.exception(10), requests.ConnectionError)
+    assert not list(tmp_path.glob("lora-service-*"))
+
+
+def test_serve_ends_when_the_setup_fails(tmp_path) -> None:
+    (tmp_path / "train.py").write_text("raise RuntimeError('no weights here')\ndef train() -> str: ...\n")
+    with pytest.raises(ServingError, match="no weights here"):
+        serve("train", port=0, home=tmp_path)
