@@ -29,6 +29,10 @@ class Settings(BaseSettings):
     max_zip_bytes: int = Field(default=1024 * MEBIBYTE, ge=1)
     """Largest size of an archive, packed and unpacked alike."""
     max_pictures: int = Field(default=1000, ge=1)
+    face_model: Path | None = None
+    """An ONNX file of the YuNet face detector; none: the cascade that OpenCV carries."""
+    caption_model: str = ""
+    """A folder or hub id of the model that writes captions in ``caption_mode`` ``model``."""
     allow_private_addresses: Annotated[tuple[str, ...], NoDecode] = ()
     """``host:port`` or ``host:*``, comma-separated, that may be fetched although the address is private."""
     hf_token: SecretStr = SecretStr("")

@@ -69,10 +69,10 @@ def as_template(text: str, marks: Sequence[str]) -> str:
     The first of ``marks`` becomes ``{}`` and later ones go, as the subject is named once;
     a text without a mark gets ``{}`` in front. Marks are whole words, in any case of letters.
     """
-    first, *rest = _pattern(marks).split(text)
-    if not rest:
-        return f"{SUBJECT}, {_tidy(text)}"
-    return _tidy(first + SUBJECT + "".join(rest))
+    first, *rest = _pattern((SUBJECT, *marks)).split(text)
+    if rest:
+        return _tidy(first + SUBJECT + "".join(rest))
+    return f"{SUBJECT}, {_tidy(text)}".removesuffix(", ")
 
 
 def check_prompt(prompt: str) -> None:

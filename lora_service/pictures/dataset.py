@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from lora_service.pictures.captions import SUBJECT
 from lora_service.pictures.report import PictureReport
 
 Box = tuple[int, int, int, int]
@@ -34,6 +35,10 @@ class TrainingPicture:
     crop: Box
     original: Size
     repeats: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.captions or any(caption.count(SUBJECT) != 1 for caption in self.captions):
+            raise ValueError(f"the captions {self.captions} do not name the subject once each")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,13 @@ import pillow_heif
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from lora_service.errors import PicturesError
+from lora_service.pictures.archives import SourceFile
 
 pillow_heif.register_heif_opener()
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")
 _READABLE = "jpg, png, webp, bmp, tiff, gif, avif and heic are read"
+_RAW = {".dng", ".cr2", ".nef", ".arw", ".orf", ".rw2", ".pef", ".srw"}  # TIFFs of which Pillow sees the thumbnail
 _OVERSAMPLING = 2  # a picture is reduced early only to this many times the wanted size; Lanczos does the rest
 _STILL_FORMATS = {"JPEG", "MPO", "HEIF", "AVIF"}  # further frames of these are depth maps and thumbnails
 _UPRIGHT = {
@@ -53,14 +55,16 @@ class Decoded:
     warnings: tuple[str, ...]
 
 
-def decode(path: Path, wanted: int, background: tuple[int, int, int], max_pixels: int) -> Decoded:
-    """The picture in ``path``, at no less than twice ``wanted`` pixels on its short side where it has them.
+def decode(file: SourceFile, wanted: int, background: tuple[int, int, int], max_pixels: int) -> Decoded:
+    """The picture in ``file``, at no less than twice ``wanted`` pixels on its short side where it has them.
 
     Raises:
         UnusableFile: it is no picture, damaged, or larger than ``max_pixels``.
     """
+    if PurePosixPath(file.name.lower()).suffix in _RAW:
+        raise UnusableFile("it is a camera's raw file; export it as jpg")
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(file.path, formats=FORMATS) as image:
             return _decode(image, wanted, background, max_pixels)
     except UnusableFile:
         raise
@@ -78,7 +82,7 @@ def _decode(image: Image.Image, wanted: int, background: tuple[int, int, int], m
             f"it has {image.width} × {image.height} pixels, but {max_pixels / 1e6:.0f} million are accepted at most"
         )
     warnings = []
-    if image.format not in _STILL_FORMATS and getattr(image, "n_frames", 1) > 1:
+    if image.format not in _STILL_FORMATS and getattr(image, "is_animated", False):
         warnings.append("only its first frame is used")
     width, height = image.size
     enough = max(1, math.floor(min(width, height) / (_OVERSAMPLING * wanted)))
@@ -176,11 +180,11 @@ def _one_line(error: Exception) -> str:
     return " ".join(f"{error}".split())[:120] or type(error).__name__
 
 
-def decode_mask(path: Path, max_pixels: int) -> Image.Image:
-    """The mask in ``path``, "L": its transparency where it has some, else its brightness.
+def decode_mask(file: SourceFile, max_pixels: int) -> Image.Image:
+    """The mask in ``file``, "L": its transparency where it has some, else its brightness.
 
     Raises:
         UnusableFile: as ``decode``.
     """
-    decoded = decode(path, wanted=max_pixels, background=(0, 0, 0), max_pixels=max_pixels)
+    decoded = decode(file, wanted=max_pixels, background=(0, 0, 0), max_pixels=max_pixels)
     return decoded.alpha or decoded.image.convert("L")

@@ -1,4 +1,4 @@
-"""A file that an archive reader cannot be talked into reading at once, or without end."""
+"""A file that an archive's reader cannot be talked into reading at once, or without end."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class GuardedFile(io.RawIOBase):
     def __init__(self, file: IO[bytes], limit: int) -> None:
         self._file = file
         self._limit = limit
+        self.last = b""
+        """What the last read gave."""
 
     def readable(self) -> bool:
         return True
@@ -36,10 +38,9 @@ class GuardedFile(io.RawIOBase):
             raise PicturesError("The archive would unpack to more than is accepted.")
         return self._file.seek(offset, whence)
 
-    def read(self, size: int = -1, /) -> bytes:
-        if size is None or size < 0:
-            size = MAX_READ + 1
-        data = self._file.read(min(size, MAX_READ + 1))
-        if len(data) > MAX_READ or self._file.tell() > self._limit:
+    def read(self, size: int | None = -1, /) -> bytes:
+        wanted = MAX_READ + 1 if size is None or size < 0 else min(size, MAX_READ + 1)
+        self.last = self._file.read(wanted)
+        if len(self.last) > MAX_READ:
             raise PicturesError("The archive declares more files, or longer names, than any set of pictures has.")
-        return data
+        return self.last

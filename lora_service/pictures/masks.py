@@ -9,12 +9,15 @@ from PIL import Image, ImageDraw, ImageFilter
 from lora_service.pictures.archives import SourceFile
 from lora_service.pictures.decoding import Decoded, UnusableFile, decode_mask
 from lora_service.pictures.faces import Face, FaceDetector
+from lora_service.pictures.framing import Frame
 from lora_service.pictures.kinds import MaskSource
 from lora_service.pictures.options import PictureOptions
 
 _FACE_WIDTH, _FACE_HEIGHT = 0.65, 0.85  # half axes of the masked ellipse, as shares of the detector's box
 _SOFTNESS = 0.08  # blur of the ellipse's edge, as a share of the box
 _SHAPE_TOLERANCE = 0.02
+_MASKED = 128  # a mask's value from which on a pixel is the subject's
+_CLEARLY = [255 if value >= _MASKED else 0 for value in range(256)]
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,24 @@ class Mask:
     image: Image.Image | None
     source: MaskSource | None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def center(self) -> tuple[float, float] | None:
+        """The middle of the masked part, as shares (0 to 1) of width and height."""
+        box = self.image.point(_CLEARLY).getbbox() if self.image else None
+        if self.image is None or box is None:
+            return None
+        left, top, right, bottom = box
+        return (left + right) / 2 / self.image.width, (top + bottom) / 2 / self.image.height
+
+    def framed(self, framing: Frame) -> Mask:
+        """The mask of the framed part; none, with a warning, where nothing masked is left in it."""
+        if self.image is None:
+            return self
+        image = framing.apply(self.image)
+        if _is_empty(image):
+            return Mask(None, None, (*self.warnings, "nothing masked is left in its crop, so all of it counts"))
+        return Mask(image, self.source, self.warnings)
 
 
 def find_mask(picture: Decoded, file: SourceFile | None, options: PictureOptions, faces: FaceDetector | None) -> Mask:
@@ -41,26 +62,21 @@ def find_mask(picture: Decoded, file: SourceFile | None, options: PictureOptions
     return Mask(None, None)
 
 
-def center(mask: Image.Image) -> tuple[float, float]:
-    """The middle of the masked part, as shares (0 to 1) of width and height."""
-    left, top, right, bottom = mask.point(_CLEARLY).getbbox() or (0, 0, *mask.size)
-    return (left + right) / 2 / mask.width, (top + bottom) / 2 / mask.height
-
-
-_CLEARLY = [255 if value >= 128 else 0 for value in range(256)]
+def _is_empty(mask: Image.Image) -> bool:
+    return mask.point(_CLEARLY).getbbox() is None
 
 
 def _from_file(file: SourceFile, picture: Decoded, options: PictureOptions) -> Mask:
     try:
-        mask = decode_mask(file.path, options.limits.max_pixels)
+        mask = decode_mask(file, options.limits.max_pixels)
     except UnusableFile as error:
         return Mask(None, None, (f"its mask {file.name} is not used: {error}",))
     wanted, given = (width / height for width, height in (picture.original, mask.size))
     if abs(wanted / given - 1) > _SHAPE_TOLERANCE:
         size = f"{mask.width} × {mask.height}"
         return Mask(None, None, (f"its mask {file.name} has another shape ({size}) and is not used",))
-    if mask.getextrema()[1] == 0:
-        return Mask(None, None, (f"its mask {file.name} is wholly black, so all of the picture counts",))
+    if _is_empty(mask):
+        return Mask(None, None, (f"its mask {file.name} is too dark to show anything, so all of the picture counts",))
     return Mask(mask.resize(picture.image.size, Image.Resampling.BILINEAR), "file")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from lora_service.errors import InputError
+from lora_service.pictures.captioner import CaptionModel
 from lora_service.pictures.captions import DEFAULT_MARKS, check_prompt
 from lora_service.pictures.kinds import CaptionMode, MaskMode, Task
 from lora_service.settings import MEBIBYTE, Settings
@@ -44,7 +45,7 @@ class PictureOptions:
         trigger_words: what stands for the subject in caption files, besides the subject's own trigger.
         background: the colour that transparent pictures are laid on.
         face_model: an ONNX file of the YuNet face detector; none: the Haar cascades that OpenCV carries.
-        caption_model: a folder or hub id of the model that writes captions in mode ``model``.
+        caption_model: what writes captions in mode ``model``.
 
     Raises:
         InputError: a value cannot be used; the message names it.
@@ -61,7 +62,7 @@ class PictureOptions:
     limits: Limits = field(default_factory=Limits)
     background: tuple[int, int, int] = (255, 255, 255)
     face_model: Path | None = None
-    caption_model: str = ""
+    caption_model: CaptionModel | None = None
 
     def __post_init__(self) -> None:
         if not 16 <= self.resolution <= 4096 or self.resolution % 8:
@@ -79,5 +80,10 @@ class PictureOptions:
                 raise InputError(name, value, f"one of {', '.join(get_args(kind))}")
         for prompt in self.custom_prompts:
             check_prompt(prompt)
-        if self.caption_mode == "model" and not self.caption_model:
-            raise InputError("caption_model", self.caption_model, "a folder or hub id when caption_mode is 'model'")
+        if self.caption_mode == "model" and self.caption_model is None:
+            raise InputError("caption_mode", "model", "another mode, unless the setting CAPTION_MODEL names a model")
+
+    @property
+    def finds_faces(self) -> bool:
+        """Whether faces are looked for in pictures that bring no mask."""
+        return self.mask_mode == "face" or (self.mask_mode == "auto" and self.task == "face")

@@ -23,10 +23,10 @@ _KOHYA_FOLDER = re.compile(r"(\d{1,6})_(.+)")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file that is to be read as a picture, with what came along for it."""
+    """A file that is to be read as a picture, with what came along for it; captions are empty if their file is."""
 
     file: SourceFile
-    captions: tuple[str, ...]
+    captions: tuple[str, ...] | None
     mask: SourceFile | None
     repeats: int
 
@@ -64,7 +64,7 @@ def sort_files(files: Sequence[SourceFile]) -> Sorted:
     candidates = (
         Candidate(
             file,
-            captions=captions.get(file.name, ()),
+            captions=captions.get(file.name),
             mask=masks.get(file.name),
             repeats=found.repeats if (found := folders[_folder(file.name)]) else 1,
         )
@@ -142,7 +142,8 @@ def _captions(
     notes = []
     for text in sorted(texts, key=lambda file: -_CAPTION_ENDINGS.index(PurePosixPath(file.name.lower()).suffix)):
         if stem(text.name) in owners:
-            captions |= dict.fromkeys(owners[stem(text.name)], read_captions(text.path))
+            for owner in owners[stem(text.name)]:
+                captions[owner] = read_captions(text.path) or captions.get(owner, ())
         elif _NOTES.match(PurePosixPath(text.name).name) or not pictures:
             notes.append(text)
         else:
