@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import requests
 
-from lora_service.serving.server import Server
+from lora_service.serving.server import Health, Server
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,13 @@ class Service:
         assert answer.status_code == 200, body
         assert body["status"] == "succeeded", body
         return body["output"]
+
+    def wait_for(self, health: Health, seconds: float = 60.0) -> None:
+        """Wait until the server says so: ``READY`` for the next job, ``BUSY`` for one that has started."""
+        end = time.monotonic() + seconds
+        while self.server.health() is not health:
+            assert time.monotonic() < end, f"not {health} within {seconds} s"
+            time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

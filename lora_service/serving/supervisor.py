@@ -157,9 +157,13 @@ def _welcome(server: Server) -> str:
 
 @contextmanager
 def _terminating() -> Iterator[None]:
-    """SIGTERM interrupts as SIGINT does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """A termination, or the loss of the terminal, interrupts as Ctrl-C does; the server has no terminal to lose."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)

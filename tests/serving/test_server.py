@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -112,9 +111,9 @@ def test_a_running_job_is_busy_and_can_be_cancelled(service) -> None:
     url = f"{service.server.url}/predictions/to-cancel"
     answers: list[requests.Response] = []
     job = threading.Thread(target=lambda: answers.append(requests.put(url, json={"input": {"sleep": 60}}, timeout=30)))
+    service.wait_for(Health.READY)
     job.start()
-    while service.server.health() is not Health.BUSY:
-        time.sleep(0.02)
+    service.wait_for(Health.BUSY)
     assert requests.post(f"{url}/cancel", json={}, timeout=5).status_code == 200
     job.join(10)
     assert answers[0].json()["status"] == "canceled"

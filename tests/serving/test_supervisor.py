@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,26 @@ def supervised(server: Server) -> Iterator[None]:
         future.result(30)
 
 
-def post(server: Server, sleep: float = 0) -> dict:
-    return requests.post(f"{server.url}/predictions", json={"input": {"sleep": sleep}}, timeout=60).json()
+def post(url: str, sleep: float = 0) -> dict[str, Any]:
+    """A job's answer; nothing while the server refuses it (409), which it also does just after a job."""
+    answer = requests.post(f"{url}/predictions", json={"input": {"sleep": sleep}}, timeout=60)
+    return {} if answer.status_code == 409 else answer.json()
+
+
+def worker_of(url: str) -> int:
+    return eventually(lambda: post(url).get("output"))["pid"]
+
+
+def start_job(pool: ThreadPoolExecutor, url: str, sleep: float) -> Future[dict[str, Any]]:
+    """A job that runs when this returns."""
+    eventually(lambda: status(url) == "READY")
+    job = pool.submit(post, url, sleep)
+    eventually(lambda: status(url) == "BUSY")
+    return job
+
+
+def status(url: str) -> str:
+    return requests.get(f"{url}/health-check", timeout=10).json()["status"]
 
 
 def eventually(look: Callable[[], Any], seconds: float = 20) -> Any:
@@ -76,31 +94,28 @@ def eventually(look: Callable[[], Any], seconds: float = 20) -> Any:
 def test_a_killed_worker_is_replaced(home) -> None:
     with Server("predict", home=home) as server:
         server.wait_ready()
-        first = post(server)["output"]["pid"]
+        first = worker_of(server.url)
         with supervised(server):
             os.kill(first, signal.SIGKILL)
-            second = eventually(lambda: post(server).get("output"))["pid"]
-    assert second != first
+            assert worker_of(server.url) != first
 
 
 def test_a_worker_killed_in_a_job_fails_the_job_and_is_replaced(home) -> None:
     with Server("predict", home=home) as server, ThreadPoolExecutor(1) as pool:
         server.wait_ready()
-        worker = post(server)["output"]["pid"]
+        worker = worker_of(server.url)
         with supervised(server):
-            job = pool.submit(eventually, lambda: post(server, sleep=60))
-            eventually(lambda: server.health() is Health.BUSY)
+            job = start_job(pool, server.url, sleep=60)
             os.kill(worker, signal.SIGKILL)
-            assert eventually(lambda: post(server).get("output"))["pid"] != worker
-        assert job.result(5)["status"] == "failed"
-        assert job.result(5)["error"] == "Worker crashed"
+            assert worker_of(server.url) != worker
+        assert (job.result(5)["status"], job.result(5)["error"]) == ("failed", "Worker crashed")
 
 
 def test_a_server_that_cannot_start_again_is_given_up_with_its_reason(home) -> None:
     with Server("predict", home=home) as server:
         server.wait_ready()
         (server.folder / "broken").touch()
-        os.kill(post(server)["output"]["pid"], signal.SIGKILL)
+        os.kill(worker_of(server.url), signal.SIGKILL)
         with pytest.raises(ServingError, match=r"failed to start 2 times: .*it broke"):
             supervise(server, patience=QUICK)
 
@@ -178,15 +193,14 @@ def is_running(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_lets_the_running_job_finish_and_leaves_nothing(command, tmp_path, number) -> None:
     url = ready_url(command)
-    worker = requests.post(f"{url}/predictions", json={"input": {}}, timeout=10).json()["output"]["pid"]
+    worker = worker_of(url)
     with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(requests.post, f"{url}/predictions", json={"input": {"sleep": 1}}, timeout=10)
-        eventually(lambda: requests.get(f"{url}/health-check", timeout=10).json()["status"] == "BUSY")
+        job = start_job(pool, url, sleep=1)
         command.send_signal(number)
-        assert job.result(10).json()["status"] == "succeeded"
+        assert job.result(10)["status"] == "succeeded"
     assert command.wait(10) == 0
     assert not is_running(worker)
     assert not list(tmp_path.glob("lora-service-*"))
@@ -195,8 +209,7 @@ def test_a_signal_lets_the_running_job_finish_and_leaves_nothing(command, tmp_pa
 def test_a_second_signal_ends_the_running_job(command, tmp_path) -> None:
     url = ready_url(command)
     with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(requests.post, f"{url}/predictions", json={"input": {"sleep": 60}}, timeout=70)
-        eventually(lambda: requests.get(f"{url}/health-check", timeout=10).json()["status"] == "BUSY")
+        job = start_job(pool, url, sleep=60)
         command.send_signal(signal.SIGINT)
         assert command.stdout.readline().startswith("Stopping after the running job")
         command.send_signal(signal.SIGINT)
