@@ -160,7 +160,7 @@ class Download:
             raise self._refused(f"the site says “{words}”")
         url = sites.follow_page(self.source, page, reply.link.url)
         if url is None:
-            title = re.search(r"<title[^>]*>([^<]{1,100})", page, re.IGNORECASE)
+            title = re.search(r"<title[^>]{0,200}>([^<]{1,100})", page, re.IGNORECASE)
             named = f" (“{' '.join(title.group(1).split())}”)" if title else ""
             raise self._refused(f"{self._advice.page}{named}")
         return url

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urljoin, urlsplit
 
 from lora_service.errors import LinkError
 from lora_service.links.errors import ForbiddenAddressError
@@ -12,6 +12,7 @@ from lora_service.links.errors import ForbiddenAddressError
 DEFAULT_PORTS = {"http": 80, "https": 443}
 _KEPT_IN_PATHS = "/%:@!$&'()*+,;=~"
 _KEPT_IN_QUERIES = _KEPT_IN_PATHS + "?"
+_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+(%[a-z0-9._-]+)?", re.ASCII)
 _LONGEST_SHOWN = 160
 
 
@@ -41,9 +42,11 @@ class Link:
             scheme, port = parts.scheme, parts.port
             host = (parts.hostname or "").rstrip(".").encode("idna").decode("ascii")
         except ValueError as error:
-            raise LinkError(f"The link {shown(text)!r} cannot be read; copy it again.") from error
+            raise _unreadable(text) from error
         if scheme not in DEFAULT_PORTS or not host:
             raise LinkError(f"{shown(text)!r} is no web link; paste one that begins with https://.")
+        if not _HOST.fullmatch(host):
+            raise _unreadable(text)
         if "@" in parts.netloc:
             raise ForbiddenAddressError(
                 f"The link {shown(text)!r} carries a user name or password; paste it without, and give a token instead."
@@ -91,6 +94,22 @@ class Link:
     def file_name(self) -> str:
         """The last part of the path, decoded, or ''."""
         return unquote(self.steps[-1]) if self.steps else ""
+
+
+def joined(base: str, reference: str) -> str:
+    """A link in a page or redirect, seen from where it was found.
+
+    Raises:
+        LinkError: it is malformed.
+    """
+    try:
+        return urljoin(base, reference)
+    except ValueError as error:
+        raise _unreadable(reference) from error
+
+
+def _unreadable(text: str) -> LinkError:
+    return LinkError(f"The link {shown(text)!r} cannot be read; copy it again.")
 
 
 def with_query(base: str, **parameters: str) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
-from urllib.parse import urljoin
 
 from urllib3 import HTTPResponse
 from urllib3.connection import HTTPConnection
@@ -20,7 +19,7 @@ from lora_service import __version__
 from lora_service.errors import LinkError
 from lora_service.links.errors import UnreachableError
 from lora_service.links.limits import Limits
-from lora_service.links.link import Link
+from lora_service.links.link import Link, joined
 from lora_service.links.network import Network
 from lora_service.links.sites import hugging_face
 from lora_service.links.watch import Watch
@@ -129,7 +128,7 @@ class Transport:
             location = reply.headers.get("Location")
             if reply.status not in _REDIRECTS or not location:
                 return reply
-            target = Link.parse(urljoin(link.url, location))
+            target = Link.parse(joined(link.url, location))
             if _is_sign_in(target):
                 reply.status = 401
                 return reply

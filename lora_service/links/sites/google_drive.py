@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 from html.parser import HTMLParser
-from urllib.parse import urlencode, urljoin
+from urllib.parse import urlencode
 
 from lora_service.errors import LinkError
-from lora_service.links.link import Link, shown, with_query
+from lora_service.links.link import Link, joined, shown, with_query
 from lora_service.links.source import Advice, Source
 
 SITE = "google-drive"
@@ -71,25 +70,36 @@ def follow_page(page: str, url: str) -> str | None:
         url: where it came from.
 
     Returns:
-        The address, or None when the page offers no download.
+        The address, or None when the page is none of Google's, or offers no download.
+
+    Raises:
+        LinkError: the address is malformed.
     """
+    if not Link.parse(url).host.endswith(".google.com"):
+        return None
     form = _Form()
     form.feed(page)
     if form.action is not None:
-        return urljoin(url, f"{form.action}{'&' if '?' in form.action else '?'}{urlencode(form.fields)}")
-    older = re.search(r'href="(/uc\?export=download[^"]+)"', page)
+        return joined(url, f"{form.action}{'&' if '?' in form.action else '?'}{urlencode(form.fields)}")
+    older = re.search(r'href="(/uc\?export=download[^"]{1,2000})"', page)
     if older:
-        return urljoin(url, html.unescape(older.group(1)))
-    scripted = re.search(r'"downloadUrl":("(?:[^"\\]|\\.)*")', page)
-    return str(json.loads(scripted.group(1))) if scripted else None
+        return joined(url, html.unescape(older.group(1)))
+    scripted = re.search(r'"downloadUrl":"([^"]{1,2000})"', page)
+    return joined(url, _unescaped(scripted.group(1))) if scripted else None
 
 
 def reason(page: str) -> str:
     """Drive's own words on a page that refuses a download, or ''."""
-    found = re.search(r'<p class="uc-error-subcaption"[^>]*>(.*?)</p>', page, re.DOTALL)
+    _, found, rest = page.partition('<p class="uc-error-subcaption"')
     if not found:
         return ""
-    return " ".join(html.unescape(re.sub(r"<[^>]*>", "", found.group(1))).split())[:400]
+    inner = rest[:2000].partition(">")[2].partition("</p>")[0]
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", "", inner)).split())[:400]
+
+
+def _unescaped(text: str) -> str:
+    """A JavaScript string's content, whose escapes are those of JSON."""
+    return re.sub(r"\\u([0-9a-fA-F]{4})", lambda found: chr(int(found.group(1), 16)), text).replace("\\/", "/")
 
 
 class _Form(HTMLParser):
