@@ -1,0 +1,1 @@
+"""Drawing: from a prompt and LoRAs to picture files."""

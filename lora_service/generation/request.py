@@ -1,0 +1,134 @@
+"""What a user asks to be drawn."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from lora_service.errors import InputError
+from lora_service.generation.samplers import SAMPLERS
+from lora_service.lora.patcher import Scale
+from lora_service.validation import Int, wanted
+
+LORAS_AT_MOST = 8
+"""LoRAs in one request."""
+
+
+def _sampler(name: str) -> str:
+    if name not in SAMPLERS:
+        raise InputError("scheduler", name, f"one of {', '.join(SAMPLERS)}")
+    return name
+
+
+class GenerateRequest(BaseModel):
+    """The inputs of an inference, as given and validated; ``None`` means what suits the base."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str = Field(
+        "a photo of <1>", max_length=5000, description="What to draw; <1> is what the first LoRA learned."
+    )
+    negative_prompt: str = Field("", max_length=5000, description="What not to draw.")
+    width: Int | None = Field(None, ge=16, le=2048, description="Width in pixels.")
+    height: Int | None = Field(None, ge=16, le=2048, description="Height in pixels.")
+    num_outputs: Int = Field(1, ge=1, le=8, description="How many pictures.")
+    num_inference_steps: Int | None = Field(None, ge=1, le=500, description="Steps of the sampler.")
+    guidance_scale: float | None = Field(None, ge=0, le=50, description="How strictly the prompt is followed.")
+    scheduler: Annotated[str, BeforeValidator(_sampler)] = Field("DPMSolverMultistep", description="The sampler.")
+    lora_urls: str = Field("", max_length=20000, description="Links to LoRAs, split by |.")
+    lora_scales: str = Field("0.8", max_length=500, description="One scale for all, or one each, split by |.")
+    prompt_strength: float = Field(0.8, ge=0, le=1, description="How far from the given picture: 1 ignores it.")
+    seed: Int | None = Field(None, ge=0, le=2**32 - 1, description="The same seed gives the same picture.")
+    output_format: Literal["png", "jpeg", "webp"] = Field("png", description="Format of the files.")
+    output_quality: Int = Field(90, ge=1, le=100, description="Quality of jpeg and webp.")
+
+    @staticmethod
+    def of(values: dict[str, Any]) -> GenerateRequest:
+        """A request from an entry's inputs.
+
+        Raises:
+            InputError: an input cannot be used; its name, its value and what would work are said.
+        """
+        try:
+            request = GenerateRequest(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise InputError(str(first["loc"][0]), values.get(str(first["loc"][0])), wanted(first)) from error
+        request.loras()
+        return request
+
+    def loras(self) -> list[tuple[str, Scale]]:
+        """The links with their scales.
+
+        Raises:
+            InputError: the numbers of links and scales differ, or a scale is none.
+        """
+        links = [link.strip() for link in self.lora_urls.split("|") if link.strip()]
+        if len(links) > LORAS_AT_MOST:
+            raise InputError("lora_urls", self.lora_urls, f"at most {LORAS_AT_MOST} links")
+        scales = [parse_scale(text) for text in self.lora_scales.split("|")] if links else []
+        if len(scales) == 1:
+            scales *= len(links)
+        if len(scales) != len(links):
+            raise InputError(
+                "lora_scales", self.lora_scales, f"one scale, or {len(links)} split by |, one for each link"
+            )
+        return list(zip(links, scales, strict=True))
+
+
+def parse_scale(text: str) -> Scale:
+    """``0.8``, or ``0.8/0.5`` for 0.8 in the UNet and 0.5 in the text encoder.
+
+    Raises:
+        InputError: it is no number, or two, from −2 to 2.
+    """
+    try:
+        numbers = [float(part) for part in text.split("/")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2) or not all(-2 <= n <= 2 for n in numbers):
+        raise InputError(
+            "lora_scales", text, "a number from -2 to 2 like 0.8, or two for UNet and text encoder like 0.8/0.5"
+        )
+    return Scale(unet=numbers[0], text_encoder=numbers[-1])
+
+
+@dataclass(frozen=True)
+class Wording:
+    """A prompt with its subjects named."""
+
+    prompt: str
+    notes: tuple[str, ...] = ()
+
+
+_REFERENCE = re.compile(r"<([1-9]\d?)>")
+
+
+def name_subjects(prompt: str, subjects: list[str | None]) -> Wording:
+    """``prompt`` with ``<1>``, ``<2>`` replaced by what calls the subject of the first, second LoRA.
+
+    Without any LoRA they are left out, as the form's own default prompt names one.
+
+    Raises:
+        InputError: a number has no LoRA.
+    """
+    notes = []
+
+    def name(match: re.Match[str]) -> str:
+        number = int(match[1])
+        if not subjects:
+            notes.append(
+                f"No LoRA was given, so {match[0]} was left out of the prompt; paste a LoRA's link in lora_urls."
+            )
+            return ""
+        if number > len(subjects):
+            raise InputError("prompt", prompt, f"one that names <1> to <{len(subjects)}>, the LoRAs that were given")
+        if subjects[number - 1] is None:
+            notes.append(f"LoRA {number} names no token or trigger word, so {match[0]} was left out of the prompt.")
+        return subjects[number - 1] or ""
+
+    named = _REFERENCE.sub(name, prompt)
+    return Wording(re.sub(r"\s+", " ", named).strip() if notes else named, tuple(notes))

@@ -1,0 +1,1 @@
+"""Base models: which one, how it is loaded, and the rates and guidance that suit it."""

@@ -1,0 +1,134 @@
+"""Loads a base model: the embedded one, a diffusers folder, a hub id or a single file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lora_service.errors import BaseModelError
+from lora_service.models.bundle import BaseModel
+from lora_service.models.recipe import FILE_NAME, SD15, SD21, BaseRecipe
+from lora_service.settings import Settings
+
+EMBEDDED = Path(__file__).parent / "embedded"
+
+
+@dataclass(frozen=True)
+class KnownBase:
+    """A base model with a short name: its id on the hub, and what suits it."""
+
+    hub_id: str
+    recipe: BaseRecipe
+
+
+KNOWN = {
+    "sd15": KnownBase("stable-diffusion-v1-5/stable-diffusion-v1-5", SD15),
+    "sd21": KnownBase("stabilityai/stable-diffusion-2-1", SD21),
+}
+_ACCEPTED = (
+    f"embedded, {', '.join(KNOWN)}, a hub id (owner/name), a folder in diffusers' layout "
+    "or a single .safetensors file, of a Stable Diffusion 1.x or 2.x"
+)
+
+
+def choose_device(settings: Settings) -> torch.device:
+    """The device of ``DEVICE``; ``auto`` is CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        BaseModelError: CUDA or MPS was asked for and is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if settings.device == "auto":
+        return torch.device(next(name for name in there if there[name]))
+    if not there[settings.device]:
+        raise BaseModelError(
+            f"DEVICE is {settings.device!r}, but this machine has none; set DEVICE=cpu or leave it out."
+        )
+    return torch.device(settings.device)
+
+
+def choose_dtype(settings: Settings, device: torch.device) -> torch.dtype:
+    """The dtype of ``DTYPE``; ``auto`` is fp16 on CUDA and fp32 elsewhere."""
+    if settings.dtype == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[settings.dtype]
+
+
+def use_threads(settings: Settings) -> int:
+    """Fix the number of CPU threads, which results depend on in the last bits; returns it."""
+    threads = settings.torch_threads or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    return threads
+
+
+def load_base(settings: Settings) -> BaseModel:
+    """The base model of ``BASE_MODEL``, on its device, frozen.
+
+    Raises:
+        BaseModelError: there is no such folder, file or hub id, or it is no Stable Diffusion.
+    """
+    _silence()
+    from diffusers import StableDiffusionPipeline
+
+    device = choose_device(settings)
+    dtype = choose_dtype(settings, device)
+    source, recipe = _locate(settings.base_model)
+    parts = {"dtype": dtype, "safety_checker": None, "requires_safety_checker": False}
+    try:
+        if isinstance(source, Path) and source.is_file():
+            pipeline = StableDiffusionPipeline.from_single_file(str(source), **parts)
+        else:
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                source, cache_dir=settings.model_cache, token=settings.hf_token.get_secret_value() or None, **parts
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise BaseModelError(
+            f"BASE_MODEL {settings.base_model!r} could not be loaded ({str(error).splitlines()[0]}); "
+            f"it must be {_ACCEPTED}."
+        ) from error
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        part.eval().requires_grad_(False).to(device)
+    return BaseModel(
+        name=settings.base_model,
+        unet=pipeline.unet,
+        vae=pipeline.vae,
+        text_encoder=pipeline.text_encoder,
+        tokenizer=pipeline.tokenizer,
+        scheduler_config=dict(pipeline.scheduler.config),
+        recipe=recipe or _recipe_of(pipeline.text_encoder.config.hidden_size),
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _silence() -> None:
+    """Keep the libraries' bars and notices out of logs that people read; their errors stay."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+
+
+def _locate(name: str) -> tuple[Path | str, BaseRecipe | None]:
+    """Where the weights are, and the recipe if one lies beside them or is known by name."""
+    if name in KNOWN:
+        return KNOWN[name].hub_id, KNOWN[name].recipe
+    path = EMBEDDED if name == "embedded" else Path(name).expanduser()
+    if not path.exists():
+        if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+            raise BaseModelError(
+                f"BASE_MODEL is {name!r}, but there is no such folder or file; it must be {_ACCEPTED}."
+            )
+        return name, None
+    beside = path / FILE_NAME if path.is_dir() else path.with_suffix(".json")
+    return path, BaseRecipe.read(beside) if beside.exists() else None
+
+
+def _recipe_of(text_width: int) -> BaseRecipe:
+    """The recipe for a fine-tuned model of a family, told by its text encoder's width."""
+    return SD21 if text_width == 1024 else SD15

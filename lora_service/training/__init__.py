@@ -1,0 +1,1 @@
+"""Teaching: from pictures to one LoRA file, in two stages."""

@@ -1,0 +1,94 @@
+"""What each step sees, drawn for a whole stage beforehand, so that the loop never waits for the host."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import CLIPTokenizer
+
+from lora_service.pictures import TrainingPicture
+from lora_service.pictures.captions import TagOptions, draw_caption, fill
+from lora_service.training.latents import CachedLatents
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The choices of all micro-batches of a stage; batch ``i`` comes from ``groups[i]``.
+
+    ``versions``, ``pictures`` (within the group) and ``captions`` (rows of ``ids``)
+    are ``(batches, b)``; ``ids`` holds each different caption once, ``(m, positions)``.
+    """
+
+    groups: list[int]
+    versions: torch.Tensor
+    pictures: torch.Tensor
+    captions: torch.Tensor
+    ids: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How captions name the subject: ``spellings`` with their shares, which sum to 1."""
+
+    spellings: tuple[tuple[str, float], ...]
+    tags: TagOptions
+
+    def caption(self, picture: TrainingPicture, rng: random.Random) -> str:
+        """A caption of ``picture`` with the subject named, or "" where dropout takes it."""
+        names, shares = zip(*self.spellings, strict=True)
+        return fill(draw_caption(picture.captions, self.tags, rng), rng.choices(names, shares)[0])
+
+
+def draw(
+    cache: Sequence[CachedLatents],
+    pictures: Sequence[TrainingPicture],
+    wording: Wording,
+    tokenizer: CLIPTokenizer,
+    *,
+    batches: int,
+    batch_size: int,
+    seed: str,
+) -> Draws:
+    """Draw a stage. Every picture comes as often as its ``repeats`` say before any comes again."""
+    rng = random.Random(seed)
+    queue: list[tuple[int, list[int]]] = []
+    groups, rows = [], []
+    for _ in range(batches):
+        if not queue:
+            queue = _epoch(cache, pictures, batch_size, rng)
+        group, members = queue.pop()
+        groups.append(group)
+        rows.append(members)
+    words: dict[str, int] = {}
+    captions = [
+        [words.setdefault(wording.caption(pictures[cache[g].pictures[m]], rng), len(words)) for m in members]
+        for g, members in zip(groups, rows, strict=True)
+    ]
+    versions = [[rng.randrange(len(cache[g].mean)) for _ in members] for g, members in zip(groups, rows, strict=True)]
+    ids = tokenizer(list(words), padding="max_length", truncation=True, return_tensors="pt").input_ids
+    device = cache[0].mean.device
+    return Draws(
+        groups=groups,
+        versions=torch.tensor(versions, device=device),
+        pictures=torch.tensor(rows, device=device),
+        captions=torch.tensor(captions, device=device),
+        ids=ids.to(device),
+    )
+
+
+def _epoch(
+    cache: Sequence[CachedLatents], pictures: Sequence[TrainingPicture], batch_size: int, rng: random.Random
+) -> list[tuple[int, list[int]]]:
+    """One pass over all pictures as full batches, each of one size; a short last one is filled from its own group."""
+    batches = []
+    for group, latents in enumerate(cache):
+        order = [m for m, picture in enumerate(latents.pictures) for _ in range(pictures[picture].repeats)]
+        rng.shuffle(order)
+        while len(order) % batch_size:
+            order.append(rng.randrange(len(latents.pictures)))
+        batches += [(group, order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
+    rng.shuffle(batches)
+    return batches

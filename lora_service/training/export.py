@@ -1,0 +1,84 @@
+"""From what was learned to the one LoRA file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from lora_service import __version__
+from lora_service.lora.metadata import BaseStrings, LoraDescription, header_strings
+from lora_service.lora.weights import LoraLayer, LoraWeights
+from lora_service.lora.writer import write_lora
+from lora_service.models.bundle import BaseModel
+from lora_service.pictures import PictureReport
+from lora_service.training.config import TrainPlan
+from lora_service.training.layers import LoraLinear
+from lora_service.training.loop import StageReport
+from lora_service.training.tokens import TokenRows
+
+
+@dataclass
+class Learned:
+    """What the stages taught: the new tokens' rows, and the LoRA layers by module path."""
+
+    rows: TokenRows | None
+    unet: Mapping[str, LoraLinear] = field(default_factory=dict)
+    text_encoder: Mapping[str, LoraLinear] = field(default_factory=dict)
+
+    def weights(self, tokens: tuple[str, ...], metadata: Mapping[str, str]) -> LoraWeights:
+        """It as a LoRA in memory."""
+        parts = {"unet": self.unet, "text_encoder": self.text_encoder}
+        layers = {
+            component: {
+                path: LoraLayer(down=layer.down.detach().cpu(), up=layer.up.detach().cpu(), alpha=layer.alpha)
+                for path, layer in found.items()
+            }
+            for component, found in parts.items()
+            if found
+        }
+        rows = self.rows.rows.detach().cpu() if self.rows else ()
+        embeddings = {token: {"text_encoder": row} for token, row in zip(tokens, rows, strict=True)}
+        return LoraWeights(layers=layers, embeddings=embeddings, metadata=metadata)
+
+
+def write(
+    path: Path,
+    learned: Learned,
+    base: BaseModel,
+    plan: TrainPlan,
+    pictures: PictureReport,
+    stages: Mapping[str, StageReport],
+) -> Path:
+    """Write the file. No clock, path or temporary name is in it: the same training gives the same bytes."""
+    config = plan.config
+    report = {
+        "base": base.recipe.title,
+        "settings": plan.as_json(),
+        "prompt": plan.prompt,
+        "pictures": pictures.counts(),
+        "losses": {name: stage.losses for name, stage in stages.items()},
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    side = config.resolution or 0
+    description = LoraDescription(
+        base=BaseStrings(f"{base.recipe.architecture}/lora", base.recipe.version),
+        base_name=base.recipe.title,
+        # Unique per training: A1111 calls a LoRA by its title.
+        title=f"{plan.trigger.replace(' ', '-')}-{config.seed or 0:08x}",
+        trigger=plan.trigger,
+        resolution=(side, side),
+        rank=config.lora_rank or 0,
+        alpha=config.lora_alpha or 0.0,
+        steps=config.max_train_steps_tuning,
+        learning_rate=config.learning_rate_unet or 0.0,
+        prediction_type="v" if base.prediction_type == "v_prediction" else "epsilon",
+        usage_hint=f"Write {plan.trigger!r} in the prompt, like: {plan.prompt_with(plan.trigger)}",
+    )
+    metadata = header_strings(description, __version__) | {"lora_service.report": json.dumps(report, sort_keys=True)}
+    write_lora(path, learned.weights(plan.tokens, metadata), layout=config.lora_format)
+    return path

@@ -1,0 +1,176 @@
+"""One training, from pictures to a LoRA file."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from lora_service.errors import InputError
+from lora_service.models.bundle import BaseModel
+from lora_service.pictures import Limits, PictureOptions, TrainingPictures, read_pictures
+from lora_service.pictures.captions import DEFAULT_MARKS
+from lora_service.training.config import TrainConfig, TrainPlan, plan
+from lora_service.training.export import Learned, write
+from lora_service.training.latents import encode
+from lora_service.training.layers import TEXT_TARGETS, UNET_TARGETS, LoraLinear, lora_layers
+from lora_service.training.loop import OnProgress, StageReport
+from lora_service.training.stages import Material, invert, tune
+from lora_service.training.tokens import added_tokens, first_rows
+
+# Rare words that mean nothing to a base model and read well enough to be typed.
+TRIGGERS = ("ohwx", "zkvi", "qlum", "vrep", "xabo", "nujx", "wizq", "bovk", "jyru", "kexo", "plyv", "gwoz")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training made, and how it went."""
+
+    path: Path
+    plan: TrainPlan
+    pictures: TrainingPictures
+    stages: dict[str, StageReport]
+    seconds: dict[str, float]
+
+    @property
+    def prompt(self) -> str:
+        """A prompt to start with."""
+        return self.plan.prompt
+
+
+@dataclass
+class Job:
+    """Runs one training.
+
+    Args:
+        base: the base model; its weights are as before when :meth:`run` ends, however it ends.
+        folder: the job's own working folder; the LoRA file is written there.
+        on_progress: called now and then with the stage, the step and the loss.
+        tell: called with lines for the person who waits.
+    """
+
+    base: BaseModel
+    folder: Path
+    on_progress: OnProgress = lambda progress: None
+    tell: Callable[[str], None] = lambda line: None
+    limits: Limits = field(default_factory=Limits)
+    _seconds: dict[str, float] = field(default_factory=dict, init=False)
+
+    def run(self, source: Path | Sequence[Path], config: TrainConfig) -> TrainResult:
+        """Train on the pictures of ``source`` as ``config`` asks.
+
+        Raises:
+            PicturesError: the pictures cannot be used.
+            InputError: an input cannot be used on this base.
+        """
+        decided = self._decide(config)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._timed("pictures"):
+            pictures = read_pictures(source, self._picture_options(decided), self.folder)
+        for line in pictures.report.lines():
+            self.tell(line)
+        self.tell(f"trigger {decided.trigger!r}, seed {decided.config.seed}, base {self.base.recipe.title}")
+        with self._timed("latents"):
+            c = decided.config
+            cache = encode(
+                pictures.pictures, self.base, flip=bool(c.flip), color_jitter=bool(c.color_jitter), seed=c.seed or 0
+            )
+        with ExitStack() as changes, precision(self.base, decided) as autocast:
+            generator = torch.Generator().manual_seed(decided.config.seed or 0)
+            tokenizer, rows = self.base.tokenizer, None
+            if decided.tokens:
+                start = first_rows(self.base, decided.tokens, decided.initializers, generator)
+                tokenizer, rows = changes.enter_context(added_tokens(self.base, decided.tokens, start))
+            material = Material(self.base, pictures.pictures, cache, decided, tokenizer, autocast)
+            learned = Learned(rows)
+            stages: dict[str, StageReport] = {}
+            if rows is not None:
+                with self._timed("stage 1"):
+                    stages["stage 1"] = invert(material, rows, self.on_progress)
+            if decided.config.max_train_steps_tuning:
+                learned.unet, learned.text_encoder = self._add_layers(changes, decided, generator)
+                with self._timed("stage 2"):
+                    stages["stage 2"] = tune(material, learned.unet, learned.text_encoder, rows, self.on_progress)
+            path = write(self.folder / "lora.safetensors", learned, self.base, decided, pictures.report, stages)
+        return TrainResult(path, decided, pictures, stages, dict(self._seconds))
+
+    def _decide(self, config: TrainConfig) -> TrainPlan:
+        seed = random.SystemRandom().randrange(2**32) if config.seed is None else config.seed
+        trigger = config.trigger or " ".join(
+            word for word in (random.Random(seed).choice(TRIGGERS), config.class_word) if word
+        )
+        decided = plan(config, self.base.recipe, trigger, seed)
+        resolution, step = decided.config.resolution or 0, self.base.size_step
+        if resolution % step:
+            near = max(step, round(resolution / step) * step)
+            raise InputError(
+                "resolution", resolution, f"a multiple of {step} for {self.base.recipe.title}, like {near}"
+            )
+        return decided
+
+    def _picture_options(self, decided: TrainPlan) -> PictureOptions:
+        config = decided.config
+        return PictureOptions(
+            resolution=config.resolution or self.base.recipe.resolution,
+            task=config.task,
+            mask_mode=config.mask_mode,
+            caption_mode=config.caption_mode,
+            aspect_ratio_buckets=config.aspect_ratio_buckets,
+            bucket_step=min(64, 8 * self.base.pixels_per_latent),
+            custom_prompts=config.templates,
+            trigger_words=(*DEFAULT_MARKS, decided.trigger, "".join(decided.tokens)),
+            limits=self.limits,
+        )
+
+    def _add_layers(
+        self, changes: ExitStack, decided: TrainPlan, generator: torch.Generator
+    ) -> list[Mapping[str, LoraLinear]]:
+        """LoRA layers in the UNet and in the text encoder, until ``changes`` ends; none where the rate is 0."""
+        config = decided.config
+        rank, alpha = config.lora_rank or 1, config.lora_alpha or 1.0
+        parts = (
+            (self.base.unet, UNET_TARGETS, config.learning_rate_unet),
+            (self.base.text_encoder, TEXT_TARGETS, config.learning_rate_text),
+        )
+        return [
+            changes.enter_context(lora_layers(model, targets, rank, alpha, generator)) if rate else {}
+            for model, targets, rate in parts
+        ]
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self._seconds[phase] = round(time.monotonic() - started, 2)
+
+
+@contextmanager
+def precision(base: BaseModel, decided: TrainPlan) -> Iterator[torch.dtype | None]:
+    """The dtype to compute in, None for fp32; ``gradient_checkpointing`` is on within it where asked for.
+
+    ``auto`` is bf16 where the device has it, fp16 (with scaled gradients) on older
+    CUDA devices, and fp32 on a CPU, which gains nothing from less.
+
+    Raises:
+        InputError: fp16 on a CPU, which has no gradient scaling.
+    """
+    asked, on_cuda = decided.config.mixed_precision, base.device.type == "cuda"
+    if asked == "fp16" and not on_cuda:
+        raise InputError("mixed_precision", asked, f"auto, no or bf16 on a {base.device.type} device")
+    auto = "no" if not on_cuda else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    dtype = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[auto if asked == "auto" else asked]
+    if decided.config.gradient_checkpointing != "on":
+        yield dtype
+        return
+    base.unet.enable_gradient_checkpointing()
+    base.unet.train()  # diffusers checkpoints in training mode only; no part of these UNets has dropout
+    try:
+        yield dtype
+    finally:
+        base.unet.eval()
+        base.unet.disable_gradient_checkpointing()
