@@ -1,8 +1,9 @@
 """Cog's own HTTP server for one entry, as a process with a working folder of its own.
 
 Seen with Cog 0.23: the server reads ``.cog/openapi_schema.json`` in its working folder and checks requests against
-nothing else; it starts its worker as bare ``python`` from ``PATH``; a worker that dies leaves it refusing every request
-for ever, so something must watch `Server.health` and call `Server.restart`.
+nothing else; it starts its worker as bare ``python`` from ``PATH``; one process answers ``/predictions`` and
+``/trainings`` with the same entry; and a worker that dies leaves it refusing every request for ever, so something must
+watch `Server.health` and start it again (`supervisor`).
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ class Server:
         self.close()
 
     def close(self) -> None:
-        """End the server, at once if it is busy, and remove its temporary folder."""
+        """End the server (a running job has 5 s to finish) and remove its temporary folder."""
         try:
             self.stop()
         finally:
@@ -188,11 +189,6 @@ class Server:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-    def restart(self) -> None:
-        """End whatever is left of the process and start it again."""
-        self.stop(grace=0)
-        self.start()
 
     def health(self) -> Health:
         """What the server is doing now; asking does not disturb a running job."""
@@ -254,7 +250,6 @@ def _variables(entry: Entry, port: int) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join([str(entry.path.parent), *([paths] if paths else [])]),
         "PORT": str(port),
         "COG_PREDICT_TYPE_STUB": entry.reference,
-        "COG_TRAIN_TYPE_STUB": entry.reference,
     }
 
 
