@@ -62,7 +62,7 @@ class HaarDetector:
         turned = cv2.equalizeHist(np.asarray(gray.rotate(tilt, Image.Resampling.BILINEAR)))
         smallest = max(24, int(_SMALLEST * min(gray.size)))
         boxes = self._cascade().detectMultiScale(turned, _SCALE_STEP, _NEIGHBOURS, minSize=(smallest, smallest))
-        return [_turned_back((x, y, w, h), tilt, gray.size) for x, y, w, h in boxes]
+        return [_turned_back((int(x), int(y), int(w), int(h)), tilt, gray.size) for x, y, w, h in boxes]
 
     def _cascade(self) -> cv2.CascadeClassifier:
         if not hasattr(self._local, "cascade"):

@@ -13,7 +13,8 @@ from lora_service.pictures.framing import Frame
 from lora_service.pictures.kinds import MaskSource
 from lora_service.pictures.options import PictureOptions
 
-_FACE_WIDTH, _FACE_HEIGHT = 0.65, 0.85  # half axes of the masked ellipse, as shares of the detector's box
+_FACE_WIDTH, _FACE_HEIGHT, _RAISED = 0.75, 0.95, 0.1  # half axes and rise of the masked ellipse, as shares of the
+# detector's box, which goes from brows to chin: with the hair, as that is how a person is known
 _SOFTNESS = 0.08  # blur of the ellipse's edge, as a share of the box
 _SHAPE_TOLERANCE = 0.02
 _MASKED = 128  # a mask's value from which on a pixel is the subject's
@@ -90,7 +91,7 @@ def _from_faces(size: tuple[int, int], faces: list[Face]) -> Mask:
 
 def _ellipse(size: tuple[int, int], face: Face) -> Image.Image:
     mask = Image.new("L", size, 0)
-    x, y = (face.left + face.width / 2) * size[0], (face.top + face.height / 2) * size[1]
+    x, y = (face.left + face.width / 2) * size[0], (face.top + (0.5 - _RAISED) * face.height) * size[1]
     half_width, half_height = _FACE_WIDTH * face.width * size[0], _FACE_HEIGHT * face.height * size[1]
     ImageDraw.Draw(mask).ellipse((x - half_width, y - half_height, x + half_width, y + half_height), fill=255)
     return mask.filter(ImageFilter.GaussianBlur(_SOFTNESS * face.width * size[0]))

@@ -13,7 +13,6 @@ _SUBJECT = (
     "a photo of {}",
     "a picture of {}",
     "an image of {}",
-    "a rendering of {}",
     "a photo showing {}",
     "this is {}",
     "a picture that shows {}",
