@@ -56,7 +56,7 @@ def cache_clear() -> None:
     cache = _cache()
     size = cache.size()
     count = cache.clear()
-    click.echo(f"{count} files, {size / _MEBIBYTE:.1f} MiB, removed from {cache.folder}")
+    click.echo(f"{count} file{'s' * (count != 1)}, {size / _MEBIBYTE:.1f} MiB, removed from {cache.folder}")
 
 
 def _cache() -> Cache:
