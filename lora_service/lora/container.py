@@ -198,5 +198,6 @@ def _check_layout(tensors: Mapping[str, TensorEntry], data_size: int) -> None:
 
 
 def shortened(text: str, limit: int = 80) -> str:
-    """A stranger's text, short enough for a message."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    """A stranger's text, short enough for a message and without what would steer a terminal."""
+    text = text if len(text) <= limit else text[: limit - 1] + "…"
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

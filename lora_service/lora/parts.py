@@ -7,17 +7,17 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from lora_service.errors import LoraFileError
 from lora_service.lora.container import shortened
-from lora_service.lora.weights import DoraLayer, LohaLayer, LokrLayer, LoraLayer, WeightChange
+from lora_service.lora.kinds import DoraLayer, Factor, LohaLayer, LokrLayer
+from lora_service.lora.weights import LoraLayer, WeightChange
 
 MAX_RANK = 4096
 """Above every dimension of the models served; more could only be a mistake or an attack."""
-MAX_FACTOR_ITEMS = 64 * 1024**2
-"""Items of a LoKr factor multiplied out; the largest weight served has 15 million."""
+MAX_WEIGHT_ITEMS = 64 * 1024**2
+"""Of a weight that is changed; the largest in the models served, SDXL's second token table, has 63 million."""
 
 Parts = dict[str, Tensor]
 
@@ -102,7 +102,7 @@ def build_layer(
         raise _unread(name, rest)
     try:
         layer = builder(rest, _alpha(name, stored_alpha, alpha_of))
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, ValueError) as error:
         missing = f"has no {error.args[0]!r}" if isinstance(error, KeyError) else "has parts that do not fit each other"
         raise LoraFileError(f"The LoRA's module {shortened(name)} {missing} ({_shapes(parts)}).") from error
     if rest:
@@ -111,7 +111,11 @@ def build_layer(
         raise LoraFileError(
             f"The LoRA's module {shortened(name)} has the alpha {layer.alpha}; it must be a finite number."
         )
-    if not 0 <= layer.rank <= MAX_RANK:
+    if math.prod(layer.shape) > MAX_WEIGHT_ITEMS:
+        raise LoraFileError(
+            f"The LoRA's module {shortened(name)} changes a weight of the shape {layer.shape}; no base served has one."
+        )
+    if layer.rank > MAX_RANK:
         raise LoraFileError(
             f"The LoRA's module {shortened(name)} has the rank {layer.rank}; at most {MAX_RANK} is read."
         )
@@ -122,34 +126,26 @@ AlphaFor = Callable[[int], float]
 
 
 def _lora(parts: Parts, alpha_for: AlphaFor) -> LoraLayer:
-    down, up = parts.pop("lora_down.weight"), parts.pop("lora_up.weight")
-    rank = _at_least_two_dimensions(down).shape[0]
-    if "lora_mid.weight" in parts:
-        mid = parts.pop("lora_mid.weight")  # (rank, rank, kh, kw), between 1 × 1 down and up: folded into down
-        down = torch.einsum("rskl,si->rikl", mid.float(), down.float().reshape(rank, -1)).to(down.dtype)
-    if _at_least_two_dimensions(up).shape[1] != rank or up.shape[2:].numel() != 1 or 0 in (*up.shape, *down.shape):
-        raise ValueError("shapes")
-    return LoraLayer(down, up, alpha_for(rank))
+    down, up = _factor(parts.pop("lora_down.weight")), _factor(parts.pop("lora_up.weight"))
+    mid = parts.pop("lora_mid.weight", None)
+    rank = down.shape[0]
+    _require(up.shape[1] == rank and up.shape[2:].numel() == 1)
+    if mid is not None:
+        _require(down.shape[2:].numel() == 1 and mid.dim() == 4 and mid.shape[:2] == (rank, rank))
+    return LoraLayer(down, up, alpha_for(rank), mid)
 
 
 def _loha(parts: Parts, alpha_for: AlphaFor) -> LohaLayer:
-    a1, b1, a2, b2 = (_matrix(parts.pop(f"hada_w{which}")) for which in ("1_a", "1_b", "2_a", "2_b"))
-    if "hada_t1" in parts or "hada_t2" in parts:
-        # Tucker cores (rank, rank, kh, kw): a is (rank, out) here, and the core is folded into b.
-        b1, b2 = (_fold_core(parts.pop(core), b) for core, b in (("hada_t1", b1), ("hada_t2", b2)))
-        a1, a2 = a1.T.contiguous(), a2.T.contiguous()
-    if a1.shape[1] != b1.shape[0] or a2.shape[1] != b2.shape[0] or a1.shape[0] != a2.shape[0] or b1.shape != b2.shape:
-        raise ValueError("shapes")
-    return LohaLayer(a1, b1, a2, b2, alpha_for(b1.shape[0]))
+    first, second = _whole_or_split(parts, "hada_w1", "hada_t1"), _whole_or_split(parts, "hada_w2", "hada_t2")
+    _require(first.rank > 0 and second.rank > 0 and first.shape == second.shape)
+    return LohaLayer(first, second, alpha_for(first.rank))
 
 
 def _lokr(parts: Parts, alpha_for: AlphaFor) -> LokrLayer:
-    first, first_rank = _kronecker_factor(parts, "lokr_w1", None)
-    second, second_rank = _kronecker_factor(parts, "lokr_w2", parts.pop("lokr_t2", None))
-    if _at_least_two_dimensions(first).dim() != 2 or 0 in (*first.shape, *_at_least_two_dimensions(second).shape):
-        raise ValueError("shapes")
-    rank = second_rank or first_rank
-    return LokrLayer(first, second, alpha_for(rank) if rank else 0.0, rank)
+    first, second = _whole_or_split(parts, "lokr_w1", "lokr_t1"), _whole_or_split(parts, "lokr_w2", "lokr_t2")
+    _require(len(first.shape) == 2)
+    rank = second.rank or first.rank
+    return LokrLayer(first, second, alpha_for(rank) if rank else 0.0)
 
 
 _BUILDERS: Mapping[str, Callable[[Parts, AlphaFor], LoraLayer | LohaLayer | LokrLayer]] = {
@@ -160,21 +156,26 @@ _BUILDERS: Mapping[str, Callable[[Parts, AlphaFor], LoraLayer | LohaLayer | Lokr
 }
 
 
-def _kronecker_factor(parts: Parts, name: str, core: Tensor | None) -> tuple[Tensor, int]:
-    """A factor of a LoKr, multiplied out, and the rank it was split at; 0 if it is stored whole."""
+def _whole_or_split(parts: Parts, name: str, core_name: str) -> Factor:
     if name in parts:
-        return parts.pop(name), 0
-    a, b = _matrix(parts.pop(f"{name}_a")), _at_least_two_dimensions(parts.pop(f"{name}_b"))
-    if a.shape[0 if core is not None else 1] != b.shape[0] or a.numel() // b.shape[0] * b[0].numel() > MAX_FACTOR_ITEMS:
-        raise ValueError("shapes")
+        return Factor(_factor(parts.pop(name)))
+    a, b = _factor(parts.pop(f"{name}_a")), _factor(parts.pop(f"{name}_b"))
+    core = parts.pop(core_name, None)
     if core is None:
-        return (a.float() @ b.float().flatten(1)).reshape(-1, *b.shape[1:]), b.shape[0]
-    return torch.einsum("ro,rikl->oikl", a.float(), _fold_core(core, b).float()), b.shape[0]
+        _require(a.dim() == 2 and a.shape[1] == b.shape[0])
+    else:
+        _require(a.dim() == b.dim() == 2 and core.dim() == 4 and core.shape[:2] == (a.shape[0], b.shape[0]))
+    return Factor(b, a, core)
 
 
-def _fold_core(core: Tensor, b: Tensor) -> Tensor:
-    """A Tucker core ``(rank, rank, kh, kw)`` and ``b (rank, in)`` -> ``(rank, in, kh, kw)``."""
-    return torch.einsum("rskl,si->rikl", core.float(), b.float()).to(b.dtype)
+def _factor(tensor: Tensor) -> Tensor:
+    _require(tensor.dim() >= 2 and 0 not in tensor.shape)
+    return tensor
+
+
+def _require(fits: bool) -> None:
+    if not fits:
+        raise ValueError("shapes")
 
 
 def _alpha(name: str, stored: Tensor | None, alpha_of: Callable[[int], float | None] | None) -> AlphaFor:
@@ -190,15 +191,15 @@ def _alpha(name: str, stored: Tensor | None, alpha_of: Callable[[int], float | N
 
 
 def _dora(name: str, layer: LoraLayer | LohaLayer | LokrLayer, magnitude: Tensor) -> DoraLayer:
-    if magnitude.numel() not in layer.shape[:2]:
-        raise LoraFileError(
-            f"The LoRA's module {shortened(name)} has {magnitude.numel()} magnitudes (dora_scale), "
-            f"which fits neither its {layer.shape[0]} outputs nor its {layer.shape[1]} inputs."
-        )
     by_column = magnitude.dim() > 1 and magnitude.shape[0] == 1
-    column_shape = (1, -1, *[1] * (len(layer.shape) - 2))
-    row_shape = (-1, *[1] * (len(layer.shape) - 1))
-    return DoraLayer(layer, magnitude.reshape(column_shape if by_column else row_shape))
+    wanted = layer.shape[1 if by_column else 0]
+    if magnitude.numel() != wanted:
+        raise LoraFileError(
+            f"The LoRA's module {shortened(name)} has {magnitude.numel()} magnitudes (dora_scale) of the shape "
+            f"{tuple(magnitude.shape)}; it needs {wanted}, one per {'input' if by_column else 'output'}."
+        )
+    kernel = [1] * (len(layer.shape) - 2)
+    return DoraLayer(layer, magnitude.reshape(1, -1, *kernel) if by_column else magnitude.reshape(-1, 1, *kernel))
 
 
 def _unread(name: str, parts: Mapping[str, Tensor]) -> LoraFileError:
@@ -212,15 +213,3 @@ def _unread(name: str, parts: Mapping[str, Tensor]) -> LoraFileError:
 
 def _shapes(parts: Mapping[str, Tensor]) -> str:
     return shortened(", ".join(f"{part} {tuple(tensor.shape)}" for part, tensor in parts.items()), 300)
-
-
-def _at_least_two_dimensions(tensor: Tensor) -> Tensor:
-    if tensor.dim() < 2:
-        raise ValueError("a factor needs two dimensions")
-    return tensor
-
-
-def _matrix(tensor: Tensor) -> Tensor:
-    if tensor.dim() != 2 or 0 in tensor.shape:
-        raise ValueError("a factor needs two dimensions")
-    return tensor

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -49,12 +49,14 @@ class WeightChange(Protocol):
 class LoraLayer:
     """The change ``alpha / rank · up @ down`` (https://arxiv.org/abs/2106.09685), convolutions as in LoCon.
 
-    Shapes: ``down (rank, in[, kh, kw])``, ``up (out, rank[, 1, 1])``.
+    Shapes: ``down (rank, in[, kh, kw])``, ``up (out, rank[, 1, 1])``. A LoCon split once more has the kernel in
+    ``mid (rank, rank, kh, kw)`` between a down and an up of 1 × 1.
     """
 
     down: Tensor
     up: Tensor
     alpha: float
+    mid: Tensor | None = None
     kind = "LoRA"
 
     @property
@@ -63,143 +65,30 @@ class LoraLayer:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (self.up.shape[0], *self.down.shape[1:])
+        kernel = self.down.shape[2:] if self.mid is None else self.mid.shape[2:]
+        return (self.up.shape[0], self.down.shape[1], *kernel)
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        return {"lora_down.weight": self.down, "lora_up.weight": self.up}
+        pair = {"lora_down.weight": self.down, "lora_up.weight": self.up}
+        return pair if self.mid is None else {**pair, "lora_mid.weight": self.mid}
 
     def factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """``up (out, rank)`` and ``down (rank, in·kh·kw)`` in fp32, without ``alpha / rank``."""
-        return self.up.to(device).float().flatten(1), self.down.to(device).float().flatten(1)
+        up, down = self.up.to(device).float().flatten(1), self.down.to(device).float().flatten(1)
+        if self.mid is not None:
+            down = torch.einsum("rskl,si->rikl", self.mid.to(device).float(), down).flatten(1)
+        return up, down
 
     def delta(self, weight: Tensor) -> Tensor:
         up, down = self.factors(weight.device)
         return (up @ down).mul_(self.alpha / self.rank).reshape(weight.shape)
 
     def norm(self) -> float:
+        # ‖up @ down‖ from two rank × rank Gram matrices; the product itself is never formed.
         up, down = self.factors(self.up.device)
-        return abs(self.alpha) / self.rank * _product_norm(up, down)
-
-
-@dataclass(frozen=True, eq=False)
-class LohaLayer:
-    """The change ``alpha / rank · (a1 @ b1) ∘ (a2 @ b2)`` (FedPara, https://arxiv.org/abs/2108.06098).
-
-    Shapes: ``a1, a2 (out, rank)``, ``b1, b2 (rank, in)`` or ``(rank, in, kh, kw)``.
-    """
-
-    a1: Tensor
-    b1: Tensor
-    a2: Tensor
-    b2: Tensor
-    alpha: float
-    kind = "LoHa"
-
-    @property
-    def rank(self) -> int:
-        return self.b1.shape[0]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.a1.shape[0], *self.b1.shape[1:])
-
-    @property
-    def tensors(self) -> Mapping[str, Tensor]:
-        return {
-            "hada_w1_a": self.a1,
-            "hada_w1_b": self.b1.flatten(1),
-            "hada_w2_a": self.a2,
-            "hada_w2_b": self.b2.flatten(1),
-        }
-
-    def delta(self, weight: Tensor) -> Tensor:
-        a1, b1, a2, b2 = (t.to(weight.device).float().flatten(1) for t in (self.a1, self.b1, self.a2, self.b2))
-        return (a1 @ b1).mul_(a2 @ b2).mul_(self.alpha / self.rank).reshape(weight.shape)
-
-    def norm(self) -> float:
-        a1, b1, a2, b2 = (t.float().flatten(1) for t in (self.a1, self.b1, self.a2, self.b2))
-        return abs(self.alpha) / self.rank * (a1 @ b1).mul_(a2 @ b2).norm().item()
-
-
-@dataclass(frozen=True, eq=False)
-class LokrLayer:
-    """The change ``scale · kron(w1, w2)`` (https://arxiv.org/abs/2212.10650), its factors multiplied out.
-
-    Shapes: ``w1 (a, b)``, ``w2 (c, d[, kh, kw])`` for a weight ``(a·c, b·d[, kh, kw])``.
-    ``rank`` and ``alpha`` tell what ``scale = alpha / rank`` was made from; both 0-rank and full factors have scale 1.
-    """
-
-    w1: Tensor
-    w2: Tensor
-    alpha: float
-    rank: int
-    kind = "LoKr"
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank if self.rank else 1.0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.w1.shape[0] * self.w2.shape[0], self.w1.shape[1] * self.w2.shape[1], *self.w2.shape[2:])
-
-    @property
-    def tensors(self) -> Mapping[str, Tensor]:
-        # Full factors carry no alpha in any reader, so the scale goes into the smaller one.
-        return {"lokr_w1": self.w1.float() * self.scale, "lokr_w2": self.w2}
-
-    def delta(self, weight: Tensor) -> Tensor:
-        w1, w2 = self.w1.to(weight.device).float(), self.w2.to(weight.device).float()
-        w1 = w1.reshape(*w1.shape, *[1] * (w2.dim() - 2))
-        return torch.kron(w1, w2).mul_(self.scale).reshape(weight.shape)
-
-    def norm(self) -> float:
-        return abs(self.scale) * self.w1.float().norm().item() * self.w2.float().norm().item()
-
-
-@dataclass(frozen=True, eq=False)
-class DoraLayer:
-    """DoRA (https://arxiv.org/abs/2402.09353): the changed weight is brought to learned lengths.
-
-    ``W' = magnitude · (W + inner) / ‖W + inner‖``, the norm over each output's row, or, as some trainers have it,
-    over each input's column; ``magnitude`` has one entry per row ``(out, 1…)`` or per column ``(1, in, 1…)``.
-    """
-
-    inner: LoraLayer | LohaLayer | LokrLayer
-    magnitude: Tensor
-
-    @property
-    def kind(self) -> str:
-        return f"DoRA over {self.inner.kind}"
-
-    @property
-    def rank(self) -> int:
-        return self.inner.rank
-
-    @property
-    def alpha(self) -> float:
-        return self.inner.alpha
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.inner.shape
-
-    @property
-    def tensors(self) -> Mapping[str, Tensor]:
-        return {**self.inner.tensors, "dora_scale": self.magnitude}
-
-    def delta(self, weight: Tensor) -> Tensor:
-        original = weight.float()
-        changed = original + self.inner.delta(weight)
-        by_row = self.magnitude.shape[0] == weight.shape[0]
-        dims = [dim for dim in range(weight.dim()) if dim != (0 if by_row else 1)]
-        lengths = changed.norm(dim=dims, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        magnitude = self.magnitude.to(weight.device).float().reshape(lengths.shape)
-        return changed.mul_(magnitude / lengths).sub_(original)
-
-    def norm(self) -> None:
-        return None
+        square = ((up.T @ up) * (down @ down.T)).sum().item()
+        return abs(self.alpha) / self.rank * math.sqrt(max(square, 0.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,6 +134,14 @@ class LoraWeights:
         """Names of its tokens, in the file's order."""
         return tuple(self.embeddings)
 
+    def to(self, device: torch.device) -> LoraWeights:
+        """The same weights on a device; worth it for a LoRA that will be applied to a model there again and again."""
+        layers = {
+            component: {path: _moved(layer, device) for path, layer in modules.items()}
+            for component, modules in self.layers.items()
+        }
+        return replace(self, layers=layers)
+
     def with_metadata(self, metadata: Mapping[str, str]) -> LoraWeights:
         """The same weights under other header strings."""
         return replace(self, metadata=metadata)
@@ -254,7 +151,10 @@ class LoraWeights:
         return counts.most_common(1)[0][0] if counts else (0, 0.0)
 
 
-def _product_norm(up: Tensor, down: Tensor) -> float:
-    """‖up @ down‖ from two rank × rank Gram matrices; the product itself is never formed."""
-    square = ((up.T @ up) * (down @ down.T).T).sum().item()
-    return math.sqrt(max(square, 0.0))
+def _moved(layer: Any, device: torch.device) -> Any:
+    """A layer with its tensors, and those of the layer inside it, on a device."""
+    if isinstance(layer, Tensor):
+        return layer.to(device)
+    if not is_dataclass(layer):
+        return layer
+    return replace(layer, **{part.name: _moved(getattr(layer, part.name), device) for part in fields(layer)})  # type: ignore[type-var]

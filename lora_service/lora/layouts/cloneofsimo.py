@@ -19,7 +19,7 @@ from torch import Tensor
 from lora_service.errors import LoraFileError
 from lora_service.lora.container import shortened
 from lora_service.lora.content import FileContent
-from lora_service.lora.layouts.diffusers import scaled_up
+from lora_service.lora.layouts.diffusers import plain_pair
 from lora_service.lora.layouts.tokens import Embeddings, add_rows, checked
 from lora_service.lora.parts import PartsByModule
 from lora_service.lora.weights import LoraLayer, LoraWeights, WeightChange
@@ -154,7 +154,7 @@ def write(weights: LoraWeights) -> FileContent:
         strings[component] = json.dumps(classes)
         for number, path in enumerate(paths):
             layer = _plain(component, path, layers[path])
-            tensors[f"{component}:{number}:down"], tensors[f"{component}:{number}:up"] = layer.down, scaled_up(layer)
+            tensors[f"{component}:{number}:down"], tensors[f"{component}:{number}:up"] = plain_pair(layer)
             strings[f"{component}:{number}:rank"] = str(layer.rank)
     for name, rows in weights.embeddings.items():
         if set(rows) != {"text_encoder"}:

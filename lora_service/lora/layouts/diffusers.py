@@ -22,9 +22,10 @@ from lora_service.errors import LoraFileError
 from lora_service.lora import names
 from lora_service.lora.container import shortened
 from lora_service.lora.content import FileContent
+from lora_service.lora.kinds import DoraLayer
 from lora_service.lora.layouts.tokens import header_tokens, read_header_tokens
 from lora_service.lora.parts import PART_ALIASES, PartsByModule
-from lora_service.lora.weights import DoraLayer, LoraLayer, LoraWeights
+from lora_service.lora.weights import LoraLayer, LoraWeights
 
 _ADAPTER_METADATA = "lora_adapter_metadata"
 _PARTS = sorted(PART_ALIASES, key=len, reverse=True)
@@ -144,17 +145,20 @@ def write(weights: LoraWeights) -> FileContent:
                 "convert it to the kohya layout."
             )
         name = f"{component}.{path if component == 'unet' else _with_text_model(path)}"
-        tensors[f"{name}.lora_A.weight"] = inner.down
-        tensors[f"{name}.lora_B.weight"] = scaled_up(inner)
+        tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = plain_pair(inner)
         if isinstance(layer, DoraLayer):
             tensors[f"{name}.lora_magnitude_vector"] = layer.magnitude.flatten()
     return FileContent(tensors, header_tokens(weights.embeddings))
 
 
-def scaled_up(layer: LoraLayer) -> Tensor:
-    """``up`` with ``alpha / rank`` multiplied in, untouched where that is 1."""
+def plain_pair(layer: LoraLayer) -> tuple[Tensor, Tensor]:
+    """``down`` and ``up`` with ``alpha / rank`` and a kernel in between multiplied in, if there is any."""
     scale = layer.alpha / layer.rank
-    return layer.up if scale == 1 else layer.up.float() * scale
+    up = layer.up if scale == 1 else layer.up.float() * scale
+    if layer.mid is None:
+        return layer.down, up
+    _, down = layer.factors(layer.down.device)
+    return down.reshape(layer.rank, *layer.shape[1:]), up
 
 
 def _with_text_model(path: str) -> str:

@@ -1,0 +1,171 @@
+"""Changes of weights other than plain LoRA: LoHa, LoKr and DoRA. None is multiplied out before it meets its weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lora_service.lora.weights import LoraLayer
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """A matrix or convolution kernel as LyCORIS keeps it: whole, as a product, or around a Tucker core.
+
+    Shapes: ``b`` alone ``(rows, columns[, kh, kw])``; the product of ``a (rows, rank)`` and
+    ``b (rank, columns[, kh, kw])``; with ``core (rank, rank, kh, kw)``, ``a (rank, rows)`` and ``b (rank, columns)``.
+    """
+
+    b: Tensor
+    a: Tensor | None = None
+    core: Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        """Inner dimension; 0 where it is kept whole."""
+        return 0 if self.a is None else self.b.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what it multiplies out to."""
+        if self.a is None:
+            return tuple(self.b.shape)
+        if self.core is None:
+            return (self.a.shape[0], *self.b.shape[1:])
+        return (self.a.shape[1], self.b.shape[1], *self.core.shape[2:])
+
+    def multiplied(self, device: torch.device) -> Tensor:
+        """The whole, in fp32 on a device."""
+        b = self.b.to(device).float()
+        if self.a is None:
+            return b
+        a = self.a.to(device).float()
+        if self.core is None:
+            return (a @ b.flatten(1)).reshape(self.shape)
+        return torch.einsum("ijkl,jr,ip->prkl", self.core.to(device).float(), b, a)
+
+    def tensors(self, name: str, core_name: str) -> dict[str, Tensor]:
+        """Its parts by their names in a file."""
+        if self.a is None:
+            return {name: self.b}
+        parts = {f"{name}_a": self.a, f"{name}_b": self.b}
+        return parts if self.core is None else {**parts, core_name: self.core}
+
+
+@dataclass(frozen=True, eq=False)
+class LohaLayer:
+    """The change ``alpha / rank · first ∘ second``, both products of low rank (https://arxiv.org/abs/2108.06098)."""
+
+    first: Factor
+    second: Factor
+    alpha: float
+    kind = "LoHa"
+
+    @property
+    def rank(self) -> int:
+        return self.first.rank
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.first.shape
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        return {**self.first.tensors("hada_w1", "hada_t1"), **self.second.tensors("hada_w2", "hada_t2")}
+
+    def delta(self, weight: Tensor) -> Tensor:
+        product = self.first.multiplied(weight.device).mul_(self.second.multiplied(weight.device))
+        return product.mul_(self.alpha / self.rank).reshape(weight.shape)
+
+    def norm(self) -> float:
+        device = self.first.b.device
+        product = self.first.multiplied(device).mul_(self.second.multiplied(device))
+        return abs(self.alpha) / self.rank * product.norm().item()
+
+
+@dataclass(frozen=True, eq=False)
+class LokrLayer:
+    """The change ``alpha / rank · kron(first, second)`` (https://arxiv.org/abs/2212.10650).
+
+    Shapes: ``first (a, b)``, ``second (c, d[, kh, kw])`` for a weight ``(a·c, b·d[, kh, kw])``. Where both are kept
+    whole there is no rank, and the change is the Kronecker product itself.
+    """
+
+    first: Factor
+    second: Factor
+    alpha: float
+    kind = "LoKr"
+
+    @property
+    def rank(self) -> int:
+        return self.second.rank or self.first.rank
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank if self.rank else 1.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        (a, b), (c, d, *kernel) = self.first.shape, self.second.shape
+        return (a * c, b * d, *kernel)
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        return {**self.first.tensors("lokr_w1", "lokr_t1"), **self.second.tensors("lokr_w2", "lokr_t2")}
+
+    def delta(self, weight: Tensor) -> Tensor:
+        first, second = self.first.multiplied(weight.device), self.second.multiplied(weight.device)
+        first = first.reshape(*first.shape, *[1] * (second.dim() - 2))
+        return torch.kron(first, second).mul_(self.scale).reshape(weight.shape)
+
+    def norm(self) -> float:
+        device = self.first.b.device
+        norms = (factor.multiplied(device).norm().item() for factor in (self.first, self.second))
+        return abs(self.scale) * math.prod(norms)
+
+
+@dataclass(frozen=True, eq=False)
+class DoraLayer:
+    """DoRA (https://arxiv.org/abs/2402.09353): the changed weight is brought to learned lengths.
+
+    ``W' = magnitude · (W + inner) / ‖W + inner‖``, the norm over each output's row, or, as LyCORIS has it too,
+    over each input's column. ``magnitude`` has one entry per row ``(out, 1…)`` or per column ``(1, in, 1…)``.
+    """
+
+    inner: LoraLayer | LohaLayer | LokrLayer
+    magnitude: Tensor
+
+    @property
+    def kind(self) -> str:
+        return f"DoRA over {self.inner.kind}"
+
+    @property
+    def rank(self) -> int:
+        return self.inner.rank
+
+    @property
+    def alpha(self) -> float:
+        return self.inner.alpha
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.inner.shape
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        return {**self.inner.tensors, "dora_scale": self.magnitude}
+
+    def delta(self, weight: Tensor) -> Tensor:
+        original = weight.float()
+        changed = original + self.inner.delta(weight)
+        kept = 0 if self.magnitude.shape[0] == weight.shape[0] else 1
+        lengths = changed.norm(dim=[dim for dim in range(weight.dim()) if dim != kept], keepdim=True)
+        magnitude = self.magnitude.to(weight.device).float().reshape(lengths.shape)
+        return changed.mul_(magnitude / lengths.clamp_min(torch.finfo(torch.float32).tiny)).sub_(original)
+
+    def norm(self) -> None:
+        return None

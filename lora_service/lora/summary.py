@@ -1,0 +1,159 @@
+"""What a LoRA file holds, as one object: for a person in a terminal, and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_service.lora.bases import base_of_lora
+from lora_service.lora.container import shortened
+from lora_service.lora.layouts.tokens import TOKENS_KEY
+from lora_service.lora.reader import read_lora
+from lora_service.lora.weights import COMPONENTS, LoraWeights
+
+_BAR_WIDTH = 40
+_THUMBNAIL_KEY = "modelspec.thumbnail"
+_THUMBNAIL = re.compile(r"data:image/(\w{1,8});base64,")
+# Long strings of bytes, which are told about in lines of their own.
+_SHOWN_ELSEWHERE = (TOKENS_KEY, _THUMBNAIL_KEY)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a LoRA file holds.
+
+    Attributes:
+        base: the base it was made for, by shapes, else by the header; None if neither tells.
+        rank: the commonest; ``ranks`` says how often each occurs.
+        modules: component -> number of changed modules.
+        kinds: LoRA, LoHa, LoKr, DoRA -> number of changed modules.
+        change: block -> Frobenius norm of its change at scale 1; None where it depends on the base's weights.
+        thumbnail: "jpeg, 12 kB"; None without one.
+    """
+
+    layout: str
+    base: str | None
+    rank: int
+    alpha: float
+    ranks: Mapping[int, int]
+    modules: Mapping[str, int]
+    kinds: Mapping[str, int]
+    change: Mapping[str, float | None]
+    tokens: tuple[str, ...]
+    trigger: str | None
+    thumbnail: str | None
+    metadata: Mapping[str, str]
+
+
+def summarize(path: Path) -> Summary:
+    """The summary of a file.
+
+    Raises:
+        LoraFileError: the file is no LoRA that can be read.
+    """
+    return summary_of(read_lora(path))
+
+
+def summary_of(weights: LoraWeights) -> Summary:
+    """The summary of weights in memory."""
+    modules = {name: len(weights.layers.get(name, {})) for name in ("unet", "text_encoder")}
+    if weights.layers.get("text_encoder_2"):
+        modules["text_encoder_2"] = len(weights.layers["text_encoder_2"])
+    return Summary(
+        layout=weights.layout,
+        base=base_of_lora(weights),
+        rank=weights.rank,
+        alpha=weights.alpha,
+        ranks=dict(sorted(Counter(layer.rank for _, _, layer in weights).items())),
+        modules=modules,
+        kinds=dict(Counter(layer.kind for _, _, layer in weights)),
+        change=_change_by_block(weights),
+        tokens=weights.tokens,
+        trigger=weights.trigger,
+        thumbnail=_thumbnail(weights.metadata),
+        metadata=dict(sorted(weights.metadata.items())),
+    )
+
+
+def as_json(summary: Summary) -> str:
+    """One JSON object."""
+    fields: dict[str, Any] = asdict(summary)
+    return json.dumps(fields, ensure_ascii=False, indent=2)
+
+
+def as_text(summary: Summary) -> str:
+    """Lines for a terminal, with a bar for the change of each block."""
+    return "\n".join([*_facts(summary), *_bars(summary.change), *_header(summary.metadata)])
+
+
+def _facts(summary: Summary) -> Iterator[str]:
+    ranks = ", ".join(f"{rank} ({count}×)" for rank, count in summary.ranks.items())
+    rows = {
+        "layout": summary.layout,
+        "base": summary.base or "not told by shapes or header",
+        "kind": ", ".join(summary.kinds) or "learned tokens only",
+        "rank": ranks if len(summary.ranks) > 1 else str(summary.rank),
+        "alpha": f"{summary.alpha:g}",
+        "modules": ", ".join(f"{name} {count}" for name, count in summary.modules.items()),
+        "tokens": " ".join(summary.tokens) or "none",
+        "trigger": summary.trigger or "none",
+        "thumbnail": summary.thumbnail or "none",
+    }
+    yield from (f"{name:<10} {shortened(value, 400)}" for name, value in rows.items())
+
+
+def _bars(change: Mapping[str, float | None]) -> Iterator[str]:
+    if not change:
+        return
+    yield "\nsize of the change, by block"
+    largest = max((size for size in change.values() if size), default=0.0)
+    width = max(map(len, change))
+    for block, size in change.items():
+        if size is None:
+            yield f"  {block:<{width}} depends on the base's weights"
+        else:
+            bar = "█" * math.ceil(_BAR_WIDTH * size / largest) if largest else ""
+            yield f"  {block:<{width}} {size:8.3f} {bar}".rstrip()
+
+
+def _header(metadata: Mapping[str, str]) -> Iterator[str]:
+    shown = {key: text for key, text in metadata.items() if key not in _SHOWN_ELSEWHERE}
+    if shown:
+        yield "\nheader"
+        yield from (f"  {shortened(key)}: {shortened(text, 200)}" for key, text in shown.items())
+
+
+def _change_by_block(weights: LoraWeights) -> dict[str, float | None]:
+    squares: dict[str, float | None] = {}
+    for component, path, layer in weights:
+        block = _block(component, path)
+        norm, so_far = layer.norm(), squares.get(block, 0.0)
+        squares[block] = None if norm is None or so_far is None else so_far + norm**2
+    ordered = sorted(squares, key=_block_order)
+    return {block: None if (square := squares[block]) is None else math.sqrt(square) for block in ordered}
+
+
+def _block(component: str, path: str) -> str:
+    """``unet down_blocks.0`` or ``text_encoder layers.3``."""
+    match = re.match(r"(?:encoder\.)?((?:down_blocks|up_blocks|layers)\.\d+|[^.]+)", path)
+    return f"{component} {shortened(match[1] if match else path, 40)}"
+
+
+def _block_order(block: str) -> tuple[int, int, list[Any]]:
+    component, _, rest = block.partition(" ")
+    groups = ("down_blocks", "mid_block", "up_blocks")
+    first, _, number = rest.partition(".")
+    group = groups.index(first) if first in groups else len(groups)
+    return COMPONENTS.index(component), group, [int(number) if number.isdigit() else 0, rest]
+
+
+def _thumbnail(metadata: Mapping[str, str]) -> str | None:
+    text = metadata.get(_THUMBNAIL_KEY, "")
+    match = _THUMBNAIL.match(text)
+    return f"{match[1]}, {(len(text) - match.end()) * 3 / 4000:.0f} kB" if match else None
