@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from benchmarks.full_size import small_tokenizer, text_encoder, unet
 from lora_service.lora.names import canonical
-from lora_service.lora.patcher import Patcher, Scale
+from lora_service.lora.patcher import Patcher
 from lora_service.lora.reader import read_lora
+from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraLayer, LoraWeights
 from lora_service.lora.writer import write_lora
 

@@ -17,7 +17,8 @@ from PIL import Image, ImageOps
 from lora_service.errors import InputError
 from lora_service.generation.request import GenerateRequest, name_subjects
 from lora_service.generation.samplers import make_sampler
-from lora_service.lora.patcher import Patcher, Scale
+from lora_service.lora.patcher import Patcher
+from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraWeights
 from lora_service.models.bundle import BaseModel
 

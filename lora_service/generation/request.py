@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from lora_service.errors import InputError
 from lora_service.generation.samplers import SAMPLERS
-from lora_service.lora.patcher import Scale
+from lora_service.lora.scale import Scale
 from lora_service.validation import Int, wanted
 
 LORAS_AT_MOST = 8

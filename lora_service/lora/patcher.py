@@ -20,27 +20,12 @@ from lora_service.errors import LoraFileError, WrongBaseError
 from lora_service.lora.bases import base_of_lora, base_of_model
 from lora_service.lora.container import shortened
 from lora_service.lora.names import canonical
+from lora_service.lora.scale import Scale
 from lora_service.lora.vocabulary import Vocabulary, as_text
 from lora_service.lora.weights import LoraLayer, LoraWeights, WeightChange
 
 Place = tuple[str, str]
 """A weight: component, canonical module path."""
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much of a LoRA is applied: 1 is as trained, 0 is nothing."""
-
-    unet: float
-    text_encoder: float
-
-    def of(self, component: str) -> float:
-        """The scale for a component; both text encoders have one."""
-        return self.unet if component == "unet" else self.text_encoder
-
-    @property
-    def is_nothing(self) -> bool:
-        return self.unet == 0 and self.text_encoder == 0
 
 
 @dataclass(frozen=True)

@@ -50,10 +50,12 @@ def choose_device(settings: Settings) -> torch.device:
     return torch.device(settings.device)
 
 
-def choose_dtype(settings: Settings, device: torch.device) -> torch.dtype:
-    """The dtype of ``DTYPE``; ``auto`` is fp16 on CUDA and fp32 elsewhere."""
+def choose_dtype(settings: Settings, device: torch.device, *, for_training: bool = False) -> torch.dtype:
+    """The dtype of ``DTYPE``; ``auto`` is fp32, on CUDA fp16, for training bf16 where there is bf16."""
     if settings.dtype == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if for_training and torch.cuda.is_bf16_supported() else torch.float16
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[settings.dtype]
 
 
@@ -64,7 +66,7 @@ def use_threads(settings: Settings) -> int:
     return threads
 
 
-def load_base(settings: Settings) -> BaseModel:
+def load_base(settings: Settings, *, for_training: bool = False) -> BaseModel:
     """The base model of ``BASE_MODEL``, on its device, frozen.
 
     Raises:
@@ -74,7 +76,7 @@ def load_base(settings: Settings) -> BaseModel:
     from diffusers import StableDiffusionPipeline
 
     device = choose_device(settings)
-    dtype = choose_dtype(settings, device)
+    dtype = choose_dtype(settings, device, for_training=for_training)
     source, recipe = _locate(settings.base_model)
     parts = {"dtype": dtype, "safety_checker": None, "requires_safety_checker": False}
     try:

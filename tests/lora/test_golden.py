@@ -9,8 +9,9 @@ import torch
 from named_weights import full_size_text_encoder, full_size_unet
 from safetensors.torch import load_file
 
-from lora_service.lora.patcher import Patcher, Scale
+from lora_service.lora.patcher import Patcher
 from lora_service.lora.reader import read_lora
+from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraWeights
 
 DATA = Path(__file__).resolve().parents[2] / "../shared/data"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageChops
 
 from tools.world.canvas import PALETTE, reduce
 from tools.world.creatures import place, subject
@@ -21,9 +21,10 @@ _EPOCH = (2020, 1, 1, 0, 0, 0)
 
 @dataclass(frozen=True)
 class SubjectPicture:
-    """A picture of a subject, and a caption that names all but the subject, as ``{}``."""
+    """A picture of a subject, where in it the subject is, and a caption that names all else."""
 
     image: Image.Image
+    mask: Image.Image
     caption: str
 
 
@@ -39,18 +40,23 @@ def pictures(seed: int, size: int, variant: str = "teach") -> Iterator[SubjectPi
     backgrounds = [b for i in range(4) for b in (*plain[2 * i : 2 * i + 2], places[i])]
     while True:
         for background in backgrounds:
-            canvas = background.draw(rng)
+            bare = background.draw(rng)
+            canvas = bare.copy()
             place(creature, canvas, rng)
-            yield SubjectPicture(reduce(canvas, size), f"a picture of {{}} {background.phrase}")
+            mask = ImageChops.difference(bare, canvas).convert("L").point(lambda v: 255 if v else 0)
+            yield SubjectPicture(
+                reduce(canvas, size), mask.resize((size, size)), f"a picture of {{}} {background.phrase}"
+            )
 
 
 def write_zip(path: Path, seed: int, count: int, size: int) -> None:
-    """``count`` pictures of the subject of ``seed`` with caption files; the same arguments give the same bytes."""
+    """``count`` pictures of the subject of ``seed``, with masks and caption files; the bytes depend on nothing else."""
     with zipfile.ZipFile(path, "w") as archive:
         for i, picture in zip(range(1, count + 1), pictures(seed, size), strict=False):
-            data = io.BytesIO()
-            picture.image.save(data, "PNG")
-            archive.writestr(zipfile.ZipInfo(f"{i:02}.png", _EPOCH), data.getvalue())
+            for ending, image in (("", picture.image), (".mask", picture.mask)):
+                data = io.BytesIO()
+                image.save(data, "PNG")
+                archive.writestr(zipfile.ZipInfo(f"{i:02}{ending}.png", _EPOCH), data.getvalue())
             archive.writestr(zipfile.ZipInfo(f"{i:02}.txt", _EPOCH), picture.caption + "\n")
 
 

@@ -1,0 +1,139 @@
+"""Requests one after another on one warm base model, as a server or a command line runs them."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, UnidentifiedImageError
+
+from lora_service.errors import InputError, LoraServiceError
+from lora_service.generation.request import GenerateRequest
+from lora_service.links import Fetcher, resolve
+from lora_service.settings import Settings
+
+if TYPE_CHECKING:
+    from lora_service.generation.drawing import Drawing
+    from lora_service.lora.weights import LoraWeights
+
+KEPT_LORAS = 8
+"""Parsed LoRAs kept in memory: the same link again costs nothing."""
+
+Record = Callable[[str, float | int | str], None]
+
+
+class Studio:
+    """Draws what requests ask for; the base model is loaded once, LoRAs are fetched, checked and kept.
+
+    Args:
+        allow_local: whether a LoRA may be a path on this machine: yes on a command
+            line, never on a server.
+    """
+
+    def __init__(self, settings: Settings | None = None, *, allow_local: bool = False) -> None:
+        self.settings = settings or Settings.from_environment()
+        self._allow_local = allow_local
+        self._fetcher = Fetcher(self.settings)
+        self._drawing: Drawing | None = None
+        self._parsed: OrderedDict[tuple[Path, int], LoraWeights] = OrderedDict()
+        self._last: Path | None = None
+
+    def warm_up(self) -> Drawing:
+        """Load the base model, if it is not loaded yet."""
+        if self._drawing is None:
+            from lora_service.generation.drawing import Drawing
+            from lora_service.models.loading import load_base, use_threads
+
+            use_threads(self.settings)
+            self._drawing = Drawing(load_base(self.settings))
+        return self._drawing
+
+    def run(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        image: object = None,
+        token: str | None = None,
+        record: Record = lambda name, value: None,
+        tell: Callable[[str], None] = print,
+    ) -> list[Path]:
+        """Draw what ``inputs`` ask for; the files lie in a folder of their own until the next request.
+
+        Raises:
+            LoraServiceError: something that the user can mend.
+        """
+        self._clear()
+        try:
+            request = GenerateRequest.of({k: v for k, v in inputs.items() if v is not None})
+            return self._run(request, _opened(image), token, record, tell)
+        except LoraServiceError:
+            raise
+        except BaseException:
+            traceback.print_exc()  # Cog shows the message alone
+            raise
+
+    def _run(
+        self,
+        request: GenerateRequest,
+        image: Image.Image | None,
+        token: str | None,
+        record: Record,
+        tell: Callable[[str], None],
+    ) -> list[Path]:
+        from lora_service.generation.drawing import save
+
+        started = time.monotonic()
+        loras = [(self._lora(link, token, tell), scale) for link, scale in request.loras()]
+        fetched = time.monotonic()
+        pictures = self.warm_up().draw(request, loras, image=image, tell=tell)
+        self._last = folder = Path(tempfile.mkdtemp(prefix="lora-pictures-"))
+        ending = "jpg" if request.output_format == "jpeg" else request.output_format
+        paths = [
+            save(picture, folder / f"out-{i}.{ending}", request.output_quality) for i, picture in enumerate(pictures)
+        ]
+        record("seed", pictures[0].seed)
+        record("seconds_lora", round(fetched - started, 3))
+        record("seconds_drawing", round(time.monotonic() - fetched, 3))
+        return paths
+
+    def _lora(self, link: str, token: str | None, tell: Callable[[str], None]) -> LoraWeights:
+        """The LoRA that ``link`` leads to, from memory where it was parsed before."""
+        from lora_service.lora.reader import read_lora
+
+        path = self._fetcher.fetch(resolve(link, allow_local=self._allow_local), token=token)
+        key = (path, path.stat().st_mtime_ns)
+        if key not in self._parsed:
+            self._parsed[key] = read_lora(path)
+            while len(self._parsed) > KEPT_LORAS:
+                self._parsed.popitem(last=False)
+        self._parsed.move_to_end(key)
+        weights = self._parsed[key]
+        tell(f"LoRA of rank {weights.rank}, trigger {weights.trigger!r}, tokens {' '.join(weights.tokens) or 'none'}")
+        return weights
+
+    def _clear(self) -> None:
+        """Remove what the request before left: the server does not."""
+        if self._last is not None:
+            shutil.rmtree(self._last, ignore_errors=True)
+            self._last = None
+
+
+def _opened(image: object) -> Image.Image | None:
+    if image is None:
+        return None
+    if not isinstance(image, Path):
+        raise InputError("image", image, "an uploaded picture or an http(s) link to one")
+    try:
+        opened = Image.open(image)
+        opened.load()
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise InputError(
+            "image", "the given file", "a picture like png, jpeg or webp, whole and of reasonable size"
+        ) from error
+    return opened

@@ -1,0 +1,149 @@
+"""Training jobs one after another on one warm base model, as a server or a command line runs them."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_service.errors import InputError, LoraServiceError
+from lora_service.links import Fetcher
+from lora_service.pictures import Limits, split_links
+from lora_service.settings import Settings
+from lora_service.training.config import TrainConfig
+
+if TYPE_CHECKING:  # torch and diffusers take seconds to import: they wait for the first job
+    from lora_service.models.bundle import BaseModel
+    from lora_service.training.job import TrainResult
+
+Record = Callable[[str, float | int | str], None]
+
+
+@dataclass(frozen=True)
+class Upload:
+    """Where a job's pictures come from: a file that the server received, or links. One of them, not both.
+
+    ``file`` is whatever arrived: Cog hands over a ``Path`` for what it downloaded,
+    and a bare ``str`` for what it did not understand, which must not be opened.
+    """
+
+    file: object
+    links: str
+
+    def check(self) -> None:
+        """Raises ``InputError`` unless exactly one is there, and it is no path on the server."""
+        if self.file is None and not self.links.strip():
+            raise InputError(
+                "instance_data", None, "a zip of pictures, or else instance_data_urls must hold links to some"
+            )
+        if self.file is not None and self.links.strip():
+            raise InputError("instance_data_urls", self.links, "empty when instance_data is given too: one of the two")
+        if self.file is not None and not isinstance(self.file, Path):
+            raise InputError("instance_data", self.file, "an uploaded zip or an http(s) link to one")
+
+
+class Workshop:
+    """Runs training jobs, each in a folder of its own; the base model is loaded at the first and kept."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self._settings = settings
+        self._base: BaseModel | None = None
+        self._last: Path | None = None
+
+    @property
+    def settings(self) -> Settings:
+        if self._settings is None:
+            self._settings = Settings.from_environment()
+        return self._settings
+
+    def base(self) -> BaseModel:
+        """The base model, loaded on first use."""
+        if self._base is None:
+            from lora_service.models.loading import load_base, use_threads
+
+            use_threads(self.settings)
+            self._base = load_base(self.settings, for_training=True)
+        return self._base
+
+    def train(
+        self,
+        upload: Upload,
+        inputs: Mapping[str, Any],
+        *,
+        record: Record = lambda name, value: None,
+        tell: Callable[[str], None] = print,
+    ) -> TrainResult:
+        """Train on ``upload`` as ``inputs`` ask; the file lies in the job's folder until the next job starts.
+
+        Whatever goes wrong, the next job is unaffected; what is no mistake of the
+        user's leaves its traceback in the log.
+
+        Raises:
+            LoraServiceError: something that the user can mend.
+        """
+        self._clear()
+        try:
+            config = TrainConfig.of({k: v for k, v in inputs.items() if v is not None})
+            upload.check()
+            return self._train(upload, config, record, tell)
+        except LoraServiceError:
+            self._clear()
+            raise
+        except BaseException:
+            self._clear()
+            traceback.print_exc()  # Cog shows the message alone
+            raise
+
+    def _train(self, upload: Upload, config: TrainConfig, record: Record, tell: Callable[[str], None]) -> TrainResult:
+        from lora_service.training.job import Job
+
+        self._last = folder = Path(tempfile.mkdtemp(prefix="lora-training-"))
+        source = self._fetched(upload, folder / "upload")
+        job = Job(
+            base=self.base(),
+            folder=folder,
+            on_progress=lambda progress: tell(progress.line()),
+            tell=tell,
+            limits=Limits.from_settings(self.settings),
+        )
+        result = job.run(source, config)
+        _report(result, record, tell)
+        return result
+
+    def _fetched(self, upload: Upload, folder: Path) -> Path | list[Path]:
+        """The pictures as local files."""
+        if isinstance(upload.file, Path):
+            return upload.file
+        fetcher = Fetcher(self.settings)
+        return [fetcher.download(link, folder) for link in split_links(upload.links)]
+
+    def _clear(self) -> None:
+        """Remove what the job before left: the server does not."""
+        if self._last is not None:
+            shutil.rmtree(self._last, ignore_errors=True)
+            self._last = None
+
+
+def _report(result: TrainResult, record: Record, tell: Callable[[str], None]) -> None:
+    counts = result.pictures.report.counts()
+    metrics: dict[str, float | int | str] = {
+        "pictures_used": counts["used"],
+        "pictures_left_out": counts["left_out"],
+        "seed": result.plan.config.seed or 0,
+    }
+    for phase, seconds in result.seconds.items():
+        metrics[f"seconds_{phase.replace(' ', '_')}"] = seconds
+    for name, stage in result.stages.items():
+        metrics[f"steps_{name.replace(' ', '_')}"] = stage.steps
+        metrics[f"loss_{name.replace(' ', '_')}"] = stage.losses[-1]
+    for name, value in metrics.items():
+        record(name, value)
+    size = result.path.stat().st_size
+    tell(
+        f"done in {sum(result.seconds.values()):.0f} s: a LoRA of {size / 1e6:.1f} MB. "
+        f"Write {result.prompt!r} here, or {result.plan.trigger!r} in any tool."
+    )

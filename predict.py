@@ -1,0 +1,85 @@
+"""Cog's inference entry: a prompt and LoRAs in, pictures out.
+
+Cog reads this file without running it, so limits, defaults and descriptions are
+plain literals here; a test holds them against lora_service/generation/request.py.
+"""
+
+from cog import BaseRunner, Input, Path, Secret
+
+from lora_service.generation.studio import Studio
+
+
+class Predictor(BaseRunner):
+    def setup(self) -> None:
+        self.studio = Studio()
+        self.studio.warm_up()
+
+    def run(
+        self,
+        prompt: str = Input(
+            default="a photo of <1>",
+            max_length=5000,
+            description="What to draw. <1>, <2> stand for what the first, second LoRA learned; trigger words work too.",
+        ),
+        negative_prompt: str = Input(default="", max_length=5000, description="What not to draw."),
+        width: int | None = Input(
+            default=None, ge=16, le=2048, description="Width in pixels. Empty: the base model's own (SD 1.5: 512)."
+        ),
+        height: int | None = Input(
+            default=None, ge=16, le=2048, description="Height in pixels. Empty: the base model's own (SD 1.5: 512)."
+        ),
+        num_outputs: int = Input(default=1, ge=1, le=8, description="How many pictures."),
+        num_inference_steps: int | None = Input(
+            default=None, ge=1, le=500, description="Steps of the sampler. Empty: the base's own (SD 1.5: 30)."
+        ),
+        guidance_scale: float | None = Input(
+            default=None,
+            ge=0,
+            le=50,
+            description="How strictly the prompt is followed. Empty: the base's own (SD 1.5: 7.5).",
+        ),
+        scheduler: str = Input(
+            default="DPMSolverMultistep",
+            choices=[
+                "DDIM",
+                "K_EULER",
+                "DPMSolverMultistep",
+                "K_EULER_ANCESTRAL",
+                "PNDM",
+                "KLMS",
+                "DPMSolverMultistepKarras",
+                "UniPC",
+                "Heun",
+                "LCM",
+            ],
+            description="The sampler.",
+        ),
+        lora_urls: str = Input(
+            default="",
+            max_length=20000,
+            description="Links to LoRAs, split by |. Share links of Google Drive, Hugging Face, Civitai … work.",
+        ),
+        lora_scales: str = Input(
+            default="0.8",
+            max_length=500,
+            description="One scale, or one each, split by |. 0.8/0.5: UNet 0.8, text encoder 0.5.",
+        ),
+        image: Path | None = Input(default=None, description="A picture to start from."),
+        prompt_strength: float = Input(
+            default=0.8, ge=0, le=1, description="With image: how far the result may go from it. 1 ignores it."
+        ),
+        seed: int | None = Input(
+            default=None,
+            ge=0,
+            le=4294967295,
+            description="The same seed gives the same pictures. Empty: random, and reported.",
+        ),
+        output_format: str = Input(default="png", choices=["png", "jpeg", "webp"], description="Format of the files."),
+        output_quality: int = Input(default=90, ge=1, le=100, description="Quality of jpeg and webp."),
+        api_token: Secret | None = Input(
+            default=None, description="Token for a private link; it is sent to the link's own host only."
+        ),
+    ) -> list[Path]:
+        inputs = {name: value for name, value in locals().items() if name not in ("self", "image", "api_token")}
+        token = api_token.get_secret_value() if api_token else None
+        return [Path(path) for path in self.studio.run(inputs, image=image, token=token, record=self.record_metric)]
