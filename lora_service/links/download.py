@@ -26,6 +26,7 @@ Progress = Callable[[int, int | None], None]
 _PAGES = frozenset({"text/html", "application/xhtml+xml"})
 _BUSY = frozenset({408, 425, 429})
 _MEBIBYTE = 1024**2
+_COUNT = r"[0-9]{1,15}"
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Download:
         url = self.source.url
         for _ in range(self.transport.limits.pages):
             with self.transport.open(url, self.watch, self.token, self._conditions()) as reply:
-                if reply.status == 304:
+                if reply.status == 304 and self.known.headers:
                     return Fetched(unchanged=True)
                 if reply.status == 416:
                     self.into.discard()
@@ -189,7 +190,7 @@ class Download:
             return Fetched(unchanged=True)
         start = self._start(reply)
         length = reply.headers.get("Content-Length", "")
-        total = start + int(length) if length.isdecimal() and not reply.is_encoded else None
+        total = start + int(length) if re.fullmatch(_COUNT, length) and not reply.is_encoded else None
         if total is not None and total > self.max_bytes:
             raise self._too_large(total)
         self._write(reply, start, total)
@@ -242,13 +243,13 @@ class Download:
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait, from either form of Retry-After."""
     value = headers.get("Retry-After", "").strip()
-    if value.isdecimal():
-        return float(value[:9])
+    if re.fullmatch(_COUNT, value):
+        return float(value)
     try:
         when = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return max(0.0, (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+        return max(0.0, (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):
+        return None  # none given, or no date
 
 
 def _name(headers: Mapping[str, str]) -> str:

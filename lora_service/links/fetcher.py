@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import mimetypes
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +14,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from lora_service.errors import LinkError
-from lora_service.links import sites, tokens
+from lora_service.links import names, sites, tokens
 from lora_service.links.addresses import Guard
 from lora_service.links.cache import Cache, Entry
 from lora_service.links.download import Download, Fetched, Known, Progress
@@ -24,6 +22,7 @@ from lora_service.links.errors import UnreachableError
 from lora_service.links.limits import Limits
 from lora_service.links.network import Network
 from lora_service.links.partial import Partial
+from lora_service.links.recent import Recent
 from lora_service.links.resolve import data_bytes, resolve
 from lora_service.links.source import Catalogue, Source
 from lora_service.links.transport import Transport
@@ -36,19 +35,17 @@ _LOCK_POLL = 0.2
 
 
 @dataclass(frozen=True)
-class Request:
-    """What comes with a link.
+class _Job:
+    """One call: what is fetched, with which token, and what ends it."""
 
-    Attributes:
-        token: the ``api_token`` input; it goes to the link's own host only.
-        on_progress: called with the bytes so far and in all (None where unknown).
-        should_stop: asked ten times a second, from another thread too; when true, the fetch ends with
-            :class:`~lora_service.links.errors.FetchCancelled` within a second.
-    """
+    source: Source
+    token: str
+    watch: Watch
+    on_progress: Progress | None
 
-    token: str | None = None
-    on_progress: Progress | None = None
-    should_stop: Callable[[], bool] | None = None
+    @property
+    def key(self) -> str:
+        return self.source.cache_key
 
 
 class Fetcher:
@@ -63,9 +60,9 @@ class Fetcher:
     def __init__(self, settings: Settings, network: Network | None = None, limits: Limits | None = None) -> None:
         self._settings = settings
         self._limits = limits or Limits()
-        network = network or Network(Guard(settings.allow_private_addresses))
-        self._transport = Transport(network, self._limits)
-        self._granted: dict[tuple[str, str], float] = {}
+        self._transport = Transport(network or Network(Guard(settings.allow_private_addresses)), self._limits)
+        self._chosen: Recent[tuple[str, str], Source] = Recent(self._limits.fresh)
+        self._granted: Recent[tuple[str, str], bool] = Recent(self._limits.fresh)
         self.cache = Cache(settings.lora_cache, settings.lora_cache_max_bytes)
 
     def fetch(
@@ -80,7 +77,10 @@ class Fetcher:
 
         Args:
             source: a link, or what ``resolve`` made of it; a ``local`` one is given back as it is.
-            token: see :class:`Request`, as the others.
+            token: the ``api_token`` input; it goes to the link's own host only.
+            on_progress: called with the bytes so far and in all (None where unknown).
+            should_stop: asked ten times a second, from another thread too; when it is true, the fetch ends
+                within a second. An exception in this thread ends it as well.
 
         Raises:
             LinkError: the link leads to nothing that is a LoRA, or nowhere.
@@ -91,14 +91,14 @@ class Fetcher:
         source = resolve(source) if isinstance(source, str) else source
         if source.site == "local":
             return source.path
-        request = Request(tokens.choose(source, token, self._settings), on_progress, should_stop)
+        bearer = tokens.choose(source, token, self._settings)
         with Watch(self._limits.total, should_stop) as watch:
-            source = self._with_file(source, request, watch)
-            fresh = self._fresh(source, request)
+            job = self._with_file(_Job(source, bearer, watch, on_progress))
+            fresh = self._fresh(job)
             if fresh:
                 return fresh
-            with self._locked(source, watch):
-                return self._fresh(source, request) or self._refreshed(source, request, watch)
+            with self._locked(job):
+                return self._fresh(job) or self._refreshed(job)
 
     def download(
         self,
@@ -113,9 +113,9 @@ class Fetcher:
         """A picture or archive that a link leads to, as a new file in a folder; it is not kept in the cache.
 
         Args:
-            source: a link to one file, or what ``resolve`` made of it.
+            source: a link to one file, or what ``resolve`` made of it; a ``local`` one is given back as it is.
             folder: where the file goes, under the name that the server or the link gives it.
-            token: see :class:`Request`, as the others.
+            token, on_progress, should_stop: as for ``fetch``.
             max_bytes: most that is fetched; None: ``MAX_ZIP_BYTES``.
 
         Raises:
@@ -126,122 +126,118 @@ class Fetcher:
             return source.path
         if source.catalogue is not Catalogue.NONE:
             raise LinkError(f"The link {source.link!r} names a model; paste the link of one picture or zip.")
-        request = Request(tokens.choose(source, token, self._settings), on_progress, should_stop)
+        bearer = tokens.choose(source, token, self._settings)
         most = self._settings.max_zip_bytes if max_bytes is None else max_bytes
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as unfinished:
             partial = Partial(Path(unfinished) / "file.part")
             with Watch(self._limits.total, should_stop) as watch:
-                fetched = self._get(source, partial, request, watch, max_bytes=most)
+                fetched = self._get(_Job(source, bearer, watch, on_progress), partial, most)
             _check_hash(source, fetched, partial)
-            target = _free_name(folder, _file_name(fetched))
+            target = names.reserve(folder, names.harmless(fetched.name, fetched.content_type))
             partial.move_to(target)
         return target
 
-    def _with_file(self, source: Source, request: Request, watch: Watch) -> Source:
-        """The source itself, or the one file of the listing that it names."""
-        if source.catalogue is Catalogue.NONE:
-            return source
+    def _with_file(self, job: _Job) -> _Job:
+        """The job itself, or the same for the one file of the listing that its source names."""
+        if job.source.catalogue is Catalogue.NONE:
+            return job
+        known = self._chosen.get((job.key, job.token))
+        if known:
+            return replace(job, source=known)
         with tempfile.TemporaryDirectory() as folder:
             partial = Partial(Path(folder) / "listing.part")
-            listing = replace(request, on_progress=None)
-            self._get(source, partial, listing, watch, max_bytes=self._limits.page_bytes)
+            self._get(replace(job, on_progress=None), partial, self._limits.page_bytes)
             try:
-                content = json.loads(partial.path.read_bytes())
+                listing = json.loads(partial.path.read_bytes())
             except (ValueError, RecursionError) as error:
                 raise LinkError(
-                    f"The site's listing of {source.link!r} cannot be read; paste the link of the file itself."
+                    f"The site's listing of {job.source.link!r} cannot be read; paste the link of the file itself."
                 ) from error
-        return sites.choose(source, content)
+        chosen = sites.choose(job.source, listing)
+        self._chosen.put((job.key, job.token), chosen)
+        return replace(job, source=chosen)
 
-    def _fresh(self, source: Source, request: Request) -> Path | None:
+    def _fresh(self, job: _Job) -> Path | None:
         """The cached file, when the server need not be asked about it."""
-        entry = self.cache.find(source.cache_key)
+        entry = self.cache.find(job.key)
         if entry is None:
             return None
-        token = request.token or ""
-        checked = self._granted.get((entry.key, token), 0.0) if entry.private else entry.checked
-        return self.cache.use(entry) if 0 <= time.time() - checked < self._limits.fresh else None
+        if entry.private:
+            is_fresh = self._granted.get((job.key, job.token)) is not None
+        else:
+            is_fresh = 0 <= time.time() - entry.checked < self._limits.fresh
+        return self.cache.use(entry) if is_fresh else None
 
     @contextlib.contextmanager
-    def _locked(self, source: Source, watch: Watch) -> Iterator[None]:
+    def _locked(self, job: _Job) -> Iterator[None]:
         """Hold the entry's lock; others who want the same link wait here, and can be stopped meanwhile."""
-        lock = self.cache.lock(source.cache_key)
-        while True:
-            watch.check()
-            try:
+        lock = self.cache.lock(job.key)
+        while not lock.is_locked:
+            job.watch.check()
+            with contextlib.suppress(Timeout):
                 lock.acquire(timeout=_LOCK_POLL)
-                break
-            except Timeout:
-                continue
         try:
             yield
         finally:
             lock.release()
 
-    def _refreshed(self, source: Source, request: Request, watch: Watch) -> Path:
-        """The newest version: the cached one if the server says so, else a new download."""
-        entry = self.cache.find(source.cache_key)
+    def _refreshed(self, job: _Job) -> Path:
+        """The newest version: the cached one if the server says so, else a new download. Hold the lock."""
+        entry = self.cache.find(job.key)
         known = Known(entry.etag, entry.last_modified) if entry else Known()
-        partial = self.cache.partial(source.cache_key)
+        partial = self.cache.partial(job.key)
         try:
-            fetched = self._get(source, partial, request, watch, known=known, is_lora=True)
+            fetched = self._get(job, partial, self._settings.max_download_bytes, known, is_lora=True)
         except UnreachableError as error:
             path = self.cache.use(entry) if entry and not entry.private else None
             if path is None:
                 raise
             _log.warning("%s The copy in the cache is used.", error)
             return path
-        if request.token:
-            self._granted[(source.cache_key, request.token)] = time.time()
         if fetched.unchanged and entry:
-            self.cache.renew(entry, private=entry.private and bool(request.token))
-            return self.cache.use(entry) or self._refreshed(source, request, watch)
-        return self._store(source, fetched, partial, private=bool(request.token))
+            self.cache.renew(entry, private=entry.private and bool(job.token))
+            path = self.cache.use(entry) or self._refreshed(job)
+        else:
+            path = self._store(job, fetched, partial)
+        if job.token:
+            self._granted.put((job.key, job.token), True)
+        return path
 
-    def _store(self, source: Source, fetched: Fetched, partial: Partial, *, private: bool) -> Path:
+    def _store(self, job: _Job, fetched: Fetched, partial: Partial) -> Path:
         try:
-            _check_hash(source, fetched, partial)
-            check_safetensors(partial.path, source)
+            _check_hash(job.source, fetched, partial)
+            check_safetensors(partial.path, job.source)
         except LinkError:
             partial.discard()
             raise
         entry = Entry(
-            key=source.cache_key,
-            link=source.link,
+            key=job.key,
+            link=job.source.link,
             sha256="",
             size=0,
             etag=fetched.etag,
             last_modified=fetched.last_modified,
-            private=private,
+            private=bool(job.token),
             checked=time.time(),
         )
         return self.cache.store(entry, partial)
 
     def _get(
-        self,
-        source: Source,
-        partial: Partial,
-        request: Request,
-        watch: Watch,
-        *,
-        max_bytes: int | None = None,
-        known: Known | None = None,
-        is_lora: bool = False,
+        self, job: _Job, partial: Partial, max_bytes: int, known: Known | None = None, *, is_lora: bool = False
     ) -> Fetched:
-        max_bytes = self._settings.max_download_bytes if max_bytes is None else max_bytes
-        if source.site == "data":
-            return _unpack(source, partial, max_bytes)
+        if job.source.site == "data":
+            return _unpack(job.source, partial, max_bytes)
         return Download(
-            source=source,
+            source=job.source,
             into=partial,
             transport=self._transport,
-            watch=watch,
+            watch=job.watch,
             max_bytes=max_bytes,
-            token=request.token or "",
+            token=job.token,
             known=known or Known(),
-            look=(lambda: check_start(partial.path, source)) if is_lora else None,
-            on_progress=request.on_progress,
+            look=(lambda: check_start(partial.path, job.source)) if is_lora else None,
+            on_progress=job.on_progress,
         ).run()
 
 
@@ -259,22 +255,3 @@ def _check_hash(source: Source, fetched: Fetched, partial: Partial) -> None:
             f"What the link {source.link!r} leads to is not the file that was announced: its SHA-256 differs from "
             f"{fetched.sha256[:12]}…; try again, or copy the link again."
         )
-
-
-def _file_name(fetched: Fetched) -> str:
-    """A harmless file name: no folder, no leading dot, nothing but letters, digits and a little between them."""
-    name = re.sub(r"[^\w. ()+-]", "_", fetched.name.replace("\\", "/").rpartition("/")[2]).strip(" .")[-120:]
-    if "." not in name:
-        name = f"{name or 'file'}{mimetypes.guess_extension(fetched.content_type) or ''}"
-    return name.lstrip(".")
-
-
-def _free_name(folder: Path, name: str) -> Path:
-    """A path that was not there before, and is taken now."""
-    stem, dot, suffix = name.rpartition(".")
-    for number in range(1, 100_000):
-        counted = name if number == 1 else f"{stem}-{number}{dot}{suffix}" if dot else f"{name}-{number}"
-        with contextlib.suppress(FileExistsError):
-            (folder / counted).open("xb").close()
-            return folder / counted
-    raise LinkError(f"There are too many files named {name!r} in one training; rename them.")

@@ -3,10 +3,31 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from lora_service.errors import LinkError
+from lora_service.links.link import Link
 from lora_service.links.source import Source, Token
 from lora_service.settings import Settings
+
+
+def check_one_host(sources: Sequence[Source], given: str | None, settings: Settings) -> None:
+    """Refuse a token that came with links of several hosts, because all of them would get it.
+
+    Args:
+        sources: all that one request names.
+        given: the token that came with it, or None.
+        settings: the service's own tokens.
+
+    Raises:
+        LinkError: more than one host would be sent the token.
+    """
+    given = (given or "").strip()
+    hosts = {Link.parse(source.url).host for source in sources if given and choose(source, given, settings) == given}
+    if len(hosts) > 1:
+        raise LinkError(
+            f"The api_token would be sent to {' and '.join(sorted(hosts))}; give a token with links of one site only."
+        )
 
 
 def choose(source: Source, given: str | None, settings: Settings) -> str:

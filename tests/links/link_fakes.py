@@ -39,7 +39,7 @@ NAMES = (
     "files.example.org",
     "other.example.org",
 )
-QUICK = Limits(address=2, connect=5, read=0.7, total=20, backoff=0.01, longest_wait=2)
+QUICK = Limits(address=5, connect=10, read=5, total=60, backoff=0.01, longest_wait=2)
 
 
 def safetensors(floats: int = 256, *, name: str = "lora.down", fill: int = 0) -> bytes:

@@ -10,7 +10,7 @@ import pytest
 from link_fakes import Exchange, FakeSites, safetensors
 
 from lora_service.errors import LinkError
-from lora_service.links import Fetcher, resolve
+from lora_service.links import Fetcher, check_one_host, resolve
 from lora_service.links.tokens import choose
 from lora_service.settings import Settings
 
@@ -125,3 +125,15 @@ class TestFilesThatATokenOpened:
         sites.route(*HUB_PLACE, lambda e: e.send(b"", 500))
         with pytest.raises(LinkError, match="busy or broken"):
             sites.fetcher(tmp_path).fetch(HUB_LINK)
+
+
+def test_a_token_that_several_hosts_would_get_is_refused() -> None:
+    settings = Settings()
+    hub, other, drive = (
+        resolve(text) for text in ("o/m", "https://example.org/a", "https://drive.google.com/open?id=ab")
+    )
+    with pytest.raises(LinkError, match="example.org and huggingface.co; give a token with links of one site only"):
+        check_one_host([hub, other], "mine", settings)
+    check_one_host([hub, other], "hf_mine", settings)
+    check_one_host([hub, drive, hub], "mine", settings)
+    check_one_host([hub, other], None, settings)
