@@ -179,8 +179,36 @@ class FakeSites:
         self.authority.configure_trust(tls)
         return tls
 
+    def environment(self, folder: Path) -> dict[str, str]:
+        """Environment variables with which any Python program, unchanged, finds the sites' names here.
+
+        The program's own guard stays on: only this server's address and port are listed. Names are mapped by a
+        ``sitecustomize`` module of the test's, and the certificates are trusted through ``SSL_CERT_FILE``.
+        """
+        self.authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+        (folder / "sitecustomize.py").write_text(_MAPPED_NAMES.format(names=NAMES, port=self.port))
+        return {
+            "PYTHONPATH": str(folder),
+            "SSL_CERT_FILE": str(folder / "ca.pem"),
+            "ALLOW_PRIVATE_ADDRESSES": f"127.0.0.1:{self.port}",
+        }
+
     def fetcher(self, folder: Path, limits: Limits = QUICK, **settings: object) -> Fetcher:
         return Fetcher(Settings(lora_cache=folder, **settings), self.network(), limits)  # type: ignore[arg-type]
+
+
+_MAPPED_NAMES = """
+import socket
+
+asked = socket.getaddrinfo
+
+
+def mapped(host, port, *more, **named):
+    return asked("127.0.0.1", {port}, *more, **named) if host in {names!r} else asked(host, port, *more, **named)
+
+
+socket.getaddrinfo = mapped
+"""
 
 
 def mapped_network(port: int, tls: ssl.SSLContext) -> Network:

@@ -137,6 +137,43 @@ class TestServersThatLie:
         with pytest.raises(LinkError, match="at most 1 MiB"):
             sites.fetcher(tmp_path / "b", max_download_bytes=1024**2).fetch(LINK)
 
+    @pytest.mark.parametrize("status", [204, 304, 418])
+    def test_a_status_that_makes_no_sense_is_told(self, status: int, sites: FakeSites, fetcher: Fetcher) -> None:
+        sites.route(*PLACE, lambda e: e.send(b"", status))
+        with pytest.raises(LinkError, match=f"answers with status {status}"):
+            fetcher.fetch(LINK)
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"Content_Length": "9" * 5000},
+            {"Retry_After": "Mon, 01 Jan 0001 00:00:00 +9999"},
+            {"Location": "https://[::1"},
+            {"ETag": "\u00ff" * 3000},
+            {"Content_Type": "text/html", "Content_Encoding": "gzip"},
+            {"Content_Disposition": "attachment; filename*=no-such-charset''%ff%00; filename=\"\u00e4"},
+            {"Transfer_Encoding": "chunked"},
+            {f"X_{number}": "x" for number in range(300)},
+        ],
+        ids=lambda headers: next(iter(headers)),
+    )
+    @pytest.mark.parametrize("status", [200, 302, 503])
+    def test_headers_of_any_kind_end_in_a_sentence_or_a_file(
+        self, headers: dict[str, str], status: int, sites: FakeSites, tmp_path: Path
+    ) -> None:
+        def answer(exchange: Exchange) -> None:
+            exchange.start(status, **headers)
+            exchange.wfile.write(b"<html>" + bytes(600))
+
+        sites.route(*PLACE, answer)
+        fetcher = sites.fetcher(tmp_path, replace(QUICK, attempts=2, read=0.5))
+        for fetch in (fetcher.fetch, lambda link: fetcher.download(link, tmp_path / "in")):
+            try:
+                path = fetch(LINK)
+            except LinkError:
+                continue
+            assert path.is_file()
+
     def test_redirects_in_a_circle_and_without_end_are_told_apart(self, sites: FakeSites, fetcher: Fetcher) -> None:
         sites.route(*PLACE, lambda e: e.redirect("https://other.example.org/a"))
         sites.route("other.example.org", "/a", lambda e: e.redirect(LINK))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -300,3 +303,30 @@ class TestOthers:
         sentence = refusal(fetcher, "https://files.example.org/a")
         assert sentence.startswith("What the link 'https://files.example.org/a' leads to ")
         assert any(word in sentence for word in words.split("|"))
+
+
+def test_an_unchanged_program_fetches_a_drive_link_from_the_environment_alone(sites: FakeSites, tmp_path: Path) -> None:
+    """What the tests of the whole service use: nothing of the program is replaced, its guard least of all."""
+    sites.route(*DRIVE, lambda e: e.file(LORA))
+    program = f"""
+from lora_service.links import Fetcher
+from lora_service.settings import Settings
+print(Fetcher(Settings.from_environment()).fetch({DRIVE_LINK!r}))
+"""
+    environment = {**os.environ, **sites.environment(tmp_path), "LORA_CACHE": str(tmp_path / "cache")}
+    found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert Path(found.stdout.strip()).read_bytes() == LORA
+    environment["ALLOW_PRIVATE_ADDRESSES"] = ""
+    environment["LORA_CACHE"] = str(tmp_path / "other")
+    refused = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert "not on the public internet" in refused.stderr
+
+
+def test_a_listing_is_read_once_for_many_fetches(sites: FakeSites, fetcher: Fetcher) -> None:
+    listing = json.dumps({"siblings": [{"rfilename": "a.safetensors"}]}).encode()
+    sites.serve("https://huggingface.co/api/models/o/m/revision/main", listing)
+    sites.serve("https://huggingface.co/o/m/resolve/main/a.safetensors", LORA)
+    assert fetcher.fetch("o/m") == fetcher.fetch("https://huggingface.co/o/m") == fetcher.fetch("o/m")
+    assert len(sites.requests) == 2
