@@ -120,7 +120,7 @@ class LokrLayer:
     def delta(self, weight: Tensor) -> Tensor:
         first, second = self.first.multiplied(weight.device), self.second.multiplied(weight.device)
         first = first.reshape(*first.shape, *[1] * (second.dim() - 2))
-        return torch.kron(first, second).mul_(self.scale).reshape(weight.shape)
+        return torch.kron(first, second.contiguous()).mul_(self.scale).reshape(weight.shape)
 
     def norm(self) -> float:
         device = self.first.b.device
@@ -138,6 +138,11 @@ class DoraLayer:
 
     inner: LoraLayer | LohaLayer | LokrLayer
     magnitude: Tensor
+
+    @property
+    def by_row(self) -> bool:
+        """Whether lengths are of rows, one per output; else of columns, one per input."""
+        return self.magnitude.shape[0] == self.shape[0]
 
     @property
     def kind(self) -> str:
@@ -162,8 +167,8 @@ class DoraLayer:
     def delta(self, weight: Tensor) -> Tensor:
         original = weight.float()
         changed = original + self.inner.delta(weight)
-        kept = 0 if self.magnitude.shape[0] == weight.shape[0] else 1
-        lengths = changed.norm(dim=[dim for dim in range(weight.dim()) if dim != kept], keepdim=True)
+        others = [dim for dim in range(weight.dim()) if dim != (0 if self.by_row else 1)]
+        lengths = torch.linalg.vector_norm(changed, dim=others, keepdim=True)
         magnitude = self.magnitude.to(weight.device).float().reshape(lengths.shape)
         return changed.mul_(magnitude / lengths.clamp_min(torch.finfo(torch.float32).tiny)).sub_(original)
 

@@ -35,7 +35,7 @@ PART_ALIASES = {
 
 _UNREAD_KINDS = {
     "oft": "OFT", "boft": "BOFT", "on_input": "IA³", "a1.weight": "GLoRA", "b1.weight": "GLoRA", "glora": "GLoRA",
-    "diff": "full difference", "diff_b": "bias difference", "set_weight": "weight replacement",
+    "diff_b": "bias difference", "diff": "full difference", "set_weight": "weight replacement",
     "w_norm": "norm difference", "b_norm": "norm difference", "norm": "norm difference",
     "lora_bias": "LoRA with biases", "lora_up.bias": "LoRA with biases", "lora_down.bias": "LoRA with biases",
     "lora_B.bias": "LoRA with biases", "reshape_weight": "padded LoRA", "vera": "VeRA",

@@ -32,8 +32,8 @@ _MODULES_KEY = "lora_service.modules"
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _ATTN1, _ATTN2 = (tuple(f"{name}.{part}" for part in _ATTENTION) for name in ("attn1", "attn2"))
 _GEGLU = "ff.net.0.proj"
-_OLD_ORDER = (*_ATTN1, _GEGLU, *_ATTN2)
-_NEW_ORDER = (*_ATTN1, *_ATTN2, _GEGLU)
+OLD_ORDER = (*_ATTN1, _GEGLU, *_ATTN2)
+NEW_ORDER = (*_ATTN1, *_ATTN2, _GEGLU)
 _RESNET_ORDER = ("conv1", "time_emb_proj", "conv2", "conv_shortcut")
 _TEXT_ORDER = ("k_proj", "v_proj", "q_proj", "out_proj")
 _PLAIN_CLASSES = ("CrossAttention", "Attention", "GEGLU")
@@ -95,7 +95,7 @@ def _order(component: str, pairs: Mapping[int, Mapping[str, Tensor]], listed: li
     if component == "text_encoder":
         return [f"encoder.layers.{number // 4}.self_attn.{_TEXT_ORDER[number % 4]}" for number in range(count)]
     for extended in (False, True):
-        orders = [list(_standard_order(order, extended)) for order in (_OLD_ORDER, _NEW_ORDER)]
+        orders = [list(standard_order(order, extended)) for order in (OLD_ORDER, NEW_ORDER)]
         if len(orders[0]) == count:
             return _dialect(pairs, orders)
     raise LoraFileError(
@@ -120,7 +120,7 @@ def _is_geglu(parts: Mapping[str, Tensor]) -> bool:
     return up is not None and down is not None and up.dim() == down.dim() == 2 and up.shape[0] == 8 * down.shape[1]
 
 
-def _standard_order(block_order: Sequence[str], extended: bool) -> Iterable[str]:
+def standard_order(block_order: Sequence[str], extended: bool) -> Iterable[str]:
     """Module paths of Stable Diffusion 1.x and 2.x in the order of their numbers."""
     blocks = [(f"down_blocks.{level}", 2 if level < 3 else 0, 2) for level in range(4)]
     blocks += [(f"up_blocks.{level}", 3 if level > 0 else 0, 3) for level in range(4)]
@@ -183,7 +183,7 @@ def _is_standard(component: str, paths: Sequence[str], layers: Mapping[str, Weig
         ]
         standard = complete
     else:
-        complete = any(paths == list(_standard_order(_OLD_ORDER, extended)) for extended in (False, True))
+        complete = any(paths == list(standard_order(OLD_ORDER, extended)) for extended in (False, True))
         widths = {layer.shape[1] for path, layer in layers.items() if path.endswith("attn2.to_k")}
         standard = complete or not widths.isdisjoint(_STANDARD_TEXT_WIDTHS)
     if standard and not complete:
@@ -196,7 +196,7 @@ def _is_standard(component: str, paths: Sequence[str], layers: Mapping[str, Weig
 
 def _unet_position(path: str) -> tuple[Any, ...]:
     match = _UNET_PATH.fullmatch(path)
-    parts = _OLD_ORDER if match and match["layer"] else _RESNET_ORDER
+    parts = OLD_ORDER if match and match["layer"] else _RESNET_ORDER
     if match is None or match["part"] not in parts:
         raise _unnumbered(f"unet.{path}")
     group = ("down", "up", None).index(match["group"])

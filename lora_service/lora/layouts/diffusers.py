@@ -47,6 +47,8 @@ def read(content: FileContent) -> LoraWeights:
         if found is None:
             raise LoraFileError(f"The LoRA's key {shortened(key)!r} is none that diffusers or PEFT write.")
         component, path = _component_and_path(key, found[0])
+        if found[1] == "dora_scale":
+            tensor = tensor.flatten()  # PEFT's is (1, out, 1, 1) for convolutions, one per output always
         modules.add(component, path, found[1], tensor)
     layers = modules.layers(_alphas(content.metadata))
     return LoraWeights(layers, read_header_tokens(content.metadata), content.metadata, "diffusers")
@@ -147,8 +149,17 @@ def write(weights: LoraWeights) -> FileContent:
         name = f"{component}.{path if component == 'unet' else _with_text_model(path)}"
         tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = plain_pair(inner)
         if isinstance(layer, DoraLayer):
-            tensors[f"{name}.lora_magnitude_vector"] = layer.magnitude.flatten()
+            tensors[f"{name}.lora_magnitude_vector"] = _magnitude(layer, f"{component}.{path}")
     return FileContent(tensors, header_tokens(weights.embeddings))
+
+
+def _magnitude(layer: DoraLayer, name: str) -> Tensor:
+    if not layer.by_row:
+        raise LoraFileError(
+            f"The LoRA's module {name} has magnitudes per input, which diffusers does not load; "
+            "convert it to the kohya layout."
+        )
+    return layer.magnitude.flatten() if len(layer.shape) == 2 else layer.magnitude.reshape(1, -1, 1, 1)
 
 
 def plain_pair(layer: LoraLayer) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,8 @@ from lora_service.errors import LoraFileError
 from lora_service.lora import names
 from lora_service.lora.container import shortened
 from lora_service.lora.content import FileContent
-from lora_service.lora.layouts.tokens import header_tokens, read_bundled, read_header_tokens
-from lora_service.lora.parts import PART_ALIASES, PartsByModule
+from lora_service.lora.layouts.tokens import TOKENS_KEY, header_tokens, read_bundled, read_header_tokens
+from lora_service.lora.parts import PartsByModule
 from lora_service.lora.weights import LoraWeights
 
 _COMPONENT_BY_PREFIX = {
@@ -28,7 +28,9 @@ _BUNDLE = "bundle_emb."
 
 
 def detects(content: FileContent) -> bool:
-    """Whether any key begins as kohya's do."""
+    """Whether any key begins as kohya's do; a file of tokens alone has no key at all, and its tokens in the header."""
+    if not content.tensors:
+        return TOKENS_KEY in content.metadata
     return any(key.startswith(("lora_unet_", "lora_te", _BUNDLE)) for key in content.tensors)
 
 
@@ -54,7 +56,7 @@ def _split(key: str) -> tuple[str, str, str]:
             return (
                 component,
                 names.unet_path(flat) if component == "unet" else _text_path(flat),
-                PART_ALIASES.get(part, part),
+                part,
             )
     raise LoraFileError(
         f"The LoRA's key {shortened(key)!r} is none of Stable Diffusion 1.x, 2.x or XL "
