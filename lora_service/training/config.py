@@ -173,7 +173,7 @@ def plan(config: TrainConfig, recipe: BaseRecipe, trigger: str, seed: int) -> Tr
     """``config`` on a base with ``recipe``: whatever was left open is decided here.
 
     Raises:
-        InputError: there are more initializer tokens than placeholder tokens.
+        InputError: the inputs do not fit together.
     """
     task = TASKS[config.task]
     rank = config.lora_rank or task.lora_rank
@@ -195,6 +195,10 @@ def plan(config: TrainConfig, recipe: BaseRecipe, trigger: str, seed: int) -> Tr
         "continue_inversion_lr": recipe.continue_inversion_lr,
     }
     left_open = {k: v for k, v in decided.items() if getattr(config, k) in (None, "")}
+    whole = config.model_copy(update=left_open)
+    if whole.max_train_steps_tuning and not whole.learning_rate_unet and not whole.learning_rate_text:
+        wanted = "above 0 when learning_rate_text is 0 too: stage 2 would teach nothing"
+        raise InputError("learning_rate_unet", whole.learning_rate_unet, wanted)
     names = tuple(config.placeholder_tokens.split("|")) if config.max_train_steps_ti else ()
     words = tuple(w.strip() for w in config.initializer_tokens.split("|") if w.strip())
     if not words and config.class_word:
@@ -202,4 +206,4 @@ def plan(config: TrainConfig, recipe: BaseRecipe, trigger: str, seed: int) -> Tr
     if len(words) > max(1, len(names)):
         wanted = f"at most {len(names)} words split by |, one for each of {config.placeholder_tokens}"
         raise InputError("initializer_tokens", config.initializer_tokens, wanted)
-    return TrainPlan(config.model_copy(update=left_open), names, words, task.high_noise)
+    return TrainPlan(whole, names, words, task.high_noise)
