@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_service.errors import PicturesError
-from lora_service.pictures.members import DAMAGE, Member, archive_kind, tar_members, zip_members
+from lora_service.pictures.members import Member, archive_kind, tar_members, zip_members
 from lora_service.pictures.names import clean_name, is_junk, refusal
 from lora_service.pictures.options import Limits
 from lora_service.pictures.report import LeftOut
@@ -181,7 +181,9 @@ def _undamaged(source: str, members: Iterator[Member]) -> Iterator[Member]:
         for member in members:
             count += 1
             yield member
-    except DAMAGE as error:
+    except PicturesError:
+        raise
+    except Exception as error:  # the readers raise anything on damaged data: BadZipFile, struct.error, IndexError …
         raise PicturesError(f"{source!r} is damaged or cut off after {count} files ({error}); make it anew.") from error
 
 
@@ -190,9 +192,11 @@ def _chunks(member: Member) -> Iterator[bytes]:
         with member.open() as packed:
             while chunk := packed.read(_CHUNK):
                 yield chunk
-    except (NotImplementedError, RuntimeError) as error:
+    except NotImplementedError as error:
         raise _DamagedMemberError(f"it is packed in a way that cannot be read ({error})") from error
-    except DAMAGE as error:
+    except PicturesError:
+        raise
+    except Exception as error:  # as above
         raise _DamagedMemberError(f"it is damaged in the archive ({error})") from error
 
 

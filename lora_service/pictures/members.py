@@ -8,7 +8,6 @@ import lzma
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +16,6 @@ from typing import IO, Any, Protocol
 from lora_service.pictures.guarded import GuardedFile
 from lora_service.pictures.names import zip_name
 
-# What the readers raise on damaged archives; OSError is gzip's and bz2's, and zipfile's on impossible offsets.
-DAMAGE = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    OSError,
-    ValueError,
-    OverflowError,
-)
 _ENCRYPTED = 0x1
 _OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 _TAR_MAGIC = slice(257, 262)
@@ -122,13 +110,13 @@ def archive_kind(head: bytes) -> str:
 
 
 def zip_members(path: Path) -> Iterator[Member]:
-    """The files in the zip at ``path``; raises one of ``DAMAGE`` where it is no zip."""
+    """The files in the zip at ``path``; raises anything where it is damaged, as zipfile does."""
     with path.open("rb") as file, zipfile.ZipFile(GuardedFile(file, path.stat().st_size)) as archive:
-        yield from (ZipMember(archive, info) for info in archive.infolist() if not info.is_dir())
+        yield from (ZipMember(archive, info) for info in archive.infolist() if not info.filename.endswith("/"))
 
 
 def tar_members(path: Path, max_bytes: int) -> Iterator[Member]:
-    """The files in the tar at ``path``, packed or not; raises one of ``DAMAGE`` where it ends too early.
+    """The files in the tar at ``path``, packed or not; raises anything where it is damaged, as tarfile does.
 
     Args:
         max_bytes: how far the unpacked tar is read.

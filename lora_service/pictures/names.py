@@ -27,7 +27,7 @@ def clean_name(name: str) -> str:
     """``name`` as it is shown and matched: forward slashes, composed letters, nothing unprintable."""
     name = unicodedata.normalize("NFC", name.replace("\\", "/"))
     name = "".join(c if c.isprintable() else "?" for c in name)
-    return "/".join(part for part in name.split("/") if part not in ("", "."))
+    return "/".join(part for part in name.split("/") if part not in ("", ".")) or "unnamed"
 
 
 def is_junk(name: str) -> bool:

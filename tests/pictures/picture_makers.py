@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pillow_heif
-from PIL import Image
+from PIL import Image, ImageDraw
 
 pillow_heif.register_heif_opener()
 
@@ -54,3 +54,22 @@ def half_mask(size: tuple[int, int] = (96, 72)) -> Image.Image:
     mask = Image.new("L", size, 0)
     mask.paste(255, (size[0] // 2, 0, size[0], size[1]))
     return mask
+
+
+def draw_face(image: Image.Image, x: float, y: float, radius: float) -> None:
+    """A face that the cascade knows as one: long brown hair, pale skin, its middle at (x, y) in pixels."""
+    pen = ImageDraw.Draw(image)
+
+    def ellipse(across: float, down: float, half_width: float, half_height: float, color: str) -> None:
+        left, top = x + (across - half_width) * radius, y + (down - half_height) * radius
+        pen.ellipse((left, top, left + 2 * half_width * radius, top + 2 * half_height * radius), fill=color)
+
+    ellipse(0, -0.05, 0.85, 0.95, "#694123")
+    ellipse(0, 0.1, 0.66, 0.78, "#fce0c8")
+    pen.chord((x - 0.7 * radius, y - 0.82 * radius, x + 0.7 * radius, y + 0.62 * radius), 180, 360, fill="#694123")
+    pen.chord((x - 0.5 * radius, y - 0.3 * radius, x + 0.5 * radius, y + 0.3 * radius), 180, 360, fill="#fce0c8")
+    for side in (-0.26, 0.26):
+        ellipse(side, 0.06, 0.12, 0.11, "white")
+        ellipse(side, 0.07, 0.065, 0.075, "#141416")
+    ellipse(0, 0.28, 0.07, 0.09, "#bda896")
+    pen.line((x - 0.2 * radius, y + 0.56 * radius, x + 0.2 * radius, y + 0.56 * radius), fill="#963c3c", width=8)
