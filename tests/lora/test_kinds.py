@@ -8,6 +8,7 @@ import pytest
 import torch
 from lora_fakes import save
 from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lora_service.errors import LoraFileError
@@ -61,7 +62,7 @@ def trained_by_peft(kind: str, base: nn.Module) -> tuple[Tensor, dict[str, Tenso
     tensors = {}
     for name, parameter in model.named_parameters():
         if "magnitude" in name:  # it begins as the lengths there are, where it does nothing
-            parameter.data *= torch.linspace(0.5, 2, len(parameter)).reshape_as(parameter)
+            parameter.data *= torch.linspace(0.5, 2, parameter.numel()).reshape_as(parameter)
         _, _, part = name.partition("proj_in.")
         if ".default" in f".{part}":
             tensors[part.replace(".default", "")] = parameter.detach().clone()
@@ -102,9 +103,10 @@ def test_the_change_of_each_kind_is_what_peft_merges(kind: str, base: type[nn.Mo
         assert change.norm() == pytest.approx(change.delta(weight).norm().item(), rel=1e-4)
 
 
-def test_a_dora_file_of_peft_is_read_and_written_for_diffusers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("base", [Linear, Convolution])
+def test_a_dora_file_of_peft_is_read_and_written_for_diffusers(base: type[nn.Module], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    weight, tensors, merged = trained_by_peft("DoRA", Linear())
+    weight, tensors, merged = trained_by_peft("DoRA", base())
     file = {f"unet.{PATH}.{part}": tensor for part, tensor in tensors.items()}
     config = {"lora_adapter_metadata": f'{{"unet.lora_alpha": {ALPHA}}}'}
     found = read_lora(save(tmp_path / "lora.safetensors", file, config))
@@ -112,6 +114,8 @@ def test_a_dora_file_of_peft_is_read_and_written_for_diffusers(tmp_path: Path) -
     write_lora(tmp_path / "again.safetensors", found, layout="diffusers", dtype=torch.float32)
     again = only_change(read_lora(tmp_path / "again.safetensors"))
     torch.testing.assert_close(weight + again.delta(weight), merged)
+    written = load_file(tmp_path / "again.safetensors")
+    assert written[f"unet.{PATH}.lora_magnitude_vector"].shape == tensors["lora_magnitude_vector.weight"].shape
 
 
 def test_magnitudes_per_column_bring_columns_to_their_lengths(tmp_path: Path) -> None:
@@ -122,6 +126,8 @@ def test_magnitudes_per_column_bring_columns_to_their_lengths(tmp_path: Path) ->
     change = only_change(read_lora(save(tmp_path / "lora.safetensors", tensors)))
     changed = weight + change.delta(weight)
     torch.testing.assert_close(changed.norm(dim=0, keepdim=True), lengths)
+    with pytest.raises(LoraFileError, match="per input"):
+        write_lora(tmp_path / "again.safetensors", read_lora(tmp_path / "lora.safetensors"), layout="diffusers")
     torch.testing.assert_close(
         nn.functional.normalize(changed, dim=0), nn.functional.normalize(weight + up @ down, dim=0)
     )

@@ -1,0 +1,407 @@
+"""Patching is exact, changes only the difference, and is undone bit for bit, whatever happens in between."""
+
+from __future__ import annotations
+
+import gc
+import random
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from lora_fakes import (
+    TOKEN_NAMES,
+    assert_same_state,
+    is_attention,
+    is_convolution,
+    random_lora,
+    state_of,
+    weights_of,
+)
+from small_models import FAMILIES, SmallModels, small_models
+from torch import Tensor
+
+from lora_service.errors import LoraFileError, WrongBaseError
+from lora_service.lora import patcher as patcher_module
+from lora_service.lora.kinds import DoraLayer
+from lora_service.lora.patcher import Patcher, PatchReport, Scale
+from lora_service.lora.weights import LoraLayer, LoraWeights
+
+FULL = Scale(1.0, 1.0)
+
+
+class Cancelled(BaseException):
+    """As Cog's cancellation: no ``Exception``."""
+
+
+@pytest.fixture
+def models() -> SmallModels:
+    return small_models("sd1")
+
+
+@pytest.fixture
+def patcher(models: SmallModels) -> Patcher:
+    return Patcher(models.components, models.tokenizers)
+
+
+def formula(weight: Tensor, *terms: tuple[LoraLayer, float]) -> Tensor:
+    """The textbook's sum in float64."""
+    total = weight.double()
+    for layer, scale in terms:
+        product = layer.up.double().flatten(1) @ layer.down.double().flatten(1)
+        total = total + scale * layer.alpha / layer.rank * product.reshape(weight.shape)
+    return total
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_changes_of_several_loras_are_summed_with_their_scales(family: str) -> None:
+    models = small_models(family)
+    patcher = Patcher(models.components, models.tokenizers)
+    first = random_lora(models.components, rank=3, alpha=2.0, seed=1)
+    second = random_lora(
+        models.components, rank=5, wanted=lambda p, m: is_attention(p, m) or is_convolution(p, m), seed=2
+    )
+    before = {c: {p: w.clone() for p, w in found.items()} for c, found in weights_of(models.components).items()}
+    patcher.apply([(first, Scale(0.8, 0.3)), (second, Scale(-0.5, 1.5))])
+    for component, found in weights_of(models.components).items():
+        one, two = (0.8, -0.5) if component == "unet" else (0.3, 1.5)
+        for path, weight in found.items():
+            terms = [
+                (lora.layers[component][path], s)
+                for lora, s in ((first, one), (second, two))
+                if path in lora.layers[component]
+            ]
+            wanted = formula(before[component][path], *terms).to(weight.dtype)
+            torch.testing.assert_close(weight, wanted, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_are_cast_once_in_half_precision(dtype: torch.dtype) -> None:
+    models = small_models("sd1", dtype)
+    before = {path: weight.clone() for path, weight in weights_of(models.components)["unet"].items()}
+    lora = random_lora(models.components, rank=4)
+    Patcher(models.components, models.tokenizers).apply([(lora, FULL), (lora, Scale(0.5, 0.5))])
+    after = weights_of(models.components)["unet"]
+    for path, layer in lora.layers["unet"].items():
+        wanted = formula(before[path].float(), (layer, 1.5)).float().to(dtype)
+        # A sum in fp32 may round to the neighbour of what float64 rounds to, and to nothing further off.
+        assert (
+            torch.equal(after[path], wanted)
+            or (after[path] - wanted).abs().max() <= wanted.abs().max() * torch.finfo(dtype).eps
+        )
+        assert (after[path] != wanted).float().mean() < 0.01
+
+
+def test_scales_of_the_unet_and_the_text_encoder_are_apart(models: SmallModels, patcher: Patcher) -> None:
+    lora = random_lora(models.components)
+    unet, text = models.unet_output(), models.text_output()
+    patcher.apply([(lora, Scale(0.0, 1.0))])
+    assert torch.equal(models.unet_output(), unet)
+    assert not torch.equal(models.text_output(), text)
+    patcher.apply([(lora, Scale(1.0, 0.0))])
+    assert not torch.equal(models.unet_output(), unet)
+    assert torch.equal(models.text_output(), text)
+
+
+def test_restoring_gives_the_very_tensors_back(models: SmallModels, patcher: Patcher) -> None:
+    before, unet, text = state_of(models.components), models.unet_output(), models.text_output()
+    storages = {name: parameter.data_ptr() for name, parameter in models.unet.named_parameters()}
+    patcher.apply([(random_lora(models.components, tokens=TOKEN_NAMES), FULL)])
+    patcher.restore()
+    assert_same_state(before, models.components)
+    assert storages == {name: parameter.data_ptr() for name, parameter in models.unet.named_parameters()}
+    assert torch.equal(models.unet_output(), unet)
+    assert torch.equal(models.text_output(), text)
+    assert patcher.tokenizers == models.tokenizers
+
+
+def test_the_forward_pass_has_no_wrappers(models: SmallModels, patcher: Patcher) -> None:
+    before = [(name, type(module)) for name, module in models.unet.named_modules()]
+    patcher.apply([(random_lora(models.components), FULL)])
+    assert [(name, type(module)) for name, module in models.unet.named_modules()] == before
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in models.unet.modules())
+
+
+def test_a_history_of_scales_leaves_no_trace(models: SmallModels, patcher: Patcher) -> None:
+    lora = random_lora(models.components)
+    patcher.apply([(lora, Scale(0.7, 0.7))])
+    direct = state_of(models.components)
+    for scale in (1.0, -2.0, 0.1, 0.7):
+        patcher.apply([(lora, Scale(scale, scale))])
+    assert_same_state(direct, models.components)
+
+
+def test_only_what_differs_is_merged_anew(
+    models: SmallModels, patcher: Patcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merges: list[int] = []
+    merge = patcher_module.merged
+
+    def counted(weight: Tensor, terms: tuple) -> Tensor:
+        merges.append(1)
+        return merge(weight, terms)
+
+    monkeypatch.setattr(patcher_module, "merged", counted)
+    lora = random_lora(models.components)
+    counts = {component: len(layers) for component, layers in lora.layers.items()}
+    small = LoraWeights({"unet": dict(list(lora.layers["unet"].items())[:3])})
+    for loras, wanted in (
+        ([(lora, FULL)], sum(counts.values())),
+        ([(lora, FULL)], 0),
+        ([(lora, Scale(1.0, 0.5))], counts["text_encoder"]),
+        ([(lora, Scale(1.0, 0.5)), (small, FULL)], 3),
+        ([(lora, Scale(1.0, 0.5))], 3),
+        ([(lora, Scale(0.0, 0.5))], 0),
+        ([], 0),
+    ):
+        merges.clear()
+        patcher.apply(loras)
+        assert len(merges) == wanted
+
+
+def test_a_report_tells_what_matched(models: SmallModels, patcher: Patcher) -> None:
+    lora = random_lora(models.components)
+    report = patcher.apply([(lora, FULL)])
+    assert report.matched == {"unet": 48, "text_encoder": 8}
+    assert (report.unmatched, report.warning) == ((), None)
+    changed = sum(layer.up.shape[0] * layer.down.shape[1] for layer in lora.layers["unet"].values())
+    assert report.share["unet"] == pytest.approx(changed / sum(p.numel() for p in models.unet.parameters()))
+
+
+def test_the_size_of_the_change_is_told_relative_to_the_weights(models: SmallModels, patcher: Patcher) -> None:
+    before = weights_of(models.components)["unet"]
+    path = "conv_in"
+    lora = LoraWeights({"unet": {path: LoraLayer(torch.ones(1, 4, 3, 3), torch.ones(32, 1, 1, 1), 1.0)}})
+    weight = before[path].clone()
+    patcher.apply([(lora, Scale(0.5, 1.0))])
+    assert patcher.change() == {"unet": pytest.approx((0.5 * weight.numel() ** 0.5 / weight.norm()).item())}
+    patcher.restore()
+    assert patcher.change() == {}
+
+
+def test_a_partial_match_is_a_warning_with_the_keys(models: SmallModels, patcher: Patcher) -> None:
+    layers = dict(random_lora(models.components).layers["unet"])
+    layers["down_blocks.7.attentions.0.proj_in"] = next(iter(layers.values()))
+    report = patcher.apply([(LoraWeights({"unet": layers}), FULL)])
+    assert report.unmatched == ("unet.down_blocks.7.attentions.0.proj_in",)
+    assert report.warning is not None
+    assert "1 of 49 changes" in report.warning
+    assert "down_blocks.7" in report.warning
+
+
+def test_a_lora_of_which_nothing_fits_is_an_error(models: SmallModels, patcher: Patcher) -> None:
+    lora = LoraWeights({"unet": {"elsewhere.0": LoraLayer(torch.ones(1, 4), torch.ones(4, 1), 1.0)}})
+    with pytest.raises(LoraFileError, match=r"None of the LoRA's 1 changes .*unet\.elsewhere\.0"):
+        patcher.apply([(lora, FULL)])
+    with pytest.raises(LoraFileError, match="None of the LoRA's 0 changes"):
+        patcher.apply([(LoraWeights({}), FULL)])
+
+
+def full_size_lora(width: int, metadata: dict[str, str] | None = None, *, second: bool = False) -> LoraWeights:
+    path = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+    layers = {"unet": {path: LoraLayer(torch.ones(1, width), torch.ones(320, 1), 1.0)}}
+    if second:
+        layers["text_encoder_2"] = {"encoder.layers.0.mlp.fc1": LoraLayer(torch.ones(1, 4), torch.ones(4, 1), 1.0)}
+    return LoraWeights(layers, {}, metadata or {})
+
+
+@pytest.mark.parametrize(
+    ("lora", "made_for"),
+    [
+        (full_size_lora(768), "Stable Diffusion 1.x"),
+        (full_size_lora(1024), "Stable Diffusion 2.x"),
+        (full_size_lora(2048, second=True), "Stable Diffusion XL"),
+        (full_size_lora(48), "a base with a text width of 48"),
+    ],
+)
+def test_a_lora_for_another_base_is_an_error_that_names_both(
+    lora: LoraWeights, made_for: str, models: SmallModels, patcher: Patcher
+) -> None:
+    before = state_of(models.components)
+    with pytest.raises(WrongBaseError, match=f"made for {made_for} .*a base with a text width of 32"):
+        patcher.apply([(random_lora(models.components), FULL), (lora, FULL)])
+    assert_same_state(before, models.components)
+
+
+def test_the_header_names_the_base_where_shapes_do_not() -> None:
+    models = small_models("sd1")
+    patcher = Patcher(models.components, models.tokenizers)
+    layers = {"elsewhere": LoraLayer(torch.ones(1, 4), torch.ones(4, 1), 1.0)}
+    lora = LoraWeights({"unet": layers}, {}, {"ss_base_model_version": "sdxl_base_v1-0"})
+    with pytest.raises(WrongBaseError, match=r"Stable Diffusion XL .* a base with a text width of 32"):
+        patcher.apply([(lora, FULL)])
+
+
+@pytest.mark.parametrize("error", [Cancelled, RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("after", [1, 20, 52])
+def test_an_exception_in_the_middle_leaves_the_originals(
+    error: type[BaseException], after: int, models: SmallModels, patcher: Patcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = state_of(models.components)
+    patcher.apply([(random_lora(models.components, tokens=("<old>",), seed=1), FULL)])
+    merge, calls = patcher_module.merged, iter(range(10**6))
+
+    def failing(weight: Tensor, terms: tuple) -> Tensor:
+        if next(calls) == after:
+            raise error
+        return merge(weight, terms)
+
+    monkeypatch.setattr(patcher_module, "merged", failing)
+    with pytest.raises(error):
+        patcher.apply([(random_lora(models.components, tokens=TOKEN_NAMES, seed=2), FULL)])
+    assert_same_state(before, models.components)
+    assert patcher.tokenizers == models.tokenizers
+
+
+def test_a_restore_that_was_interrupted_can_be_finished(
+    models: SmallModels, patcher: Patcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = state_of(models.components)
+    patcher.apply([(random_lora(models.components, tokens=TOKEN_NAMES), FULL)])
+    unpatch, calls = Patcher._unpatch, iter(range(10**6))
+
+    def interrupted(self: Patcher, place: tuple[str, str]) -> None:
+        if next(calls) == 10:
+            raise Cancelled
+        unpatch(self, place)
+
+    monkeypatch.setattr(Patcher, "_unpatch", interrupted)
+    with pytest.raises(Cancelled):
+        patcher.restore()
+    patcher.restore()
+    assert_same_state(before, models.components)
+    assert patcher.tokenizers == models.tokenizers
+
+
+@contextmanager
+def cancelled_at_line(number: int) -> Iterator[None]:
+    """Raises once, as an asynchronous cancellation does, before the given line that runs in patcher and vocabulary."""
+    lines = iter(range(1, number + 1))
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if not frame.f_code.co_filename.endswith(("lora/patcher.py", "lora/vocabulary.py")):
+            return None
+        if event == "line" and next(lines, 0) == number:
+            raise Cancelled
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(None)
+
+
+def test_a_cancellation_at_any_line_leaves_the_originals(models: SmallModels, patcher: Patcher) -> None:
+    before = state_of(models.components)
+    old = random_lora({"text_encoder": models.components["text_encoder"]}, tokens=("<old>",), seed=1)
+    new = random_lora({"text_encoder": models.components["text_encoder"]}, tokens=TOKEN_NAMES, seed=2)
+    interrupted = 0
+    for number in range(1, 10_000):
+        patcher.apply([(old, FULL)])
+        try:
+            with cancelled_at_line(number):
+                patcher.apply([(new, Scale(1.0, 0.5))])
+            break
+        except Cancelled:
+            interrupted += 1
+        patcher.restore()  # one within apply's own clean-up leaves the rest of it to the next call
+        assert_same_state(before, models.components)
+        assert patcher.tokenizers == models.tokenizers
+    assert interrupted > 100
+
+
+def test_one_by_one_convolutions_and_linear_layers_take_each_others_changes() -> None:
+    for family, shape in (("sd1", (32, 4)), ("sd2", (32, 4, 1, 1))):
+        models = small_models(family)
+        path = "down_blocks.0.attentions.0.proj_in"
+        weight = weights_of(models.components)["unet"][path].clone()
+        up, down = torch.ones(shape), torch.ones(4, 32, *shape[2:])
+        lora = LoraWeights({"unet": {path: LoraLayer(down, up, 4.0)}})
+        Patcher(models.components, {}).apply([(lora, FULL)])
+        torch.testing.assert_close(weights_of(models.components)["unet"][path], weight + 4)
+
+
+def test_dora_is_interpolated_between_the_base_and_what_was_trained(models: SmallModels, patcher: Patcher) -> None:
+    path = "conv_in"
+    weight = weights_of(models.components)["unet"][path].clone()
+    inner = LoraLayer(torch.ones(1, 4, 3, 3), torch.ones(32, 1, 1, 1), 1.0)
+    layer = DoraLayer(inner, torch.full((32, 1, 1, 1), 2.0))
+    patcher.apply([(LoraWeights({"unet": {path: layer}}), Scale(0.5, 1.0))])
+    directions = torch.nn.functional.normalize((weight + 1).flatten(1), dim=1).reshape(weight.shape)
+    torch.testing.assert_close(weights_of(models.components)["unet"][path], (weight + 2 * directions) / 2)
+
+
+def random_swap(
+    models: SmallModels, chance: random.Random, loras: list[LoraWeights]
+) -> list[tuple[LoraWeights, Scale]]:
+    chosen = chance.sample(loras, chance.randint(0, 3))
+    return [(lora, Scale(chance.choice([0, 0.5, 1, -1.3]), chance.choice([0, 0.5, 1]))) for lora in chosen]
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_a_thousand_swaps_leave_the_base_as_it_was_and_memory_where_it_was(family: str) -> None:
+    models, chance = small_models(family), random.Random(0)
+    attention_of = {
+        half: (lambda path, module, half=half: is_attention(path, module) and half in path)
+        for half in ("attn1", "attn2", "self_attn")
+    }
+    loras = [
+        random_lora(
+            models.components,
+            rank=chance.choice([1, 2, 5, 8]),
+            alpha=chance.choice([None, 3.0]),
+            wanted=chance.choice([is_attention, is_convolution, *attention_of.values()]),
+            tokens=chance.choice([(), TOKEN_NAMES, ("<s1>",), ("<cat>", "word")]),
+            seed=seed,
+        )
+        for seed in range(8)
+    ]
+    loras = [lora for lora in loras if lora.layers]
+    before, unet, text = state_of(models.components), models.unet_output(), models.text_output()
+    vocabulary = models.tokenizers["text_encoder"].get_vocab()
+    patcher = Patcher(models.components, models.tokenizers)
+    memory = 0
+    for swap in range(1000 if family == "sd1" else 100):
+        patcher.apply(random_swap(models, chance, loras))
+        if chance.random() < 0.2:
+            patcher.restore()
+        if swap == 200:
+            gc.collect()
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if memory:
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 32 * 1024  # KiB
+    patcher.apply([])
+    assert_same_state(before, models.components)
+    assert torch.equal(models.unet_output(), unet)
+    assert torch.equal(models.text_output(), text)
+    assert patcher.tokenizers == models.tokenizers
+    assert models.tokenizers["text_encoder"].get_vocab() == vocabulary
+    for component, model in models.components.items():
+        if component != "unet":
+            table = model.get_input_embeddings()
+            assert table.num_embeddings == len(table.weight) == len(vocabulary)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_patching_on_a_gpu_is_undone_bit_for_bit(dtype: torch.dtype) -> None:
+    models = small_models("sd1", dtype)
+    for model in models.components.values():
+        model.to("cuda")
+    before = state_of(models.components)
+    patcher = Patcher(models.components, models.tokenizers)
+    lora = random_lora(models.components, tokens=TOKEN_NAMES)
+    patcher.apply([(lora, FULL)])
+    patcher.apply([(lora.to(torch.device("cuda")), Scale(0.5, 0.5))])
+    patcher.restore()
+    assert_same_state(before, models.components)
+
+
+def test_an_empty_report_has_no_warning() -> None:
+    assert PatchReport().warning is None
