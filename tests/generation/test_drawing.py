@@ -1,0 +1,156 @@
+"""Drawing on a tiny base: what a LoRA changes, and that nothing of it stays."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
+from small_base import hashes, small_base
+
+from lora_service.errors import InputError, WrongBaseError
+from lora_service.generation.drawing import Drawing, Picture, save
+from lora_service.generation.request import GenerateRequest
+from lora_service.generation.samplers import SAMPLERS
+from lora_service.lora.scale import Scale
+from lora_service.lora.weights import LoraLayer, LoraWeights
+
+FULL = Scale(1.0, 1.0)
+
+
+def request(**inputs: Any) -> GenerateRequest:
+    return GenerateRequest.of({"prompt": "a photo of a dog", "seed": 3, "num_inference_steps": 2} | inputs)
+
+
+def lora(drawing: Drawing, rank: int = 2) -> LoraWeights:
+    """A LoRA with tokens that changes one layer of each part a lot."""
+    generator = torch.Generator().manual_seed(7)
+    layers = {}
+    for component, ending in (("unet", "attn2.to_k"), ("text_encoder", "q_proj")):
+        path, module = next((p, m) for p, m in drawing.base.components[component].named_modules() if p.endswith(ending))
+        down = torch.randn(rank, module.in_features, generator=generator)
+        up = torch.randn(module.out_features, rank, generator=generator)
+        layers[component] = {path: LoraLayer(down=down, up=up, alpha=float(rank))}
+    width = drawing.base.text_encoder.config.hidden_size
+    embeddings = {"<s1>": {"text_encoder": torch.randn(width, generator=generator)}}
+    return LoraWeights(layers=layers, embeddings=embeddings, metadata={"modelspec.trigger_phrase": "ohwx"})
+
+
+def pixels(pictures: list[Picture]) -> list[bytes]:
+    return [picture.image.tobytes() for picture in pictures]
+
+
+def test_the_base_draws_what_diffusers_draws() -> None:
+    base = small_base()
+    ours = Drawing(base).draw(request(scheduler="DDIM", guidance_scale=4.0, negative_prompt="cat"), [])
+    pipeline = StableDiffusionPipeline(
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        unet=base.unet,
+        scheduler=DDIMScheduler.from_config(base.scheduler_config, clip_sample=False, set_alpha_to_one=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    theirs = pipeline(
+        "a photo of a dog",
+        negative_prompt="cat",
+        num_inference_steps=2,
+        guidance_scale=4.0,
+        width=32,
+        height=32,
+        generator=torch.Generator().manual_seed(3),
+    ).images[0]
+    assert pixels(ours) == [theirs.tobytes()]
+
+
+def test_a_lora_changes_the_picture_scale_0_does_not_and_nothing_stays() -> None:
+    drawing = Drawing(small_base())
+    before, weights = hashes(drawing.base), lora(drawing)
+    bare = pixels(drawing.draw(request(), []))
+    full = pixels(drawing.draw(request(), [(weights, FULL)]))
+    half = pixels(drawing.draw(request(), [(weights, Scale(0.5, 0.5))]))
+    zero = pixels(drawing.draw(request(), [(weights, Scale(0.0, 0.0))]))
+    assert len({bare[0], full[0], half[0]}) == 3
+    assert zero == bare
+    assert pixels(drawing.draw(request(), [])) == bare
+    assert hashes(drawing.base) == before
+
+
+def test_scale_0_is_as_if_the_lora_were_not_there_in_the_prompt_either() -> None:
+    drawing = Drawing(small_base())
+    weights, asked = lora(drawing), request(prompt="a photo of <1> on the beach")
+    assert pixels(drawing.draw(asked, [(weights, Scale(0.0, 0.0))])) == pixels(drawing.draw(asked, []))
+
+
+def test_tokens_reach_the_prompt() -> None:
+    drawing = Drawing(small_base())
+    weights = lora(drawing)
+    pictures = drawing.draw(request(prompt="a photo of <1>"), [(weights, FULL)])
+    assert pictures[0].settings["prompt"] == "a photo of <s1>"
+    assert pixels(pictures) == pixels(drawing.draw(request(prompt="a photo of <s1>"), [(weights, FULL)]))
+
+
+def test_an_interruption_leaves_the_bare_base() -> None:
+    drawing = Drawing(small_base())
+    before, weights = hashes(drawing.base), lora(drawing)
+
+    def stop(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        drawing.draw(request(), [(weights, FULL)], tell=stop)
+    assert hashes(drawing.base) == before
+
+
+def test_a_lora_of_another_width_is_refused_and_leaves_the_bare_base() -> None:
+    drawing = Drawing(small_base())
+    before, weights = hashes(drawing.base), lora(drawing)
+    path, layer = next(iter(weights.layers["unet"].items()))
+    other = LoraLayer(down=torch.zeros(2, 1024), up=layer.up, alpha=2.0)  # type: ignore[attr-defined]
+    with pytest.raises(WrongBaseError):
+        drawing.draw(request(), [(LoraWeights(layers={"unet": {path: other}}), FULL)])
+    assert hashes(drawing.base) == before
+
+
+def test_each_picture_is_what_its_own_seed_gives() -> None:
+    drawing = Drawing(small_base())
+    several = drawing.draw(request(num_outputs=3), [])
+    assert [picture.seed for picture in several] == [3, 4, 5]
+    assert pixels(several)[2] == pixels(drawing.draw(request(seed=5), []))[0]
+
+
+@pytest.mark.parametrize("scheduler", SAMPLERS)
+def test_every_sampler_draws(scheduler: str) -> None:
+    image = Drawing(small_base()).draw(request(scheduler=scheduler, num_inference_steps=4), [])[0].image
+    assert image.size == (32, 32)
+    assert np.asarray(image).std() > 0
+
+
+def test_a_picture_to_start_from_gives_the_size_and_is_kept_at_low_strength() -> None:
+    drawing, start = Drawing(small_base()), Image.new("RGB", (96, 64), "white")
+    near, far = (
+        drawing.draw(request(prompt_strength=s, num_inference_steps=10), [], image=start)[0].image for s in (0.1, 1.0)
+    )
+    assert near.size == far.size == (48, 32)
+    assert near.tobytes() != far.tobytes()
+
+
+def test_sizes_that_do_not_suit_the_base_are_said() -> None:
+    with pytest.raises(InputError, match="width is 36, but it must be a multiple of 8 for small, like 32"):
+        Drawing(small_base()).draw(request(width=36), [])
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_files_carry_their_settings(tmp_path: Path, ending: str) -> None:
+    picture = Picture(Image.new("RGB", (16, 16), "red"), 3, {"seed": 3, "prompt": "ä dog"})
+    with Image.open(save(picture, tmp_path / f"out-0.{ending}")) as opened:
+        if ending == "png":
+            text = opened.text["parameters"]  # type: ignore[attr-defined]
+        else:
+            text = opened.getexif().get_ifd(0x8769)[0x9286].removeprefix(b"UNICODE\0").decode("utf-16-be")
+    assert json.loads(text) == {"seed": 3, "prompt": "ä dog"}
