@@ -1,13 +1,16 @@
 """A process of its own that fetches links; run by the tests of several processes and of killed ones.
 
-python link_child.py PORT CERTIFICATES CACHE threads LINK COUNT   fetches LINK in COUNT threads at once
-python link_child.py PORT CERTIFICATES CACHE forks                for each link on standard input, a fork
-                                                                  that fetches it; prints its process id
+python link_child.py PORT CERTIFICATES CACHE threads LINK COUNT
+    fetches LINK in COUNT threads at once
+python link_child.py PORT CERTIFICATES CACHE forks
+    for each line "LINK STEP" on standard input, a fork that fetches it and kills itself before the STEPth time
+    that it touches a file of the cache (0: never); prints the fork's process id
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import ssl
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -32,12 +35,28 @@ def main(port: str, certificates: str, cache: str, mode: str, link: str = "", co
     while line := sys.stdin.readline():
         child = os.fork()
         if child == 0:
-            fetcher.fetch(line.strip())
+            link, step = line.split()
+            kill_before(int(step), cache)
+            fetcher.fetch(link)
             os._exit(0)
         print(child, flush=True)
         sys.stdin.readline()  # not reaped before it was killed, so that its number cannot become another's
         _, status = os.waitpid(child, 0)
         print("done" if status == 0 else "killed", flush=True)
+
+
+def kill_before(step: int, folder: str) -> None:
+    """Have this process killed before its so-many-th operation on a file in a folder."""
+    touched = 0
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal touched
+        if (event == "open" or event.startswith("os.")) and arguments and str(arguments[0]).startswith(folder):
+            touched += 1
+            if touched == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
 
 
 if __name__ == "__main__":

@@ -118,6 +118,13 @@ class TestContent:
         path.unlink() if harm == "gone" else path.write_bytes(LORA[:-1])
         assert fetcher.fetch(LINK).read_bytes() == LORA
 
+    def test_the_checked_file_itself_takes_its_place_at_once(self, tmp_path: Path) -> None:
+        cache = Cache(tmp_path, max_bytes=1000)
+        partial = cache.partial("a")
+        partial.path.write_bytes(b"whole")
+        checked = partial.path.stat().st_ino
+        assert cache.store(Entry(key="a", link="a", sha256="", size=0), partial).stat().st_ino == checked
+
 
 class TestRoom:
     def test_the_least_recently_used_go_first_and_only_as_many_as_needed(self, tmp_path: Path) -> None:

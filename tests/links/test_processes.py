@@ -11,7 +11,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
 
 import pytest
 import trustme
@@ -86,17 +85,15 @@ def test_a_process_killed_at_any_moment_leaves_only_whole_files(authority: trust
     with FakeSites(authority) as sites:
         fetcher = sites.fetcher(tmp_path / "cache", lora_cache_max_bytes=20 * 1024**2)
         spawner = child(sites, tmp_path, "forks")
-        assert spawner.stdin is not None
-        assert spawner.stdout is not None
         for number in range(KILLS):
             body = safetensors(200_000, name=f"lora.{number}", fill=number % 251)
             link = f"https://files.example.org/{number}.safetensors"
             sites.route("files.example.org", f"/{number}.safetensors", slowly(body, 0.2))  # type: ignore[arg-type]
-            finished += kill_one(spawner.stdin, spawner.stdout, link, chance.uniform(0.0, 0.25))
+            finished += fetch_in_a_fork(spawner, link, kill_after=chance.uniform(0.0, 0.25))
             assert_only_whole_files(fetcher)
             assert fetcher.fetch(link).read_bytes() == body
-        spawner.stdin.close()
-        assert spawner.wait(timeout=10) == 0
+        spawner.communicate(timeout=10)
+        assert spawner.returncode == 0
         resumed = sum("Range" in seen.headers for seen in sites.requests)
     print(f"{KILLS} kills: {finished} came after the end, {resumed} downloads were gone on with")
     assert list((tmp_path / "cache" / "partial").glob("*.part")) == []
@@ -104,16 +101,43 @@ def test_a_process_killed_at_any_moment_leaves_only_whole_files(authority: trust
         assert resumed > 0
 
 
-def kill_one(stdin: IO[str], stdout: IO[str], link: str, after: float) -> bool:
-    """Have a link fetched by a process that is killed after a while; whether it had finished before."""
-    stdin.write(f"{link}\n")
-    stdin.flush()
-    process = int(stdout.readline())
-    time.sleep(after)
-    os.kill(process, signal.SIGKILL)
-    stdin.write("killed\n")
-    stdin.flush()
-    return stdout.readline().strip() == "done"
+@pytest.mark.slow
+def test_a_process_killed_before_any_of_its_steps_leaves_only_whole_files(
+    authority: trustme.CA, tmp_path: Path
+) -> None:
+    """The steps are all it does to files of the cache: opening, renaming, removing, locking."""
+    body = safetensors(1000)
+    with FakeSites(authority) as sites:
+        sites.serve(LINK, body)
+        spawner = child(sites, tmp_path, "forks")
+        for step in range(1, 200):
+            finished = fetch_in_a_fork(spawner, LINK, step=step)
+            fetcher = sites.fetcher(tmp_path / "cache")
+            assert_only_whole_files(fetcher)
+            assert fetcher.fetch(LINK).read_bytes() == body
+            fetcher.cache.clear()
+            if finished:
+                break
+        spawner.communicate(timeout=10)
+    print(f"{step - 1} steps, killed before each")
+    assert 10 < step < 199
+
+
+def fetch_in_a_fork(
+    spawner: subprocess.Popen[str], link: str, *, step: int = 0, kill_after: float | None = None
+) -> bool:
+    """Have a link fetched by a process that is killed at a step or after a while; whether it had finished before."""
+    assert spawner.stdin is not None
+    assert spawner.stdout is not None
+    spawner.stdin.write(f"{link} {step}\n")
+    spawner.stdin.flush()
+    process = int(spawner.stdout.readline())
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(process, signal.SIGKILL)
+    spawner.stdin.write("reap it\n")
+    spawner.stdin.flush()
+    return spawner.stdout.readline().strip() == "done"
 
 
 def assert_only_whole_files(fetcher: Fetcher) -> None:
