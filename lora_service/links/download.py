@@ -69,29 +69,46 @@ class Fetched:
     unchanged: bool = False
 
 
-@dataclass
-class Download:
-    """One download.
+@dataclass(frozen=True)
+class Job:
+    """What is fetched for whom.
 
     Attributes:
         source: what to fetch.
-        into: where the bytes go; what is there already is gone on with, if the server agrees.
         token: sent to the source's own host, or ''.
-        max_bytes: most that is stored.
-        known: the version at hand, or none.
-        look: called once the first bytes have come; raises to refuse the rest.
+        watch: ends the fetch on time.
         on_progress: told how far it is.
     """
 
     source: Source
+    token: str
+    watch: Watch
+    on_progress: Progress | None = None
+
+    @property
+    def key(self) -> str:
+        """The source's name in the cache."""
+        return self.source.cache_key
+
+
+@dataclass(frozen=True)
+class Download:
+    """One download.
+
+    Attributes:
+        job: what to fetch.
+        into: where the bytes go; what is there already is gone on with, if the server agrees.
+        max_bytes: most that is stored.
+        known: the version at hand, or none.
+        look: called once the first bytes have come; raises to refuse the rest.
+    """
+
+    job: Job
     into: Partial
     transport: Transport
-    watch: Watch
     max_bytes: int
-    token: str = ""
     known: Known = field(default_factory=Known)
     look: Callable[[], None] | None = None
-    on_progress: Progress | None = None
 
     def run(self) -> Fetched:
         """Fetch the whole file.
@@ -101,15 +118,15 @@ class Download:
             LinkError: what is there is no file, too large, or not for us.
             FetchCancelled: the caller asked to stop.
         """
-        limits = self.transport.limits
-        for attempt in range(1, limits.attempts + 1):
+        attempt = 0
+        while True:
+            attempt += 1
             try:
                 return self._attempt()
             except UnreachableError as error:
-                if not error.retry or attempt == limits.attempts:
+                if not error.retry or attempt >= self.transport.limits.attempts:
                     raise
-                self.watch.wait(self._pause(attempt, error))
-        raise AssertionError("there is at least one attempt")
+                self.job.watch.wait(self._pause(attempt, error))
 
     def _pause(self, attempt: int, error: UnreachableError) -> float:
         limits = self.transport.limits
@@ -120,9 +137,9 @@ class Download:
         return error.wait
 
     def _attempt(self) -> Fetched:
-        url = self.source.url
+        url, token = self.job.source.url, self.job.token
         for _ in range(self.transport.limits.pages):
-            with self.transport.open(url, self.watch, self.token, self._conditions()) as reply:
+            with self.transport.open(url, self.job.watch, token, self._conditions()) as reply:
                 if reply.status == 304 and self.known.headers:
                     return Fetched(unchanged=True)
                 if reply.status == 416:
@@ -131,8 +148,10 @@ class Download:
                 page = self._page(reply)
                 if page is None:
                     return self._receive(reply)
-                url = self._behind(page, reply)
-        raise LinkError(f"The link {self.source.link!r} leads from page to page and to no file; {self._advice.page}.")
+                url, token = self._behind(page, reply), ""  # a page may name any host
+        raise LinkError(
+            f"The link {self.job.source.link!r} leads from page to page and to no file; {self._advice.page}."
+        )
 
     def _conditions(self) -> dict[str, str]:
         validator = self.into.validator
@@ -142,24 +161,24 @@ class Download:
 
     @property
     def _advice(self) -> Advice:
-        return self.source.advice
+        return self.job.source.advice
 
     def _page(self, reply: Reply) -> str | None:
         """The page's text when it is one; an answer that is neither file nor page raises."""
         page = reply.text(_MEBIBYTE) if reply.content_type in _PAGES else None
         if reply.status in (200, 206):
             return page
-        words = sites.reason(self.source, page or "")
+        words = sites.reason(self.job.source, page or "")
         if words:
             raise self._refused(f"the site says “{words}”")
         raise self._status(reply)
 
     def _behind(self, page: str, reply: Reply) -> str:
         """The address that a page asks to confirm."""
-        words = sites.reason(self.source, page)
+        words = sites.reason(self.job.source, page)
         if words:
             raise self._refused(f"the site says “{words}”")
-        url = sites.follow_page(self.source, page, reply.link.url)
+        url = sites.follow_page(self.job.source, page, reply.link.url)
         if url is None:
             title = re.search(r"<title[^>]{0,200}>([^<]{1,100})", page, re.IGNORECASE)
             named = f" (“{' '.join(title.group(1).split())}”)" if title else ""
@@ -167,7 +186,7 @@ class Download:
         return url
 
     def _refused(self, why: str) -> LinkError:
-        return LinkError(f"The link {self.source.link!r} cannot be fetched: {why}.")
+        return LinkError(f"The link {self.job.source.link!r} cannot be fetched: {why}.")
 
     def _status(self, reply: Reply) -> LinkError:
         advice, status = self._advice, reply.status
@@ -179,7 +198,7 @@ class Download:
             wait = _retry_after(reply.headers)
             when = f"in {wait:.0f} seconds" if wait else "later"
             return UnreachableError(
-                f"The link {self.source.link!r} cannot be fetched: the host {reply.link.host!r} is busy or broken "
+                f"The link {self.job.source.link!r} cannot be fetched: the host {reply.link.host!r} is busy or broken "
                 f"(status {status}); try again {when}.",
                 wait=wait,
             )
@@ -197,7 +216,7 @@ class Download:
         return Fetched(
             etag=reply.headers.get("ETag", ""),
             last_modified=reply.headers.get("Last-Modified", ""),
-            sha256=self.source.sha256 or reply.sha256,
+            sha256=self.job.source.sha256 or reply.sha256,
             name=_name(reply.headers) or reply.link.file_name,
             content_type=reply.content_type,
         )
@@ -218,17 +237,18 @@ class Download:
     def _write(self, reply: Reply, start: int, total: int | None) -> None:
         done, looked = start, start >= START_BYTES
         try:
-            with self.into.path.open("ab", buffering=0) as file:
+            with self.into.path.open("ab") as file:
                 for chunk in reply.chunks():
                     if done + len(chunk) > self.max_bytes:
                         raise self._too_large(None)
                     file.write(chunk)
                     done += len(chunk)
                     if self.look and not looked and done >= START_BYTES:
+                        file.flush()
                         self.look()
                         looked = True
-                    if self.on_progress:
-                        self.on_progress(done, total)
+                    if self.job.on_progress:
+                        self.job.on_progress(done, total)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise self._refused("there is no room left on the disk; clear the cache or make room") from error

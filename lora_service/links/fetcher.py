@@ -8,7 +8,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import Timeout
@@ -17,7 +17,7 @@ from lora_service.errors import LinkError
 from lora_service.links import names, sites, tokens
 from lora_service.links.addresses import Guard
 from lora_service.links.cache import Cache, Entry
-from lora_service.links.download import Download, Fetched, Known, Progress
+from lora_service.links.download import Download, Fetched, Job, Known, Progress
 from lora_service.links.errors import UnreachableError
 from lora_service.links.limits import Limits
 from lora_service.links.network import Network
@@ -32,20 +32,6 @@ from lora_service.settings import Settings
 
 _log = logging.getLogger(__name__)
 _LOCK_POLL = 0.2
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One call: what is fetched, with which token, and what ends it."""
-
-    source: Source
-    token: str
-    watch: Watch
-    on_progress: Progress | None
-
-    @property
-    def key(self) -> str:
-        return self.source.cache_key
 
 
 class Fetcher:
@@ -93,7 +79,7 @@ class Fetcher:
             return source.path
         bearer = tokens.choose(source, token, self._settings)
         with Watch(self._limits.total, should_stop) as watch:
-            job = self._with_file(_Job(source, bearer, watch, on_progress))
+            job = self._with_file(Job(source, bearer, watch, on_progress))
             fresh = self._fresh(job)
             if fresh:
                 return fresh
@@ -132,13 +118,13 @@ class Fetcher:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as unfinished:
             partial = Partial(Path(unfinished) / "file.part")
             with Watch(self._limits.total, should_stop) as watch:
-                fetched = self._get(_Job(source, bearer, watch, on_progress), partial, most)
+                fetched = self._get(Job(source, bearer, watch, on_progress), partial, most)
             _check_hash(source, fetched, partial)
             target = names.reserve(folder, names.harmless(fetched.name, fetched.content_type))
             partial.move_to(target)
         return target
 
-    def _with_file(self, job: _Job) -> _Job:
+    def _with_file(self, job: Job) -> Job:
         """The job itself, or the same for the one file of the listing that its source names."""
         if job.source.catalogue is Catalogue.NONE:
             return job
@@ -158,7 +144,7 @@ class Fetcher:
         self._chosen.put((job.key, job.token), chosen)
         return replace(job, source=chosen)
 
-    def _fresh(self, job: _Job) -> Path | None:
+    def _fresh(self, job: Job) -> Path | None:
         """The cached file, when the server need not be asked about it."""
         entry = self.cache.find(job.key)
         if entry is None:
@@ -170,7 +156,7 @@ class Fetcher:
         return self.cache.use(entry) if is_fresh else None
 
     @contextlib.contextmanager
-    def _locked(self, job: _Job) -> Iterator[None]:
+    def _locked(self, job: Job) -> Iterator[None]:
         """Hold the entry's lock; others who want the same link wait here, and can be stopped meanwhile."""
         lock = self.cache.lock(job.key)
         while not lock.is_locked:
@@ -182,7 +168,7 @@ class Fetcher:
         finally:
             lock.release()
 
-    def _refreshed(self, job: _Job) -> Path:
+    def _refreshed(self, job: Job) -> Path:
         """The newest version: the cached one if the server says so, else a new download. Hold the lock."""
         entry = self.cache.find(job.key)
         known = Known(entry.etag, entry.last_modified) if entry else Known()
@@ -204,7 +190,7 @@ class Fetcher:
             self._granted.put((job.key, job.token), True)
         return path
 
-    def _store(self, job: _Job, fetched: Fetched, partial: Partial) -> Path:
+    def _store(self, job: Job, fetched: Fetched, partial: Partial) -> Path:
         try:
             _check_hash(job.source, fetched, partial)
             check_safetensors(partial.path, job.source)
@@ -224,20 +210,17 @@ class Fetcher:
         return self.cache.store(entry, partial)
 
     def _get(
-        self, job: _Job, partial: Partial, max_bytes: int, known: Known | None = None, *, is_lora: bool = False
+        self, job: Job, partial: Partial, max_bytes: int, known: Known | None = None, *, is_lora: bool = False
     ) -> Fetched:
         if job.source.site == "data":
             return _unpack(job.source, partial, max_bytes)
         return Download(
-            source=job.source,
+            job=job,
             into=partial,
             transport=self._transport,
-            watch=job.watch,
             max_bytes=max_bytes,
-            token=job.token,
             known=known or Known(),
             look=(lambda: check_start(partial.path, job.source)) if is_lora else None,
-            on_progress=job.on_progress,
         ).run()
 
 

@@ -66,6 +66,7 @@ def test_twenty_threads_download_once(sites: FakeSites, fetcher: Fetcher) -> Non
     assert len(sites.requests) == 1
 
 
+@pytest.mark.slow
 def test_four_processes_of_twenty_threads_download_once(authority: trustme.CA, tmp_path: Path) -> None:
     body = safetensors(1_000_000)
     with FakeSites(authority) as sites:
