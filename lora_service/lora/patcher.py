@@ -110,10 +110,10 @@ class Patcher:
                 self._patch(plan)
                 spelled = iter(self._vocabulary.set([weights.embeddings for weights, _ in active]))
             subjects = tuple(_subject(weights, {} if scale.is_nothing else next(spelled)) for weights, scale in loras)
+            return PatchReport(matched, unmatched, self._share(), subjects)
         except BaseException:
             self.restore()
             raise
-        return PatchReport(matched, unmatched, self._share(), subjects)
 
     def restore(self) -> None:
         """The exact originals. Safe to call again if it was interrupted."""

@@ -104,4 +104,6 @@ def checked(embeddings: Embeddings) -> Embeddings:
             )
         if not by_encoder or not set(by_encoder) <= {"text_encoder", "text_encoder_2"}:
             raise LoraFileError(f"The LoRA's token {name!r} has no row for a text encoder that is known.")
+        if not all(row.isfinite().all() for row in by_encoder.values()):
+            raise LoraFileError(f"The LoRA's token {name!r} holds NaN or infinite values; the training went wrong.")
     return embeddings

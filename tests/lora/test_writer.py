@@ -1,0 +1,184 @@
+"""Files are reproducible, whole or absent, and tell what other tools look for."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from lora_fakes import TOKEN_NAMES, random_lora, raw_file, save
+from safetensors import safe_open
+from safetensors.torch import load_file
+from small_models import small_models
+
+from lora_service.errors import LoraFileError
+from lora_service.lora.container import read_header
+from lora_service.lora.metadata import BASE_STRINGS, LoraDescription, header_strings
+from lora_service.lora.reader import read_lora
+from lora_service.lora.weights import LoraLayer, LoraWeights
+from lora_service.lora.writer import write_lora
+
+DESCRIPTION = LoraDescription(
+    base=BASE_STRINGS["sd1"],
+    base_name="small",
+    title="rex-1",
+    trigger="rexdog",
+    resolution=(512, 512),
+    rank=4,
+    alpha=4.0,
+    steps=700,
+    learning_rate=2e-4,
+    thumbnail=b"\xff\xd8\xffpicture",
+)
+
+
+@pytest.fixture
+def lora() -> LoraWeights:
+    weights = random_lora(small_models("sd1").components, tokens=TOKEN_NAMES)
+    return weights.with_metadata(header_strings(DESCRIPTION, "1.2.3"))
+
+
+def header_of(path: Path) -> tuple[dict[str, str], list[str]]:
+    with safe_open(path, "pt") as file:
+        return file.metadata(), list(file.keys())
+
+
+@pytest.mark.parametrize("layout", ["kohya", "diffusers", "cloneofsimo", "embedding"])
+def test_the_same_lora_gives_the_same_bytes(layout: str, lora: LoraWeights, tmp_path: Path) -> None:
+    reverse = LoraWeights(
+        {component: dict(reversed(layers.items())) for component, layers in reversed(lora.layers.items())},
+        lora.embeddings,
+        dict(reversed(lora.metadata.items())),
+    )
+    for number, weights in enumerate((lora, reverse)):
+        write_lora(tmp_path / f"{number}.safetensors", weights, layout=layout)
+    assert (tmp_path / "0.safetensors").read_bytes() == (tmp_path / "1.safetensors").read_bytes()
+
+
+def test_keys_and_header_strings_are_sorted(lora: LoraWeights, tmp_path: Path) -> None:
+    path = tmp_path / "lora.safetensors"
+    write_lora(path, lora)
+    raw = path.read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    strings = header.pop("__metadata__")
+    assert list(strings) == sorted(strings)
+    assert list(header) == sorted(header)
+    assert int.from_bytes(raw[:8], "little") % 8 == 0
+
+
+def test_a_file_is_fp16_and_its_alphas_are_exact(tmp_path: Path) -> None:
+    layer = LoraLayer(torch.ones(3, 4), torch.ones(4, 3), 0.1)
+    write_lora(tmp_path / "lora.safetensors", LoraWeights({"unet": {"conv_in": layer}}))
+    dtypes = {key.rpartition(".")[2]: tensor.dtype for key, tensor in load_file(tmp_path / "lora.safetensors").items()}
+    assert dtypes == {"weight": torch.float16, "alpha": torch.float32}
+    assert read_lora(tmp_path / "lora.safetensors").alpha == pytest.approx(0.1)
+
+
+def test_tokens_stand_in_the_header_as_little_endian_halves(lora: LoraWeights, tmp_path: Path) -> None:
+    write_lora(tmp_path / "lora.safetensors", lora)
+    strings, keys = header_of(tmp_path / "lora.safetensors")
+    assert all(key.startswith("lora_") for key in keys)
+    tokens = json.loads(strings["lora_service.tokens"])
+    assert list(tokens) == list(TOKEN_NAMES)
+    stored = tokens["<s2>"]["text_encoder"]
+    values = torch.frombuffer(bytearray(base64.b64decode(stored["data"])), dtype=torch.float16)
+    assert stored["shape"] == [32]
+    assert torch.equal(values.float(), lora.embeddings["<s2>"]["text_encoder"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[1]", '{"<s1>": 1}', '{"<s1>": {"text_encoder": {"data": "AAA", "shape": [1]}}}', '{"<s1>": {}}',
+     '{"<s1>": {"text_encoder": {"data": "AAA=", "shape": [2]}}}', '{"<s1>": {"vae": {"data": "AAA=", "shape": [1]}}}',
+     '{"": {"text_encoder": {"data": "AAA=", "shape": [1]}}}',
+     '{"<s1>": {"text_encoder": {"data": "AH4=", "shape": [1]}}}'],
+)  # fmt: skip
+def test_tokens_that_cannot_be_restored_are_refused(text: str, tmp_path: Path) -> None:
+    tensors = {
+        "lora_unet_conv_in.lora_down.weight": torch.ones(1, 4),
+        "lora_unet_conv_in.lora_up.weight": torch.ones(4, 1),
+    }
+    with pytest.raises(LoraFileError, match="token"):
+        read_lora(save(tmp_path / "lora.safetensors", tensors, {"lora_service.tokens": text}))
+
+
+def test_the_header_tells_other_tools_what_the_file_is(lora: LoraWeights, tmp_path: Path) -> None:
+    path = tmp_path / "lora.safetensors"
+    write_lora(path, lora)
+    strings, _ = header_of(path)
+    data = path.read_bytes()[read_header(path).data_start :]
+    assert {key: strings[key] for key in strings if not key.startswith("lora_service")} == {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": "rex-1",
+        "modelspec.resolution": "512x512",
+        "modelspec.trigger_phrase": "rexdog",
+        "modelspec.prediction_type": "epsilon",
+        "modelspec.thumbnail": "data:image/jpeg;base64,/9j/cGljdHVyZQ==",
+        "modelspec.hash_sha256": f"0x{hashlib.sha256(data).hexdigest()}",
+        "ss_base_model_version": "sd_v1",
+        "ss_sd_model_name": "small",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "4",
+        "ss_network_alpha": "4.0",
+        "ss_output_name": "rex-1",
+        "ss_tag_frequency": '{"subject": {"rexdog": 1}}',
+        "ss_steps": "700",
+        "ss_learning_rate": "0.0002",
+    }
+    assert strings["lora_service.version"] == "1.2.3"
+
+
+def test_strings_of_another_layout_do_not_stay_behind(tmp_path: Path) -> None:
+    """Alpha in kohya's keys beside ``lora_adapter_metadata`` makes diffusers refuse the file."""
+    path = "unet.down_blocks.0.attentions.0.proj_in"
+    tensors = {f"{path}.lora_A.weight": torch.ones(2, 4), f"{path}.lora_B.weight": torch.ones(4, 2)}
+    strings = {"lora_adapter_metadata": '{"unet.lora_alpha": 4}', "modelspec.title": "kept"}
+    found = read_lora(save(tmp_path / "peft.safetensors", tensors, strings))
+    write_lora(tmp_path / "kohya.safetensors", found)
+    assert header_of(tmp_path / "kohya.safetensors")[0] == {"modelspec.title": "kept"}
+
+
+def test_values_that_fp16_cannot_hold_are_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    layer = LoraLayer(torch.full((1, 4), 1e6), torch.ones(4, 1), 1.0)
+    with pytest.raises(LoraFileError, match="not finite as torch.float16"):
+        write_lora(tmp_path / "lora.safetensors", LoraWeights({"unet": {"conv_in": layer}}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_write_leaves_the_old_file(
+    lora: LoraWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lora.safetensors"
+    path.write_bytes(b"old")
+
+    def full(self: Path, target: Path) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="no space"):
+        write_lora(path, lora)
+    assert [file.name for file in tmp_path.iterdir()] == ["lora.safetensors"]
+    assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"])
+def test_every_number_format_of_a_lora_is_read(dtype: str, tmp_path: Path) -> None:
+    formats = {
+        "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+        "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    }  # fmt: skip
+    values = torch.tensor([[1.0, 2.0, -0.5]]).to(formats[dtype])
+    tensors = {"lora_unet_conv_in.lora_down.weight": values, "lora_unet_conv_in.lora_up.weight": torch.ones(2, 1)}
+    found = read_lora(save(tmp_path / "lora.safetensors", tensors)).layers["unet"]["conv_in"]
+    assert torch.equal(found.delta(torch.zeros(2, 3)), torch.tensor([[1.0, 2.0, -0.5]] * 2))
+
+
+def test_a_number_format_of_no_lora_is_refused(tmp_path: Path) -> None:
+    header = {"emb_params": {"dtype": "BOOL", "shape": [1, 2], "data_offsets": [0, 2]}}
+    with pytest.raises(LoraFileError, match="dtype BOOL"):
+        read_lora(raw_file(tmp_path / "lora.safetensors", header, bytes(2)))
