@@ -17,8 +17,12 @@ _MOST_COLOR = 20.0  # mean difference of the thumbnails' values, of 255: the sam
 _SAME_COLOR = 1.0  # on flat grounds most frequencies are noise; there the thumbnails alone tell
 
 
-def fingerprint(image: Image.Image) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """A perceptual hash of 64 bits, (64,), and a colour thumbnail, (192,).
+Fingerprint = tuple[NDArray[np.bool_], NDArray[np.float32]]
+"""A perceptual hash of 64 bits, (64,), and a colour thumbnail, (192,)."""
+
+
+def fingerprint(image: Image.Image) -> Fingerprint:
+    """What an RGB picture looks like, from afar.
 
     The hash is Zauner's pHash (2010): which of the 8 × 8 lowest frequencies of the 32 × 32 grey picture lie
     above their median.
@@ -29,9 +33,8 @@ def fingerprint(image: Image.Image) -> tuple[NDArray[np.bool_], NDArray[np.float
     return (low > np.median(low)).reshape(-1), thumbnail.reshape(-1)
 
 
-def near_duplicates(names: Sequence[str], images: Sequence[Image.Image]) -> list[Duplicate]:
+def near_duplicates(names: Sequence[str], prints: Sequence[Fingerprint]) -> list[Duplicate]:
     """Each picture that looks like an earlier one, with the earliest it looks like."""
-    prints = [fingerprint(image) for image in images]
     hashes, colors = (np.stack(part) for part in zip(*prints, strict=True))
     found = []
     for index in range(1, len(names)):

@@ -17,7 +17,7 @@ from lora_service.pictures.archives import unpack
 from lora_service.pictures.captioning import Captions, captions_for
 from lora_service.pictures.dataset import TrainingPicture, TrainingPictures
 from lora_service.pictures.decoding import UnusableFile, decode
-from lora_service.pictures.duplicates import near_duplicates
+from lora_service.pictures.duplicates import Fingerprint, fingerprint, near_duplicates
 from lora_service.pictures.faces import FaceDetector, face_detector
 from lora_service.pictures.framing import Frame, bucket, frame
 from lora_service.pictures.masks import Mask, find_mask
@@ -56,6 +56,7 @@ class _Framed:
     frame: Frame
     image: Image.Image
     mask: Mask
+    fingerprint: Fingerprint
     warnings: tuple[str, ...]
 
 
@@ -72,12 +73,11 @@ def _read(source: Path | Sequence[Path], options: PictureOptions, folder: Path) 
     left_out = [*unpacked.left_out, *found.left_out, *(r for r in results if isinstance(r, LeftOut))]
     if not framed:
         raise PicturesError(_nothing_usable(left_out))
-    images = [each.image for each in framed]
-    captions = captions_for([each.candidate for each in framed], images, options)
+    captions = captions_for([each.candidate for each in framed], [each.image for each in framed], options)
     report = PictureReport(
         used=tuple(_entry(each, own) for each, own in zip(framed, captions, strict=True)),
         left_out=tuple(left_out),
-        duplicates=(*copies, *near_duplicates([each.candidate.name for each in framed], images)),
+        duplicates=(*copies, *near_duplicates([f.candidate.name for f in framed], [f.fingerprint for f in framed])),
         folders=found.folders,
     )
     return TrainingPictures(tuple(_picture(f, own) for f, own in zip(framed, captions, strict=True)), report)
@@ -102,9 +102,8 @@ def _without_copies(
 
 
 def _read_one(candidate: Candidate, options: PictureOptions, faces: FaceDetector | None) -> _Framed | LeftOut:
-    wanted = options.resolution // 2 if options.aspect_ratio_buckets else options.resolution
     try:
-        decoded = decode(candidate.file, wanted, options.background, options.limits.max_pixels)
+        decoded = decode(candidate.file, options.resolution, options.background, options.limits.max_pixels)
     except UnusableFile as error:
         return LeftOut(candidate.name, str(error))
     mask = find_mask(decoded, candidate.mask, options, faces)
@@ -116,7 +115,8 @@ def _read_one(candidate: Candidate, options: PictureOptions, faces: FaceDetector
     warnings = [*decoded.warnings, *mask.warnings]
     if framing.enlargement > 1:
         warnings.append(f"it is too small and was enlarged {framing.enlargement:.1f} times")
-    return _Framed(candidate, framing, framing.apply(decoded.image), mask, tuple(warnings))
+    look = fingerprint(decoded.image)
+    return _Framed(candidate, framing, framing.apply(decoded.image), mask, look, tuple(warnings))
 
 
 def _picture(framed: _Framed, captions: Captions) -> TrainingPicture:

@@ -64,11 +64,11 @@ def test_a_named_model_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
         def detect(self, image: Any) -> tuple[int, Any]:
             seen.append((image.shape, image[0, 0].tolist()))
-            return 1, np.array([[64, 32, 160, 200, *range(10), 0.9]], dtype=np.float32)
+            return 1, np.array([[40, 20, 100, 125, *range(10), 0.9]], dtype=np.float32)
 
     monkeypatch.setattr(cv2.FaceDetectorYN, "create", lambda *_: Network())
     model = tmp_path / "faces.onnx"
     model.touch()
     (face,) = face_detector(model).find(Image.new("RGB", (1280, 640), (1, 2, 3)))
-    assert seen == [(640, 320), ((320, 640, 3), [3, 2, 1])]
+    assert seen == [(400, 200), ((200, 400, 3), [3, 2, 1])]
     assert (face.left, face.top, face.width, face.height) == (0.1, 0.1, 0.25, 0.625)

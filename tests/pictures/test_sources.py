@@ -1,0 +1,115 @@
+"""Where pictures may come from, and in which order they are used."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from picture_makers import png, tarred, zipped
+
+from lora_service.errors import InputError, PicturesError
+from lora_service.pictures import Limits, PictureOptions, read_pictures, split_links
+from lora_service.settings import Settings
+
+OPTIONS = PictureOptions(resolution=64, task="object")
+
+
+def names(source: Path | list[Path], folder: Path) -> list[str]:
+    return [picture.name for picture in read_pictures(source, OPTIONS, folder / "job").pictures]
+
+
+def test_a_folder_is_read_where_it_lies(tmp_path: Path) -> None:
+    source = tmp_path / "pictures"
+    (source / "10_dog").mkdir(parents=True)
+    (source / "10_dog" / "b.png").write_bytes(png(1))
+    (source / "10_dog" / "b.txt").write_text("TOK at sea")
+    (source / "a.png").write_bytes(png(2))
+    (source / ".DS_Store").write_bytes(b"x")
+    (source / "out").symlink_to("/etc")
+    (source / "passwd").symlink_to("/etc/passwd")
+    before = sorted(source.rglob("*"))
+    pictures = read_pictures(source, OPTIONS, tmp_path / "job")
+    assert [(each.name, each.repeats) for each in pictures.pictures] == [("10_dog/b.png", 10), ("a.png", 1)]
+    assert pictures.pictures[0].captions == ("{} at sea",)
+    assert {file.name: file.reason for file in pictures.report.left_out} == dict.fromkeys(
+        ("out", "passwd"), "it is a link, not a file"
+    )
+    assert sorted(source.rglob("*")) == before
+
+
+def test_a_folder_of_pipes_does_not_wait(tmp_path: Path) -> None:
+    source = tmp_path / "pictures"
+    source.mkdir()
+    os.mkfifo(source / "pipe.png")
+    (source / "a.png").write_bytes(png(1))
+    assert names(source, tmp_path) == ["a.png"]
+
+
+def test_several_sources_are_one_set(tmp_path: Path) -> None:
+    (tmp_path / "one.zip").write_bytes(zipped({"a.png": png(1), "a.txt": b"TOK"}))
+    (tmp_path / "two.tar").write_bytes(tarred({"a.png": png(2)}))
+    (tmp_path / "c.png").write_bytes(png(3))
+    sources = [tmp_path / name for name in ("two.tar", "c.png", "one.zip")]
+    assert names(sources, tmp_path) == ["c.png", "one.zip/a.png", "two.tar/a.png"]
+
+
+def test_limits_hold_for_all_sources_together(tmp_path: Path) -> None:
+    for name in ("one.zip", "two.zip"):
+        (tmp_path / name).write_bytes(zipped({f"{n}.png": png(n) for n in range(3)}))
+    options = PictureOptions(resolution=64, task="object", limits=Limits(max_members=5))
+    with pytest.raises(PicturesError, match="more than the 5 files"):
+        read_pictures([tmp_path / "one.zip", tmp_path / "two.zip"], options, tmp_path / "job")
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PicturesError, match=r"'missing.zip' is no file or folder"):
+        read_pictures(tmp_path / "missing.zip", OPTIONS, tmp_path / "job")
+    with pytest.raises(PicturesError, match="No pictures were given"):
+        read_pictures([], OPTIONS, tmp_path / "job")
+
+
+def test_limits_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_ZIP_BYTES", "5000")
+    monkeypatch.setenv("MAX_PICTURES", "7")
+    limits = Limits.from_settings(Settings.from_environment())
+    assert (limits.max_zip_bytes, limits.max_pictures) == (5000, 7)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"resolution": 100}, "resolution is 100, but it must be a multiple of 8"),
+        ({"resolution": 8}, "resolution is 8,"),
+        ({"resolution": 64, "bucket_step": 12}, "bucket_step is 12,"),
+        ({"resolution": 32, "aspect_ratio_buckets": True}, "bucket_step is 64, but it must be at most the resolution"),
+        ({"resolution": 64, "task": "dog"}, "task is 'dog', but it must be one of face, object, style, location"),
+        ({"resolution": 64, "mask_mode": "x"}, "mask_mode is 'x'"),
+        ({"resolution": 64, "caption_mode": "x"}, "caption_mode is 'x'"),
+        ({"resolution": 64, "custom_prompts": ("a dog",)}, "custom_prompts is 'a dog'"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, object], sentence: str) -> None:
+    with pytest.raises(InputError) as raised:
+        PictureOptions(**options)  # type: ignore[arg-type]
+    assert str(raised.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("text", "links"),
+    [
+        ("", []),
+        ("https://a/1.png", ["https://a/1.png"]),
+        ("https://a/1.png|https://a/2.zip", ["https://a/1.png", "https://a/2.zip"]),
+        ("https://a/1.png\n\n https://a/2.zip \r\n", ["https://a/1.png", "https://a/2.zip"]),
+        ('["https://a/1|2.png", " https://a/2.zip "]', ["https://a/1|2.png", "https://a/2.zip"]),
+    ],
+)
+def test_lists_of_links(text: str, links: list[str]) -> None:
+    assert split_links(text) == links
+
+
+@pytest.mark.parametrize("text", ["[1]", '["a"', "[["])
+def test_lists_of_links_that_are_none(text: str) -> None:
+    with pytest.raises(InputError, match=r"instance_data_urls is '.*', but it must be a JSON list"):
+        split_links(text)
