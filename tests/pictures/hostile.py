@@ -8,12 +8,15 @@ from __future__ import annotations
 import faulthandler
 import random
 import resource
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from pathlib import Path
+from typing import Any
 
 from corpus_archives import ARCHIVES
 from corpus_besides import BESIDES
@@ -22,7 +25,7 @@ from corpus_pictures import PICTURES
 from picture_makers import encoded, half_mask, picture, tarred, zipped
 
 from lora_service.errors import PicturesError
-from lora_service.pictures import Limits, PictureOptions, read_pictures
+from lora_service.pictures import Limits, PictureOptions, read_pictures, reading
 
 OPTIONS = PictureOptions(
     resolution=32, task="object", limits=Limits(max_zip_bytes=1 << 20, max_members=100, max_pixels=100_000)
@@ -86,38 +89,43 @@ def _damage(out: bytearray, rng: random.Random, others: Sequence[bytes]) -> None
         out[at : at + 32] = other[start : start + 32]
 
 
-def read_bytes(data: bytes) -> str:
-    """Reads ``data`` as an upload; "used" or "refused", as anything else raises."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        upload = folder / "upload"
-        upload.write_bytes(data)
-        try:
-            pictures = read_pictures(upload, OPTIONS, folder / "job")
-        except PicturesError as error:
-            outcome = "refused"
-            assert str(error).endswith("."), error  # noqa: PT017 - a refusal is an outcome like another
-        else:
-            outcome = "used"
-            assert pictures.pictures
-            assert pictures.report.lines()
-        assert sorted(folder.iterdir()) == [folder / "job", upload]
-        assert not list((folder / "job").iterdir())
+def read_bytes(data: bytes, folder: Path) -> str:
+    """Reads ``data`` as an upload in the otherwise empty ``folder``: "used" or "refused", as anything else raises."""
+    upload, job = folder / "upload", folder / "job"
+    upload.write_bytes(data)
+    try:
+        pictures = read_pictures(upload, OPTIONS, job)
+    except PicturesError as error:
+        outcome = "refused"
+        assert str(error).endswith("."), error  # noqa: PT017 - a refusal is an outcome like another
+    else:
+        outcome = "used"
+        assert pictures.pictures
+        assert pictures.report.lines()
+    assert {path.name for path in folder.iterdir()} == {"job", "upload"}
+    assert not any(job.iterdir())
     return outcome
 
 
+class _OneThread(Executor):
+    """Runs at once what it is given: a thread for each of a million inputs costs more than reading them."""
+
+    def __init__(self, _: int) -> None:
+        super().__init__()
+
+    def map(self, fn: Any, *iterables: Any, **_: Any) -> Any:
+        return map(fn, *iterables)
+
+
 def main(count: int, first: int) -> None:
-    """Tries ``count`` uploads and prints what became of them; the current seed stands in /tmp for a hard crash."""
+    """Tries ``count`` uploads and prints what became of them; after a crash, the input lies in the temporary folder."""
     faulthandler.enable()
+    reading.ThreadPoolExecutor = _OneThread  # type: ignore[assignment, misc]
     mangler, outcomes, start = Mangler(), Counter[str](), time.monotonic()
-    current = (Path(tempfile.gettempdir()) / "hostile-seed").open("w")
+    folder = Path(tempfile.mkdtemp())
     for seed in range(first, first + count):
-        current.seek(0)
-        current.write(f"{seed:<12}")
-        current.flush()
-        faulthandler.dump_traceback_later(_PATIENCE, exit=True)
-        outcomes[read_bytes(mangler.upload(seed))] += 1
-        faulthandler.cancel_dump_traceback_later()
+        signal.alarm(_PATIENCE)  # ends the process, even where a decoder hangs
+        outcomes[read_bytes(mangler.upload(seed), folder)] += 1
         if (seed - first + 1) % 10_000 == 0 or seed == first + count - 1:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
             print(f"{seed + 1}: {dict(outcomes)}, {time.monotonic() - start:.0f} s, {peak} MiB", flush=True)
