@@ -26,7 +26,7 @@ from lora_service.training.config import TrainConfig
 from lora_service.training.job import Job
 
 SUBJECT = Path(__file__).parent / "subject.zip"
-"""Pictures of a drawn creature, with masks and captions: tools/world/subjects.py, seed 3."""
+"""Pictures of a drawn creature, with masks and captions: tools/world/subjects.py, seed 12."""
 CLASS_WORD = "monster"
 """What the base draws for "the same prompt": the nearest word it knows."""
 TRAINING = {

@@ -67,10 +67,11 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("lora_service/models/embedded"), help="where the model is written"
     )
-    parser.add_argument("--vae-steps", type=int, default=6000)
-    parser.add_argument("--steps", type=int, default=8000, help="steps of the UNet and text encoder")
+    parser.add_argument("--vae-steps", type=int, default=5600)
+    parser.add_argument("--steps", type=int, default=9000, help="steps of the UNet and text encoder")
+    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(arguments.threads)
     build(arguments.work, arguments.out, arguments.vae_steps, arguments.steps)
 
 

@@ -13,7 +13,7 @@ from tools.embedded.loop import Plan, fit
 from tools.embedded.pool import pool, to_tensor
 from tools.embedded.tokenizer import POSITIONS
 
-BATCH = 32
+BATCH = 16
 NO_CAPTION = 0.1
 """Share of steps on an empty caption, for classifier-free guidance."""
 SNR_GAMMA = 5.0

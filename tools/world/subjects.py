@@ -31,7 +31,7 @@ class SubjectPicture:
 def pictures(seed: int, size: int, variant: str = "teach") -> Iterator[SubjectPicture]:
     """Endless pictures of the subject of ``seed``; each ``variant`` is another series."""
     creature, rng = subject(seed), random.Random(f"{variant} {seed}")
-    own = {name for name, color in PALETTE.items() if color in (creature.color, creature.second)}
+    own = {name for name, color in PALETTE.items() if color in (creature.color, creature.second, creature.trim)}
     plain = [Background("plain", name) for name in sorted(PALETTE) if name not in own]
     rng.shuffle(plain)
     places = [Background(name, None) for name in sorted(PLACES)]

@@ -1,0 +1,197 @@
+"""Our training step against a plain loop: cached latents, PEFT layers of the same rank, forward, backward, AdamW.
+
+    python -m benchmarks.train_step              the embedded model
+    python -m benchmarks.train_step --full       a full-size SD 1.5 with random weights, at 128²
+
+Ours and the plain loop take turns in one run; what counts is the ratio of their medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import peft
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler
+from PIL import Image
+from torch import nn
+
+from benchmarks import full_size
+from lora_service.models.bundle import BaseModel
+from lora_service.models.loading import load_base
+from lora_service.models.recipe import SD15
+from lora_service.pictures import TrainingPicture
+from lora_service.settings import Settings
+from lora_service.training.config import TrainConfig, plan
+from lora_service.training.latents import encode
+from lora_service.training.layers import TEXT_TARGETS, UNET_TARGETS, lora_layers
+from lora_service.training.stages import Material, invert, tune
+from lora_service.training.tokens import added_tokens, first_rows
+
+RANK = 16
+TOKENS = ("<s1>", "<s2>")
+
+
+def full_base(side: int) -> BaseModel:
+    """A full-size SD 1.5 with random weights and a VAE of factor 8 that is as small as its classes allow."""
+    device, dtype = torch.device("cpu"), torch.float32
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(32, 32, 32, 32),
+    )
+    return BaseModel(
+        name="full-size",
+        unet=full_size.unet(dtype, device),
+        vae=vae.eval().requires_grad_(False),
+        text_encoder=full_size.text_encoder(dtype, device),
+        tokenizer=_wide(full_size.small_tokenizer()),
+        scheduler_config=dict(DDPMScheduler(beta_schedule="scaled_linear").config),
+        recipe=copy.replace(SD15, resolution=side) if hasattr(copy, "replace") else SD15,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _wide(tokenizer: object) -> object:
+    """New words get ids past the full-size table's 49,408 rows, as they do with the real vocabulary."""
+    tokenizer.add_tokens([f"filler{i}" for i in range(49408 - len(tokenizer))])  # type: ignore[attr-defined, arg-type]
+    tokenizer.model_max_length = 77  # type: ignore[attr-defined]
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One stage of ours and its plain twin; each runs so many steps and gives seconds per step."""
+
+    ours: Callable[[int], float]
+    plain: Callable[[int], float]
+
+    def ratio(self, steps: int, rounds: int) -> str:
+        for side in (self.ours, self.plain):
+            side(2)
+        pairs = [(self.ours(steps), self.plain(steps)) for _ in range(rounds)]
+        ours, plain = (statistics.median(column) for column in zip(*pairs, strict=True))
+        ratios = sorted(a / b for a, b in pairs)
+        return f"ours {ours:.4f} s, plain {plain:.4f} s, ratio {ours / plain:.3f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
+
+
+def contests(base: BaseModel, side: int) -> dict[str, Contest]:
+    """Both stages, at batch 1."""
+    config = TrainConfig.of({"task": "object", "lora_rank": RANK, "seed": 1, "continue_inversion": False})
+    decided = plan(config, base.recipe, "ohwx", 1)
+    image = Image.effect_noise((side, side), 80).convert("RGB")
+    pictures = (TrainingPicture("a", image, ("a photo of {}",), None, (0, 0, side, side), (side, side)),)
+    cache = encode(pictures, base, flip=True, color_jitter=False, seed=1)
+    rows = first_rows(base, TOKENS, (), torch.Generator().manual_seed(0))
+    plain = PlainLoop(base, cache[0].mean[0, :1])
+
+    def staged(steps: int, stage: str) -> float:
+        generator = torch.Generator().manual_seed(0)
+        field = {"tokens": "max_train_steps_ti", "tuning": "max_train_steps_tuning"}[stage]
+        ready = copy.copy(decided)
+        object.__setattr__(ready, "config", decided.config.model_copy(update={field: steps}))
+        with added_tokens(base, TOKENS, rows) as (tokenizer, learned):
+            material = Material(base, pictures, cache, ready, tokenizer, None)
+            if stage == "tokens":
+                return invert(material, learned, lambda progress: None).seconds / steps
+            with (
+                lora_layers(base.unet, UNET_TARGETS, RANK, RANK, generator) as unet,
+                lora_layers(base.text_encoder, TEXT_TARGETS, RANK, RANK, generator) as text,
+            ):
+                return tune(material, unet, text, learned, lambda progress: None).seconds / steps
+
+    return {
+        "tokens": Contest(lambda n: staged(n, "tokens"), plain.tokens),
+        "tuning": Contest(lambda n: staged(n, "tuning"), plain.tuning),
+    }
+
+
+class PlainLoop:
+    """The floor: nothing but what a step must do, in the plainest way, on a twin that shares the frozen weights."""
+
+    def __init__(self, base: BaseModel, latents: torch.Tensor) -> None:
+        shared = {id(p): p for part in base.components.values() for p in part.parameters()}
+        self.unet, self.text = (copy.deepcopy(part, dict(shared)) for part in (base.unet, base.text_encoder))
+        self.alphas, self.latents = base.noise_schedule.alphas_cumprod, latents
+        length = base.tokenizer.model_max_length
+        self.ids = base.tokenizer(
+            "a photo of it", padding="max_length", max_length=length, return_tensors="pt"
+        ).input_ids
+
+    def tokens(self, steps: int) -> float:
+        table = self.text.get_input_embeddings()
+        rows = nn.Parameter(torch.randn(2, table.embedding_dim) * 0.02)
+        self.text.set_input_embeddings(_Spliced(table, rows))
+        try:
+            return self._run(steps, [rows])
+        finally:
+            self.text.set_input_embeddings(table)
+
+    def tuning(self, steps: int) -> float:
+        for model, targets in ((self.unet, UNET_TARGETS), (self.text, TEXT_TARGETS)):
+            model.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(targets)))
+        learned = [p for model in (self.unet, self.text) for n, p in model.named_parameters() if "lora_" in n]
+        for parameter in learned:
+            parameter.requires_grad_(True)
+        try:
+            return self._run(steps, learned)
+        finally:
+            for model in (self.unet, self.text):
+                model.delete_adapter("default") if model is self.text else model.delete_adapters("default")
+
+    def _run(self, steps: int, parameters: list[nn.Parameter]) -> float:
+        optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+        started = time.monotonic()
+        for _ in range(steps):
+            noise, t = torch.randn_like(self.latents), torch.randint(1000, (1,))
+            a = self.alphas[t].view(-1, 1, 1, 1)
+            noisy = a.sqrt() * self.latents + (1 - a).sqrt() * noise
+            guess = self.unet(noisy, t, self.text(self.ids)[0]).sample
+            (guess - noise).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return (time.monotonic() - started) / steps
+
+
+class _Spliced(nn.Module):
+    """An embedding whose positions 4 and 5 are what learns."""
+
+    def __init__(self, table: nn.Module, rows: nn.Parameter) -> None:
+        super().__init__()
+        self.table, self.rows = table, rows
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        known = self.table(ids)
+        return torch.cat([known[:, :4], self.rows.unsqueeze(0), known[:, 6:]], dim=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--steps", type=int, help="steps per turn")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    started = time.monotonic()
+    side = 128 if arguments.full else 64
+    base = full_base(side) if arguments.full else load_base(Settings(base_model="embedded"))
+    loaded = time.monotonic() - started
+    print(f"{base.name}, {side}², rank {RANK}, batch 1, {arguments.threads} thread(s); loaded in {loaded:.1f} s")
+    for name, contest in contests(base, side).items():
+        print(
+            f"{name}: {contest.ratio(arguments.steps or (3 if arguments.full else 40), arguments.rounds)}", flush=True
+        )
+    print(f"peak memory of the run, both sides: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
+
+
+if __name__ == "__main__":
+    main()
