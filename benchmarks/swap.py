@@ -14,7 +14,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,9 @@ from lora_service.lora.reader import read_lora
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraLayer, LoraWeights
 from lora_service.lora.writer import write_lora
+
+Steps = tuple[Callable[[], object], Callable[[], object], Callable[[], object]]
+"""Apply, another scale, restore."""
 
 FULL, HALF = Scale(1.0, 1.0), Scale(0.5, 0.5)
 
@@ -58,12 +61,15 @@ def main() -> None:
         write_lora(path, _random_lora(models, options.rank))
         patcher = Patcher(models, {})
         _check_same_output(models["unet"], pipeline, patcher, path)
-        weights = read_lora(path)
-        rows = {
-            "diffusers, from a file": _times(options, *_diffusers_steps(pipeline, path)),
-            "ours, from a file": _times(options, *_our_steps(patcher, lambda: read_lora(path))),
-            "ours, from memory": _times(options, *_our_steps(patcher, lambda: weights)),
-        }
+        weights = read_lora(path).to(options.device)
+        rows = _times(
+            options,
+            {
+                "diffusers, from a file": _diffusers_steps(pipeline, path),
+                "ours, from a file": _our_steps(patcher, lambda: read_lora(path)),
+                "ours, from memory": _our_steps(patcher, lambda: weights),
+            },
+        )
     _print(rows, options)
 
 
@@ -138,7 +144,7 @@ def _check_same_output(model: nn.Module, pipeline: StableDiffusionPipeline, patc
         raise SystemExit("The two do not do the same, so their times cannot be compared.")
 
 
-def _our_steps(patcher: Patcher, read: Callable[[], LoraWeights]) -> tuple[Callable[[], object], ...]:
+def _our_steps(patcher: Patcher, read: Callable[[], LoraWeights]) -> Steps:
     loaded: list[LoraWeights] = []
 
     def apply() -> None:
@@ -148,7 +154,7 @@ def _our_steps(patcher: Patcher, read: Callable[[], LoraWeights]) -> tuple[Calla
     return apply, lambda: patcher.apply([(loaded[0], HALF)]), patcher.restore
 
 
-def _diffusers_steps(pipeline: StableDiffusionPipeline, path: Path) -> tuple[Callable[[], object], ...]:
+def _diffusers_steps(pipeline: StableDiffusionPipeline, path: Path) -> Steps:
     def apply() -> None:
         pipeline.load_lora_weights(path)
         pipeline.fuse_lora()
@@ -164,17 +170,19 @@ def _diffusers_steps(pipeline: StableDiffusionPipeline, path: Path) -> tuple[Cal
     return apply, rescale, restore
 
 
-def _times(options: argparse.Namespace, *steps: Callable[[], object]) -> Times:
-    lists: tuple[list[float], ...] = ([], [], [])
+def _times(options: argparse.Namespace, ways: Mapping[str, Steps]) -> dict[str, Times]:
+    """The ways take turns, so that whatever else the machine does slows all of them."""
+    rows = {name: Times([], [], []) for name in ways}
     for repeat in range(options.repeats + 1):
-        for step, seconds in zip(steps, lists, strict=True):
-            _synchronize(options.device)
-            start = time.perf_counter()
-            step()
-            _synchronize(options.device)
-            if repeat:  # the first is a warm-up
-                seconds.append(time.perf_counter() - start)
-    return Times(*lists)
+        for name, steps in ways.items():
+            for step, seconds in zip(steps, (rows[name].apply, rows[name].rescale, rows[name].restore), strict=True):
+                _synchronize(options.device)
+                start = time.perf_counter()
+                step()
+                _synchronize(options.device)
+                if repeat:  # the first is a warm-up
+                    seconds.append(time.perf_counter() - start)
+    return rows
 
 
 def _synchronize(device: torch.device) -> None:

@@ -7,7 +7,7 @@ import zlib
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 
 def full_size_unet() -> UNet2DConditionModel:
@@ -43,6 +43,12 @@ def full_size_text_encoder() -> CLIPTextModel:
         if "position_ids" in dict(module.named_buffers(recurse=False)):
             module.position_ids = torch.arange(config.max_position_embeddings).unsqueeze(0)
     return model
+
+
+def full_size_tokenizer() -> CLIPTokenizer:
+    """A tokenizer with as many entries as CLIP's, and its special tokens in their places; its words are fillers."""
+    entries = [f"filler{number}</w>" for number in range(49406)] + ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={entry: number for number, entry in enumerate(entries)}, merges=[])
 
 
 @torch.no_grad()
