@@ -29,6 +29,14 @@ class Settings(BaseSettings):
     max_zip_bytes: int = Field(default=1024 * MEBIBYTE, ge=1)
     """Largest size of an archive, packed and unpacked alike."""
     max_pictures: int = Field(default=1000, ge=1)
+    max_members: int = Field(default=20_000, ge=1)
+    """Files in one archive."""
+    max_picture_bytes: int = Field(default=256 * MEBIBYTE, ge=1)
+    """One file of an archive, unpacked."""
+    max_pixels: int = Field(default=120_000_000, ge=1, le=178_956_970)
+    """Width × height of one picture; Pillow itself refuses more than the upper limit."""
+    max_ratio: int = Field(default=200, ge=1)
+    """How many times its packed size a file of an archive may unpack to."""
     face_model: Path | None = None
     """An ONNX file of the YuNet face detector; none: the cascade that OpenCV carries."""
     caption_model: str = ""

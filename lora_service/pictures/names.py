@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import re
+import struct
 import unicodedata
 import zipfile
 from pathlib import PurePosixPath
 
 _UTF8_FLAG = 0x800
+_UNICODE_PATH = 0x7075  # the extra field of Info-ZIP (APPNOTE.TXT 4.6.9): version, checksum of the other name, UTF-8
 _JUNK_FOLDERS = {"__macosx", "@eadir", "$recycle.bin", "system volume information"}
 _JUNK_FILES = {"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"}
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
 def zip_name(info: zipfile.ZipInfo) -> str:
-    """The member's name; UTF-8 is recognised where its flag was forgotten, as many packers do."""
+    """The member's name; UTF-8 is recognised where its flag was forgotten, as many packers do.
+
+    Names in another alphabet are read as cp437, as the format has it: wrong to look at, but the same for a picture
+    and its caption.
+    """
     if info.flag_bits & _UTF8_FLAG:
         return info.filename
     try:
-        return info.filename.encode("cp437").decode("utf-8")
+        return (_unicode_path(info.extra) or info.filename.encode("cp437")).decode("utf-8")
     except UnicodeError:
         return info.filename
+
+
+def _unicode_path(extra: bytes) -> bytes:
+    """The name in UTF-8 that a zip's ``extra`` fields hold, or nothing."""
+    while len(extra) >= 4:
+        kind, size = struct.unpack_from("<HH", extra)
+        if kind == _UNICODE_PATH:
+            return extra[9 : 4 + size]
+        extra = extra[4 + size :]
+    return b""
 
 
 def clean_name(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import get_args
 
@@ -31,7 +31,7 @@ class Limits:
 
     @staticmethod
     def from_settings(settings: Settings) -> Limits:
-        return Limits(max_zip_bytes=settings.max_zip_bytes, max_pictures=settings.max_pictures)
+        return Limits(**{each.name: getattr(settings, each.name) for each in fields(Limits)})
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,8 @@ def sort_files(files: Sequence[SourceFile]) -> Sorted:
     for file in files:
         kind = tables if is_table(file.name) else texts if _is_caption(file) else others
         kind.append(file)
-    masks, orphans = _masks(others)
-    taken = {mask.name for mask in masks.values()} | {orphan.name for orphan in orphans}
+    masks, spare_masks = _masks(others)
+    taken = {mask.name for mask in masks.values()} | {spare.name for spare in spare_masks}
     pictures = sorted((file for file in others if file.name not in taken), key=lambda file: natural_key(file.name))
     captions, notes = _captions(texts, tables, [*pictures, *masks.values()])
     folders = {_folder(file.name): _repeats(file.name) for file in pictures}
@@ -70,8 +70,7 @@ def sort_files(files: Sequence[SourceFile]) -> Sorted:
         )
         for file in pictures
     )
-    left_out = [LeftOut(file.name, "it is a mask without a picture") for file in orphans]
-    left_out += [LeftOut(file.name, "it is a text that belongs to no picture") for file in notes]
+    left_out = spare_masks + [LeftOut(file.name, "it is a text that belongs to no picture") for file in notes]
     return Sorted(tuple(candidates), tuple(left_out), tuple(folder for folder in folders.values() if folder))
 
 
@@ -94,21 +93,24 @@ def _repeats(name: str) -> Repeats | None:
     return Repeats(folder, max(1, int(match[1])), match[2].strip()) if match else None
 
 
-def _masks(files: Sequence[SourceFile]) -> tuple[dict[str, SourceFile], list[SourceFile]]:
-    """Masks by their picture's name, and those in a folder of masks whose picture is not there."""
+def _masks(files: Sequence[SourceFile]) -> tuple[dict[str, SourceFile], list[LeftOut]]:
+    """Masks by their picture's name, and those that no picture needs."""
     by_stem: dict[str, list[SourceFile]] = {}
     for file in files:
         by_stem.setdefault(stem(file.name), []).append(file)
     masks: dict[str, SourceFile] = {}
-    orphans = []
+    spare: list[LeftOut] = []
+    orphans: list[LeftOut] = []
     for file in files:
         owners = [owner for owner_stem in _owner_stems(file.name, by_stem) for owner in by_stem[owner_stem]]
-        for owner in owners:
-            masks[owner.name] = file
-        if not owners and _folder(file.name).lower() in _MASK_FOLDERS:
-            orphans.append(file)
+        new = {owner.name: file for owner in owners if owner.name not in masks}
+        masks |= new
+        if owners and not new:
+            spare.append(LeftOut(file.name, "its picture has another mask"))
+        elif not owners and _folder(file.name).lower() in _MASK_FOLDERS:
+            orphans.append(LeftOut(file.name, "it is a mask without a picture"))
     # a folder of masks in which nothing is a mask holds pictures: somebody may want to teach masks
-    return masks, orphans if masks else []
+    return masks, spare + orphans if masks else []
 
 
 def _owner_stems(name: str, known: Iterable[str]) -> list[str]:

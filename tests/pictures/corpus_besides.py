@@ -114,6 +114,13 @@ BESIDES = [
         left_out={"masks/q.png": "mask without a picture"},
     ),
     Case(
+        "two masks",
+        zipped({"a.png": A, "a_mask.png": encoded(half_mask()), "masks/a.png": B}),
+        ("a.png",),
+        left_out={"masks/a.png": "has another mask"},
+        said=("masks: file 1",),
+    ),
+    Case(
         "pictures of masks",
         zipped({"masks/a.png": A, "a dog in a mask.png": B}),
         ("a dog in a mask.png", "masks/a.png"),

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -67,6 +72,21 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         read_pictures(tmp_path / "missing.zip", OPTIONS, tmp_path / "job")
     with pytest.raises(PicturesError, match="No pictures were given"):
         read_pictures([], OPTIONS, tmp_path / "job")
+
+
+def test_names_in_unicode_extra_fields_are_used(tmp_path: Path) -> None:
+    """As Info-ZIP packs on Windows: a name in the old alphabet, and the true one beside it."""
+    name = "собака.png".encode()
+    info = zipfile.ZipInfo("??????.png")
+    info.extra = struct.pack("<HHBI", 0x7075, 5 + len(name), 1, zlib.crc32(b"??????.png")) + name
+    with zipfile.ZipFile(tmp_path / "upload.zip", "w") as archive:
+        archive.writestr(info, png(1))
+    assert names(tmp_path / "upload.zip", tmp_path) == ["собака.png"]
+
+
+def test_reading_needs_no_torch() -> None:
+    script = "import sys, lora_service.pictures; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_limits_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
