@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from lora_service.errors import InputError
 from lora_service.generation.samplers import SAMPLERS
+from lora_service.links.resolve import split
 from lora_service.lora.scale import Scale
 from lora_service.validation import Int, wanted
 
@@ -66,7 +67,7 @@ class GenerateRequest(BaseModel):
         Raises:
             InputError: the numbers of links and scales differ, or a scale is none.
         """
-        links = [link.strip() for link in self.lora_urls.split("|") if link.strip()]
+        links = split(self.lora_urls)
         if len(links) > LORAS_AT_MOST:
             raise InputError("lora_urls", self.lora_urls, f"at most {LORAS_AT_MOST} links")
         scales = [parse_scale(text) for text in self.lora_scales.split("|")] if links else []

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from lora_service.errors import InputError, LoraServiceError
 from lora_service.generation.request import GenerateRequest
-from lora_service.links import Fetcher, resolve
+from lora_service.links import Fetcher, Source, check_one_host, resolve
 from lora_service.settings import Settings
 
 if TYPE_CHECKING:
@@ -89,7 +89,9 @@ class Studio:
         from lora_service.generation.drawing import save
 
         started = time.monotonic()
-        loras = [(self._lora(link, token, tell), scale) for link, scale in request.loras()]
+        asked = [(resolve(link, allow_local=self._allow_local), scale) for link, scale in request.loras()]
+        check_one_host([source for source, _ in asked], token, self.settings)
+        loras = [(self._lora(source, token, tell), scale) for source, scale in asked]
         fetched = time.monotonic()
         pictures = self.warm_up().draw(request, loras, image=image, tell=tell)
         self._last = folder = Path(tempfile.mkdtemp(prefix="lora-pictures-"))
@@ -102,11 +104,11 @@ class Studio:
         record("seconds_drawing", round(time.monotonic() - fetched, 3))
         return paths
 
-    def _lora(self, link: str, token: str | None, tell: Callable[[str], None]) -> LoraWeights:
-        """The LoRA that ``link`` leads to, from memory where it was parsed before."""
+    def _lora(self, source: Source, token: str | None, tell: Callable[[str], None]) -> LoraWeights:
+        """The LoRA that ``source`` leads to, from memory where it was parsed before."""
         from lora_service.lora.reader import read_lora
 
-        path = self._fetcher.fetch(resolve(link, allow_local=self._allow_local), token=token)
+        path = self._fetcher.fetch(source, token=token)
         key = (path, path.stat().st_mtime_ns)
         if key not in self._parsed:
             self._parsed[key] = read_lora(path)

@@ -1,7 +1,6 @@
 """Whatever a person uploads, to checked, upright, captioned and masked pictures, and a report of the rest."""
 
 from lora_service.pictures.dataset import TrainingPicture, TrainingPictures
-from lora_service.pictures.links import split_links
 from lora_service.pictures.options import Limits, PictureOptions
 from lora_service.pictures.reading import read_pictures
 from lora_service.pictures.report import PictureReport
@@ -13,5 +12,4 @@ __all__ = [
     "TrainingPicture",
     "TrainingPictures",
     "read_pictures",
-    "split_links",
 ]

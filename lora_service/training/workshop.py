@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_service.errors import InputError, LoraServiceError
-from lora_service.links import Fetcher
-from lora_service.pictures import Limits, split_links
+from lora_service.links import Fetcher, split
+from lora_service.pictures import Limits
 from lora_service.settings import Settings
 from lora_service.training.config import TrainConfig
 
@@ -119,7 +119,7 @@ class Workshop:
         if isinstance(upload.file, Path):
             return upload.file
         fetcher = Fetcher(self.settings)
-        return [fetcher.download(link, folder) for link in split_links(upload.links)]
+        return [fetcher.download(link, folder) for link in split(upload.links)]
 
     def _clear(self) -> None:
         """Remove what the job before left: the server does not."""

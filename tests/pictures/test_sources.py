@@ -14,7 +14,7 @@ import pytest
 from picture_makers import png, tarred, zipped
 
 from lora_service.errors import InputError, PicturesError
-from lora_service.pictures import Limits, PictureOptions, read_pictures, split_links
+from lora_service.pictures import Limits, PictureOptions, read_pictures
 from lora_service.settings import Settings
 
 OPTIONS = PictureOptions(resolution=64, task="object")
@@ -113,23 +113,3 @@ def test_options_that_cannot_be(options: dict[str, object], sentence: str) -> No
     with pytest.raises(InputError) as raised:
         PictureOptions(**options)  # type: ignore[arg-type]
     assert str(raised.value).startswith(sentence)
-
-
-@pytest.mark.parametrize(
-    ("text", "links"),
-    [
-        ("", []),
-        ("https://a/1.png", ["https://a/1.png"]),
-        ("https://a/1.png|https://a/2.zip", ["https://a/1.png", "https://a/2.zip"]),
-        ("https://a/1.png\n\n https://a/2.zip \r\n", ["https://a/1.png", "https://a/2.zip"]),
-        ('["https://a/1|2.png", " https://a/2.zip "]', ["https://a/1|2.png", "https://a/2.zip"]),
-    ],
-)
-def test_lists_of_links(text: str, links: list[str]) -> None:
-    assert split_links(text) == links
-
-
-@pytest.mark.parametrize("text", ["[1]", '["a"', "[["])
-def test_lists_of_links_that_are_none(text: str) -> None:
-    with pytest.raises(InputError, match=r"instance_data_urls is '.*', but it must be a JSON list"):
-        split_links(text)

@@ -89,7 +89,10 @@ def add_rows(embeddings: Embeddings, name: str, encoder: str, rows: Tensor) -> N
             f"with at most {MAX_TOKENS} rows."
         )
     for index, row in enumerate(rows.reshape(-1, rows.shape[-1])):
-        embeddings.setdefault(f"{name}_{index}" if index else name, {})[encoder] = row
+        by_encoder = embeddings.setdefault(f"{name}_{index}" if index else name, {})
+        if encoder in by_encoder:
+            raise LoraFileError(f"The LoRA has two embeddings {shortened(name)!r} for the {encoder}; keep one.")
+        by_encoder[encoder] = row
 
 
 def checked(embeddings: Embeddings) -> Embeddings:
@@ -106,4 +109,8 @@ def checked(embeddings: Embeddings) -> Embeddings:
             raise LoraFileError(f"The LoRA's token {name!r} has no row for a text encoder that is known.")
         if not all(row.isfinite().all() for row in by_encoder.values()):
             raise LoraFileError(f"The LoRA's token {name!r} holds NaN or infinite values; the training went wrong.")
+    for encoder in ("text_encoder", "text_encoder_2"):
+        widths = {row.shape for by_encoder in embeddings.values() if (row := by_encoder.get(encoder)) is not None}
+        if len(widths) > 1:
+            raise LoraFileError(f"The LoRA's tokens are of different widths for the {encoder}; they are not of one base.")
     return embeddings
