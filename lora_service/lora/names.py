@@ -7,6 +7,7 @@ here the names that hold an underscore themselves are known, so the path comes b
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 _COMPOUND_NAMES = frozenset({
     "down_blocks", "up_blocks", "mid_block", "transformer_blocks", "to_q", "to_k", "to_v", "to_out", "proj_in",
@@ -46,6 +47,7 @@ def flatten(path: str) -> str:
     return path.replace(".", "_")
 
 
+@lru_cache(maxsize=4096)  # each module's name comes with two or three parts
 def unflatten(name: str) -> str:
     """``down_blocks_0_attn1_to_q`` -> ``down_blocks.0.attn1.to_q``."""
     words = name.split("_")

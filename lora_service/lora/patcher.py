@@ -206,23 +206,15 @@ class Patcher:
 def merged(weight: Tensor, terms: Sequence[_Term]) -> Tensor:
     """``weight + Σ scale · change``, summed in fp32 and cast once to the weight's dtype."""
     total = weight.float()
-    low_rank = [term for term in terms if isinstance(term.change, LoraLayer)]
-    if low_rank:
-        ups, downs = zip(*(_scaled_factors(term, weight.device) for term in low_rank), strict=True)
-        flat = torch.addmm(total.flatten(1), torch.cat(ups, 1), torch.cat(downs))
-        total = flat.reshape(weight.shape)
-    elif total is weight:
-        total = total.clone()
     for term in terms:
-        if not isinstance(term.change, LoraLayer):
-            total.add_(term.change.delta(weight), alpha=term.scale)
-    return total.to(weight.dtype)
-
-
-def _scaled_factors(term: _Term, device: torch.device) -> tuple[Tensor, Tensor]:
-    assert isinstance(term.change, LoraLayer)
-    up, down = term.change.factors(device)
-    return up * (term.scale * term.change.alpha / term.change.rank), down
+        change = term.change
+        if isinstance(change, LoraLayer):
+            # Product and sum in one pass: the change itself is never written to memory.
+            up, down = change.factors(weight.device)
+            total = torch.addmm(total.flatten(1), up, down, alpha=term.scale * change.alpha / change.rank)
+        else:
+            total = torch.add(total.reshape(weight.shape), change.delta(weight), alpha=term.scale)
+    return total.reshape(weight.shape).to(weight.dtype)
 
 
 def _fits(change: tuple[int, ...], weight: tuple[int, ...]) -> bool:

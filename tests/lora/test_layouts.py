@@ -396,6 +396,8 @@ REFUSED = {
     "a token with a space": ({"bundle_emb.a b.emb_params": torch.ones(1, 3)}, "word of a prompt"),
     "a thousand tokens": ({"emb_params": torch.ones(1000, 3)}, "at most 256 rows"),
     "an embedding of three dimensions": ({"emb_params": torch.ones(2, 2, 2)}, "rows, width"),
+    "two embeddings of one name": ({"emb_params": torch.ones(1, 3), "clip_l": torch.ones(1, 3)}, "two embeddings"),
+    "tokens of two widths": ({"<a>": torch.ones(3), "<b>": torch.ones(4)}, "different widths"),
     "one module twice": (
         {
             f"unet.{UNET_PATH}.lora_A.weight": DOWN,

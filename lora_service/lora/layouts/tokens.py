@@ -112,5 +112,7 @@ def checked(embeddings: Embeddings) -> Embeddings:
     for encoder in ("text_encoder", "text_encoder_2"):
         widths = {row.shape for by_encoder in embeddings.values() if (row := by_encoder.get(encoder)) is not None}
         if len(widths) > 1:
-            raise LoraFileError(f"The LoRA's tokens are of different widths for the {encoder}; they are not of one base.")
+            raise LoraFileError(
+                f"The LoRA's tokens are of different widths for the {encoder}; they are not of one base."
+            )
     return embeddings
