@@ -6,6 +6,7 @@ only travels along. What is declared is checked before reading, what is read is 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,13 +52,22 @@ def unpack(source: Path | Sequence[Path], folder: Path, limits: Limits) -> Unpac
     if not sources:
         raise PicturesError("No pictures were given; give a zip, a tar, a folder or pictures.")
     unpacker = _Unpacker(folder, limits)
-    for each in sources:
-        unpacker.add(each, f"{each.name}/" if len(sources) > 1 and not _is_single(each) else "")
+    for each, label in zip(sources, _labels(sources), strict=True):
+        unpacker.add(each, label)
     return unpacker.result
 
 
-def _is_single(path: Path) -> bool:
-    return path.is_file() and not archive_kind(_head(path))
+def _labels(sources: Sequence[Path]) -> list[str]:
+    """What the names from each source begin with: nothing if there is one source, else its own name, made unique."""
+    if len(sources) == 1:
+        return [""]
+    seen: Counter[str] = Counter()
+    labels = []
+    for source in sources:
+        seen[source.name] += 1
+        number = f" ({seen[source.name]})" if seen[source.name] > 1 else ""
+        labels.append(clean_name(f"{source.stem}{number}{source.suffix}"))
+    return labels
 
 
 def _head(path: Path) -> bytes:
@@ -76,11 +86,11 @@ class _Unpacker:
         self._declared = 0
         self._written = 0
 
-    def add(self, source: Path, prefix: str) -> None:
+    def add(self, source: Path, label: str) -> None:
         if source.is_dir():
-            self._add_folder(source, prefix)
+            self._add_folder(source, f"{label}/")
         elif source.is_file():
-            self._add_file(source, prefix)
+            self._add_file(source, label)
         else:
             raise PicturesError(f"{source.name!r} is no file or folder; give a zip, a tar, a folder or pictures.")
 
@@ -93,21 +103,21 @@ class _Unpacker:
                 self._count_member(source.name)
                 self.result.files.append(SourceFile(name, path))
 
-    def _add_file(self, source: Path, prefix: str) -> None:
+    def _add_file(self, source: Path, label: str) -> None:
         head = _head(source)
         kind = archive_kind(head)
         if not head:
             raise PicturesError(f"{source.name!r} is empty; a zip of pictures is needed.")
         if kind == "a zip" or head.startswith(_SELF_EXTRACTING):
-            self._add_archive(source, prefix, zip_members(source))
+            self._add_archive(source, f"{label}/", zip_members(source))
         elif kind in ("a tar", "a gzip archive", "a bzip2 archive", "an xz archive"):
-            self._add_archive(source, prefix, tar_members(source, 2 * self.limits.max_zip_bytes))
+            self._add_archive(source, f"{label}/", tar_members(source, 2 * self.limits.max_zip_bytes))
         elif kind:
             raise PicturesError(
                 f"{source.name!r} is {kind}, which cannot be read; send the pictures as a zip or a tar."
             )
         else:
-            self.result.files.append(SourceFile(clean_name(source.name), source))
+            self.result.files.append(SourceFile(label or clean_name(source.name), source))
 
     def _add_archive(self, source: Path, prefix: str, members: Iterator[Member]) -> None:
         if (size := source.stat().st_size) > self.limits.max_zip_bytes:
@@ -121,15 +131,15 @@ class _Unpacker:
 
     def _add_member(self, source: str, prefix: str, member: Member) -> None:
         self._count_member(source)
-        name = clean_name(member.name)
+        name = clean_name(prefix + member.name)
         self._declared += member.size
         if self._declared > self.limits.max_zip_bytes:
             limit = _mib(self.limits.max_zip_bytes)
             raise PicturesError(f"{source!r} would unpack to more than the {limit} that are accepted.")
         if reason := refusal(member.name) or member.refused or self._too_large(member):
-            self._leave_out(prefix + name, reason)
+            self._leave_out(name, reason)
         elif not is_junk(name):
-            self._unpack(prefix + name, member)
+            self._unpack(name, member)
 
     def _unpack(self, name: str, member: Member) -> None:
         path = self.folder / f"{self._members:06}"

@@ -31,6 +31,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = {_UPRIGHT[5], _UPRIGHT[6], _UPRIGHT[7], _UPRIGHT[8]}
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
@@ -101,9 +102,6 @@ def _decode(image: Image.Image, wanted: int, background: tuple[int, int, int], m
         color, alpha = color.transpose(turn), alpha.transpose(turn) if alpha else None
         width, height = (height, width) if turn in _SIDEWAYS else (width, height)
     return Decoded(color, alpha, (width, height), tuple(warnings))
-
-
-_SIDEWAYS = {_UPRIGHT[5], _UPRIGHT[6], _UPRIGHT[7], _UPRIGHT[8]}
 
 
 def _orientation(image: Image.Image) -> int:

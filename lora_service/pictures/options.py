@@ -40,7 +40,8 @@ class PictureOptions:
 
     Args:
         resolution: the side in pixels of a square crop; with buckets, the side of the square of the same area.
-        bucket_step: the sides of buckets are multiples of this; 8 × the VAE's factor at most.
+        bucket_step: the sides of buckets are multiples of this: 64 for bases of full size, 8 × the VAE's factor for
+            small ones.
         custom_prompts: templates with ``{}`` for the subject, in place of the task's own.
         trigger_words: what stands for the subject in caption files, besides the subject's own trigger.
         background: the colour that transparent pictures are laid on.

@@ -67,7 +67,27 @@ def _tar_declaring(size: int) -> bytes:
     return info.tobuf() + A
 
 
+def _large_directory() -> bytes:
+    """A zip whose directory has more than 8 MiB, by its comments."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for number in range(140):
+            info = zipfile.ZipInfo(f"{number}.png")
+            info.comment = bytes(65_000)
+            archive.writestr(info, A)
+    return buffer.getvalue()
+
+
+def _large_header() -> bytes:
+    """A tar.gz of a few kilobytes whose first header says that 10 MiB of names follow, and they do."""
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, 10 << 20
+    return gzip.compress(info.tobuf() + bytes(10 << 20))
+
+
 HOSTILE = [
+    Case("a directory of megabytes", _large_directory(), error="declares more files, or longer names"),
+    Case("a header of megabytes", _large_header(), error="declares more files, or longer names"),
     Case("climbing out", zipped({"../../a.png": A, "b.png": B}), ("b.png",), left_out={"../../a.png": "leads out"}),
     Case(
         "climbing in the middle",

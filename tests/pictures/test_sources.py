@@ -59,6 +59,22 @@ def test_several_sources_are_one_set(tmp_path: Path) -> None:
     assert names(sources, tmp_path) == ["c.png", "one.zip/a.png", "two.tar/a.png"]
 
 
+def test_sources_of_the_same_name_stay_apart(tmp_path: Path) -> None:
+    sources = []
+    for number, caption in enumerate((b"TOK at sea", b"TOK on grass")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "set.zip").write_bytes(zipped({"a.png": png(number), "a.txt": caption}))
+        (folder / "1.png").write_bytes(png(10 + number))
+        sources += [folder / "set.zip", folder / "1.png"]
+    pictures = read_pictures(sources, OPTIONS, tmp_path / "job").pictures
+    assert {each.name: each.captions[-1] for each in pictures if len(each.captions) == 1} == {
+        "set.zip/a.png": "{} at sea",
+        "set (2).zip/a.png": "{} on grass",
+    }
+    assert {each.name for each in pictures if len(each.captions) > 1} == {"1.png", "1 (2).png"}
+
+
 def test_limits_hold_for_all_sources_together(tmp_path: Path) -> None:
     for name in ("one.zip", "two.zip"):
         (tmp_path / name).write_bytes(zipped({f"{n}.png": png(n) for n in range(3)}))
