@@ -19,7 +19,7 @@ from lora_service.errors import LoraFileError
 
 MAX_HEADER_BYTES = 16 * 1024**2
 """A full SDXL LoHa has a header of 2 MiB; the rest is room for a thumbnail and other tools' statistics."""
-MAX_TENSORS = 50_000
+MAX_TENSORS = 25_000
 """A full SDXL LoRA has 7,500 tensors, a LoKr with every factor split 18,000."""
 MAX_DIMENSIONS = 8
 
@@ -127,7 +127,7 @@ def _check_length(path: Path, length: int, file_size: int) -> None:
 
 def _parse(raw: bytes, data_start: int, file_size: int) -> Header:
     # Counted before parsing: a million small entries would become a gigabyte of Python objects.
-    if raw.count(b"data_offsets") > MAX_TENSORS or max(map(raw.count, (b":", b"{", b"["))) > 8 * MAX_TENSORS:
+    if raw.count(b"data_offsets") > MAX_TENSORS or max(map(raw.count, (b":", b"{", b"["))) > 16 * MAX_TENSORS:
         raise _Malformed(f"it lists more than {MAX_TENSORS} tensors")
     try:
         header = json.loads(raw, object_pairs_hook=_without_duplicates)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lora_service.lora.weights import LoraLayer
+from lora_service.lora.weights import LoraLayer, product_norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +46,12 @@ class Factor:
         if self.core is None:
             return (a @ b.flatten(1)).reshape(self.shape)
         return torch.einsum("ijkl,jr,ip->prkl", self.core.to(device).float(), b, a)
+
+    def norm(self) -> float:
+        """Frobenius norm of the whole."""
+        if self.a is None or self.core is not None:
+            return self.multiplied(self.b.device).norm().item()
+        return product_norm(self.a.float(), self.b.float().flatten(1))
 
     def tensors(self, name: str, core_name: str) -> dict[str, Tensor]:
         """Its parts by their names in a file."""
@@ -123,9 +128,7 @@ class LokrLayer:
         return torch.kron(first, second.contiguous()).mul_(self.scale).reshape(weight.shape)
 
     def norm(self) -> float:
-        device = self.first.b.device
-        norms = (factor.multiplied(device).norm().item() for factor in (self.first, self.second))
-        return abs(self.scale) * math.prod(norms)
+        return abs(self.scale) * self.first.norm() * self.second.norm()
 
 
 @dataclass(frozen=True, eq=False)

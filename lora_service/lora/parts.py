@@ -16,8 +16,8 @@ from lora_service.lora.weights import LoraLayer, WeightChange
 
 MAX_RANK = 4096
 """Above every dimension of the models served; more could only be a mistake or an attack."""
-MAX_WEIGHT_ITEMS = 64 * 1024**2
-"""Of a weight that is changed; the largest in the models served, SDXL's second token table, has 63 million."""
+MAX_WEIGHT_ITEMS = 32 * 1024**2
+"""Of a weight that is changed; the largest in the models served, a convolution of 2,560 channels, has 29 million."""
 
 Parts = dict[str, Tensor]
 

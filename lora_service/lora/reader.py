@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lora_service.errors import LoraFileError
-from lora_service.lora.container import Header, read_header, shortened
+from lora_service.lora.container import Header, TensorEntry, read_header, shortened
 from lora_service.lora.content import FileContent
 from lora_service.lora.layouts import LAYOUTS
 from lora_service.lora.weights import LoraWeights
@@ -51,24 +52,26 @@ def from_content(content: FileContent) -> LoraWeights:
 
 def _read_tensors(path: Path, header: Header) -> dict[str, Tensor]:
     # Read and not mapped: a mapped file that is cut short later would end the process with a bus error.
-    tensors: dict[str, Tensor] = {}
     with path.open("rb") as file:
-        for key, entry in sorted(header.tensors.items(), key=lambda item: item[1].begin):
-            file.seek(header.data_start + entry.begin)
-            raw = bytearray(file.read(entry.end - entry.begin))
-            if len(raw) != entry.end - entry.begin:
-                raise LoraFileError("It was cut short while it was read.")
-            tensors[key] = _tensor(key, raw, entry.dtype, entry.shape)
-    return tensors
+        file.seek(header.data_start)
+        data = bytearray(file.read())
+    if len(data) < max((entry.end for entry in header.tensors.values()), default=0):
+        raise LoraFileError("It was cut short while it was read.")
+    return {key: _tensor(key, data, entry) for key, entry in header.tensors.items()}
 
 
-def _tensor(key: str, raw: bytearray, dtype: str, shape: tuple[int, ...]) -> Tensor:
-    if dtype not in _DTYPES:
-        raise LoraFileError(f"The tensor {shortened(key)!r} has the dtype {dtype}, in which no LoRA is kept.")
-    if not raw:
-        return torch.empty(shape, dtype=_DTYPES[dtype])
-    tensor = torch.frombuffer(raw, dtype=_DTYPES[dtype]).reshape(shape)
-    return tensor.float() if dtype.startswith("F8") else tensor
+def _tensor(key: str, data: bytearray, entry: TensorEntry) -> Tensor:
+    if entry.dtype not in _DTYPES:
+        raise LoraFileError(f"The tensor {shortened(key)!r} has the dtype {entry.dtype}, in which no LoRA is kept.")
+    dtype, count = _DTYPES[entry.dtype], math.prod(entry.shape)
+    if count == 0:
+        return torch.empty(entry.shape, dtype=dtype)
+    if entry.begin % dtype.itemsize:  # the format allows it, arithmetic does not
+        data, begin = data[entry.begin : entry.end], 0
+    else:
+        begin = entry.begin
+    tensor = torch.frombuffer(data, dtype=dtype, count=count, offset=begin).reshape(entry.shape)
+    return tensor.float() if entry.dtype.startswith("F8") else tensor
 
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:

@@ -85,10 +85,7 @@ class LoraLayer:
         return (up @ down).mul_(self.alpha / self.rank).reshape(weight.shape)
 
     def norm(self) -> float:
-        # ‖up @ down‖ from two rank × rank Gram matrices; the product itself is never formed.
-        up, down = self.factors(self.up.device)
-        square = ((up.T @ up) * (down @ down.T)).sum().item()
-        return abs(self.alpha) / self.rank * math.sqrt(max(square, 0.0))
+        return abs(self.alpha) / self.rank * product_norm(*self.factors(self.up.device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +146,12 @@ class LoraWeights:
     def _commonest(self) -> tuple[int, float]:
         counts = Counter((layer.rank, layer.alpha) for _, _, layer in self)
         return counts.most_common(1)[0][0] if counts else (0, 0.0)
+
+
+def product_norm(left: Tensor, right: Tensor) -> float:
+    """‖left @ right‖ from two rank × rank Gram matrices; the product itself is never formed."""
+    square = ((left.T @ left) * (right @ right.T)).sum().item()
+    return math.sqrt(max(square, 0.0))
 
 
 def _moved(layer: Any, device: torch.device) -> Any:

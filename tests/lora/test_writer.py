@@ -7,6 +7,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lora_fakes import TOKEN_NAMES, random_lora, raw_file, save
@@ -176,6 +177,23 @@ def test_every_number_format_of_a_lora_is_read(dtype: str, tmp_path: Path) -> No
     tensors = {"lora_unet_conv_in.lora_down.weight": values, "lora_unet_conv_in.lora_up.weight": torch.ones(2, 1)}
     found = read_lora(save(tmp_path / "lora.safetensors", tensors)).layers["unet"]["conv_in"]
     assert torch.equal(found.delta(torch.zeros(2, 3)), torch.tensor([[1.0, 2.0, -0.5]] * 2))
+
+
+def test_a_tensor_that_begins_anywhere_is_read(tmp_path: Path) -> None:
+    """The format does not ask for alignment; here three bytes push what follows out of it."""
+    header = {
+        "a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]},
+        "b": {"dtype": "F32", "shape": [2], "data_offsets": [3, 11]},
+    }
+    data = b"abc" + np.array([1.5, -2.0], dtype="<f4").tobytes()
+    path = raw_file(tmp_path / "lora.safetensors", {f"bundle_emb.{k}.emb_params": v for k, v in header.items()}, data)
+    path_of_one = path.with_name("one.safetensors")
+    with pytest.raises(LoraFileError, match="different widths"):
+        read_lora(path)
+    header["a"]["shape"], header["b"]["shape"] = [3, 1], [2, 1]
+    raw_file(path_of_one, {f"bundle_emb.{k}.emb_params": v for k, v in header.items()}, data)
+    found = read_lora(path_of_one).embeddings
+    assert [found[name]["text_encoder"].item() for name in ("a", "a_1", "b", "b_1")] == [97, 98, 1.5, -2.0]
 
 
 def test_a_number_format_of_no_lora_is_refused(tmp_path: Path) -> None:
