@@ -62,7 +62,8 @@ class HaarDetector:
         turned = cv2.equalizeHist(np.asarray(gray.rotate(tilt, Image.Resampling.BILINEAR)))
         smallest = max(24, int(_SMALLEST * min(gray.size)))
         boxes = self._cascade().detectMultiScale(turned, _SCALE_STEP, _NEIGHBOURS, minSize=(smallest, smallest))
-        return [_turned_back((int(x), int(y), int(w), int(h)), tilt, gray.size) for x, y, w, h in boxes]
+        in_order = sorted((tuple(map(int, box)) for box in boxes), key=lambda box: (-box[2], box))  # threads race
+        return [_turned_back((x, y, w, h), tilt, gray.size) for x, y, w, h in in_order]
 
     def _cascade(self) -> cv2.CascadeClassifier:
         if not hasattr(self._local, "cascade"):
