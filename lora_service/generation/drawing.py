@@ -121,7 +121,8 @@ class Drawing:
             "width": size[0],
             "height": size[1],
             "scheduler": request.scheduler,
-            "lora_scales": request.lora_scales if request.lora_urls else "",
+            # What did nothing is not told: at scale 0 the file is the base's own, byte for byte.
+            "lora_scales": "" if all(scale.is_nothing for _, scale in request.loras()) else request.lora_scales,
             "base": recipe.title,
         }
         if image is None:
