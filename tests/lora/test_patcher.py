@@ -289,11 +289,12 @@ def cancelled_at_line(number: int) -> Iterator[None]:
             raise Cancelled
         return trace
 
+    before = sys.gettrace()  # that of the coverage measurement
     sys.settrace(trace)
     try:
         yield
     finally:
-        sys.settrace(None)
+        sys.settrace(before)
 
 
 def test_a_cancellation_at_any_line_leaves_the_originals(models: SmallModels, patcher: Patcher) -> None:
