@@ -1,0 +1,93 @@
+"""Where a base model comes from, and what is said when it does not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from small_base import small_base
+
+from lora_service.errors import BaseModelError
+from lora_service.models.loading import EMBEDDED, choose_device, choose_dtype, load_base
+from lora_service.models.recipe import SD15, BaseRecipe
+from lora_service.settings import Settings
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small base in diffusers' layout."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    base = small_base()
+    StableDiffusionPipeline(
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        unet=base.unet,
+        scheduler=DDIMScheduler.from_config(base.scheduler_config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def test_a_folder_is_loaded_frozen_with_its_own_weights(folder: Path) -> None:
+    loaded, saved = load_base(Settings(base_model=str(folder))), small_base()
+    for name, part in loaded.components.items():
+        assert not part.training
+        for key, value in saved.components[name].state_dict().items():
+            assert torch.equal(part.state_dict()[key], value), key
+    assert not any(p.requires_grad for p in loaded.vae.parameters())
+    assert loaded.prediction_type == "epsilon"
+    assert loaded.recipe == SD15
+    assert (loaded.pixels_per_latent, loaded.size_step) == (4, 8)
+
+
+def test_a_recipe_beside_the_weights_is_read(folder: Path) -> None:
+    (folder / "base.json").write_text(json.dumps({"title": "mine", "resolution": 96}))
+    assert load_base(Settings(base_model=str(folder))).recipe == BaseRecipe(title="mine", resolution=96)
+
+
+@pytest.mark.parametrize("text", ['{"steps": 3}', "[]", "not json"])
+def test_a_recipe_that_is_none_is_said(folder: Path, text: str) -> None:
+    (folder / "base.json").write_text(text)
+    with pytest.raises(BaseModelError, match="is no recipe of a base model"):
+        load_base(Settings(base_model=str(folder)))
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./gone", "sd3000", "a/b/c"])
+def test_a_base_that_is_not_there_is_named_with_what_would_work(name: str) -> None:
+    with pytest.raises(BaseModelError, match=f"BASE_MODEL is '{name}', but there is no such folder or file"):
+        load_base(Settings(base_model=name))
+
+
+def test_a_folder_that_holds_no_model_is_said(tmp_path: Path) -> None:
+    with pytest.raises(BaseModelError, match="could not be loaded"):
+        load_base(Settings(base_model=str(tmp_path)))
+
+
+def test_a_device_that_is_not_there_is_said() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(BaseModelError, match="DEVICE is 'cuda'"):
+        choose_device(Settings(device="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("device", "for_training", "dtype"),
+    [("cpu", False, torch.float32), ("cpu", True, torch.float32), ("cuda", False, torch.float16)],
+)
+def test_the_dtype_suits_the_device(device: str, for_training: bool, dtype: torch.dtype) -> None:
+    assert choose_dtype(Settings(), torch.device(device), for_training=for_training) == dtype
+
+
+def test_the_embedded_base_is_small_and_loads_with_plain_diffusers() -> None:
+    from diffusers import StableDiffusionPipeline
+
+    assert sum(path.stat().st_size for path in EMBEDDED.rglob("*") if path.is_file()) < 16 * 2**20
+    pipeline = StableDiffusionPipeline.from_pretrained(EMBEDDED, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    picture = pipeline("a red star", width=64, height=64, num_inference_steps=2).images[0]
+    assert picture.size == (64, 64)
+    assert load_base(Settings(base_model="embedded")).recipe.title == "lora-service embedded"
