@@ -126,6 +126,29 @@ def test_the_forward_pass_has_no_wrappers(models: SmallModels, patcher: Patcher)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in models.unet.modules())
 
 
+def test_weights_in_channels_last_are_patched_and_stay_so(models: SmallModels, patcher: Patcher) -> None:
+    models.unet.to(memory_format=torch.channels_last)
+    weight = models.unet.conv_in.weight
+    before = weight.clone()
+    lora = LoraWeights({"unet": {"conv_in": LoraLayer(torch.ones(1, 4, 3, 3), torch.ones(32, 1, 1, 1), 1.0)}})
+    patcher.apply([(lora, FULL), (lora, FULL)])
+    torch.testing.assert_close(weight, before + 2)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_models_may_be_cast_between_loras(models: SmallModels, patcher: Patcher) -> None:
+    lora = random_lora(models.components)
+    patcher.apply([(lora, FULL)])
+    patcher.restore()
+    models.unet.to(torch.bfloat16)
+    before = state_of(models.components)
+    patcher.apply([(lora, FULL)])
+    assert models.unet.conv_in.weight.dtype == torch.bfloat16
+    assert {weight.dtype for weight in weights_of(models.components)["unet"].values()} == {torch.bfloat16}
+    patcher.restore()
+    assert_same_state(before, models.components)
+
+
 def test_a_history_of_scales_leaves_no_trace(models: SmallModels, patcher: Patcher) -> None:
     lora = random_lora(models.components)
     patcher.apply([(lora, Scale(0.7, 0.7))])
@@ -141,9 +164,9 @@ def test_only_what_differs_is_merged_anew(
     merges: list[int] = []
     merge = patcher_module.merged
 
-    def counted(weight: Tensor, terms: tuple) -> Tensor:
+    def counted(*arguments: Any) -> Tensor:
         merges.append(1)
-        return merge(weight, terms)
+        return merge(*arguments)
 
     monkeypatch.setattr(patcher_module, "merged", counted)
     lora = random_lora(models.components)
@@ -245,10 +268,10 @@ def test_an_exception_in_the_middle_leaves_the_originals(
     patcher.apply([(random_lora(models.components, tokens=("<old>",), seed=1), FULL)])
     merge, calls = patcher_module.merged, iter(range(10**6))
 
-    def failing(weight: Tensor, terms: tuple) -> Tensor:
+    def failing(*arguments: Any) -> Tensor:
         if next(calls) == after:
             raise error
-        return merge(weight, terms)
+        return merge(*arguments)
 
     monkeypatch.setattr(patcher_module, "merged", failing)
     with pytest.raises(error):
