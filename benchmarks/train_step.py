@@ -2,6 +2,7 @@
 
     python -m benchmarks.train_step              the embedded model
     python -m benchmarks.train_step --full       a full-size SD 1.5 with random weights, at 128²
+    python -m benchmarks.train_step --full --side 512 --device cuda
 
 Ours and the plain loop take turns in one run; what counts is the ratio of their medians.
 """
@@ -14,7 +15,8 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import peft
 import torch
@@ -38,9 +40,9 @@ RANK = 16
 TOKENS = ("<s1>", "<s2>")
 
 
-def full_base(side: int) -> BaseModel:
+def full_base(side: int, device: torch.device) -> BaseModel:
     """A full-size SD 1.5 with random weights and a VAE of factor 8 that is as small as its classes allow."""
-    device, dtype = torch.device("cpu"), torch.float32
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -49,11 +51,11 @@ def full_base(side: int) -> BaseModel:
     return BaseModel(
         name="full-size",
         unet=full_size.unet(dtype, device),
-        vae=vae.eval().requires_grad_(False),
+        vae=vae.eval().requires_grad_(False).to(device),
         text_encoder=full_size.text_encoder(dtype, device),
         tokenizer=_wide(full_size.small_tokenizer()),
         scheduler_config=dict(DDPMScheduler(beta_schedule="scaled_linear").config),
-        recipe=copy.replace(SD15, resolution=side) if hasattr(copy, "replace") else SD15,
+        recipe=replace(SD15, resolution=side),
         device=device,
         dtype=dtype,
     )
@@ -95,10 +97,9 @@ def contests(base: BaseModel, side: int) -> dict[str, Contest]:
     def staged(steps: int, stage: str) -> float:
         generator = torch.Generator().manual_seed(0)
         field = {"tokens": "max_train_steps_ti", "tuning": "max_train_steps_tuning"}[stage]
-        ready = copy.copy(decided)
-        object.__setattr__(ready, "config", decided.config.model_copy(update={field: steps}))
+        ready = replace(decided, config=decided.config.model_copy(update={field: steps}))
         with added_tokens(base, TOKENS, rows) as (tokenizer, learned):
-            material = Material(base, pictures, cache, ready, tokenizer, None)
+            material = Material(base, pictures, cache, ready, tokenizer, _autocast(base))
             if stage == "tokens":
                 return invert(material, learned, lambda progress: None).seconds / steps
             with (
@@ -119,15 +120,16 @@ class PlainLoop:
     def __init__(self, base: BaseModel, latents: torch.Tensor) -> None:
         shared = {id(p): p for part in base.components.values() for p in part.parameters()}
         self.unet, self.text = (copy.deepcopy(part, dict(shared)) for part in (base.unet, base.text_encoder))
-        self.alphas, self.latents = base.noise_schedule.alphas_cumprod, latents
+        self.alphas, self.latents = base.noise_schedule.alphas_cumprod.to(base.device), latents
+        self.autocast = _autocast(base)
         length = base.tokenizer.model_max_length
         self.ids = base.tokenizer(
             "a photo of it", padding="max_length", max_length=length, return_tensors="pt"
-        ).input_ids
+        ).input_ids.to(base.device)
 
     def tokens(self, steps: int) -> float:
         table = self.text.get_input_embeddings()
-        rows = nn.Parameter(torch.randn(2, table.embedding_dim) * 0.02)
+        rows = nn.Parameter(torch.randn(2, table.embedding_dim, device=self.latents.device) * 0.02)
         self.text.set_input_embeddings(_Spliced(table, rows))
         try:
             return self._run(steps, [rows])
@@ -148,16 +150,29 @@ class PlainLoop:
 
     def _run(self, steps: int, parameters: list[nn.Parameter]) -> float:
         optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+        device = self.latents.device
+        _wait(device)
         started = time.monotonic()
         for _ in range(steps):
-            noise, t = torch.randn_like(self.latents), torch.randint(1000, (1,))
+            noise, t = torch.randn_like(self.latents), torch.randint(1000, (1,), device=device)
             a = self.alphas[t].view(-1, 1, 1, 1)
-            noisy = a.sqrt() * self.latents + (1 - a).sqrt() * noise
-            guess = self.unet(noisy, t, self.text(self.ids)[0]).sample
-            (guess - noise).square().mean().backward()
+            noisy = (a.sqrt() * self.latents + (1 - a).sqrt() * noise).to(self.unet.dtype)
+            with torch.autocast(device.type, self.autocast) if self.autocast else nullcontext():
+                guess = self.unet(noisy, t, self.text(self.ids)[0]).sample
+            (guess.float() - noise).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        _wait(device)
         return (time.monotonic() - started) / steps
+
+
+def _autocast(base: BaseModel) -> torch.dtype | None:
+    return None if base.dtype == torch.float32 else base.dtype
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 class _Spliced(nn.Module):
@@ -169,12 +184,14 @@ class _Spliced(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         known = self.table(ids)
-        return torch.cat([known[:, :4], self.rows.unsqueeze(0), known[:, 6:]], dim=1)
+        return torch.cat([known[:, :4], self.rows.to(known.dtype).unsqueeze(0), known[:, 6:]], dim=1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true")
+    parser.add_argument("--side", type=int, default=128, help="with --full: side of the pictures in pixels")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, help="steps per turn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
@@ -182,14 +199,17 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     started = time.monotonic()
-    side = 128 if arguments.full else 64
-    base = full_base(side) if arguments.full else load_base(Settings(base_model="embedded"))
+    side = arguments.side if arguments.full else 64
+    settings = Settings(base_model="embedded", device=arguments.device)
+    base = full_base(side, torch.device(arguments.device)) if arguments.full else load_base(settings, for_training=True)
     loaded = time.monotonic() - started
     print(f"{base.name}, {side}², rank {RANK}, batch 1, {arguments.threads} thread(s); loaded in {loaded:.1f} s")
     for name, contest in contests(base, side).items():
         print(
             f"{name}: {contest.ratio(arguments.steps or (3 if arguments.full else 40), arguments.rounds)}", flush=True
         )
+    if arguments.device == "cuda":
+        print(f"peak memory of the card, both sides: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
     print(f"peak memory of the run, both sides: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
 
 
