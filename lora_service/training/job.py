@@ -14,7 +14,9 @@ import torch
 from lora_service.errors import InputError
 from lora_service.models.bundle import BaseModel
 from lora_service.pictures import Limits, PictureOptions, TrainingPictures, read_pictures
+from lora_service.pictures.captioner import CaptionModel
 from lora_service.pictures.captions import DEFAULT_MARKS
+from lora_service.settings import Settings
 from lora_service.training.config import TrainConfig, TrainPlan, plan
 from lora_service.training.export import Learned, write
 from lora_service.training.latents import encode
@@ -52,13 +54,14 @@ class Job:
         folder: the job's own working folder; the LoRA file is written there.
         on_progress: called now and then with the stage, the step and the loss.
         tell: called with lines for the person who waits.
+        settings: limits of what is read, and the models that find faces and write captions.
     """
 
     base: BaseModel
     folder: Path
     on_progress: OnProgress = lambda progress: None
     tell: Callable[[str], None] = lambda line: None
-    limits: Limits = field(default_factory=Limits)
+    settings: Settings = field(default_factory=Settings)
     _seconds: dict[str, float] = field(default_factory=dict, init=False)
 
     def run(self, source: Path | Sequence[Path], config: TrainConfig) -> TrainResult:
@@ -124,7 +127,9 @@ class Job:
             bucket_step=min(64, 8 * self.base.pixels_per_latent),
             custom_prompts=config.templates,
             trigger_words=(*DEFAULT_MARKS, decided.trigger, "".join(decided.tokens)),
-            limits=self.limits,
+            limits=Limits.from_settings(self.settings),
+            face_model=self.settings.face_model,
+            caption_model=CaptionModel.from_settings(self.settings),
         )
 
     def _add_layers(

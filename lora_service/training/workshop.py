@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from lora_service.errors import InputError, LoraServiceError
 from lora_service.links import Fetcher, split
-from lora_service.pictures import Limits
 from lora_service.settings import Settings
 from lora_service.training.config import TrainConfig
 
@@ -108,7 +107,7 @@ class Workshop:
             folder=folder,
             on_progress=lambda progress: tell(progress.line()),
             tell=tell,
-            limits=Limits.from_settings(self.settings),
+            settings=self.settings,
         )
         result = job.run(source, config)
         _report(result, record, tell)
