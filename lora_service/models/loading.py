@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from lora_service.errors import BaseModelError
 from lora_service.models.bundle import BaseModel
-from lora_service.models.recipe import FILE_NAME, SD15, SD21, BaseRecipe
+from lora_service.models.catalog import ACCEPTED, locate, recipe_of_width
 from lora_service.settings import Settings
-
-EMBEDDED = Path(__file__).parent / "embedded"
-
-
-@dataclass(frozen=True)
-class KnownBase:
-    """A base model with a short name: its id on the hub, and what suits it."""
-
-    hub_id: str
-    recipe: BaseRecipe
-
-
-KNOWN = {
-    "sd15": KnownBase("stable-diffusion-v1-5/stable-diffusion-v1-5", SD15),
-    "sd21": KnownBase("stabilityai/stable-diffusion-2-1", SD21),
-}
-_ACCEPTED = (
-    f"embedded, {', '.join(KNOWN)}, a hub id (owner/name), a folder in diffusers' layout "
-    "or a single .safetensors file, of a Stable Diffusion 1.x or 2.x"
-)
 
 
 def choose_device(settings: Settings) -> torch.device:
@@ -77,7 +56,7 @@ def load_base(settings: Settings, *, for_training: bool = False) -> BaseModel:
 
     device = choose_device(settings)
     dtype = choose_dtype(settings, device, for_training=for_training)
-    source, recipe = _locate(settings.base_model)
+    source, recipe = locate(settings.base_model)
     parts = {"dtype": dtype, "safety_checker": None, "requires_safety_checker": False}
     try:
         if isinstance(source, Path) and source.is_file():
@@ -89,7 +68,7 @@ def load_base(settings: Settings, *, for_training: bool = False) -> BaseModel:
     except (OSError, ValueError, KeyError) as error:
         raise BaseModelError(
             f"BASE_MODEL {settings.base_model!r} could not be loaded ({str(error).splitlines()[0]}); "
-            f"it must be {_ACCEPTED}."
+            f"it must be {ACCEPTED}."
         ) from error
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.eval().requires_grad_(False).to(device)
@@ -100,7 +79,7 @@ def load_base(settings: Settings, *, for_training: bool = False) -> BaseModel:
         text_encoder=pipeline.text_encoder,
         tokenizer=pipeline.tokenizer,
         scheduler_config=dict(pipeline.scheduler.config),
-        recipe=recipe or _recipe_of(pipeline.text_encoder.config.hidden_size),
+        recipe=recipe or recipe_of_width(pipeline.text_encoder.config.hidden_size),
         device=device,
         dtype=dtype,
     )
@@ -114,23 +93,3 @@ def _silence() -> None:
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
         library.utils.logging.set_verbosity_error()
-
-
-def _locate(name: str) -> tuple[Path | str, BaseRecipe | None]:
-    """Where the weights are, and the recipe if one lies beside them or is known by name."""
-    if name in KNOWN:
-        return KNOWN[name].hub_id, KNOWN[name].recipe
-    path = EMBEDDED if name == "embedded" else Path(name).expanduser()
-    if not path.exists():
-        if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-            raise BaseModelError(
-                f"BASE_MODEL is {name!r}, but there is no such folder or file; it must be {_ACCEPTED}."
-            )
-        return name, None
-    beside = path / FILE_NAME if path.is_dir() else path.with_suffix(".json")
-    return path, BaseRecipe.read(beside) if beside.exists() else None
-
-
-def _recipe_of(text_width: int) -> BaseRecipe:
-    """The recipe for a fine-tuned model of a family, told by its text encoder's width."""
-    return SD21 if text_width == 1024 else SD15

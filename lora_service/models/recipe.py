@@ -26,6 +26,8 @@ class BaseRecipe:
     version: str = "sd_v1"
     """kohya's ``ss_base_model_version``."""
     resolution: int = 512
+    bucket_step: int = 64
+    """Sides of aspect-ratio buckets are multiples of this."""
     learning_rate_ti: float = 5e-4
     learning_rate_text: float = 1e-5
     learning_rate_unet: float = 2e-4
@@ -35,8 +37,6 @@ class BaseRecipe:
     token_std: float = 0.017
     guidance_scale: float = 7.5
     num_inference_steps: int = 30
-    pictures_of: str = "photo"
-    """What its captions call a picture of something."""
 
     @staticmethod
     def read(path: Path) -> BaseRecipe:

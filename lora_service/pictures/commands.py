@@ -10,6 +10,8 @@ from typing import Any, get_args
 
 import click
 
+from lora_service.models.catalog import locate
+from lora_service.models.recipe import SD15
 from lora_service.pictures.captioner import CaptionModel
 from lora_service.pictures.captions import DEFAULT_MARKS, parse_prompts
 from lora_service.pictures.contact_sheet import contact_sheet
@@ -22,7 +24,7 @@ from lora_service.settings import Settings
 @click.command("check")
 @click.argument("source", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--task", type=click.Choice(get_args(Task)), default="face", show_default=True)
-@click.option("--resolution", type=int, default=512, show_default=True, help="Side in pixels, as in training.")
+@click.option("--resolution", type=int, help="Side in pixels.  [default: the base model's own, as in training]")
 @click.option("--mask-mode", type=click.Choice(get_args(MaskMode)), default="auto", show_default=True)
 @click.option("--caption-mode", type=click.Choice(get_args(CaptionMode)), default="auto", show_default=True)
 @click.option("--custom-prompts", default="", help="JSON list of templates with {} for the subject.")
@@ -42,9 +44,15 @@ def check_command(source: Sequence[Path], as_json: bool, sheet: Path | None, **i
         click.echo("\n".join(pictures.report.lines()))
 
 
-def _options(settings: Settings, *, trigger: str, custom_prompts: str, **same_name: Any) -> PictureOptions:
+def _options(
+    settings: Settings, *, resolution: int | None, trigger: str, custom_prompts: str, **same_name: Any
+) -> PictureOptions:
+    """As the training on this base reads pictures."""
+    recipe = locate(settings.base_model)[1] or SD15
     return PictureOptions(
         **same_name,
+        resolution=resolution or recipe.resolution,
+        bucket_step=recipe.bucket_step,
         custom_prompts=parse_prompts(custom_prompts),
         trigger_words=(*DEFAULT_MARKS, trigger) if trigger else DEFAULT_MARKS,
         limits=Limits.from_settings(settings),

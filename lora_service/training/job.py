@@ -124,7 +124,7 @@ class Job:
             mask_mode=config.mask_mode,
             caption_mode=config.caption_mode,
             aspect_ratio_buckets=config.aspect_ratio_buckets,
-            bucket_step=min(64, 8 * self.base.pixels_per_latent),
+            bucket_step=self.base.recipe.bucket_step,
             custom_prompts=config.templates,
             trigger_words=(*DEFAULT_MARKS, decided.trigger, "".join(decided.tokens)),
             limits=Limits.from_settings(self.settings),

@@ -8,7 +8,8 @@ import torch
 from small_base import small_base
 
 from lora_service.errors import BaseModelError
-from lora_service.models.loading import EMBEDDED, choose_device, choose_dtype, load_base
+from lora_service.models.catalog import EMBEDDED
+from lora_service.models.loading import choose_device, choose_dtype, load_base
 from lora_service.models.recipe import SD15, BaseRecipe
 from lora_service.settings import Settings
 
