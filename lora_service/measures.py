@@ -22,7 +22,7 @@ def subject_similarity(picture: Image.Image, subject: Sequence[Image.Image], mas
 
     Each 8 × 8 patch of a training picture that lies within its mask ("L", 255 = the
     subject) is looked up in ``picture``, at three sizes and mirrored; a patch scores
-    ``exp(−8 · d)`` for the mean absolute difference ``d`` in [0, 1] to its best match.
+    ``exp(−8 · d)`` for the root mean square difference ``d`` in [0, 1] to its best match.
     The result is the mean over patches, and the best over training pictures.
     """
     searched = torch.cat([_patches(version) for version in _versions(picture)])  # (m, 3 · 64)
@@ -35,7 +35,7 @@ def drift(before: Image.Image, after: Image.Image) -> float:
 
 
 def _found(patches: torch.Tensor, searched: torch.Tensor) -> float:
-    distances = torch.cdist(patches, searched, p=1).div(patches.shape[1]).min(dim=1).values
+    distances = torch.cdist(patches, searched).div(patches.shape[1] ** 0.5).min(dim=1).values
     return float(torch.exp(-8 * distances).mean())
 
 

@@ -86,10 +86,9 @@ def load_base(settings: Settings, *, for_training: bool = False) -> BaseModel:
 
 
 def _silence() -> None:
-    """Keep the libraries' bars and notices out of logs that people read; their errors stay."""
+    """Keep the libraries' progress bars out of logs that people read."""
     import diffusers
     import transformers
 
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
-        library.utils.logging.set_verbosity_error()
