@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from lora_service import __version__
-from lora_service.errors import LoraServiceError
+from lora_service.errors import InputError, LoraServiceError
 from lora_service.generation.request import GenerateRequest
 from lora_service.links.commands import cache_group, resolve_command
 from lora_service.lora.commands import convert_command, inspect_command
@@ -80,11 +81,11 @@ def train(pictures: Path | None, instance_data_urls: str, output: Path, **inputs
     from lora_service.training.workshop import Upload, Workshop
 
     _writable(output)
-    result = Workshop().train(Upload(pictures, instance_data_urls), inputs, tell=click.echo)
-    # Beside its destination first: a copy that breaks off must not leave half a file under the name asked for.
-    part = output.with_suffix(".part")
-    shutil.copyfile(result.path, part)
-    part.replace(output)
+    with Workshop() as workshop:
+        result = workshop.train(Upload(pictures, instance_data_urls), inputs, tell=click.echo)
+        # Beside its destination first: a copy that breaks off must not leave half a file under the name asked for.
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".lora-") as beside:
+            shutil.copyfile(result.path, Path(beside) / "whole").replace(output)
     click.echo(f"wrote {output}")
     click.echo(f"next: lora-service generate {result.prompt!r} --lora {output}")
 
@@ -103,10 +104,11 @@ def generate(prompt: str, loras: tuple[str, ...], output: Path, image: Path | No
 
     links, scales = zip(*map(_link_and_scale, loras), strict=True) if loras else ((), ("0.8",))
     given = inputs | {"prompt": prompt, "lora_urls": "|".join(links), "lora_scales": "|".join(scales)}
-    paths = Studio(allow_local=True).run(given, image=image, tell=click.echo)
-    output.mkdir(parents=True, exist_ok=True)
-    for path in paths:
-        click.echo(f"wrote {shutil.copyfile(path, _free(output, path.suffix))}")
+    with Studio(allow_local=True) as studio:
+        paths = studio.run(given, image=image, tell=click.echo)
+        output.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            click.echo(f"wrote {shutil.copyfile(path, _free(output, path.suffix))}")
 
 
 @cli.command()
@@ -137,13 +139,14 @@ def _free(folder: Path, suffix: str) -> Path:
 
 def _writable(path: Path) -> None:
     """Fail before the training, not after it, when the file cannot be written."""
+    if path.is_dir():
+        raise InputError("--output", str(path), f"a file, like {path / 'lora.safetensors'}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        probe = path.with_suffix(".part")
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
     except OSError as error:
-        raise LoraServiceError(f"--output is {str(path)!r}, but it cannot be written: {error.strerror}.") from error
+        raise InputError("--output", str(path), f"a file that can be written ({error.strerror})") from error
 
 
 def main() -> None:

@@ -7,6 +7,7 @@
     ├── LoraFileError         a file is no LoRA that can be read
     │   └── WrongBaseError    a LoRA belongs to another base model
     ├── BaseModelError        a base model cannot be loaded
+    ├── DivergedError         a training came to nothing
     ├── ServingError          Cog's server cannot be started or kept running
     └── EntryError            Cog's build would misread an entry's source
 
@@ -53,6 +54,10 @@ class WrongBaseError(LoraFileError):
 
 class BaseModelError(LoraServiceError):
     """A base model cannot be loaded."""
+
+
+class DivergedError(LoraServiceError):
+    """A training came to nothing: its loss is no number any more."""
 
 
 class ServingError(LoraServiceError):

@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from lora_service.errors import InputError
+from lora_service.validation import wanted
 
 MEBIBYTE = 1024**2
 _CACHE = Path("~/.cache/lora-service").expanduser()
@@ -21,7 +22,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore")
 
     base_model: str = "embedded"
-    """``embedded``, ``sd15``, ``sd21``, ``sdxl``, a hub id, a folder, or a single file."""
+    """``embedded``, ``sd15``, ``sd21``, a hub id, a folder, or a single file."""
     model_cache: Path = _CACHE / "models"
     lora_cache: Path = _CACHE / "loras"
     lora_cache_max_bytes: int = Field(default=4096 * MEBIBYTE, ge=0)
@@ -46,11 +47,18 @@ class Settings(BaseSettings):
     hf_token: SecretStr = SecretStr("")
     civitai_token: SecretStr = SecretStr("")
     safety_checker: str = ""
-    """A folder or hub id of a safety checker; empty: pictures are not checked."""
+    """Reserved for a safety checker; there is none yet, so anything but empty is refused rather than ignored."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     torch_threads: int = Field(default=0, ge=0)
     """CPU threads; 0: as many as there are cores. The same seed gives the same bytes at the same number."""
+
+    @field_validator("safety_checker")
+    @classmethod
+    def _none_yet(cls, value: str) -> str:
+        if value:
+            raise InputError("the environment variable SAFETY_CHECKER", value, "empty: pictures are not checked here")
+        return value
 
     @field_validator("allow_private_addresses", mode="before")
     @classmethod
@@ -69,4 +77,4 @@ class Settings(BaseSettings):
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0]).upper()
-            raise InputError(f"the environment variable {name}", first["input"], first["msg"].lower()) from error
+            raise InputError(f"the environment variable {name}", first["input"], wanted(first)) from error

@@ -15,8 +15,8 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from PIL import Image, ImageOps
 
 from lora_service.errors import InputError
-from lora_service.generation.request import GenerateRequest, name_subjects
-from lora_service.generation.samplers import make_sampler
+from lora_service.generation.request import LARGEST_SIDE, GenerateRequest, name_subjects
+from lora_service.generation.samplers import SAMPLERS, check_sampler
 from lora_service.lora.patcher import Patcher
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraWeights
@@ -58,7 +58,7 @@ class Drawing:
 
         Args:
             loras: the LoRAs of ``request``, read, in its order.
-            image: the picture to start from, for picture to picture.
+            image: the picture to start from, upright, for picture to picture.
             tell: called with lines for the person who waits.
 
         Raises:
@@ -73,6 +73,7 @@ class Drawing:
             wording = name_subjects(request.prompt, subjects)
             for note in wording.notes:
                 tell(note)
+            self._tell_of_truncation(wording.prompt, tell)
             call, call_settings = self._call(request, wording.prompt, (width, height), image)
             first = random.SystemRandom().randrange(2**32 - 8) if request.seed is None else request.seed
             pictures = []
@@ -98,7 +99,8 @@ class Drawing:
         step, native = self.base.size_step, self.base.recipe.resolution
         if image is not None and request.width is None and request.height is None:
             scale = native / min(image.size)
-            return tuple(max(step, round(side * scale / step) * step) for side in image.size)  # type: ignore[return-value]
+            width, height = (min(LARGEST_SIDE, max(step, round(side * scale / step) * step)) for side in image.size)
+            return width, height
         size = request.width or native, request.height or native
         for name, value in zip(("width", "height"), size, strict=True):
             if value % step:
@@ -116,6 +118,7 @@ class Drawing:
             "num_inference_steps": request.num_inference_steps or recipe.num_inference_steps,
             "guidance_scale": recipe.guidance_scale if request.guidance_scale is None else request.guidance_scale,
         }
+        check_sampler(request.scheduler, settings["num_inference_steps"])
         told = {
             **settings,
             "width": size[0],
@@ -130,14 +133,25 @@ class Drawing:
             given: dict[str, Any] = {"width": size[0], "height": size[1]}
         else:
             pipeline = self._pipeline(StableDiffusionImg2ImgPipeline, request.scheduler)
-            upright = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), size, Image.Resampling.LANCZOS)
-            given = {"image": upright, "strength": request.prompt_strength}
+            fitted = ImageOps.fit(image.convert("RGB"), size, Image.Resampling.LANCZOS)
+            given = {"image": fitted, "strength": request.prompt_strength}
             told["prompt_strength"] = request.prompt_strength
+            if int(request.prompt_strength * settings["num_inference_steps"]) < 1:
+                least = 1 / settings["num_inference_steps"]
+                wanted = f"at least {least:.2g}, so that one of {settings['num_inference_steps']} steps is taken"
+                raise InputError("prompt_strength", request.prompt_strength, wanted)
 
         def call(generator: torch.Generator) -> Any:
             return pipeline(prompt=prompt, generator=generator, **settings, **given)
 
         return call, told
+
+    def _tell_of_truncation(self, prompt: str, tell: Tell) -> None:
+        tokenizer = self.patcher.tokenizers["text_encoder"]
+        words = tokenizer.tokenize(prompt)
+        room = tokenizer.model_max_length - 2  # the start and the end take a place each
+        if len(words) > room:
+            tell(f"warning: the prompt has {len(words)} tokens and only the first {room} are read")
 
     def _pipeline(self, kind: Any, scheduler: str) -> Any:
         """A pipeline around the base's parts as they are now; making one costs a millisecond."""
@@ -146,7 +160,7 @@ class Drawing:
             text_encoder=self.base.text_encoder,
             tokenizer=self.patcher.tokenizers["text_encoder"],
             unet=self.base.unet,
-            scheduler=make_sampler(scheduler, self.base.scheduler_config),
+            scheduler=SAMPLERS[scheduler].make(self.base.scheduler_config),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

@@ -9,18 +9,19 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from lora_service.errors import InputError
-from lora_service.generation.samplers import SAMPLERS
+from lora_service.generation.samplers import check_sampler
 from lora_service.links.resolve import split
 from lora_service.lora.scale import Scale
 from lora_service.validation import Int, wanted
 
+LARGEST_SIDE = 2048
+"""Width and height in pixels."""
 LORAS_AT_MOST = 8
 """LoRAs in one request."""
 
 
 def _sampler(name: str) -> str:
-    if name not in SAMPLERS:
-        raise InputError("scheduler", name, f"one of {', '.join(SAMPLERS)}")
+    check_sampler(name, 1)
     return name
 
 
@@ -33,8 +34,8 @@ class GenerateRequest(BaseModel):
         "a photo of <1>", max_length=5000, description="What to draw; <1> is what the first LoRA learned."
     )
     negative_prompt: str = Field("", max_length=5000, description="What not to draw.")
-    width: Int | None = Field(None, ge=16, le=2048, description="Width in pixels.")
-    height: Int | None = Field(None, ge=16, le=2048, description="Height in pixels.")
+    width: Int | None = Field(None, ge=16, le=LARGEST_SIDE, description="Width in pixels.")
+    height: Int | None = Field(None, ge=16, le=LARGEST_SIDE, description="Height in pixels.")
     num_outputs: Int = Field(1, ge=1, le=8, description="How many pictures.")
     num_inference_steps: Int | None = Field(None, ge=1, le=500, description="Steps of the sampler.")
     guidance_scale: float | None = Field(None, ge=0, le=50, description="How strictly the prompt is followed.")

@@ -15,6 +15,7 @@ class Sampler:
 
     scheduler: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    most_steps: int = 500
 
     def make(self, config: Mapping[str, Any]) -> Any:
         """The scheduler on a base's own noise schedule ``config``."""
@@ -33,16 +34,13 @@ SAMPLERS: dict[str, Sampler] = {
     "DPMSolverMultistepKarras": Sampler("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
     "UniPC": Sampler("UniPCMultistepScheduler"),
     "Heun": Sampler("HeunDiscreteScheduler"),
-    "LCM": Sampler("LCMScheduler"),
+    "LCM": Sampler("LCMScheduler", most_steps=50),
 }
 
 
-def make_sampler(name: str, config: Mapping[str, Any]) -> Any:
-    """The sampler ``name`` on a base's noise schedule ``config``.
-
-    Raises:
-        InputError: there is no such sampler.
-    """
+def check_sampler(name: str, steps: int) -> None:
+    """Raises ``InputError`` when there is no such sampler, or it cannot take so many steps."""
     if name not in SAMPLERS:
         raise InputError("scheduler", name, f"one of {', '.join(SAMPLERS)}")
-    return SAMPLERS[name].make(config)
+    if steps > SAMPLERS[name].most_steps:
+        raise InputError("num_inference_steps", steps, f"at most {SAMPLERS[name].most_steps} for the scheduler {name}")

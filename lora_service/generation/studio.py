@@ -9,12 +9,12 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from lora_service.errors import InputError, LoraServiceError
-from lora_service.generation.request import GenerateRequest
+from lora_service.errors import InputError, LoraServiceError, PicturesError
+from lora_service.generation.request import LARGEST_SIDE, GenerateRequest
 from lora_service.links import Fetcher, Source, check_one_host, resolve
 from lora_service.settings import Settings
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from lora_service.generation.drawing import Drawing
     from lora_service.lora.weights import LoraWeights
 
-KEPT_LORAS = 8
-"""Parsed LoRAs kept in memory: the same link again costs nothing."""
+KEPT_BYTES = 2**30
+"""Size of the parsed LoRAs that are kept in memory, beside the last one: the same link again costs nothing."""
 
 Record = Callable[[str, float | int | str], None]
 
@@ -34,14 +34,22 @@ class Studio:
     Args:
         allow_local: whether a LoRA may be a path on this machine: yes on a command
             line, never on a server.
+
+    A context manager that removes the last request's pictures at its end.
     """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def __init__(self, settings: Settings | None = None, *, allow_local: bool = False) -> None:
         self.settings = settings or Settings.from_environment()
         self._allow_local = allow_local
         self._fetcher = Fetcher(self.settings)
         self._drawing: Drawing | None = None
-        self._parsed: OrderedDict[tuple[Path, int], LoraWeights] = OrderedDict()
+        self._parsed: OrderedDict[tuple[Path, int, int], LoraWeights] = OrderedDict()
         self._last: Path | None = None
 
     def warm_up(self) -> Drawing:
@@ -68,14 +76,13 @@ class Studio:
         Raises:
             LoraServiceError: something that the user can mend.
         """
-        self._clear()
+        self.close()
         try:
             request = GenerateRequest.of({k: v for k, v in inputs.items() if v is not None})
-            return self._run(request, _opened(image), token, record, tell)
-        except LoraServiceError:
-            raise
-        except BaseException:
-            traceback.print_exc()  # Cog shows the message alone
+            return self._run(request, self._opened(image), token, record, tell)
+        except Exception as error:
+            if not isinstance(error, LoraServiceError):
+                traceback.print_exc()  # Cog shows the message alone
             raise
 
     def _run(
@@ -109,33 +116,32 @@ class Studio:
         from lora_service.lora.reader import read_lora
 
         path = self._fetcher.fetch(source, token=token)
-        key = (path, path.stat().st_mtime_ns)
+        key = (path, path.stat().st_mtime_ns, path.stat().st_size)
         if key not in self._parsed:
             self._parsed[key] = read_lora(path)
-            while len(self._parsed) > KEPT_LORAS:
+            while len(self._parsed) > 1 and sum(size for *_, size in self._parsed) > KEPT_BYTES:
                 self._parsed.popitem(last=False)
         self._parsed.move_to_end(key)
         weights = self._parsed[key]
         tell(f"LoRA of rank {weights.rank}, trigger {weights.trigger!r}, tokens {' '.join(weights.tokens) or 'none'}")
         return weights
 
-    def _clear(self) -> None:
-        """Remove what the request before left: the server does not."""
+    def _opened(self, image: object) -> Image.Image | None:
+        """The picture to start from, upright and in sRGB, whatever it is kept in."""
+        from lora_service.pictures.archives import SourceFile
+        from lora_service.pictures.decoding import decode
+
+        if image is None:
+            return None
+        if not isinstance(image, Path):
+            raise InputError("image", image, "an uploaded picture or an http(s) link to one")
+        try:
+            return decode(SourceFile("image", image), LARGEST_SIDE, (255, 255, 255), self.settings.max_pixels).image
+        except PicturesError as error:
+            raise PicturesError(f"The image to start from cannot be used: {error}.") from error
+
+    def close(self) -> None:
+        """Remove what the last request left: the server does not."""
         if self._last is not None:
             shutil.rmtree(self._last, ignore_errors=True)
             self._last = None
-
-
-def _opened(image: object) -> Image.Image | None:
-    if image is None:
-        return None
-    if not isinstance(image, Path):
-        raise InputError("image", image, "an uploaded picture or an http(s) link to one")
-    try:
-        opened = Image.open(image)
-        opened.load()
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise InputError(
-            "image", "the given file", "a picture like png, jpeg or webp, whole and of reasonable size"
-        ) from error
-    return opened

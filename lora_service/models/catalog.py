@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_service.errors import BaseModelError
-from lora_service.models.recipe import FILE_NAME, SD15, SD21, BaseRecipe
+from lora_service.models.recipe import FILE_NAME, SD15, SD21, SD21_BASE, BaseRecipe
 
 EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -42,10 +42,12 @@ def locate(name: str) -> tuple[Path | str, BaseRecipe | None]:
         if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
             raise BaseModelError(f"BASE_MODEL is {name!r}, but there is no such folder or file; it must be {ACCEPTED}.")
         return name, None
-    beside = path / FILE_NAME if path.is_dir() else path.with_suffix(".json")
+    beside = path / FILE_NAME if path.is_dir() else path.with_name(f"{path.stem}.{FILE_NAME}")
     return path, BaseRecipe.read(beside) if beside.exists() else None
 
 
-def recipe_of_width(text_width: int) -> BaseRecipe:
-    """The recipe for a fine-tuned model of a family, told by its text encoder's width."""
-    return SD21 if text_width == 1024 else SD15
+def recipe_of(text_width: int, prediction_type: str) -> BaseRecipe:
+    """The recipe for a fine-tuned model of a family, told by its text encoder's width and what it predicts."""
+    if text_width != 1024:
+        return SD15
+    return SD21 if prediction_type == "v_prediction" else SD21_BASE

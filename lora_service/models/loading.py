@@ -9,7 +9,7 @@ import torch
 
 from lora_service.errors import BaseModelError
 from lora_service.models.bundle import BaseModel
-from lora_service.models.catalog import ACCEPTED, locate, recipe_of_width
+from lora_service.models.catalog import ACCEPTED, locate, recipe_of
 from lora_service.settings import Settings
 
 
@@ -34,7 +34,9 @@ def choose_dtype(settings: Settings, device: torch.device, *, for_training: bool
     if settings.dtype == "auto":
         if device.type != "cuda":
             return torch.float32
-        return torch.bfloat16 if for_training and torch.cuda.is_bf16_supported() else torch.float16
+        # Emulated bf16, which older cards claim to have, is slower than fp16.
+        real_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if for_training and real_bf16 else torch.float16
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[settings.dtype]
 
 
@@ -70,6 +72,8 @@ def load_base(settings: Settings, *, for_training: bool = False) -> BaseModel:
             f"BASE_MODEL {settings.base_model!r} could not be loaded ({str(error).splitlines()[0]}); "
             f"it must be {ACCEPTED}."
         ) from error
+    if getattr(pipeline.unet.config, "addition_embed_type", None):
+        raise BaseModelError(f"BASE_MODEL {settings.base_model!r} is a Stable Diffusion XL; it must be {ACCEPTED}.")
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.eval().requires_grad_(False).to(device)
     return BaseModel(
@@ -79,7 +83,7 @@ def load_base(settings: Settings, *, for_training: bool = False) -> BaseModel:
         text_encoder=pipeline.text_encoder,
         tokenizer=pipeline.tokenizer,
         scheduler_config=dict(pipeline.scheduler.config),
-        recipe=recipe or recipe_of_width(pipeline.text_encoder.config.hidden_size),
+        recipe=recipe or recipe_of(pipeline.text_encoder.config.hidden_size, pipeline.scheduler.config.prediction_type),
         device=device,
         dtype=dtype,
     )

@@ -63,3 +63,4 @@ SD21 = BaseRecipe(
     title="Stable Diffusion 2.1", architecture="stable-diffusion-v2-768-v", version="sd_v2_v", resolution=768
 )
 """Its token rows are as long as SD 1.5's; the rates are carried over, not tuned on real weights."""
+SD21_BASE = BaseRecipe(title="Stable Diffusion 2.1 base", architecture="stable-diffusion-v2-512", version="sd_v2")

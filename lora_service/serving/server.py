@@ -12,6 +12,7 @@ import contextlib
 import errno
 import ipaddress
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -158,12 +159,16 @@ class Server:
 
     def start(self) -> None:
         """Start the process; `wait_ready` tells when it answers."""
+        # What a worker that was killed left behind goes with the next start, and the rest with the folder.
+        temporary = self.folder / "tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
         with contextlib.ExitStack() as stack:
             log = self._log or stack.enter_context((self.folder / "server.log").open("ab"))
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "cog.server.http", "--host", self.address.host],
                 cwd=self.folder,
-                env=self._variables,
+                env={"TMPDIR": str(temporary)} | self._variables,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from lora_service.errors import InputError
 from lora_service.models.recipe import BaseRecipe
 from lora_service.pictures.captions import parse_prompts
+from lora_service.pictures.kinds import CaptionMode, MaskMode, Task
 from lora_service.validation import Int, wanted
 
-Task = Literal["face", "object", "style", "location"]
 PLACEHOLDER = re.compile(r"<[^<>|\s]{1,30}>")
 
 
@@ -43,23 +43,19 @@ class TrainConfig(BaseModel):
     lr_warmup_steps: Int = Field(0, ge=0, le=10000, description="Steps over which the rates rise from 0.")
     lora_rank: Int | None = Field(None, ge=1, le=128, description="Rank of the LoRA.")
     lora_alpha: float | None = Field(None, gt=0, le=1024, description="The change is alpha / rank · up · down.")
-    caption_mode: Literal["auto", "files", "filename", "template", "model"] = Field(
-        "auto", description="Where captions come from."
-    )
+    caption_mode: CaptionMode = Field("auto", description="Where captions come from.")
     custom_prompts: str = Field("", max_length=20000, description="JSON list of captions with {} for the subject.")
     shuffle_tags: bool = Field(False, description="Draw comma-separated tags in a new order each step.")
     keep_tokens: Int = Field(1, ge=0, le=100, description="So many tags at the front stay in place.")
     caption_dropout: float | None = Field(None, ge=0, le=1, description="Share of steps without a caption.")
-    mask_mode: Literal["auto", "face", "none", "files"] = Field("auto", description="What weights the loss.")
+    mask_mode: MaskMode = Field("auto", description="What weights the loss.")
     aspect_ratio_buckets: bool = Field(False, description="Keep each picture's shape instead of cropping squares.")
     color_jitter: bool | None = Field(None, description="Vary brightness, contrast and saturation a little.")
     flip: bool | None = Field(None, description="Mirror pictures at random.")
     train_batch_size: Int = Field(1, ge=1, le=64, description="Pictures per step.")
     gradient_accumulation_steps: Int = Field(1, ge=1, le=64, description="Batches per optimiser step.")
     gradient_checkpointing: Literal["auto", "on", "off"] = Field("auto", description="Less memory for more time.")
-    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = Field(
-        "auto", description="Precision of the frozen weights."
-    )
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = Field("auto", description="What is computed in.")
     weight_decay_lora: float = Field(1e-3, ge=0, le=1, description="Weight decay of the LoRA.")
     weight_decay_ti: float = Field(0.0, ge=0, le=1, description="Weight decay of the tokens.")
     snr_gamma: float | None = Field(None, ge=0, le=100, description="min-SNR-γ; 0 turns it off.")
@@ -91,6 +87,11 @@ class TrainConfig(BaseModel):
                 "max_train_steps_tuning", 0, "1 or more when max_train_steps_ti is 0 too: nothing would be taught"
             )
         return self
+
+    @field_validator("trigger", "class_word")
+    @classmethod
+    def _stripped(cls, value: str) -> str:
+        return " ".join(value.split())
 
     @field_validator("custom_prompts")
     @classmethod
@@ -138,7 +139,8 @@ class TrainPlan:
     """A training with nothing left open: every number as it will be used.
 
     ``config`` holds no ``None`` any more; ``tokens`` are the new tokens' names
-    (none when stage 1 has no steps); ``initializers`` the words they start from.
+    (none when stage 1 has no steps); ``initializers`` the words they start from,
+    "" for a random start.
     """
 
     config: TrainConfig
@@ -148,12 +150,20 @@ class TrainPlan:
 
     @property
     def trigger(self) -> str:
-        return self.config.trigger
+        """The plain word; "" when there is no stage 2, which alone teaches it."""
+        return self.config.trigger if self.config.max_train_steps_tuning else ""
 
     @property
     def spelling(self) -> str:
         """How captions spell the learned tokens, or the trigger where there are none."""
         return "".join(self.tokens) or self.trigger
+
+    def story(self, asked: TrainConfig) -> str:
+        """What the inputs that ``asked`` left open became."""
+        became = self.config.model_dump()
+        return ", ".join(
+            f"{name} {became[name]}" for name, given in asked.model_dump().items() if given != became[name]
+        )
 
     @property
     def prompt(self) -> str:
@@ -194,16 +204,22 @@ def plan(config: TrainConfig, recipe: BaseRecipe, trigger: str, seed: int) -> Tr
         "continue_inversion": recipe.continue_inversion,
         "continue_inversion_lr": recipe.continue_inversion_lr,
     }
+    if config.lr_scheduler == "constant" and config.lr_warmup_steps:
+        config = config.model_copy(
+            update={"lr_scheduler": "constant_with_warmup"}
+        )  # "constant" itself knows no warm-up
     left_open = {k: v for k, v in decided.items() if getattr(config, k) in (None, "")}
     whole = config.model_copy(update=left_open)
     if whole.max_train_steps_tuning and not whole.learning_rate_unet and not whole.learning_rate_text:
         wanted = "above 0 when learning_rate_text is 0 too: stage 2 would teach nothing"
         raise InputError("learning_rate_unet", whole.learning_rate_unet, wanted)
     names = tuple(config.placeholder_tokens.split("|")) if config.max_train_steps_ti else ()
-    words = tuple(w.strip() for w in config.initializer_tokens.split("|") if w.strip())
-    if not words and config.class_word:
-        words = (config.class_word,)
-    if len(words) > max(1, len(names)):
+    words = tuple(w.strip() for w in (config.initializer_tokens.strip() or config.class_word).split("|"))
+    if names and len(words) > len(names):
         wanted = f"at most {len(names)} words split by |, one for each of {config.placeholder_tokens}"
         raise InputError("initializer_tokens", config.initializer_tokens, wanted)
+    if config.initializer_tokens.strip() and not names:
+        raise InputError(
+            "initializer_tokens", config.initializer_tokens, "empty when max_train_steps_ti is 0: no token is new"
+        )
     return TrainPlan(whole, names, words, task.high_noise)

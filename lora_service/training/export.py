@@ -69,7 +69,7 @@ def write(
         base=BaseStrings(f"{base.recipe.architecture}/lora", base.recipe.version),
         base_name=base.recipe.title,
         # Unique per training: A1111 calls a LoRA by its title.
-        title=f"{plan.trigger.replace(' ', '-')}-{config.seed or 0:08x}",
+        title=f"{(plan.trigger or plan.config.task).replace(' ', '-')}-{config.seed or 0:08x}",
         trigger=plan.trigger,
         resolution=(side, side),
         rank=config.lora_rank or 0,
@@ -77,7 +77,9 @@ def write(
         steps=config.max_train_steps_tuning,
         learning_rate=config.learning_rate_unet or 0.0,
         prediction_type="v" if base.prediction_type == "v_prediction" else "epsilon",
-        usage_hint=f"Write {plan.trigger!r} in the prompt, like: {plan.prompt_with(plan.trigger)}",
+        usage_hint=f"Write {plan.trigger!r} in the prompt, like: {plan.prompt_with(plan.trigger)}"
+        if plan.trigger
+        else "",
     )
     metadata = header_strings(description, __version__) | {"lora_service.report": json.dumps(report, sort_keys=True)}
     write_lora(path, learned.weights(plan.tokens, metadata), layout=config.lora_format)

@@ -77,7 +77,7 @@ class Job:
             pictures = read_pictures(source, self._picture_options(decided), self.folder)
         for line in pictures.report.lines():
             self.tell(line)
-        self.tell(f"trigger {decided.trigger!r}, seed {decided.config.seed}, base {self.base.recipe.title}")
+        self.tell(f"base: {self.base.recipe.title}; {decided.story(config)}")
         with self._timed("latents"):
             c = decided.config
             cache = encode(
@@ -158,17 +158,21 @@ class Job:
 def precision(base: BaseModel, decided: TrainPlan) -> Iterator[torch.dtype | None]:
     """The dtype to compute in, None for fp32; ``gradient_checkpointing`` is on within it where asked for.
 
-    ``auto`` is bf16 where the device has it, fp16 (with scaled gradients) on older
-    CUDA devices, and fp32 on a CPU, which gains nothing from less.
+    ``auto`` is what the base's weights are held in: fp32 on a CPU, which gains
+    nothing from less, bf16 on a card that has it, fp16 (with scaled gradients) on older ones.
 
     Raises:
-        InputError: fp16 on a CPU, which has no gradient scaling.
+        InputError: fp16 on a CPU, which has no gradient scaling; or full precision of weights that are held in half.
     """
-    asked, on_cuda = decided.config.mixed_precision, base.device.type == "cuda"
-    if asked == "fp16" and not on_cuda:
+    asked = decided.config.mixed_precision
+    if asked == "fp16" and base.device.type != "cuda":
         raise InputError("mixed_precision", asked, f"auto, no or bf16 on a {base.device.type} device")
-    auto = "no" if not on_cuda else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    dtype = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[auto if asked == "auto" else asked]
+    if asked == "no" and base.dtype != torch.float32:
+        raise InputError(
+            "mixed_precision", asked, "auto, fp16 or bf16 here, as the server holds the base in half precision"
+        )
+    held = None if base.dtype == torch.float32 else base.dtype
+    dtype = {"auto": held, "no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[asked]
     if decided.config.gradient_checkpointing != "on":
         yield dtype
         return

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers.optimization import get_scheduler
 
+from lora_service.errors import DivergedError
 from lora_service.training.config import TrainConfig
 
 
@@ -75,7 +76,9 @@ def run(stage: Stage, config: TrainConfig, on_progress: OnProgress) -> StageRepo
     parameters = [p for group in stage.groups for p in group["params"]]
     device = parameters[0].device
     optimizer = torch.optim.AdamW(stage.groups, betas=(0.9, 0.999), fused=device.type in ("cpu", "cuda"))
-    schedule = get_scheduler(config.lr_scheduler, optimizer, config.lr_warmup_steps, stage.steps)
+    schedule = get_scheduler(
+        config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=stage.steps
+    )
     # fp16 gradients underflow without it; bf16 and fp32 ones do not.
     scaler = torch.amp.GradScaler(device.type, enabled=stage.autocast == torch.float16)
     losses = torch.zeros(stage.steps, device=device)
@@ -111,6 +114,9 @@ class _Clock:
 
     def tick(self, step: int, losses: torch.Tensor) -> None:
         now = time.monotonic()
+        if step == self.stage.steps and not bool(losses.isfinite().all()):
+            rates = ", ".join(f"{group['lr']:g}" for group in self.stage.groups)
+            raise DivergedError(f"The loss of {self.stage.name} was no longer a number; try lower rates than {rates}.")
         if step < self.stage.steps and now - self.told < self.stage.report_seconds:
             return
         pace = max(now - self.started, 1e-9) / step

@@ -15,23 +15,24 @@ from lora_service.models.bundle import BaseModel
 
 
 class TokenRows(nn.Module):
-    """Stands in for a text encoder's token embedding; ids past the table's end are ``rows``.
+    """Stands in for a text encoder's token embedding; ``n`` ids from ``first`` on are ``rows``.
 
     Only ``rows`` ``(n, width)``, fp32, learn: the predecessors' optimisers ran over
     the whole table and put it back at each step, to teach two rows.
     """
 
-    def __init__(self, table: nn.Embedding, rows: torch.Tensor) -> None:
+    def __init__(self, table: nn.Embedding, rows: torch.Tensor, first: int) -> None:
         super().__init__()
-        self.table = table
+        self.table, self.first = table, first
         self.rows = nn.Parameter(rows.float())
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Embeddings ``(b, n, width)`` of ``ids`` ``(b, n)``."""
-        size = self.table.num_embeddings
-        known = self.table(ids.clamp(max=size - 1))
-        learned = self.rows.to(known.dtype)[(ids - size).clamp(min=0)]
-        return torch.where((ids >= size).unsqueeze(-1), learned, known)
+        place = ids - self.first
+        known = self.table(ids.clamp(max=self.table.num_embeddings - 1))
+        learned = self.rows.to(known.dtype)[place.clamp(0, len(self.rows) - 1)]
+        new = (place >= 0) & (place < len(self.rows))
+        return torch.where(new.unsqueeze(-1), learned, known)
 
 
 @contextmanager
@@ -53,7 +54,8 @@ def added_tokens(
             "placeholder_tokens", "|".join(names), f"words that {base.name} does not know yet, unlike {known[0]}"
         )
     tokenizer.add_tokens(list(names))
-    learned = TokenRows(table, rows).to(base.device)
+    # Not always the table's length: some bases' tables are longer than their vocabulary.
+    learned = TokenRows(table, rows, tokenizer.convert_tokens_to_ids(names[0])).to(base.device)
     encoder.set_input_embeddings(learned)
     try:
         yield tokenizer, learned
@@ -62,18 +64,21 @@ def added_tokens(
 
 
 def first_rows(base: BaseModel, names: Sequence[str], words: Sequence[str], generator: torch.Generator) -> torch.Tensor:
-    """Where the new rows start, ``(n, width)`` fp32: at the ``words``, the rest at random around 0.
+    """Where the new rows start, ``(n, width)`` fp32: at the ``words``, where one is empty at random around 0.
+
+    A word of several pieces starts at their mean.
 
     Raises:
-        InputError: a word is not one token of the base, so that it has no row.
+        InputError: a word has no piece that the base knows.
     """
     table = base.text_encoder.get_input_embeddings().weight
     rows = torch.randn(len(names), table.shape[1], generator=generator) * base.recipe.token_std
     for i, word in enumerate(words[: len(names)]):
+        if not word:
+            continue
         ids = base.tokenizer(word, add_special_tokens=False).input_ids
         if not ids:
             raise InputError("initializer_tokens", word, "a word")
-        # A word of several pieces starts at their mean.
         rows[i] = table[ids].float().mean(dim=0).cpu()
     return rows
 

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from lora_service.errors import InputError, LoraServiceError
 from lora_service.links import Fetcher, split
@@ -46,7 +46,16 @@ class Upload:
 
 
 class Workshop:
-    """Runs training jobs, each in a folder of its own; the base model is loaded at the first and kept."""
+    """Runs training jobs, each in a folder of its own; the base model is loaded at the first and kept.
+
+    A context manager that removes the last job's folder at its end.
+    """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def __init__(self, settings: Settings | None = None) -> None:
         self._settings = settings
@@ -84,17 +93,15 @@ class Workshop:
         Raises:
             LoraServiceError: something that the user can mend.
         """
-        self._clear()
+        self.close()
         try:
             config = TrainConfig.of({k: v for k, v in inputs.items() if v is not None})
             upload.check()
             return self._train(upload, config, record, tell)
-        except LoraServiceError:
-            self._clear()
-            raise
-        except BaseException:
-            self._clear()
-            traceback.print_exc()  # Cog shows the message alone
+        except BaseException as error:
+            self.close()
+            if isinstance(error, Exception) and not isinstance(error, LoraServiceError):
+                traceback.print_exc()  # Cog shows the message alone
             raise
 
     def _train(self, upload: Upload, config: TrainConfig, record: Record, tell: Callable[[str], None]) -> TrainResult:
@@ -110,6 +117,7 @@ class Workshop:
             settings=self.settings,
         )
         result = job.run(source, config)
+        shutil.rmtree(folder / "upload", ignore_errors=True)
         _report(result, record, tell)
         return result
 
@@ -117,11 +125,14 @@ class Workshop:
         """The pictures as local files."""
         if isinstance(upload.file, Path):
             return upload.file
-        fetcher = Fetcher(self.settings)
-        return [fetcher.download(link, folder) for link in split(upload.links)]
+        fetcher, left, files = Fetcher(self.settings), self.settings.max_zip_bytes, []
+        for link in split(upload.links):
+            files.append(fetcher.download(link, folder, max_bytes=left))
+            left = max(1, left - files[-1].stat().st_size)  # the limit is one for all links together
+        return files
 
-    def _clear(self) -> None:
-        """Remove what the job before left: the server does not."""
+    def close(self) -> None:
+        """Remove what the last job left: the server does not."""
         if self._last is not None:
             shutil.rmtree(self._last, ignore_errors=True)
             self._last = None
@@ -144,5 +155,5 @@ def _report(result: TrainResult, record: Record, tell: Callable[[str], None]) ->
     size = result.path.stat().st_size
     tell(
         f"done in {sum(result.seconds.values()):.0f} s: a LoRA of {size / 1e6:.1f} MB. "
-        f"Write {result.prompt!r} here, or {result.plan.trigger!r} in any tool."
+        f"Write {result.prompt!r} here" + (f", or {result.plan.trigger!r} in any tool." if result.plan.trigger else ".")
     )

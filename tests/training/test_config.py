@@ -24,6 +24,7 @@ from lora_service.training.config import TrainConfig, plan
         ({"placeholder_tokens": "s1"}, "placeholder_tokens is 's1', but it must be different names in angle brackets"),
         ({"placeholder_tokens": "<a>|<a>"}, "placeholder_tokens is '<a>|<a>'"),
         ({"custom_prompts": "a photo"}, "custom_prompts is 'a photo'"),
+        ({"trigger": "x" * 61}, "trigger is 'xxx"),
         ({"no_such_input": 1}, "no_such_input is 1, but it must be left out"),
     ],
 )
@@ -51,3 +52,22 @@ def test_rates_are_used_as_given() -> None:
     asked = TrainConfig.of({"learning_rate_unet": 0.0003, "gradient_accumulation_steps": 4, "learning_rate_ti": 0})
     config = plan(asked, SD15, "ohwx", 3).config
     assert (config.learning_rate_unet, config.learning_rate_ti) == (0.0003, 0)
+
+
+def test_a_constant_rate_with_a_warm_up_has_one() -> None:
+    config = plan(TrainConfig.of({"lr_warmup_steps": 10}), SD15, "ohwx", 3).config
+    assert config.lr_scheduler == "constant_with_warmup"
+
+
+def test_initializers_keep_their_places_and_the_class_word_is_the_first() -> None:
+    assert plan(TrainConfig.of({"initializer_tokens": "|dog"}), SD15, "ohwx", 3).initializers == ("", "dog")
+    assert plan(TrainConfig.of({"class_word": " big  dog "}), SD15, "ohwx", 3).initializers == ("big dog",)
+
+
+def test_what_was_left_open_is_told() -> None:
+    asked = TrainConfig.of({"lora_rank": 4, "seed": 9})
+    told = plan(asked, SD15, "ohwx", 9).story(asked)
+    assert "trigger ohwx" in told
+    assert "learning_rate_unet 0.0002" in told
+    assert "seed" not in told
+    assert "lora_rank" not in told

@@ -135,13 +135,6 @@ def test_tokens_go_on_learning_in_stage_2_only_when_told(tmp_path: Path) -> None
     assert not torch.equal(row("c", continue_inversion=True, continue_inversion_lr=0.01), alone)
 
 
-def test_accumulation_averages_whole_groups_of_batches(tmp_path: Path) -> None:
-    """One step of 3 accumulated pictures is one step of a batch of 3, but for the order they are drawn in."""
-    (tmp_path / "a").mkdir()
-    result = train(tmp_path / "a", gradient_accumulation_steps=3, max_train_steps_ti=2)
-    assert result.stages["stage 1"].steps == 2
-
-
 @pytest.mark.parametrize("inputs", [{"gradient_checkpointing": "on"}, {"mixed_precision": "bf16"}, {"snr_gamma": 0}])
 def test_options_for_memory_and_loss_run_to_the_end(tmp_path: Path, inputs: dict[str, Any]) -> None:
     assert train(tmp_path, **inputs).path.exists()

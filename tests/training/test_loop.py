@@ -1,0 +1,71 @@
+"""The optimiser's loop: what a step is made of, and what is said on the way."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lora_service.errors import DivergedError
+from lora_service.training.config import TrainConfig
+from lora_service.training.loop import Progress, Stage, run
+
+
+def test_each_step_takes_a_whole_group_of_batches_and_none_is_left_over() -> None:
+    weight, seen = nn.Parameter(torch.zeros(1)), list[int]()
+
+    def loss_of_batch(i: int) -> torch.Tensor:
+        seen.append(i)
+        return (weight.sum() * 0 + i).float()
+
+    stage = Stage("s", 2, 1, [{"params": [weight], "lr": 0.1}], loss_of_batch)
+    report = run(stage, TrainConfig(gradient_accumulation_steps=3), lambda progress: None)
+    assert seen == [0, 1, 2, 3, 4, 5]
+    assert report.losses == [1.0, 4.0]
+
+
+def test_the_gradient_of_a_step_is_the_mean_of_its_batches() -> None:
+    """AdamW from zero moments: the first moment after one step is a tenth of the gradient."""
+    weight, targets = nn.Parameter(torch.zeros(1)), (0.01, 0.02, 0.06)
+    grads = list[float]()
+
+    def loss_of_batch(i: int) -> torch.Tensor:
+        return -targets[i] * weight.sum()
+
+    weight.register_post_accumulate_grad_hook(lambda p: grads.append(p.grad.item()))  # type: ignore[union-attr]
+    stage = Stage("s", 1, 1, [{"params": [weight], "lr": 0.1}], loss_of_batch)
+    run(stage, TrainConfig(gradient_accumulation_steps=3), lambda progress: None)
+    assert grads[-1] == pytest.approx(-sum(targets) / 3)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "warmup", "expected"),
+    [
+        ("constant", 0, [0.1, 0.1, 0.1, 0.1]),
+        ("linear", 0, [0.1, 0.075, 0.05, 0.025]),
+        ("constant_with_warmup", 2, [0.0, 0.05, 0.1, 0.1]),
+        ("cosine", 0, [0.1, 0.0854, 0.05, 0.0146]),
+        ("cosine_with_restarts", 0, [0.1, 0.0854, 0.05, 0.0146]),
+        ("polynomial", 0, [0.1, 0.075, 0.05, 0.025]),
+    ],
+)
+def test_rates_follow_the_schedule_and_reach_what_follows_a_step(
+    scheduler: Any, warmup: int, expected: list[float]
+) -> None:
+    weight, rates = nn.Parameter(torch.zeros(1)), list[float]()
+    groups = [{"params": [weight], "lr": 0.1}]
+    stage = Stage("s", 4, 1, groups, lambda i: weight.sum(), after_step=lambda now: rates.extend(now))
+    run(stage, TrainConfig(lr_scheduler=scheduler, lr_warmup_steps=warmup), lambda progress: None)
+    assert rates == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_loss_that_is_no_number_is_said_with_the_rates() -> None:
+    weight = nn.Parameter(torch.zeros(1))
+    stage = Stage("stage 1", 2, 1, [{"params": [weight], "lr": 0.5}], lambda i: weight.sum() * float("nan"))
+    with pytest.raises(DivergedError, match="stage 1 was no longer a number; try lower rates than 0.5"):
+        run(stage, TrainConfig(), lambda progress: None)
+
+
+def test_a_progress_line_reads_well() -> None:
+    line = Progress("stage 1 (tokens)", 40, 700, 0.12345, 11.96, 320).line()
+    assert line == "stage 1 (tokens): step 40 of 700, loss 0.1235, 12.0 pictures/s, 5 min left"
