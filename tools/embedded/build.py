@@ -68,7 +68,7 @@ def main() -> None:
         "--out", type=Path, default=Path("lora_service/models/embedded"), help="where the model is written"
     )
     parser.add_argument("--vae-steps", type=int, default=5600)
-    parser.add_argument("--steps", type=int, default=9000, help="steps of the UNet and text encoder")
+    parser.add_argument("--steps", type=int, default=10000, help="steps of the UNet and text encoder")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -17,6 +17,9 @@ BATCH = 16
 NO_CAPTION = 0.1
 """Share of steps on an empty caption, for classifier-free guidance."""
 SNR_GAMMA = 5.0
+NOISE_OFFSET = 0.2
+"""Without it the colour of a plain background shines through the noise up to the last timestep (averaged over 256
+positions), so that the model reads it there and not in the caption, and draws everything on gray."""
 WIDTH = 128
 
 
@@ -95,7 +98,10 @@ def train(vae: AutoencoderKL, tokenizer: CLIPTokenizer, work: Path, steps: int, 
         shape = (BATCH, *mean.shape[1:])
         latents = mean[picked].float() + std[picked].float() * torch.randn(shape, generator=generator)
         timesteps = torch.randint(1000, (BATCH,), generator=generator)
+        # Half of the batch from the noisier half, where the caption decides.
+        timesteps[: BATCH // 2] = timesteps[: BATCH // 2] // 2 + 500
         noise = torch.randn(shape, generator=generator)
+        noise += NOISE_OFFSET * torch.randn((*shape[:2], 1, 1), generator=generator)
         a = alphas[timesteps].view(-1, 1, 1, 1)
         noisy = (a.sqrt() * latents + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
         silent = torch.rand(BATCH, 1, generator=generator) < NO_CAPTION
@@ -105,5 +111,5 @@ def train(vae: AutoencoderKL, tokenizer: CLIPTokenizer, work: Path, steps: int, 
         weight = snr.clamp(max=SNR_GAMMA) / snr
         return (weight * (guess - noise).square().mean(dim=(1, 2, 3))).mean()
 
-    fit(model, loss_of_step, Plan(steps, 1e-3, warmup=300, decay_from=0.4, average=0.999), work / "denoiser.pt")
+    fit(model, loss_of_step, Plan(steps, 1e-3, warmup=300, decay_from=0.6, average=0.999), work / "denoiser.pt")
     return model
