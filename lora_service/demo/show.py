@@ -92,7 +92,7 @@ def show(folder: Path, tell: Callable[[str], None] = print) -> Path:
 
 def draw_and_measure(base: BaseModel, weights: LoraWeights, subject: Path) -> tuple[list[Row], Figures]:
     """Rows of pictures, drawn by the base and with the LoRA at two scales, and what they measure."""
-    taught, masks = _taught(subject)
+    taught, masks = taught_pictures(subject)
     drawing, figures, rows = Drawing(base), Figures(), [Row("taught with", taught[: len(PROMPTS)])]
     trigger = weights.trigger or CLASS_WORD
     trials = {
@@ -120,7 +120,7 @@ def _draw(drawing: Drawing, weights: LoraWeights, scale: float, prompts: list[st
     ]
 
 
-def _taught(path: Path) -> tuple[list[Image.Image], list[Image.Image]]:
+def taught_pictures(path: Path) -> tuple[list[Image.Image], list[Image.Image]]:
     """The subject's pictures and their masks."""
     with zipfile.ZipFile(path) as archive:
         names = sorted(n for n in archive.namelist() if n.endswith(".png") and ".mask" not in n)
