@@ -79,7 +79,7 @@ def train(
     caption_mode: str = Input(
         default="auto",
         choices=["auto", "files", "filename", "template", "model"],
-        description="auto: text files beside the pictures, else templates for the task; model: CAPTION_MODEL writes them.",
+        description="auto: text files beside the pictures, else templates; model: CAPTION_MODEL writes them.",
     ),
     custom_prompts: str = Input(
         default="",
