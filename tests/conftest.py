@@ -2,47 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import requests
+from service import Service
 
-from lora_service.serving.server import Health, Server
-
-
-@dataclass(frozen=True)
-class Service:
-    """A client of a running server."""
-
-    server: Server
-
-    def post(self, path: str = "predictions", *, wait: float = 60.0, **inputs: Any) -> requests.Response:
-        """Post a job; while the one before it frees its place (409), again, for at most ``wait`` seconds."""
-        end = time.monotonic() + wait
-        while True:
-            answer = requests.post(f"{self.server.url}/{path}", json={"input": inputs}, timeout=600)
-            if answer.status_code != 409 or time.monotonic() > end:
-                return answer
-            time.sleep(0.05)
-
-    def output(self, path: str = "predictions", **inputs: Any) -> Any:
-        """The output of a job that must succeed."""
-        answer = self.post(path, **inputs)
-        body = answer.json()
-        assert answer.status_code == 200, body
-        assert body["status"] == "succeeded", body
-        return body["output"]
-
-    def wait_for(self, health: Health, seconds: float = 60.0) -> None:
-        """Wait until the server says so: ``READY`` for the next job, ``BUSY`` for one that has started."""
-        end = time.monotonic() + seconds
-        while self.server.health() is not health:
-            assert time.monotonic() < end, f"not {health} within {seconds} s"
-            time.sleep(0.02)
+from lora_service.serving.server import Server
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Service
+from service import Service
 from small_base import picture_zip
 
 from lora_service.lora.reader import read_lora
