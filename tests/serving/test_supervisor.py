@@ -173,7 +173,14 @@ def command(home, tmp_path) -> Iterator[subprocess.Popen[str]]:
     code = "import pathlib, sys; from lora_service.serving.supervisor import serve; "
     code += f"sys.exit(serve('predict', port=0, home=pathlib.Path({str(home)!r})))"
     environment = os.environ | {"TMPDIR": str(tmp_path)}
-    with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A shell that starts the tests in the background leaves SIGINT ignored, for all that they start too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         yield process
         process.kill()
 
