@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from small_models import small_models
 
@@ -54,6 +54,20 @@ def small_base(prediction_type: str = "epsilon") -> BaseModel:
         recipe=RECIPE,
         device=torch.device("cpu"),
         dtype=torch.float32,
+    )
+
+
+def pipeline_of(base: BaseModel, scheduler: type = DDPMScheduler, **options: object) -> StableDiffusionPipeline:
+    """Plain diffusers around the base's own parts."""
+    return StableDiffusionPipeline(
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        unet=base.unet,
+        scheduler=scheduler.from_config(base.scheduler_config, **options),  # type: ignore[attr-defined]
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler
 from PIL import Image
-from small_base import hashes, small_base
+from small_base import hashes, pipeline_of, small_base
 
 from lora_service.errors import InputError, WrongBaseError
 from lora_service.generation.drawing import Drawing, Picture, save
@@ -46,16 +46,7 @@ def pixels(pictures: list[Picture]) -> list[bytes]:
 def test_the_base_draws_what_diffusers_draws() -> None:
     base = small_base()
     ours = Drawing(base).draw(request(scheduler="DDIM", guidance_scale=4.0, negative_prompt="cat"), [])
-    pipeline = StableDiffusionPipeline(
-        vae=base.vae,
-        text_encoder=base.text_encoder,
-        tokenizer=base.tokenizer,
-        unet=base.unet,
-        scheduler=DDIMScheduler.from_config(base.scheduler_config, clip_sample=False, set_alpha_to_one=False),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipeline = pipeline_of(base, DDIMScheduler, clip_sample=False, set_alpha_to_one=False)
     theirs = pipeline(
         "a photo of a dog",
         negative_prompt="cat",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_base import small_base
+from small_base import pipeline_of, small_base
 
 from lora_service.errors import BaseModelError
 from lora_service.models.catalog import EMBEDDED
@@ -17,19 +17,10 @@ from lora_service.settings import Settings
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A small base in diffusers' layout."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from diffusers import DDIMScheduler
 
     base = small_base()
-    StableDiffusionPipeline(
-        vae=base.vae,
-        text_encoder=base.text_encoder,
-        tokenizer=base.tokenizer,
-        unet=base.unet,
-        scheduler=DDIMScheduler.from_config(base.scheduler_config),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(tmp_path / "base")
+    pipeline_of(base, DDIMScheduler).save_pretrained(tmp_path / "base")
     return tmp_path / "base"
 
 

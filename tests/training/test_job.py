@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
-from small_base import hashes, picture_zip, small_base
+from small_base import hashes, picture_zip, pipeline_of, small_base
 
 from lora_service.errors import InputError, PicturesError
 from lora_service.lora.reader import read_lora
@@ -81,16 +80,7 @@ def test_plain_diffusers_loads_the_file_and_draws_as_we_do(tmp_path: Path) -> No
 
     base = small_base()
     path = train(tmp_path, base, learning_rate_unet=0.05, learning_rate_text=0.05).path
-    pipeline = StableDiffusionPipeline(
-        vae=base.vae,
-        text_encoder=base.text_encoder,
-        tokenizer=base.tokenizer,
-        unet=base.unet,
-        scheduler=DDPMScheduler.from_config(base.scheduler_config),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipeline = pipeline_of(base)
     x, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
     ids = base.tokenizer("a photo of a dog", padding="max_length", return_tensors="pt").input_ids
 
