@@ -67,8 +67,8 @@ class Drawing:
         """
         width, height = self._size(request, image)
         with self._patched(loras) as report:
-            for line in filter(None, [report.warning]):
-                tell(f"warning: {line}")
+            if report.warning:
+                tell(f"warning: {report.warning}")
             subjects = [None if s.is_nothing else name for name, (_, s) in zip(report.subjects, loras, strict=True)]
             wording = name_subjects(request.prompt, subjects)
             for note in wording.notes:
@@ -96,16 +96,14 @@ class Drawing:
 
     def _size(self, request: GenerateRequest, image: Image.Image | None) -> tuple[int, int]:
         """The pictures' size: as asked, else the given picture's, else the base's."""
-        step, native = self.base.size_step, self.base.recipe.resolution
+        native = self.base.recipe.resolution
         if image is not None and request.width is None and request.height is None:
             scale = native / min(image.size)
-            width, height = (min(LARGEST_SIDE, max(step, round(side * scale / step) * step)) for side in image.size)
+            width, height = (min(LARGEST_SIDE, self.base.nearest_side(side * scale)) for side in image.size)
             return width, height
         size = request.width or native, request.height or native
         for name, value in zip(("width", "height"), size, strict=True):
-            if value % step:
-                near = max(step, round(value / step) * step)
-                raise InputError(name, value, f"a multiple of {step} for {self.base.recipe.title}, like {near}")
+            self.base.check_side(name, value)
         return size
 
     def _call(

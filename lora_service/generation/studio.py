@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 import traceback
 from collections import OrderedDict
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from PIL import Image
 
 from lora_service.errors import InputError, LoraServiceError, PicturesError
+from lora_service.folders import LatestFolder
 from lora_service.generation.request import LARGEST_SIDE, GenerateRequest
 from lora_service.links import Fetcher, Source, check_one_host, resolve
 from lora_service.settings import Settings
@@ -50,7 +49,7 @@ class Studio:
         self._fetcher = Fetcher(self.settings)
         self._drawing: Drawing | None = None
         self._parsed: OrderedDict[tuple[Path, int, int], LoraWeights] = OrderedDict()
-        self._last: Path | None = None
+        self._folder = LatestFolder("lora-pictures-")
 
     def warm_up(self) -> Drawing:
         """Load the base model, if it is not loaded yet."""
@@ -101,7 +100,7 @@ class Studio:
         loras = [(self._lora(source, token, tell), scale) for source, scale in asked]
         fetched = time.monotonic()
         pictures = self.warm_up().draw(request, loras, image=image, tell=tell)
-        self._last = folder = Path(tempfile.mkdtemp(prefix="lora-pictures-"))
+        folder = self._folder.renew()
         ending = "jpg" if request.output_format == "jpeg" else request.output_format
         paths = [
             save(picture, folder / f"out-{i}.{ending}", request.output_quality) for i, picture in enumerate(pictures)
@@ -142,6 +141,4 @@ class Studio:
 
     def close(self) -> None:
         """Remove what the last request left: the server does not."""
-        if self._last is not None:
-            shutil.rmtree(self._last, ignore_errors=True)
-            self._last = None
+        self._folder.clear()

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from lora_service.errors import InputError
 from lora_service.models.recipe import BaseRecipe
 
 
@@ -61,3 +62,13 @@ class BaseModel:
     def size_step(self) -> int:
         """Widths and heights are multiples of this: the VAE's factor times the UNet's."""
         return int(self.pixels_per_latent * 2 ** (len(self.unet.config.block_out_channels) - 1))
+
+    def nearest_side(self, pixels: float) -> int:
+        """The side that pictures can have nearest to ``pixels``."""
+        return max(self.size_step, round(pixels / self.size_step) * self.size_step)
+
+    def check_side(self, field: str, pixels: int) -> None:
+        """Raises ``InputError`` on ``field`` unless pictures can have a side of ``pixels``."""
+        if pixels % self.size_step:
+            near = self.nearest_side(pixels)
+            raise InputError(field, pixels, f"a multiple of {self.size_step} for {self.recipe.title}, like {near}")

@@ -108,12 +108,7 @@ class Job:
             word for word in (random.Random(seed).choice(TRIGGERS), config.class_word) if word
         )
         decided = plan(config, self.base.recipe, trigger, seed)
-        resolution, step = decided.config.resolution or 0, self.base.size_step
-        if resolution % step:
-            near = max(step, round(resolution / step) * step)
-            raise InputError(
-                "resolution", resolution, f"a multiple of {step} for {self.base.recipe.title}, like {near}"
-            )
+        self.base.check_side("resolution", decided.config.resolution or self.base.recipe.resolution)
         return decided
 
     def _picture_options(self, decided: TrainPlan) -> PictureOptions:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from lora_service.errors import InputError, LoraServiceError
+from lora_service.folders import LatestFolder
 from lora_service.links import Fetcher, split
 from lora_service.settings import Settings
 from lora_service.training.config import TrainConfig
@@ -60,7 +60,7 @@ class Workshop:
     def __init__(self, settings: Settings | None = None) -> None:
         self._settings = settings
         self._base: BaseModel | None = None
-        self._last: Path | None = None
+        self._folder = LatestFolder("lora-training-")
 
     @property
     def settings(self) -> Settings:
@@ -107,7 +107,7 @@ class Workshop:
     def _train(self, upload: Upload, config: TrainConfig, record: Record, tell: Callable[[str], None]) -> TrainResult:
         from lora_service.training.job import Job
 
-        self._last = folder = Path(tempfile.mkdtemp(prefix="lora-training-"))
+        folder = self._folder.renew()
         source = self._fetched(upload, folder / "upload")
         job = Job(
             base=self.base(),
@@ -133,9 +133,7 @@ class Workshop:
 
     def close(self) -> None:
         """Remove what the last job left: the server does not."""
-        if self._last is not None:
-            shutil.rmtree(self._last, ignore_errors=True)
-            self._last = None
+        self._folder.clear()
 
 
 def _report(result: TrainResult, record: Record, tell: Callable[[str], None]) -> None:

@@ -38,16 +38,6 @@ class Cancelled(BaseException):
     """As Cog's cancellation: no ``Exception``."""
 
 
-@pytest.fixture
-def models() -> SmallModels:
-    return small_models("sd1")
-
-
-@pytest.fixture
-def patcher(models: SmallModels) -> Patcher:
-    return Patcher(models.components, models.tokenizers)
-
-
 def formula(weight: Tensor, *terms: tuple[LoraLayer, float]) -> Tensor:
     """The textbook's sum in float64."""
     total = weight.double()

@@ -15,16 +15,6 @@ from lora_service.lora.weights import LoraWeights
 FULL = Scale(1.0, 1.0)
 
 
-@pytest.fixture
-def models() -> SmallModels:
-    return small_models("sd1")
-
-
-@pytest.fixture
-def patcher(models: SmallModels) -> Patcher:
-    return Patcher(models.components, models.tokenizers)
-
-
 def only_tokens(models: SmallModels, names: tuple[str, ...], seed: int = 0) -> LoraWeights:
     return LoraWeights({}, random_lora(models.components, tokens=names, seed=seed).embeddings)
 
