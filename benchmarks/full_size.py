@@ -12,10 +12,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def unet(dtype: torch.dtype, device: torch.device) -> UNet2DConditionModel:
-    """860 million weights."""
+def bare_unet() -> UNet2DConditionModel:
+    """The UNet of Stable Diffusion 1.5 on the meta device, without values: 860 million weights."""
     with torch.device("meta"):
-        model = UNet2DConditionModel(
+        return UNet2DConditionModel(
             sample_size=64,
             block_out_channels=(320, 640, 1280, 1280),
             layers_per_block=2,
@@ -24,19 +24,37 @@ def unet(dtype: torch.dtype, device: torch.device) -> UNet2DConditionModel:
             cross_attention_dim=768,
             attention_head_dim=8,
         )
-    return _with_random_weights(model, dtype, device)
+
+
+def bare_text_encoder() -> CLIPTextModel:
+    """The text encoder of Stable Diffusion 1.5 on the meta device, without values: 123 million weights."""
+    config = CLIPTextConfig(
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        hidden_act="quick_gelu",
+        vocab_size=49408,
+        max_position_embeddings=77,
+    )
+    with torch.device("meta"):
+        return CLIPTextModel(config)
+
+
+def with_positions(model: CLIPTextModel) -> CLIPTextModel:
+    """``model`` with its one buffer filled, which has no value on the meta device."""
+    model.embeddings.position_ids = torch.arange(77, device=model.device).unsqueeze(0)
+    return model
+
+
+def unet(dtype: torch.dtype, device: torch.device) -> UNet2DConditionModel:
+    """A UNet of random weights."""
+    return _with_random_weights(bare_unet(), dtype, device)
 
 
 def text_encoder(dtype: torch.dtype, device: torch.device) -> CLIPTextModel:
-    """123 million weights."""
-    config = CLIPTextConfig(
-        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, vocab_size=49408
-    )
-    with torch.device("meta"):
-        model = CLIPTextModel(config)
-    model = _with_random_weights(model, dtype, device)
-    model.embeddings.position_ids = torch.arange(77, device=device).unsqueeze(0)
-    return model
+    """A text encoder of random weights."""
+    return with_positions(_with_random_weights(bare_text_encoder(), dtype, device))
 
 
 def small_tokenizer() -> CLIPTokenizer:

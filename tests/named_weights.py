@@ -7,42 +7,19 @@ import zlib
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from benchmarks.full_size import bare_text_encoder, bare_unet, with_positions
 
 
 def full_size_unet() -> UNet2DConditionModel:
-    """The UNet of Stable Diffusion 1.5, 860 million weights."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            sample_size=64,
-            block_out_channels=(320, 640, 1280, 1280),
-            layers_per_block=2,
-            down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-            cross_attention_dim=768,
-            attention_head_dim=8,
-        )
-    return _with_named_weights(unet)
+    """The UNet of Stable Diffusion 1.5."""
+    return _with_named_weights(bare_unet())
 
 
 def full_size_text_encoder() -> CLIPTextModel:
-    """The text encoder of Stable Diffusion 1.5, 123 million weights."""
-    config = CLIPTextConfig(
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        hidden_act="quick_gelu",
-        vocab_size=49408,
-        max_position_embeddings=77,
-    )
-    with torch.device("meta"):
-        model = CLIPTextModel(config)
-    model = _with_named_weights(model)
-    for module in model.modules():  # buffers have no values on the meta device
-        if "position_ids" in dict(module.named_buffers(recurse=False)):
-            module.position_ids = torch.arange(config.max_position_embeddings).unsqueeze(0)
-    return model
+    """The text encoder of Stable Diffusion 1.5."""
+    return with_positions(_with_named_weights(bare_text_encoder()))
 
 
 def full_size_tokenizer() -> CLIPTokenizer:
