@@ -1,17 +1,25 @@
 """The drawn world: seeded, captioned as drawn, and without the subjects that are to be taught."""
 
 import random
+import re
 import zipfile
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from lora_service.demo.show import SUBJECT
 from tools.embedded.loop import Plan, fit
 from tools.world import captions, creatures, subjects, textures
 from tools.world.canvas import PALETTE, reduce
+from tools.world.description import KINDS, PLACES, SIZES, Description, Item
+from tools.world.faces import EXPRESSIONS, Face
+from tools.world.scenes import PLACES as SCENES
 from tools.world.scenes import Background
+from tools.world.styles import STYLES
 from tools.world.things import THINGS
 
 
@@ -26,7 +34,7 @@ def test_a_seed_is_a_picture_and_its_caption() -> None:
 def test_a_thing_is_drawn_in_its_colour_at_its_place(thing: str) -> None:
     background = Background("plain", "white")
     for color in ("red", "blue"):
-        picture = captions.draw_thing(random.Random(1), thing, color, background).picture
+        picture = Description((Item(thing, color),), background).draw(random.Random(1))
         near = sum(
             count
             for count, pixel in picture.getcolors(1 << 16) or []
@@ -36,21 +44,105 @@ def test_a_thing_is_drawn_in_its_colour_at_its_place(thing: str) -> None:
 
 
 def test_held_out_combinations_are_never_drawn() -> None:
-    rng = random.Random(0)
-    for _ in range(300):
-        words = captions.sample(rng).caption
-        for thing in THINGS:
-            for color in PALETTE:
-                for other in PALETTE:
-                    background = Background("plain", other)
-                    if f"{color} {thing} {background.phrase}" in words:
-                        assert not captions.held_out(thing, color, background)
+    for seed in range(400):
+        shown = captions.describe(random.Random(seed))
+        for item in shown.subjects:
+            if isinstance(item, Item):
+                assert not captions.held_out(item, shown.background)
+                assert not shown.background.hides(item.color)
+
+
+def test_held_out_prompts_are_what_training_never_sees_spread_evenly() -> None:
+    prompts = captions.held_out_prompts(3 * len(KINDS), seed=0)
+    assert prompts == captions.held_out_prompts(3 * len(KINDS), seed=0)
+    assert len(set(prompts)) == len(prompts)
+    items = [item for prompt in prompts for item in prompt.subjects if isinstance(item, Item)]
+    assert Counter(item.kind for item in items) == dict.fromkeys(KINDS, 3)
+    for prompt, item in zip(prompts, items, strict=True):
+        assert captions.held_out(item, prompt.background)
+        assert prompt.caption().startswith(f"a {item.color} {item.kind} ")
+        assert prompt.background.phrase in prompt.caption()
+    assert 0.3 < sum(bool(prompt.place) for prompt in prompts) / len(prompts) < 0.7
+
+
+def test_single_things_are_the_largest_share_and_all_parts_occur() -> None:
+    shown = [captions.describe(random.Random(seed)) for seed in range(2000)]
+    faces = sum(isinstance(d.subjects[0], Face) for d in shown) / len(shown)
+    pairs = sum(len(d.subjects) == 2 for d in shown) / len(shown)
+    styled = sum(bool(d.style) for d in shown) / len(shown)
+    assert (faces, pairs, styled) == pytest.approx((0.2, 0.12, 0.15), abs=0.03)
+    assert {d.style for d in shown} == {"", *STYLES}
+    assert {d.size for d in shown} == set(SIZES)
+    assert {d.place for d in shown} == {"", *PLACES}
+    assert {d.background.kind for d in shown} == {"plain", "striped", "dotted", "checked", "gradient", *SCENES}
+
+
+def grammar() -> re.Pattern[str]:
+    """The captions' grammar, as it is told to people."""
+    color, any_of = "|".join(PALETTE), "|".join
+    item = f"a (small )?(big )?(({color}) )?({any_of(KINDS)})"
+    trait = (
+        f"(no hair|\\w+ \\w+ hair|glasses|a \\w+ beard|a ({color}) hat|{any_of(filter(None, EXPRESSIONS.values()))})"
+    )
+    face = f"(a person|a face)( with \\w+ skin)?( (with|and) {trait})*"
+    scene = any_of([phrase for phrase, _ in SCENES.values()])
+    behind = f"(on a ((striped|dotted|checked|gradient) )?({color}) background|{scene})"
+    prefix = any_of(["", "a photo of ", "a picture of ", "a drawing of ", "an image of ", "a rendering of "])
+    styled = any_of([style.prefix for style in STYLES.values()])
+    return re.compile(f"({prefix}|{styled})({item}( and {item})?|{face})( ({any_of(PLACES)}))?( {behind})?")
+
+
+def test_captions_follow_the_grammar() -> None:
+    rule = grammar()
+    for seed in range(500):
+        shown = captions.describe(random.Random(seed))
+        for caption in (shown.caption(), shown.caption(random.Random(seed))):
+            assert rule.fullmatch(caption), caption
+
+
+def test_a_caption_without_chance_tells_everything() -> None:
+    pair = (Item("star", "red"), Item("mug", "blue"))
+    shown = Description(pair, Background("gradient", "green"), style="pencil")
+    assert shown.caption() == "a pencil drawing of a red star and a blue mug on a gradient green background"
+    one = Description((Item("key", "pink"),), Background("room", None), "big", "at the left")
+    assert one.caption() == "a big pink key at the left in a room"
+
+
+def test_of_two_things_the_first_is_at_the_left() -> None:
+    shown = Description((Item("square", "red"), Item("circle", "blue")), Background("plain", "white"))
+    pixels = np.asarray(reduce(shown.draw(random.Random(5)), 64), np.float32)
+    red, blue = (np.argwhere(np.abs(pixels - PALETTE[c]).max(axis=2) < 60)[:, 1].mean() for c in ("red", "blue"))
+    assert red < 24
+    assert blue > 40
+
+
+def test_another_seed_draws_the_same_description_otherwise() -> None:
+    shown = captions.sample(random.Random(1)).description
+    one, other = (shown.draw(random.Random(seed)) for seed in (1, 2))
+    assert one.tobytes() != other.tobytes()
+    assert one.size == other.size == (256, 256)
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_a_style_changes_the_whole_picture_and_no_other_style_looks_like_it(name: str) -> None:
+    flat = Description((Item("house", "red"),), Background("meadow", None)).draw(random.Random(4))
+    looks = {other: np.asarray(reduce(style.apply(flat, random.Random(1)), 64), np.float32)
+             for other, style in STYLES.items()}  # fmt: skip
+    looks[""] = np.asarray(reduce(flat, 64), np.float32)
+    for other, look in looks.items():
+        if other != name:
+            assert np.abs(look - looks[name]).mean() > 6, other
 
 
 def test_subjects_are_two_coloured_and_differ_by_seed() -> None:
     found = {creatures.subject(seed) for seed in range(50)}
     assert len(found) == 50
     assert all(subject.color != subject.second and subject.pattern != "plain" for subject in found)
+
+
+def test_the_demonstrations_subject_is_seed_12(tmp_path: Path) -> None:
+    subjects.write_zip(tmp_path / "subject.zip", seed=12, count=9, size=256)
+    assert (tmp_path / "subject.zip").read_bytes() == SUBJECT.read_bytes()
 
 
 def test_a_subjects_zip_is_reproducible_and_holds_pictures_masks_and_captions(tmp_path: Path) -> None:

@@ -1,87 +1,90 @@
-"""Pictures of the world with their captions: a grammar whose parts are optional."""
+"""Pictures of the world with their captions, and the prompts kept from it for judging."""
 
 from __future__ import annotations
 
 import random
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from tools.world.canvas import CANVAS, PALETTE, Brush, jitter
-from tools.world.creatures import monster
+from tools.world.canvas import PALETTE
+from tools.world.description import KINDS, MONSTER, PLACES, SIZES, Description, Item
 from tools.world.faces import Face
 from tools.world.scenes import Background
+from tools.world.styles import STYLES
 from tools.world.things import THINGS
-
-PREFIXES = ("", "", "", "a photo of ", "a picture of ", "a drawing of ", "an image of ", "a rendering of ")
-SIZES = {"small": 0.17, "": 0.26, "big": 0.37}
-PLACES = {
-    "at the left": (0.28, 0.5),
-    "at the right": (0.72, 0.5),
-    "at the top": (0.5, 0.28),
-    "at the bottom": (0.5, 0.72),
-    "in the middle": (0.5, 0.5),
-}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture of the world: its canvas, and what a person would say of it."""
+    """One picture of the world: its canvas, what a person would say of it, and all that it shows."""
 
     picture: Image.Image
     caption: str
+    description: Description
 
 
-def held_out(thing: str, color: str, background: Background) -> bool:
+def held_out(item: Item, background: Background) -> bool:
     """Whether this combination is kept from training (one in twenty), for judging."""
-    return zlib.crc32(f"{thing} {color} {background.phrase}".encode()) % 20 == 0
+    return zlib.crc32(f"{item.kind} {item.color} {background.phrase}".encode()) % 20 == 0
 
 
 def sample(rng: random.Random) -> Sample:
     """One picture of the world that training may see."""
-    if rng.random() < 0.25:
-        return _sample_face(rng)
+    description = describe(rng)
+    return Sample(description.draw(rng), description.caption(rng), description)
+
+
+def describe(rng: random.Random) -> Description:
+    """What one picture that training may see shows."""
+    background = Background.sample(rng)
+    size, place, kind = "", rng.choice(("", "", "", "", *PLACES)), rng.random()
+    subjects: tuple[Item | Face, ...]
+    if kind < 0.2:
+        subjects = (Face.sample(rng),)
+    elif kind < 0.32:
+        subjects, place = _pair(rng, background), ""
+    else:
+        subjects = (_item(rng, background),)
+        size, place = rng.choice(("", "", "", *SIZES)), rng.choice(("", "", *PLACES))
+    style = rng.choice(sorted(STYLES)) if rng.random() < 0.15 else ""
+    return Description(subjects, background, size, place, style)
+
+
+def held_out_prompts(count: int, seed: int) -> list[Description]:
+    """``count`` different descriptions that training never sees, evenly over what an item can be.
+
+    Colour and background are told in every caption (``Description.caption()``), the place in half of them.
+    """
+    return list(islice(_held_out_series(random.Random(f"held out {seed}")), count))
+
+
+def _held_out_series(rng: random.Random) -> Iterator[Description]:
+    seen: set[tuple[Item, Background]] = set()
     while True:
-        thing = rng.choice(("monster", "monster", *THINGS))
-        color, background = rng.choice(sorted(PALETTE)), Background.sample(rng)
-        if color != background.color and not held_out(thing, color, background):
-            return draw_thing(rng, thing, color, background)
+        for kind in rng.sample(KINDS, len(KINDS)):
+            background, item = Background.sample(rng), Item(kind, rng.choice(sorted(PALETTE)))
+            while background.hides(item.color) or not held_out(item, background) or (item, background) in seen:
+                background, item = Background.sample(rng), Item(kind, rng.choice(sorted(PALETTE)))
+            seen.add((item, background))
+            yield Description((item,), background, place=rng.choice(sorted(PLACES)) if rng.random() < 0.5 else "")
 
 
-def draw_thing(rng: random.Random, thing: str, color: str, background: Background) -> Sample:
-    """``thing`` in ``color`` before ``background``; size and place are drawn from ``rng``."""
-    size, place = rng.choice(("", "", "", *SIZES)), rng.choice(("", "", *PLACES))
-    picture = background.draw(rng)
-    brush = _brush(rng, picture, SIZES[size], place, color)
-    if thing == "monster":
-        monster(rng, brush.fill).draw(picture, brush)
-    else:
-        THINGS[thing](brush)
-    words = [w for w in (size, color if rng.random() < 0.93 else "", thing) if w]
-    return Sample(picture, _sentence(rng, f"a {' '.join(words)}", place, background))
+def _item(rng: random.Random, background: Background) -> Item:
+    """An item that training may see before ``background``."""
+    while True:
+        item = Item(rng.choice((MONSTER, MONSTER, *THINGS)), rng.choice(sorted(PALETTE)))
+        if not background.hides(item.color) and not held_out(item, background):
+            return item
 
 
-def _sample_face(rng: random.Random) -> Sample:
-    face, background = Face.sample(rng), Background.sample(rng)
-    place = rng.choice(("", "", "", "", *PLACES))
-    picture = background.draw(rng)
-    face.draw(_brush(rng, picture, 0.33, place, "white"))
-    return Sample(picture, _sentence(rng, face.caption(rng), place, background))
-
-
-def _brush(rng: random.Random, picture: Image.Image, size: float, place: str, color: str) -> Brush:
-    """A brush of about ``size`` (share of the side) at ``place``, or anywhere that shows the thing whole."""
-    radius = size * rng.uniform(0.9, 1.1)
-    if place:
-        x, y = (v + rng.uniform(-0.05, 0.05) for v in PLACES[place])
-    else:
-        x, y = (rng.uniform(radius * 0.95, 1 - radius * 0.95) for _ in range(2))
-    x, y = (min(max(v, radius * 0.9), 1 - radius * 0.9) for v in (x, y))
-    fill = jitter(PALETTE[color], rng)
-    return Brush(ImageDraw.Draw(picture), x * CANVAS, y * CANVAS, radius * CANVAS, fill, rng.random() < 0.5)
-
-
-def _sentence(rng: random.Random, noun: str, place: str, background: Background) -> str:
-    parts = [noun, place, background.phrase if rng.random() < 0.9 else ""]
-    return rng.choice(PREFIXES) + " ".join(p for p in parts if p)
+def _pair(rng: random.Random, background: Background) -> tuple[Item, Item]:
+    """Two items, of two kinds and two colours."""
+    first = _item(rng, background)
+    while True:
+        second = _item(rng, background)
+        if first.kind != second.kind and first.color != second.color:
+            return first, second

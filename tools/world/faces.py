@@ -21,6 +21,8 @@ HAIRS: dict[str, Color] = {
     "gray": (160, 160, 165),
 }
 STYLES = ("short", "long", "curly", "no")
+EXPRESSIONS = {"neutral": "", "smile": "a smile", "frown": "a frown", "open": "an open mouth"}
+"""What the mouth does, and how a caption says it."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Face:
     style: str
     glasses: bool
     beard: bool
-    smile: bool
+    expression: str
     hat: str | None
 
     @staticmethod
@@ -43,17 +45,20 @@ class Face:
             style=rng.choice(STYLES),
             glasses=rng.random() < 0.3,
             beard=rng.random() < 0.2,
-            smile=rng.random() < 0.5,
+            expression=rng.choice(("neutral", "smile", "smile", "frown", "open")),
             hat=rng.choice(sorted(PALETTE)) if rng.random() < 0.2 else None,
         )
 
-    def caption(self, rng: random.Random) -> str:
-        """A sentence naming the traits, each left out now and then."""
-        head = rng.choice(("a person", "a face", "a person", f"a person with {self.skin} skin"))
+    def caption(self, rng: random.Random | None = None) -> str:
+        """A sentence naming the traits: each left out now and then, or all without ``rng``."""
+        head = f"a person with {self.skin} skin"
+        if rng is not None:
+            head = rng.choice(("a person", "a face", "a person", head))
         traits = ["no hair" if self.style == "no" else f"{self.style} {self.hair} hair"]
         traits += ["glasses"] * self.glasses + [f"a {self.hair} beard"] * self.beard
-        traits += ["a smile"] * self.smile + ([f"a {self.hat} hat"] if self.hat else [])
-        told = [t for t in traits if rng.random() < 0.85]
+        traits += [EXPRESSIONS[self.expression]] * (self.expression != "neutral")
+        traits += [f"a {self.hat} hat"] if self.hat else []
+        told = [t for t in traits if rng is None or rng.random() < 0.85]
         if not told:
             return head
         joiner = " and " if " with " in head else " with "
@@ -96,7 +101,16 @@ class Face:
         if self.glasses:
             b.line([(-0.06, 0.05), (0.06, 0.05)], 0.06, black)
         b.ellipse(0, 0.28, 0.07, 0.09, shade)
-        if self.smile:
-            b.dome_down(0, 0.48, 0.26, 0.2, (190, 50, 60))
+        self._draw_mouth(b)
+
+    def _draw_mouth(self, b: Brush) -> None:
+        lips, inside = (190, 50, 60), (95, 20, 30)
+        if self.expression == "smile":
+            b.dome_down(0, 0.46, 0.3, 0.24, lips)
+        elif self.expression == "frown":
+            b.arc((0, 0.7, 0.28, 0.22), 190, 350, 0.09, lips)
+        elif self.expression == "open":
+            b.ellipse(0, 0.6, 0.18, 0.2, lips)
+            b.ellipse(0, 0.61, 0.11, 0.13, inside)
         else:
             b.line([(-0.2, 0.56), (0.2, 0.56)], 0.07, (150, 60, 60))

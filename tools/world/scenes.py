@@ -10,7 +10,9 @@ from PIL import Image, ImageDraw
 
 from tools.world.canvas import CANVAS, PALETTE, Color, jitter, mix
 
-PATTERNS = ("plain", "plain", "plain", "striped", "dotted", "checked")
+PATTERNS = ("plain", "plain", "plain", "striped", "dotted", "checked", "gradient")
+HIDDEN = {"forest": "green", "meadow": "green", "night": "black", "snow": "white"}
+"""The colour that a place hides."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,10 @@ class Background:
             return PLACES[self.kind][0]
         return f"on a {self.color} background" if self.kind == "plain" else f"on a {self.kind} {self.color} background"
 
+    def hides(self, color: str) -> bool:
+        """Whether a thing of this colour would not be seen."""
+        return color == (self.color or HIDDEN.get(self.kind))
+
     @staticmethod
     def sample(rng: random.Random) -> Background:
         if rng.random() < 0.25:
@@ -41,13 +47,22 @@ class Background:
             return picture
         color = jitter(PALETTE[self.color], rng, 6)
         picture = Image.new("RGB", (CANVAS, CANVAS), color)
-        _draw_pattern(ImageDraw.Draw(picture), self.kind, _second(color), rng)
+        draw = ImageDraw.Draw(picture)
+        if self.kind == "gradient":
+            _bands(draw, color, _far(color), 0, CANVAS)
+        else:
+            _draw_pattern(draw, self.kind, _second(color), rng)
         return picture
 
 
 def _second(color: Color) -> Color:
     """The pattern's other shade: darker, or lighter on what is dark."""
     return mix(color, (255, 255, 255), 0.35) if sum(color) < 180 else mix(color, (0, 0, 0), 0.25)
+
+
+def _far(color: Color) -> Color:
+    """Where a gradient that starts with ``color`` ends."""
+    return mix(color, (255, 255, 255), 0.75) if sum(color) < 360 else mix(color, (0, 0, 0), 0.7)
 
 
 def _draw_pattern(draw: ImageDraw.ImageDraw, kind: str, color: Color, rng: random.Random) -> None:
@@ -121,10 +136,25 @@ def meadow(draw: ImageDraw.ImageDraw, rng: random.Random) -> None:
         draw.ellipse((x + dx - r, 40 - r, x + dx + r, 40 + r), fill=(252, 252, 255))
 
 
+def room(draw: ImageDraw.ImageDraw, rng: random.Random) -> None:
+    wall = rng.choice(((240, 220, 185), (225, 205, 205), (205, 215, 200)))
+    draw.rectangle((0, 0, CANVAS, 170), fill=wall)
+    draw.rectangle((0, 164, CANVAS, 174), fill=(250, 248, 240))
+    _bands(draw, (165, 110, 65), (135, 85, 50), 174, CANVAS)
+    for x in range(-200, CANVAS + 200, 50):
+        draw.line((128 + (x - 128) * 0.6, 174, x, CANVAS), fill=(105, 65, 38), width=4)
+    left = rng.choice((16, 160))
+    draw.rectangle((left, 24, left + 80, 118), fill=(250, 250, 245))
+    for x in (left + 8, left + 44):
+        for y in (32, 76):
+            draw.rectangle((x, y, x + 28, y + 34), fill=(150, 205, 240))
+
+
 PLACES: dict[str, tuple[str, Callable[[ImageDraw.ImageDraw, random.Random], None]]] = {
     "beach": ("on the beach", beach),
     "forest": ("in the forest", forest),
     "night": ("at night", night),
     "snow": ("in the snow", snow),
     "meadow": ("in a meadow", meadow),
+    "room": ("in a room", room),
 }

@@ -14,8 +14,10 @@ from PIL import Image, ImageChops
 
 from tools.world.canvas import PALETTE, reduce
 from tools.world.creatures import place, subject
-from tools.world.scenes import PLACES, Background
+from tools.world.scenes import Background
 
+TAUGHT_AT = ("beach", "forest", "meadow", "night", "snow")
+"""The places among a subject's pictures."""
 _EPOCH = (2020, 1, 1, 0, 0, 0)
 
 
@@ -34,7 +36,7 @@ def pictures(seed: int, size: int, variant: str = "teach") -> Iterator[SubjectPi
     own = {name for name, color in PALETTE.items() if color in (creature.color, creature.second, creature.trim)}
     plain = [Background("plain", name) for name in sorted(PALETTE) if name not in own]
     rng.shuffle(plain)
-    places = [Background(name, None) for name in sorted(PLACES)]
+    places = [Background(name, None) for name in TAUGHT_AT]
     rng.shuffle(places)
     # Of three pictures one is at a place: alone on plain colours a subject takes its background along.
     backgrounds = [b for i in range(4) for b in (*plain[2 * i : 2 * i + 2], places[i])]
