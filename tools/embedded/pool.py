@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,15 +45,24 @@ _DRAW = {"world": _draw_world, "variety": _draw_variety, "strangers": _draw_stra
 
 def pool(kind: str, count: int, folder: Path) -> tuple[np.ndarray, list[str]]:
     """``count`` pictures of ``kind`` (world, variety, strangers): uint8 ``(count, 64, 64, 3)`` and their captions."""
-    path = folder / f"{kind}-{count}.npy"
+    return predrawn(_DRAW[kind], count, folder / f"{kind}-{count}.npy")
+
+
+def predrawn(draw: Callable[[int], tuple[bytes, Any]], count: int, path: Path) -> tuple[np.ndarray, list[Any]]:
+    """What ``draw`` makes of the seeds 0 to ``count - 1``, drawn once and kept at ``path``.
+
+    ``draw`` is a module's function that returns the bytes of one or more pictures,
+    and what is told of them, as JSON can hold it. Returns uint8 ``(n, 64, 64, 3)`` and the list of what is told.
+    """
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with ProcessPoolExecutor(2) as workers:
-            drawn = list(workers.map(_DRAW[kind], range(count), chunksize=256))
-        pictures = np.frombuffer(b"".join(p for p, _ in drawn), np.uint8).reshape(count, SIZE, SIZE, 3)
-        path.with_suffix(".json").write_text(json.dumps([c for _, c in drawn]))
-        np.save(folder / "part.npy", pictures)
-        (folder / "part.npy").replace(path)
+            drawn = list(workers.map(draw, range(count), chunksize=256))
+        pictures = np.frombuffer(b"".join(p for p, _ in drawn), np.uint8).reshape(-1, SIZE, SIZE, 3)
+        path.with_suffix(".json").write_text(json.dumps([told for _, told in drawn]))
+        part = path.with_suffix(".part.npy")
+        np.save(part, pictures)
+        part.replace(path)
     return np.load(path, mmap_mode="r"), json.loads(path.with_suffix(".json").read_text())
 
 
