@@ -101,16 +101,18 @@ class Face:
         if self.glasses:
             b.line([(-0.06, 0.05), (0.06, 0.05)], 0.06, black)
         b.ellipse(0, 0.28, 0.07, 0.09, shade)
-        self._draw_mouth(b)
+        draw_mouth(b, self.expression)
 
-    def _draw_mouth(self, b: Brush) -> None:
-        lips, inside = (190, 50, 60), (95, 20, 30)
-        if self.expression == "smile":
-            b.dome_down(0, 0.46, 0.3, 0.24, lips)
-        elif self.expression == "frown":
-            b.arc((0, 0.7, 0.28, 0.22), 190, 350, 0.09, lips)
-        elif self.expression == "open":
-            b.ellipse(0, 0.6, 0.18, 0.2, lips)
-            b.ellipse(0, 0.61, 0.11, 0.13, inside)
-        else:
-            b.line([(-0.2, 0.56), (0.2, 0.56)], 0.07, (150, 60, 60))
+
+def draw_mouth(b: Brush, expression: str) -> None:
+    """A mouth that does what ``expression``, a key of ``EXPRESSIONS``, says."""
+    lips, inside = (190, 50, 60), (95, 20, 30)
+    if expression == "smile":
+        b.dome_down(0, 0.46, 0.3, 0.24, lips)
+    elif expression == "frown":
+        b.arc((0, 0.7, 0.28, 0.22), 190, 350, 0.09, lips)
+    elif expression == "open":
+        b.ellipse(0, 0.6, 0.18, 0.2, lips)
+        b.ellipse(0, 0.61, 0.11, 0.13, inside)
+    else:
+        b.line([(-0.2, 0.56), (0.2, 0.56)], 0.07, (150, 60, 60))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from tools.world import captions
 from tools.world.canvas import CANVAS, PALETTE, Brush, Color
-from tools.world.creatures import BODIES, FEET, HEADS, PATTERNS, Creature, place
+from tools.world.creatures import BODIES, FEET, HEADS, PATTERNS, WHITE, Creature, place
+from tools.world.faces import EXPRESSIONS
+from tools.world.looks import Look
+from tools.world.portraits import Portrait
 from tools.world.scenes import Background
 from tools.world.things import THINGS
 
@@ -108,9 +113,27 @@ def recolored(rng: random.Random) -> Image.Image:
     return picture
 
 
+def person(rng: random.Random) -> Image.Image:
+    """A face of unusual features in any colours before any background."""
+    earring = _color(rng) if rng.random() < 0.6 else None
+    someone = replace(Portrait.sample(rng), hair=_color(rng), iris=_color(rng), earring=earring)
+    picture = Background.sample(rng).draw(rng) if rng.random() < 0.7 else clutter(rng)
+    x, y = (CANVAS * rng.uniform(0.35, 0.65) for _ in range(2))
+    brush = Brush(ImageDraw.Draw(picture), x, y, CANVAS * rng.uniform(0.25, 0.42), WHITE, rng.random() < 0.5)
+    someone.draw(brush, rng.choice(sorted(EXPRESSIONS)))
+    return picture
+
+
+def restyled(rng: random.Random) -> Image.Image:
+    """A picture of the world, or of the variety, in a look that has no name."""
+    picture = captions.sample(rng).picture if rng.random() < 0.7 else rng.choice((clutter, stranger, person))(rng)
+    return Look.sample(rng).apply(picture, rng)
+
+
 def sample(rng: random.Random) -> Image.Image:
     """One picture of the variety."""
-    return rng.choice((waves, gradient, clouds, clutter, clutter, stranger, stranger, recolored))(rng)
+    kinds = (waves, gradient, clouds, clutter, clutter, stranger, stranger, recolored, person, person, *[restyled] * 3)
+    return rng.choice(kinds)(rng)
 
 
 def _blend(share: np.ndarray, a: Color, b: Color) -> Image.Image:
