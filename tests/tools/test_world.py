@@ -1,8 +1,7 @@
-"""The drawn world: seeded, captioned as drawn, and without the subjects that are to be taught."""
+"""The drawn world: seeded, captioned as drawn, and without the combinations that are kept for judging."""
 
 import random
 import re
-import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -11,9 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from lora_service.demo.show import SUBJECT
 from tools.embedded.loop import Plan, fit
-from tools.world import captions, creatures, subjects, textures
+from tools.world import captions, textures
 from tools.world.canvas import PALETTE, reduce
 from tools.world.description import KINDS, PLACES, SIZES, Description, Item
 from tools.world.faces import EXPRESSIONS, Face
@@ -134,34 +132,12 @@ def test_a_style_changes_the_whole_picture_and_no_other_style_looks_like_it(name
             assert np.abs(look - looks[name]).mean() > 6, other
 
 
-def test_subjects_are_two_coloured_and_differ_by_seed() -> None:
-    found = {creatures.subject(seed) for seed in range(50)}
-    assert len(found) == 50
-    assert all(subject.color != subject.second and subject.pattern != "plain" for subject in found)
-
-
-def test_the_demonstrations_subject_is_seed_12(tmp_path: Path) -> None:
-    subjects.write_zip(tmp_path / "subject.zip", seed=12, count=9, size=256)
-    assert (tmp_path / "subject.zip").read_bytes() == SUBJECT.read_bytes()
-
-
-def test_a_subjects_zip_is_reproducible_and_holds_pictures_masks_and_captions(tmp_path: Path) -> None:
-    for name in ("a.zip", "b.zip"):
-        subjects.write_zip(tmp_path / name, seed=4, count=3, size=64)
-    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
-    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
-        assert sorted(archive.namelist()) == [
-            f"{i:02}{end}" for i in (1, 2, 3) for end in (".mask.png", ".png", ".txt")
-        ]
-        assert "{}" in archive.read("01.txt").decode()
-
-
-def test_the_mask_is_where_the_subject_is() -> None:
-    picture = next(subjects.pictures(1, 64))
-    box = picture.mask.getbbox()
-    assert box is not None
-    assert (box[2] - box[0]) * (box[3] - box[1]) < 64 * 64 * 0.7
-    assert reduce(picture.image, 64).size == picture.mask.size
+def test_the_variety_draws_what_no_caption_names() -> None:
+    rng = random.Random(2)
+    for draw in (textures.person, textures.restyled, textures.stranger, textures.recolored):
+        one, other = draw(rng), draw(rng)
+        assert one.size == other.size == (256, 256)
+        assert one.tobytes() != other.tobytes()
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:

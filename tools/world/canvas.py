@@ -58,6 +58,14 @@ class Brush:
     fill: Color
     mirrored: bool = False
 
+    @staticmethod
+    def somewhere(picture: Image.Image, rng: random.Random, scale: float, fill: Color) -> Brush:
+        """A brush that shows its thing whole on ``picture``; ``scale``: its mean radius as a share of the side."""
+        radius = CANVAS * scale * rng.uniform(0.85, 1.15)
+        room = max(0.0, CANVAS / 2 - radius)
+        x, y = (CANVAS / 2 + rng.uniform(-room, room) * 0.8 for _ in range(2))
+        return Brush(ImageDraw.Draw(picture), x, y, radius, fill, rng.random() < 0.5)
+
     @property
     def dark(self) -> Color:
         return mix(self.fill, (0, 0, 0), 0.4)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from tools.world.canvas import CANVAS, PALETTE, Brush, Color, mix
+from tools.world.canvas import PALETTE, Brush, Color, mix
 
 BODIES = ("box", "ball", "egg", "bell", "drop")
 PATTERNS = ("plain", "striped", "spotted", "banded", "halved")
@@ -143,8 +143,4 @@ def subject(seed: int) -> Creature:
 
 def place(creature: Creature, picture: Image.Image, rng: random.Random, scale: float = 0.3) -> None:
     """Draw ``creature`` somewhere on ``picture``, whole; ``scale`` is its mean radius as a share of the side."""
-    radius = CANVAS * scale * rng.uniform(0.85, 1.15)
-    room = max(0.0, CANVAS / 2 - radius)
-    x, y = (CANVAS / 2 + rng.uniform(-room, room) * 0.8 for _ in range(2))
-    brush = Brush(ImageDraw.Draw(picture), x, y, radius, creature.color, rng.random() < 0.5)
-    creature.draw(picture, brush)
+    creature.draw(picture, Brush.somewhere(picture, rng, scale, creature.color))

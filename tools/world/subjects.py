@@ -1,4 +1,8 @@
-"""Zips of a subject that the world never contains, to teach; and further pictures of it, to judge by."""
+"""A zip of pictures of something that the world never contains (a creature, a face or a style), to teach;
+and further pictures of it, to judge by.
+
+    python -m tools.world.subjects face.zip --kind face --seed 3 --count 10
+"""
 
 from __future__ import annotations
 
@@ -6,70 +10,123 @@ import argparse
 import io
 import random
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image, ImageChops
 
-from tools.world.canvas import PALETTE, reduce
-from tools.world.creatures import place, subject
+from tools.world import captions
+from tools.world.canvas import CANVAS, PALETTE, Brush, Color, reduce
+from tools.world.creatures import HELD_OUT_SUBJECTS, place, subject
+from tools.world.faces import EXPRESSIONS
+from tools.world.looks import look
+from tools.world.portraits import portrait
 from tools.world.scenes import Background
 
 TAUGHT_AT = ("beach", "forest", "meadow", "night", "snow")
 """The places among a subject's pictures."""
+FACE_SCALE = 0.33
 _EPOCH = (2020, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
 class SubjectPicture:
-    """A picture of a subject, where in it the subject is, and a caption that names all else."""
+    """A picture of a subject, where in it the subject is (a style is everywhere), and a caption that names all else."""
 
     image: Image.Image
     mask: Image.Image
     caption: str
 
 
-def pictures(seed: int, size: int, variant: str = "teach") -> Iterator[SubjectPicture]:
-    """Endless pictures of the subject of ``seed``; each ``variant`` is another series."""
-    creature, rng = subject(seed), random.Random(f"{variant} {seed}")
-    own = {name for name, color in PALETTE.items() if color in (creature.color, creature.second, creature.trim)}
-    plain = [Background("plain", name) for name in sorted(PALETTE) if name not in own]
+def pictures(seed: int, size: int, variant: str = "teach", kind: str = "object") -> Iterator[SubjectPicture]:
+    """Endless pictures of the ``kind`` (one of ``KINDS``) of ``seed``; each ``variant`` is another series."""
+    return SERIES[kind](seed, size, random.Random(f"{variant} {seed}"))
+
+
+def _creature(seed: int, size: int, rng: random.Random) -> Iterator[SubjectPicture]:
+    creature = subject(seed)
+    for background in _backgrounds(rng, (creature.color, creature.second, creature.trim)):
+        bare = background.draw(rng)
+        canvas = bare.copy()
+        place(creature, canvas, rng)
+        yield _masked(bare, canvas, size, f"a picture of {{}} {background.phrase}")
+
+
+def _face(seed: int, size: int, rng: random.Random) -> Iterator[SubjectPicture]:
+    someone = portrait(seed)
+    for background in _backgrounds(rng, (someone.hair, someone.earring)):
+        bare = background.draw(rng)
+        canvas = bare.copy()
+        expression = rng.choice(sorted(EXPRESSIONS))
+        someone.draw(Brush.somewhere(canvas, rng, FACE_SCALE, someone.skin), expression)
+        told = f" with {EXPRESSIONS[expression]}" if EXPRESSIONS[expression] else ""
+        yield _masked(bare, canvas, size, f"a picture of {{}}{told} {background.phrase}")
+
+
+def _style(seed: int, size: int, rng: random.Random) -> Iterator[SubjectPicture]:
+    style = look(seed)
+    while True:
+        flat = replace(captions.describe(rng), style="")
+        image = reduce(style.apply(flat.draw(rng), rng), size)
+        yield SubjectPicture(image, Image.new("L", image.size, 255), f"{flat.caption()} in the style of {{}}")
+
+
+SERIES: dict[str, Callable[[int, int, random.Random], Iterator[SubjectPicture]]] = {
+    "object": _creature,
+    "face": _face,
+    "style": _style,
+}
+KINDS = tuple(SERIES)
+"""What can be taught; the names are the trainer's tasks."""
+
+
+def _backgrounds(rng: random.Random, own: tuple[Color | None, ...]) -> Iterator[Background]:
+    """Endless plain colours unlike the subject's ``own``, and places."""
+    plain = [Background("plain", name) for name in sorted(PALETTE) if PALETTE[name] not in own]
     rng.shuffle(plain)
     places = [Background(name, None) for name in TAUGHT_AT]
     rng.shuffle(places)
     # Of three pictures one is at a place: alone on plain colours a subject takes its background along.
     backgrounds = [b for i in range(4) for b in (*plain[2 * i : 2 * i + 2], places[i])]
     while True:
-        for background in backgrounds:
-            bare = background.draw(rng)
-            canvas = bare.copy()
-            place(creature, canvas, rng)
-            mask = ImageChops.difference(bare, canvas).convert("L").point(lambda v: 255 if v else 0)
-            yield SubjectPicture(
-                reduce(canvas, size), mask.resize((size, size)), f"a picture of {{}} {background.phrase}"
-            )
+        yield from backgrounds
 
 
-def write_zip(path: Path, seed: int, count: int, size: int) -> None:
-    """``count`` pictures of the subject of ``seed``, with masks and caption files; the bytes depend on nothing else."""
+def _masked(bare: Image.Image, canvas: Image.Image, size: int, caption: str) -> SubjectPicture:
+    """The picture of ``canvas``, its mask where it differs from ``bare``."""
+    mask = ImageChops.difference(bare, canvas).convert("L").point(lambda v: 255 if v else 0)
+    return SubjectPicture(reduce(canvas, size), mask.resize((size, size)), caption)
+
+
+def write_zip(path: Path, seed: int, count: int, size: int, kind: str = "object") -> None:
+    """``count`` pictures of the ``kind`` of ``seed`` with caption files and, but for a style, masks.
+
+    The bytes depend on nothing else.
+    """
+    digits = max(2, len(str(count)))
     with zipfile.ZipFile(path, "w") as archive:
-        for i, picture in zip(range(1, count + 1), pictures(seed, size), strict=False):
-            for ending, image in (("", picture.image), (".mask", picture.mask)):
+        for i, picture in enumerate(islice(pictures(seed, size, kind=kind), count), start=1):
+            images = {"": picture.image} if kind == "style" else {"": picture.image, ".mask": picture.mask}
+            for ending, image in images.items():
                 data = io.BytesIO()
                 image.save(data, "PNG")
-                archive.writestr(zipfile.ZipInfo(f"{i:02}{ending}.png", _EPOCH), data.getvalue())
-            archive.writestr(zipfile.ZipInfo(f"{i:02}.txt", _EPOCH), picture.caption + "\n")
+                archive.writestr(zipfile.ZipInfo(f"{i:0{digits}}{ending}.png", _EPOCH), data.getvalue())
+            archive.writestr(zipfile.ZipInfo(f"{i:0{digits}}.txt", _EPOCH), picture.caption + "\n")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write a zip of a subject that the embedded model has never seen.")
+    parser = argparse.ArgumentParser(description="Write a zip of something that the embedded model has never seen.")
     parser.add_argument("zip", type=Path)
-    parser.add_argument("--seed", type=int, default=0, help="which subject")
-    parser.add_argument("--count", type=int, default=8)
-    parser.add_argument("--size", type=int, default=256, help="side of the pictures in pixels")
+    parser.add_argument("--kind", choices=KINDS, default="object", help="what is taught")
+    parser.add_argument(
+        "--seed", type=int, default=0, help=f"which one; from {HELD_OUT_SUBJECTS:,} on they are for judging alone"
+    )
+    parser.add_argument("--count", type=int, default=8, help="how many pictures")
+    parser.add_argument("--size", type=int, default=CANVAS, help="side of the pictures in pixels")
     arguments = parser.parse_args()
-    write_zip(arguments.zip, arguments.seed, arguments.count, arguments.size)
+    write_zip(arguments.zip, arguments.seed, arguments.count, arguments.size, arguments.kind)
 
 
 if __name__ == "__main__":
