@@ -18,6 +18,7 @@ from lora_service.errors import InputError, LoraServiceError
 from lora_service.generation.request import GenerateRequest
 from lora_service.links.commands import cache_group, resolve_command
 from lora_service.lora.commands import convert_command, inspect_command
+from lora_service.models.commands import download_command
 from lora_service.pictures.commands import check_command
 from lora_service.training.config import TrainConfig
 
@@ -39,7 +40,7 @@ def cli() -> None:
     """Teach Stable Diffusion a face, an object or a style, and draw with what it learned."""
 
 
-for _command in (check_command, inspect_command, convert_command, resolve_command, cache_group):
+for _command in (check_command, inspect_command, convert_command, resolve_command, cache_group, download_command):
     cli.add_command(_command)
 
 

@@ -22,7 +22,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore")
 
     base_model: str = "embedded"
-    """``embedded``, ``sd15``, ``sd21``, a hub id, a folder, or a single file."""
+    """``embedded``, ``sd15``, ``sd21``, ``sd21-base``, ``sdxl``, a hub id, a folder, or a single file."""
     model_cache: Path = _CACHE / "models"
     lora_cache: Path = _CACHE / "loras"
     lora_cache_max_bytes: int = Field(default=4096 * MEBIBYTE, ge=0)
@@ -44,6 +44,8 @@ class Settings(BaseSettings):
     """A folder or hub id of the model that writes captions in ``caption_mode`` ``model``."""
     allow_private_addresses: Annotated[tuple[str, ...], NoDecode] = ()
     """``host:port`` or ``host:*``, comma-separated, that may be fetched although the address is private."""
+    hf_endpoint: str = ""
+    """Address of the hub that base models are downloaded from; empty: huggingface.co."""
     hf_token: SecretStr = SecretStr("")
     civitai_token: SecretStr = SecretStr("")
     safety_checker: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,26 +25,42 @@ KNOWN = {
     "sd21": KnownBase("stabilityai/stable-diffusion-2-1", SD21),
 }
 ACCEPTED = (
-    f"embedded, {', '.join(KNOWN)}, a hub id (owner/name), a folder in diffusers' layout "
+    f"embedded, {', '.join(KNOWN)}, a hub id (owner/name or owner/name@revision), a folder in diffusers' layout "
     "or a single .safetensors file, of a Stable Diffusion 1.x or 2.x"
 )
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def locate(name: str) -> tuple[Path | str, BaseRecipe | None]:
-    """Where the weights of ``BASE_MODEL`` are, and the recipe if one lies beside them or is known by name.
+def locate(name: str, model_cache: Path) -> tuple[Path | None, BaseRecipe | None]:
+    """The folder or file of ``BASE_MODEL``, None while it is on the hub only, and the recipe that belongs to it.
+
+    A recipe that lies beside the weights wins over that of a known name.
 
     Raises:
         BaseModelError: ``name`` can be no base model.
     """
-    if name in KNOWN:
-        return KNOWN[name].hub_id, KNOWN[name].recipe
+    plain, _, _ = name.partition("@")
     path = EMBEDDED if name == "embedded" else Path(name).expanduser()
-    if not path.exists():
-        if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+    known = KNOWN[plain].recipe if plain in KNOWN else None
+    if known or not path.exists():
+        if known is None and not _is_hub_id(plain):
             raise BaseModelError(f"BASE_MODEL is {name!r}, but there is no such folder or file; it must be {ACCEPTED}.")
-        return name, None
+        path = folder_of(name, model_cache)
+    if not path.exists():
+        return None, known
     beside = path / FILE_NAME if path.is_dir() else path.with_name(f"{path.stem}.{FILE_NAME}")
-    return path, BaseRecipe.read(beside) if beside.exists() else None
+    return path, BaseRecipe.read(beside) if beside.exists() else known
+
+
+def folder_of(name: str, model_cache: Path) -> Path:
+    """Where a model of the hub is kept: ``sd15``, ``owner/name``, either with ``@revision``."""
+    plain, at, revision = name.partition("@")
+    hub_id = KNOWN[plain].hub_id if plain in KNOWN else plain
+    return model_cache / f"{hub_id}{at}{revision}".replace("/", "--")
+
+
+def _is_hub_id(name: str) -> bool:
+    return _HUB_ID.fullmatch(name) is not None and not name.startswith((".", "~"))
 
 
 def recipe_of(text_width: int, prediction_type: str) -> BaseRecipe:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import torch
 
 from lora_service.errors import BaseModelError
 from lora_service.models.bundle import BaseModel
-from lora_service.models.catalog import ACCEPTED, locate, recipe_of
+from lora_service.models.catalog import ACCEPTED, recipe_of
+from lora_service.models.download import at_hand
 from lora_service.settings import Settings
 
 
@@ -58,15 +58,13 @@ def load_base(settings: Settings, *, for_training: bool = False) -> BaseModel:
 
     device = choose_device(settings)
     dtype = choose_dtype(settings, device, for_training=for_training)
-    source, recipe = locate(settings.base_model)
+    source, recipe = at_hand(settings)
     parts = {"dtype": dtype, "safety_checker": None, "requires_safety_checker": False}
     try:
-        if isinstance(source, Path) and source.is_file():
+        if source.is_file():
             pipeline = StableDiffusionPipeline.from_single_file(str(source), **parts)
         else:
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                source, cache_dir=settings.model_cache, token=settings.hf_token.get_secret_value() or None, **parts
-            )
+            pipeline = StableDiffusionPipeline.from_pretrained(source, local_files_only=True, **parts)
     except (OSError, ValueError, KeyError) as error:
         raise BaseModelError(
             f"BASE_MODEL {settings.base_model!r} could not be loaded ({str(error).splitlines()[0]}); "

@@ -48,7 +48,7 @@ def _options(
     settings: Settings, *, resolution: int | None, trigger: str, custom_prompts: str, **same_name: Any
 ) -> PictureOptions:
     """As the training on this base reads pictures."""
-    recipe = locate(settings.base_model)[1] or SD15
+    recipe = locate(settings.base_model, settings.model_cache)[1] or SD15
     return PictureOptions(
         **same_name,
         resolution=resolution or recipe.resolution,
