@@ -58,8 +58,21 @@ def held_out_prompts(count: int, seed: int) -> list[Description]:
     """``count`` different descriptions that training never sees, evenly over what an item can be.
 
     Colour and background are told in every caption (``Description.caption()``), the place in half of them.
+    Raises ``ValueError`` where there are not as many (there are about 900).
     """
+    most = len(KINDS) * min(map(_held_out_count, KINDS))
+    if count > most:
+        raise ValueError(f"count is {count}, and there are only {most} held-out prompts evenly over the things")
     return list(islice(_held_out_series(random.Random(f"held out {seed}")), count))
+
+
+def _held_out_count(kind: str) -> int:
+    items = [Item(kind, color) for color in PALETTE]
+    return sum(_kept(item, background) for item in items for background in Background.every())
+
+
+def _kept(item: Item, background: Background) -> bool:
+    return held_out(item, background) and not background.hides(item.color)
 
 
 def _held_out_series(rng: random.Random) -> Iterator[Description]:
@@ -67,7 +80,7 @@ def _held_out_series(rng: random.Random) -> Iterator[Description]:
     while True:
         for kind in rng.sample(KINDS, len(KINDS)):
             background, item = Background.sample(rng), Item(kind, rng.choice(sorted(PALETTE)))
-            while background.hides(item.color) or not held_out(item, background) or (item, background) in seen:
+            while not _kept(item, background) or (item, background) in seen:
                 background, item = Background.sample(rng), Item(kind, rng.choice(sorted(PALETTE)))
             seen.add((item, background))
             yield Description((item,), background, place=rng.choice(sorted(PLACES)) if rng.random() < 0.5 else "")

@@ -34,6 +34,12 @@ class Background:
         return color == (self.color or HIDDEN.get(self.kind))
 
     @staticmethod
+    def every() -> list[Background]:
+        """All backgrounds there are."""
+        plain = [Background(kind, color) for kind in dict.fromkeys(PATTERNS) for color in PALETTE]
+        return plain + [Background(name, None) for name in PLACES]
+
+    @staticmethod
     def sample(rng: random.Random) -> Background:
         if rng.random() < 0.25:
             return Background(rng.choice(sorted(PLACES)), None)
