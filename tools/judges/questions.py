@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from tools.world.canvas import PALETTE
 from tools.world.description import KINDS, PLACES, SIZES, Description, Item
 from tools.world.scenes import PATTERNS, Background
 from tools.world.scenes import PLACES as SCENES
 
-BACKGROUNDS = (
-    *(Background(kind, color).phrase for kind in sorted(set(PATTERNS)) for color in sorted(PALETTE)),
-    *(Background(name, None).phrase for name in sorted(SCENES)),
+_BACKGROUNDS = (
+    *(Background(kind, color) for kind in sorted(set(PATTERNS)) for color in sorted(PALETTE)),
+    *(Background(name, None) for name in sorted(SCENES)),
 )
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "color": tuple(sorted(PALETTE)),
-    "background": BACKGROUNDS,
+    "background": tuple(background.phrase for background in _BACKGROUNDS),
     "thing": KINDS,
     "place": tuple(sorted(PLACES)),
 }
@@ -46,3 +47,17 @@ def any_thing(rng: random.Random, place: str | None = None) -> Description:
         background, color = Background.sample(rng), rng.choice(sorted(PALETTE))
     where = rng.choice(("", "", *PLACES)) if place is None else place
     return Description((Item(rng.choice(KINDS), color),), background, rng.choice(("", "", "", *SIZES)), where)
+
+
+def altered(description: Description, question: str, rng: random.Random) -> Description:
+    """``description`` of one item with another answer to ``question``, which it must answer."""
+    told = answers(description)[question]
+    other = rng.choice([answer for answer in QUESTIONS[question] if answer != told])
+    if question == "place":
+        return replace(description, place=other)
+    if question == "background":
+        return replace(description, background=_BACKGROUNDS[QUESTIONS["background"].index(other)])
+    item = description.subjects[0]
+    assert isinstance(item, Item)
+    changed = Item(item.kind, other) if question == "color" else Item(other, item.color)
+    return replace(description, subjects=(changed,))
