@@ -30,6 +30,11 @@ PALETTE: dict[str, Color] = {
 }
 
 
+def with_article(noun: str) -> str:
+    """``noun`` with the article that it takes: a mug, an orange mug."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
 def mix(a: Color, b: Color, share: float) -> Color:
     """The colour ``share`` of the way from ``a`` to ``b``."""
     red, green, blue = (round(x + (y - x) * share) for x, y in zip(a, b, strict=True))

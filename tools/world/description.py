@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from tools.world.canvas import CANVAS, PALETTE, Brush, jitter
+from tools.world.canvas import CANVAS, PALETTE, Brush, jitter, with_article
 from tools.world.creatures import monster
 from tools.world.faces import Face
 from tools.world.scenes import Background
@@ -41,7 +41,7 @@ class Item:
     def caption(self, rng: random.Random | None = None, size: str = "") -> str:
         """``a big red star``; with ``rng`` the colour is left out now and then."""
         color = self.color if rng is None or rng.random() < 0.93 else ""
-        return " ".join(word for word in ("a", size, color, self.kind) if word)
+        return with_article(" ".join(word for word in (size, color, self.kind) if word))
 
     def draw(self, picture: Image.Image, brush: Brush, rng: random.Random) -> None:
         if self.kind == MONSTER:

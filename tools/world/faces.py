@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from tools.world.canvas import PALETTE, Brush, Color, mix
+from tools.world.canvas import PALETTE, Brush, Color, mix, with_article
 
 SKINS: dict[str, Color] = {
     "pale": (252, 224, 200),
@@ -57,7 +57,7 @@ class Face:
         traits = ["no hair" if self.style == "no" else f"{self.style} {self.hair} hair"]
         traits += ["glasses"] * self.glasses + [f"a {self.hair} beard"] * self.beard
         traits += [EXPRESSIONS[self.expression]] * (self.expression != "neutral")
-        traits += [f"a {self.hat} hat"] if self.hat else []
+        traits += [with_article(f"{self.hat} hat")] if self.hat else []
         told = [t for t in traits if rng is None or rng.random() < 0.85]
         if not told:
             return head

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from tools.world.canvas import CANVAS, PALETTE, Color, jitter, mix
+from tools.world.canvas import CANVAS, PALETTE, Color, jitter, mix, with_article
 
 PATTERNS = ("plain", "plain", "plain", "striped", "dotted", "checked", "gradient")
 HIDDEN = {"forest": "green", "meadow": "green", "night": "black", "snow": "white"}
@@ -27,7 +27,8 @@ class Background:
         """How a caption says it, following the thing."""
         if self.color is None:
             return PLACES[self.kind][0]
-        return f"on a {self.color} background" if self.kind == "plain" else f"on a {self.kind} {self.color} background"
+        told = self.color if self.kind == "plain" else f"{self.kind} {self.color}"
+        return f"on {with_article(told)} background"
 
     def hides(self, color: str) -> bool:
         """Whether a thing of this colour would not be seen."""
