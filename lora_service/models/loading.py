@@ -1,15 +1,25 @@
-"""Loads a base model: the embedded one, a diffusers folder, a hub id or a single file."""
+"""Loads a base model: the embedded one, a diffusers folder, a hub id or a single file, all into one bundle."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from torch import nn
 
 from lora_service.errors import BaseModelError
 from lora_service.models.bundle import BaseModel
-from lora_service.models.catalog import ACCEPTED, recipe_of
+from lora_service.models.catalog import recipe_of
 from lora_service.models.download import at_hand
+from lora_service.models.folder import load_folder
+from lora_service.models.parts import Parts, refusal, refuse_channels
+from lora_service.models.recipe import BaseRecipe
+from lora_service.models.single_file import load_single_file
+from lora_service.models.text import TextSide
 from lora_service.settings import Settings
 
 
@@ -47,6 +57,14 @@ def use_threads(settings: Settings) -> int:
     return threads
 
 
+def vae_dtype(config: Mapping[str, Any], dtype: torch.dtype, *, is_xl: bool) -> torch.dtype:
+    """What a VAE of ``config`` is held in beside a UNet of ``dtype``: XL's overflows in half precision.
+
+    A VAE that was mended says ``force_upcast: false``; 1.x and 2.x need none, whatever that says.
+    """
+    return torch.float32 if is_xl and config["force_upcast"] else dtype
+
+
 def load_base(settings: Settings, *, for_training: bool = False) -> BaseModel:
     """The base model of ``BASE_MODEL``, on its device, frozen.
 
@@ -54,37 +72,45 @@ def load_base(settings: Settings, *, for_training: bool = False) -> BaseModel:
         BaseModelError: there is no such folder, file or hub id, or it is no Stable Diffusion.
     """
     _silence()
-    from diffusers import StableDiffusionPipeline
-
     device = choose_device(settings)
     dtype = choose_dtype(settings, device, for_training=for_training)
-    source, recipe = at_hand(settings)
-    parts = {"dtype": dtype, "safety_checker": None, "requires_safety_checker": False}
-    try:
-        if source.is_file():
-            pipeline = StableDiffusionPipeline.from_single_file(str(source), **parts)
-        else:
-            pipeline = StableDiffusionPipeline.from_pretrained(source, local_files_only=True, **parts)
-    except (OSError, ValueError, KeyError) as error:
-        raise BaseModelError(
-            f"BASE_MODEL {settings.base_model!r} could not be loaded ({str(error).splitlines()[0]}); "
-            f"it must be {ACCEPTED}."
-        ) from error
-    if getattr(pipeline.unet.config, "addition_embed_type", None):
-        raise BaseModelError(f"BASE_MODEL {settings.base_model!r} is a Stable Diffusion XL; it must be {ACCEPTED}.")
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        part.eval().requires_grad_(False).to(device)
-    return BaseModel(
-        name=settings.base_model,
-        unet=pipeline.unet,
-        vae=pipeline.vae,
-        text_encoder=pipeline.text_encoder,
-        tokenizer=pipeline.tokenizer,
-        scheduler_config=dict(pipeline.scheduler.config),
-        recipe=recipe or recipe_of(pipeline.text_encoder.config.hidden_size, pipeline.scheduler.config.prediction_type),
+    place, recipe = at_hand(settings)
+    parts = _load_parts(place, dtype, settings)
+    return assemble(settings.base_model, parts, recipe, device, dtype)
+
+
+def assemble(name: str, parts: Parts, recipe: BaseRecipe | None, device: torch.device, dtype: torch.dtype) -> BaseModel:
+    """``parts`` as one base, frozen and on ``device``; without a recipe of its own it gets its family's."""
+    is_xl = parts.unet.config.addition_embed_type == "text_time"
+    text = TextSide(parts.text_encoders, parts.tokenizers, blank_is_zero=parts.blank_is_zero)
+    schedule = dict(parts.scheduler_config)
+    if recipe and recipe.prediction_type:
+        schedule["prediction_type"] = recipe.prediction_type
+    base = BaseModel(
+        name=name,
+        unet=parts.unet,
+        vae=parts.vae,
+        text=text,
+        scheduler_config=schedule,
+        recipe=recipe or recipe_of(is_xl, text.width, str(schedule.get("prediction_type"))),
         device=device,
         dtype=dtype,
     )
+    for part in base.components.values():
+        part.eval().requires_grad_(False).to(device)
+    # The plain method: that of diffusers warns of every cast.
+    nn.Module.to(base.vae.eval().requires_grad_(False), device, vae_dtype(base.vae.config, dtype, is_xl=is_xl))
+    return base
+
+
+def _load_parts(place: Path, dtype: torch.dtype, settings: Settings) -> Parts:
+    name = settings.base_model
+    try:
+        parts = load_single_file(place, name, dtype, settings) if place.is_file() else load_folder(place, name, dtype)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise refusal(name, f"could not be loaded ({str(error).splitlines()[0]})") from error
+    refuse_channels(name, parts.unet.config.in_channels, parts.vae.config.latent_channels)
+    return parts
 
 
 def _silence() -> None:

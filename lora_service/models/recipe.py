@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 from lora_service.errors import BaseModelError
 
 FILE_NAME = "base.json"
 """A folder of weights that holds a file of this name brings its own recipe."""
+
+PredictionType = Literal["epsilon", "v_prediction"]
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,7 @@ class BaseRecipe:
 
     The numbers here are those of Stable Diffusion 1.5 as its hosted trainers used
     them (rates for batch 1; token rows pulled to norm 0.4 from N(0, 0.017²)).
+    ``token_norm`` and ``token_std`` of None: as the rows of each text encoder's own table are.
     """
 
     title: str = "Stable Diffusion 1.5"
@@ -25,6 +29,8 @@ class BaseRecipe:
     """ModelSpec's name of the architecture, without ``/lora``."""
     version: str = "sd_v1"
     """kohya's ``ss_base_model_version``."""
+    prediction_type: PredictionType | None = None
+    """What the UNet predicts where the weights' own scheduler does not say it right; None: as that says."""
     resolution: int = 512
     bucket_step: int = 64
     """Sides of aspect-ratio buckets are multiples of this."""
@@ -33,8 +39,8 @@ class BaseRecipe:
     learning_rate_unet: float = 2e-4
     continue_inversion: bool = False
     continue_inversion_lr: float = 1e-4
-    token_norm: float = 0.4
-    token_std: float = 0.017
+    token_norm: float | None = 0.4
+    token_std: float | None = 0.017
     guidance_scale: float = 7.5
     num_inference_steps: int = 30
 
@@ -47,7 +53,10 @@ class BaseRecipe:
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            return BaseRecipe(**values)
+            recipe = BaseRecipe(**values)
+            if recipe.prediction_type not in (None, *get_args(PredictionType)):
+                raise ValueError(f"prediction_type is {recipe.prediction_type!r} and not epsilon or v_prediction")
+            return recipe
         except (ValueError, TypeError) as error:
             known = ", ".join(f.name for f in fields(BaseRecipe))
             raise BaseModelError(
@@ -60,7 +69,26 @@ class BaseRecipe:
 
 SD15 = BaseRecipe()
 SD21 = BaseRecipe(
-    title="Stable Diffusion 2.1", architecture="stable-diffusion-v2-768-v", version="sd_v2_v", resolution=768
+    title="Stable Diffusion 2.1",
+    architecture="stable-diffusion-v2-768-v",
+    version="sd_v2_v",
+    resolution=768,
+    token_norm=None,
+    token_std=None,
 )
-"""Its token rows are as long as SD 1.5's; the rates are carried over, not tuned on real weights."""
-SD21_BASE = BaseRecipe(title="Stable Diffusion 2.1 base", architecture="stable-diffusion-v2-512", version="sd_v2")
+"""The rates are carried over from 1.5, not tuned on real weights."""
+SD21_BASE = replace(
+    SD21, title="Stable Diffusion 2.1 base", architecture="stable-diffusion-v2-512", version="sd_v2", resolution=512
+)
+SDXL = BaseRecipe(
+    title="Stable Diffusion XL",
+    architecture="stable-diffusion-xl-v1-base",
+    version="sdxl_base_v1-0",
+    resolution=1024,
+    learning_rate_ti=3e-4,
+    learning_rate_unet=1e-4,
+    token_norm=None,
+    token_std=None,
+    guidance_scale=5.0,
+)
+"""The rates are those of the hosted SDXL trainer (replicate/cog-sdxl), the guidance is diffusers' own."""

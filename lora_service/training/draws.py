@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import CLIPTokenizer
 
+from lora_service.models.text import TextSide, TokenIds
 from lora_service.pictures import TrainingPicture
 from lora_service.pictures.captions import TagOptions, draw_caption, fill
 from lora_service.training.latents import CachedLatents
@@ -19,14 +19,14 @@ class Draws:
     """The choices of all micro-batches of a stage; batch ``i`` comes from ``groups[i]``.
 
     ``versions``, ``pictures`` (within the group) and ``captions`` (rows of ``ids``)
-    are ``(batches, b)``; ``ids`` holds each different caption once, ``(m, positions)``.
+    are ``(batches, b)``; ``ids`` holds each different caption once.
     """
 
     groups: list[int]
     versions: torch.Tensor
     pictures: torch.Tensor
     captions: torch.Tensor
-    ids: torch.Tensor
+    ids: TokenIds
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def draw(
     cache: Sequence[CachedLatents],
     pictures: Sequence[TrainingPicture],
     wording: Wording,
-    tokenizer: CLIPTokenizer,
+    text: TextSide,
     *,
     batches: int,
     batch_size: int,
@@ -68,14 +68,13 @@ def draw(
         for g, members in zip(groups, rows, strict=True)
     ]
     versions = [[rng.randrange(len(cache[g].mean)) for _ in members] for g, members in zip(groups, rows, strict=True)]
-    ids = tokenizer(list(words), padding="max_length", truncation=True, return_tensors="pt").input_ids
     device = cache[0].mean.device
     return Draws(
         groups=groups,
         versions=torch.tensor(versions, device=device),
         pictures=torch.tensor(rows, device=device),
         captions=torch.tensor(captions, device=device),
-        ids=ids.to(device),
+        ids=text.tokenize(list(words)).to(device),
     )
 
 

@@ -10,38 +10,38 @@ from pathlib import Path
 import torch
 
 from lora_service import __version__
-from lora_service.lora.metadata import BaseStrings, LoraDescription, header_strings
+from lora_service.lora.metadata import LoraDescription, header_strings
+from lora_service.lora.names import canonical
 from lora_service.lora.weights import LoraLayer, LoraWeights
 from lora_service.lora.writer import write_lora
 from lora_service.models.bundle import BaseModel
 from lora_service.pictures import PictureReport
 from lora_service.training.config import TrainPlan
-from lora_service.training.layers import LoraLinear
+from lora_service.training.layers import Layers
 from lora_service.training.loop import StageReport
-from lora_service.training.tokens import TokenRows
+from lora_service.training.tokens import NewTokens
 
 
 @dataclass
 class Learned:
-    """What the stages taught: the new tokens' rows, and the LoRA layers by module path."""
+    """What the stages taught: the new tokens, and the LoRA layers."""
 
-    rows: TokenRows | None
-    unet: Mapping[str, LoraLinear] = field(default_factory=dict)
-    text_encoder: Mapping[str, LoraLinear] = field(default_factory=dict)
+    tokens: NewTokens | None
+    layers: Layers = field(default_factory=dict)
 
-    def weights(self, tokens: tuple[str, ...], metadata: Mapping[str, str]) -> LoraWeights:
-        """It as a LoRA in memory."""
-        parts = {"unet": self.unet, "text_encoder": self.text_encoder}
+    def weights(self, names: tuple[str, ...], metadata: Mapping[str, str]) -> LoraWeights:
+        """It as a LoRA in memory; ``names`` are the tokens'."""
         layers = {
             component: {
-                path: LoraLayer(down=layer.down.detach().cpu(), up=layer.up.detach().cpu(), alpha=layer.alpha)
+                canonical(path): LoraLayer(layer.down.detach().cpu(), layer.up.detach().cpu(), layer.alpha)
                 for path, layer in found.items()
             }
-            for component, found in parts.items()
+            for component, found in self.layers.items()
             if found
         }
-        rows = self.rows.rows.detach().cpu() if self.rows else ()
-        embeddings = {token: {"text_encoder": row} for token, row in zip(tokens, rows, strict=True)}
+        rows = {} if self.tokens is None else self.tokens.rows
+        learned = {encoder: found.rows.detach().cpu() for encoder, found in rows.items()}
+        embeddings = {name: {encoder: found[i] for encoder, found in learned.items()} for i, name in enumerate(names)}
         return LoraWeights(layers=layers, embeddings=embeddings, metadata=metadata)
 
 
@@ -66,7 +66,8 @@ def write(
     }
     side = config.resolution or 0
     description = LoraDescription(
-        base=BaseStrings(f"{base.recipe.architecture}/lora", base.recipe.version),
+        architecture=base.recipe.architecture,
+        base_version=base.recipe.version,
         base_name=base.recipe.title,
         # Unique per training: A1111 calls a LoRA by its title.
         title=f"{(plan.trigger or plan.config.task).replace(' ', '-')}-{config.seed or 0:08x}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from lora_service.settings import Settings
 from lora_service.training.config import TrainConfig, TrainPlan, plan
 from lora_service.training.export import Learned, write
 from lora_service.training.latents import encode
-from lora_service.training.layers import TEXT_TARGETS, UNET_TARGETS, LoraLinear, lora_layers
+from lora_service.training.layers import TEXT_TARGETS, UNET_TARGETS, Layers, lora_layers
 from lora_service.training.loop import OnProgress, StageReport
 from lora_service.training.stages import Material, invert, tune
 from lora_service.training.tokens import added_tokens, first_rows
@@ -85,20 +85,21 @@ class Job:
             )
         with ExitStack() as changes, precision(self.base, decided) as autocast:
             generator = torch.Generator().manual_seed(decided.config.seed or 0)
-            tokenizer, rows = self.base.tokenizer, None
+            text, tokens = self.base.text, None
             if decided.tokens:
                 start = first_rows(self.base, decided.tokens, decided.initializers, generator)
-                tokenizer, rows = changes.enter_context(added_tokens(self.base, decided.tokens, start))
-            material = Material(self.base, pictures.pictures, cache, decided, tokenizer, autocast)
-            learned = Learned(rows)
+                tokens = changes.enter_context(added_tokens(self.base, decided.tokens, start))
+                text = tokens.text
+            material = Material(self.base, pictures.pictures, cache, decided, text, autocast)
+            learned = Learned(tokens)
             stages: dict[str, StageReport] = {}
-            if rows is not None:
+            if tokens is not None:
                 with self._timed("stage 1"):
-                    stages["stage 1"] = invert(material, rows, self.on_progress)
+                    stages["stage 1"] = invert(material, tokens, self.on_progress)
             if decided.config.max_train_steps_tuning:
-                learned.unet, learned.text_encoder = self._add_layers(changes, decided, generator)
+                learned.layers = self._add_layers(changes, decided, generator)
                 with self._timed("stage 2"):
-                    stages["stage 2"] = tune(material, learned.unet, learned.text_encoder, rows, self.on_progress)
+                    stages["stage 2"] = tune(material, learned.layers, tokens, self.on_progress)
             path = write(self.folder / "lora.safetensors", learned, self.base, decided, pictures.report, stages)
         return TrainResult(path, decided, pictures, stages, dict(self._seconds))
 
@@ -127,20 +128,17 @@ class Job:
             caption_model=CaptionModel.from_settings(self.settings),
         )
 
-    def _add_layers(
-        self, changes: ExitStack, decided: TrainPlan, generator: torch.Generator
-    ) -> list[Mapping[str, LoraLinear]]:
-        """LoRA layers in the UNet and in the text encoder, until ``changes`` ends; none where the rate is 0."""
+    def _add_layers(self, changes: ExitStack, decided: TrainPlan, generator: torch.Generator) -> Layers:
+        """LoRA layers in the UNet and in the text encoders, until ``changes`` ends; none where the rate is 0."""
         config = decided.config
         rank, alpha = config.lora_rank or 1, config.lora_alpha or 1.0
-        parts = (
-            (self.base.unet, UNET_TARGETS, config.learning_rate_unet),
-            (self.base.text_encoder, TEXT_TARGETS, config.learning_rate_text),
-        )
-        return [
-            changes.enter_context(lora_layers(model, targets, rank, alpha, generator)) if rate else {}
-            for model, targets, rate in parts
-        ]
+        layers = {}
+        for component, model in self.base.components.items():
+            is_unet = component == "unet"
+            if config.learning_rate_unet if is_unet else config.learning_rate_text:
+                targets = UNET_TARGETS if is_unet else TEXT_TARGETS
+                layers[component] = changes.enter_context(lora_layers(model, targets, rank, alpha, generator))
+        return layers
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

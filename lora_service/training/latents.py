@@ -24,13 +24,15 @@ class CachedLatents:
 
     ``mean`` and ``std`` are ``(v, n, c, h, w)``, already scaled; ``mask`` is
     ``(v, n, 1, h, w)`` in [0, 1] or None; ``pictures`` tells which ``n`` of the
-    training's pictures they are.
+    training's pictures they are; ``sizes`` is :func:`size_conditioning` of each
+    ``(v, n, 6)``, None where the base is not told.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
     mask: torch.Tensor | None
     pictures: tuple[int, ...]
+    sizes: torch.Tensor | None = None
 
     def draw(self, version: torch.Tensor, picture: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """A fresh sample of the posterior ``(b, c, h, w)`` for versions and pictures ``(b,)``."""
@@ -39,6 +41,10 @@ class CachedLatents:
 
     def masks(self, version: torch.Tensor, picture: torch.Tensor) -> torch.Tensor | None:
         return None if self.mask is None else self.mask[version, picture]
+
+    def conditioning(self, version: torch.Tensor, picture: torch.Tensor) -> torch.Tensor | None:
+        """What an XL is told of the sizes, ``(b, 6)``."""
+        return None if self.sizes is None else self.sizes[version, picture]
 
 
 def encode(
@@ -63,18 +69,43 @@ def encode(
 def _encode_group(
     group: list[TrainingPicture], members: tuple[int, ...], base: BaseModel, versions: list[tuple[int, int]], seed: int
 ) -> CachedLatents:
-    means, stds, masks = [], [], []
-    width, height = (side // base.pixels_per_latent for side in group[0].image.size)
-    masked = any(p.mask is not None for p in group)
+    means, stds = [], []
     for jitter, mirror in versions:
-        images = [_version(p.image, jitter, mirror, seed) for p in group]
-        mean, std = _posterior(images, base)
+        mean, std = _posterior([_version(p.image, jitter, mirror, seed) for p in group], base)
         means.append(mean)
         stds.append(std)
-        if masked:
-            masks.append(torch.stack([_mask(p.mask, bool(mirror), (width, height)) for p in group]))
-    mask = torch.stack(masks).to(base.device) if masked else None
-    return CachedLatents(torch.stack(means), torch.stack(stds), mask, members)
+    mirrors = [bool(mirror) for _, mirror in versions]
+    return CachedLatents(
+        torch.stack(means), torch.stack(stds), _masks(group, base, mirrors), members, _sizes(group, base, mirrors)
+    )
+
+
+def _masks(group: list[TrainingPicture], base: BaseModel, mirrors: list[bool]) -> torch.Tensor | None:
+    if all(p.mask is None for p in group):
+        return None
+    width, height = (side // base.pixels_per_latent for side in group[0].image.size)
+    masks = [torch.stack([_mask(p.mask, mirror, (width, height)) for p in group]) for mirror in mirrors]
+    return torch.stack(masks).to(base.device)
+
+
+def _sizes(group: list[TrainingPicture], base: BaseModel, mirrors: list[bool]) -> torch.Tensor | None:
+    if not base.is_xl:
+        return None
+    sizes = [[size_conditioning(p, mirror=mirror) for p in group] for mirror in mirrors]
+    return torch.tensor(sizes, dtype=torch.float32, device=base.device)
+
+
+def size_conditioning(picture: TrainingPicture, *, mirror: bool = False) -> tuple[int, ...]:
+    """What Stable Diffusion XL is told of ``picture`` (https://arxiv.org/abs/2307.01952, section 2.2).
+
+    Height and width of the original, top and left of the crop in the original once that is scaled to the training
+    size, height and width of the training picture.
+    """
+    (original_width, original_height), (left, top, right, _) = picture.original, picture.crop
+    if mirror:
+        left = original_width - right
+    scale = picture.image.width / (picture.crop[2] - picture.crop[0])
+    return original_height, original_width, round(top * scale), round(left * scale), *reversed(picture.image.size)
 
 
 def _posterior(images: list[Image.Image], base: BaseModel) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,13 +114,11 @@ def _posterior(images: list[Image.Image], base: BaseModel) -> tuple[torch.Tensor
     with torch.inference_mode():
         for image in images:
             pixels = torch.from_numpy(np.asarray(image, np.float32) / 127.5 - 1).permute(2, 0, 1).unsqueeze(0)
-            posterior = base.vae.encode(pixels.to(base.device, base.vae.dtype)).latent_dist
+            posterior = base.posterior(pixels)
             means.append(posterior.mean.float())
             stds.append(posterior.std.float())
-    shift = base.vae.config.get("shift_factor") or 0.0
-    scale = base.vae.config.scaling_factor
     # Clones leave inference mode, so that autograd may save them for its backward.
-    return (torch.cat(means) - shift).mul(scale).clone(), torch.cat(stds).mul(scale).clone()
+    return base.scaled(torch.cat(means)).clone(), torch.cat(stds).mul(base.vae.config.scaling_factor).clone()
 
 
 def _version(image: Image.Image, jitter: int, mirror: int, seed: int) -> Image.Image:

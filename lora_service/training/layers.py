@@ -41,6 +41,10 @@ class LoraLinear(nn.Module):
         return flat.view_as(out)
 
 
+Layers = Mapping[str, Mapping[str, LoraLinear]]
+"""Component -> module path -> the layer that learns there."""
+
+
 @contextmanager
 def lora_layers(
     model: nn.Module, targets: tuple[str, ...], rank: int, alpha: float, generator: torch.Generator

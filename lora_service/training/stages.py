@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import CLIPTokenizer
 
 from lora_service.models.bundle import BaseModel
+from lora_service.models.text import Conditioning, TextSide
 from lora_service.pictures import TrainingPicture
 from lora_service.pictures.captions import TagOptions
 from lora_service.training import objective
 from lora_service.training.config import TrainPlan
 from lora_service.training.draws import Draws, Wording, draw
 from lora_service.training.latents import CachedLatents
-from lora_service.training.layers import LoraLinear
+from lora_service.training.layers import Layers
 from lora_service.training.loop import OnProgress, Stage, StageReport, run
-from lora_service.training.tokens import TokenRows, pull_norms
+from lora_service.training.tokens import NewTokens, NormPull
 
 TRIGGER_SHARE = 0.3
 """Share of stage 2's captions that carry the plain trigger word instead of the learned tokens, so that the
 LoRA also works in tools that read no tokens."""
 
-CAPTIONS_AT_MOST = 2000
-"""Different captions whose hidden states are kept: 470 MB in fp32 for SD 1.5."""
+TEXT_CACHE_BYTES = 512 * 1024**2
+"""Most of the device's memory that kept hidden states of captions may take: 2,200 captions of SD 1.5 in fp32."""
 
 
 @dataclass(frozen=True)
 class Material:
-    """What both stages work on."""
+    """What both stages work on; ``text`` knows the new tokens, where there are any."""
 
     base: BaseModel
     pictures: tuple[TrainingPicture, ...]
     cache: list[CachedLatents]
     plan: TrainPlan
-    tokenizer: CLIPTokenizer
+    text: TextSide
     autocast: torch.dtype | None
 
     def draws(self, stage: str, steps: int, spellings: tuple[tuple[str, float], ...], dropout: float) -> Draws:
@@ -45,7 +45,7 @@ class Material:
             self.cache,
             self.pictures,
             Wording(spellings, TagOptions(config.shuffle_tags, config.keep_tokens, dropout)),
-            self.tokenizer,
+            self.text,
             batches=steps * config.gradient_accumulation_steps,
             batch_size=config.train_batch_size,
             seed=f"{stage} {config.seed}",
@@ -56,97 +56,105 @@ class Material:
         return torch.Generator(self.base.device).manual_seed((self.plan.config.seed or 0) + offset)
 
 
-def invert(material: Material, rows: TokenRows, on_progress: OnProgress) -> StageReport:
-    """Stage 1 (https://arxiv.org/abs/2208.01618): only ``rows`` learn, through the frozen text encoder and UNet.
+def invert(material: Material, tokens: NewTokens, on_progress: OnProgress) -> StageReport:
+    """Stage 1 (https://arxiv.org/abs/2208.01618): only the tokens' rows learn, through frozen text encoders and UNet.
 
     No caption is dropped here: an empty one teaches the tokens nothing.
     """
-    plan, config, base = material.plan, material.plan.config, material.base
+    plan, config = material.plan, material.plan.config
     steps = config.max_train_steps_ti
     draws = material.draws("tokens", steps, ((plan.spelling, 1.0),), dropout=0.0)
+    pull = NormPull(material.base, tokens.rows)
     return run(
         Stage(
             name="stage 1 (tokens)",
             steps=steps,
             batch_size=config.train_batch_size,
-            groups=[{"params": [rows.rows], "lr": config.learning_rate_ti, "weight_decay": config.weight_decay_ti}],
-            loss_of_batch=_loss(material, draws, _encode_each(base, draws), material.generator(1)),
+            groups=[_token_group(tokens, config.learning_rate_ti, config.weight_decay_ti)],
+            loss_of_batch=_loss(material, draws, _encode_each(material.text, draws), material.generator(1)),
             autocast=material.autocast,
-            after_step=lambda rates: pull_norms(rows.rows, base.recipe.token_norm, rates[0]),
+            after_step=lambda rates: pull(rates[0]),
         ),
         config,
         on_progress,
     )
 
 
-def tune(
-    material: Material,
-    unet: Mapping[str, LoraLinear],
-    text: Mapping[str, LoraLinear],
-    rows: TokenRows | None,
-    on_progress: OnProgress,
-) -> StageReport:
-    """Stage 2: the LoRA layers learn, the tokens too where ``continue_inversion`` says so."""
+def tune(material: Material, layers: Layers, tokens: NewTokens | None, on_progress: OnProgress) -> StageReport:
+    """Stage 2: the LoRA layers learn, the tokens too where ``continue_inversion`` says so.
+
+    Args:
+        layers: component -> module path -> the layer.
+    """
     plan, config, base = material.plan, material.plan.config, material.base
     steps = config.max_train_steps_tuning
-    groups = _groups(plan, unet, text)
-    learns_tokens = rows is not None and bool(config.continue_inversion)
-    if rows is not None:
-        rows.rows.requires_grad_(learns_tokens)
+    groups = _groups(plan, layers)
+    after_step: Callable[[Any], None] = lambda rates: None  # noqa: E731
+    learns_tokens = tokens is not None and bool(config.continue_inversion)
+    if tokens is not None:
+        for learned in tokens.rows.values():
+            learned.rows.requires_grad_(learns_tokens)
         if learns_tokens:
-            groups.append(
-                {"params": [rows.rows], "lr": config.continue_inversion_lr, "weight_decay": config.weight_decay_ti}
-            )
-    spellings = ((plan.spelling, 1 - TRIGGER_SHARE), (plan.trigger, TRIGGER_SHARE)) if rows else ((plan.trigger, 1.0),)
+            groups.append(_token_group(tokens, config.continue_inversion_lr, config.weight_decay_ti))
+            pull = NormPull(base, tokens.rows)
+            after_step = lambda rates: pull(rates[-1])  # noqa: E731
+    spellings = (
+        ((plan.spelling, 1 - TRIGGER_SHARE), (plan.trigger, TRIGGER_SHARE)) if tokens else ((plan.trigger, 1.0),)
+    )
     draws = material.draws("tuning", steps, spellings, config.caption_dropout or 0.0)
-    # With nothing learning in the text encoder each caption is encoded once, not once a step.
-    encode = _encode_each if learns_tokens or text or len(draws.ids) > CAPTIONS_AT_MOST else _encode_once
-
-    def keep_norms(rates: Any) -> None:
-        if learns_tokens and rows is not None:
-            pull_norms(rows.rows, base.recipe.token_norm, rates[-1])
-
+    text_learns = learns_tokens or any(layers.get(name) for name in base.text.encoders)
+    encode = _encode_each if text_learns or _cache_bytes(base, draws) > TEXT_CACHE_BYTES else _encode_once
     return run(
         Stage(
             name="stage 2 (LoRA)",
             steps=steps,
             batch_size=config.train_batch_size,
             groups=groups,
-            loss_of_batch=_loss(material, draws, encode(base, draws), material.generator(2)),
+            loss_of_batch=_loss(material, draws, encode(material.text, draws), material.generator(2)),
             autocast=material.autocast,
-            after_step=keep_norms,
+            after_step=after_step,
         ),
         config,
         on_progress,
     )
 
 
-def _groups(plan: TrainPlan, unet: Mapping[str, LoraLinear], text: Mapping[str, LoraLinear]) -> list[dict[str, Any]]:
+def _token_group(tokens: NewTokens, rate: float | None, weight_decay: float) -> dict[str, Any]:
+    return {"params": [learned.rows for learned in tokens.rows.values()], "lr": rate, "weight_decay": weight_decay}
+
+
+def _groups(plan: TrainPlan, layers: Layers) -> list[dict[str, Any]]:
+    """An optimiser's group per component, the UNet at its rate and every text encoder at the text's."""
     config = plan.config
-    rates = ((unet, config.learning_rate_unet), (text, config.learning_rate_text))
     return [
         {
-            "params": [p for layer in layers.values() for p in (layer.down, layer.up)],
-            "lr": rate,
+            "params": [p for layer in found.values() for p in (layer.down, layer.up)],
+            "lr": config.learning_rate_unet if component == "unet" else config.learning_rate_text,
             "weight_decay": config.weight_decay_lora,
         }
-        for layers, rate in rates
-        if layers
+        for component, found in layers.items()
+        if found
     ]
 
 
-Encode = Callable[[torch.Tensor], torch.Tensor]
+Encode = Callable[[torch.Tensor], Conditioning]
 
 
-def _encode_each(base: BaseModel, draws: Draws) -> Encode:
-    """Hidden states ``(b, n, width)`` of captions ``(b,)``, through the text encoder as it is now."""
-    return lambda captions: base.text_encoder(draws.ids[captions])[0]
+def _encode_each(text: TextSide, draws: Draws) -> Encode:
+    """The conditioning of captions ``(b,)``, through the text encoders as they are now."""
+    return lambda captions: text.encode(draws.ids[captions])
 
 
-def _encode_once(base: BaseModel, draws: Draws) -> Encode:
+def _encode_once(text: TextSide, draws: Draws) -> Encode:
+    """The same with nothing learning in the text encoders: each caption is encoded once, not once a step."""
     with torch.no_grad():
-        states = torch.cat([base.text_encoder(ids)[0] for ids in draws.ids.split(16)])
-    return lambda captions: states[captions]
+        told = Conditioning.joined([text.encode(ids) for ids in draws.ids.split(16)])
+    return lambda captions: told[captions]
+
+
+def _cache_bytes(base: BaseModel, draws: Draws) -> int:
+    """What the conditioning of all captions takes."""
+    return len(draws.ids) * base.text.positions * base.text.width * base.dtype.itemsize
 
 
 def _loss(
@@ -165,7 +173,7 @@ def _loss(
         timesteps = objective.draw_timesteps(len(latents), steps, plan.high_noise, generator)  # (b,)
         alphas = alphas_cumprod[timesteps]
         noisy = objective.add_noise(latents, noise, alphas)
-        guess = base.unet(noisy.to(base.unet.dtype), timesteps, encode(draws.captions[i])).sample
+        guess = base.denoise(noisy, timesteps, encode(draws.captions[i]), latents_of.conditioning(version, picture))
         wanted = objective.target(latents, noise, alphas, kind)
         weights = objective.snr_weights(alphas, config.snr_gamma or 0.0, kind)
         return objective.masked_loss(guess, wanted, weights, latents_of.masks(version, picture))

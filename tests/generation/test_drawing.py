@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import AutoPipelineForImage2Image, DDIMScheduler
 from PIL import Image
 from small_base import hashes, pipeline_of, small_base
+from small_models import FAMILIES
 
 from lora_service.errors import InputError, WrongBaseError
 from lora_service.generation.drawing import Drawing, Picture, save
@@ -17,6 +18,8 @@ from lora_service.generation.request import GenerateRequest
 from lora_service.generation.samplers import SAMPLERS
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraLayer, LoraWeights
+from lora_service.models.loading import load_base
+from lora_service.settings import Settings
 
 FULL = Scale(1.0, 1.0)
 
@@ -34,7 +37,7 @@ def lora(drawing: Drawing, rank: int = 2) -> LoraWeights:
         down = torch.randn(rank, module.in_features, generator=generator)
         up = torch.randn(module.out_features, rank, generator=generator)
         layers[component] = {path: LoraLayer(down=down, up=up, alpha=float(rank))}
-    width = drawing.base.text_encoder.config.hidden_size
+    width = drawing.base.text.encoders["text_encoder"].config.hidden_size
     embeddings = {"<s1>": {"text_encoder": torch.randn(width, generator=generator)}}
     return LoraWeights(layers=layers, embeddings=embeddings, metadata={"modelspec.trigger_phrase": "ohwx"})
 
@@ -43,17 +46,41 @@ def pixels(pictures: list[Picture]) -> list[bytes]:
     return [picture.image.tobytes() for picture in pictures]
 
 
-def test_the_base_draws_what_diffusers_draws() -> None:
-    base = small_base()
-    ours = Drawing(base).draw(request(scheduler="DDIM", guidance_scale=4.0, negative_prompt="cat"), [])
+@pytest.mark.parametrize(
+    ("family", "prediction_type", "negative"),
+    [("sd1", "epsilon", "cat"), ("sd2", "v_prediction", ""), ("sdxl", "epsilon", "cat"), ("sdxl", "v_prediction", "")],
+)
+def test_the_base_draws_what_diffusers_draws(family: str, prediction_type: str, negative: str) -> None:
+    base = small_base(prediction_type, family)
+    asked = request(scheduler="DDIM", guidance_scale=4.0, negative_prompt=negative, width=40)
+    ours = Drawing(base).draw(asked, [])
     pipeline = pipeline_of(base, DDIMScheduler, clip_sample=False, set_alpha_to_one=False)
     theirs = pipeline(
         "a photo of a dog",
-        negative_prompt="cat",
+        negative_prompt=negative or None,
         num_inference_steps=2,
         guidance_scale=4.0,
-        width=32,
+        width=40,
         height=32,
+        generator=torch.Generator().manual_seed(3),
+    ).images[0]
+    assert pixels(ours) == [theirs.tobytes()]
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "embedded"])
+def test_a_picture_to_start_from_is_redrawn_as_diffusers_does(family: str) -> None:
+    base = load_base(Settings(base_model="embedded")) if family == "embedded" else small_base(family=family)
+    side = base.recipe.resolution
+    start = Image.effect_noise((side, side), 90).convert("RGB")
+    asked = request(scheduler="DDIM", guidance_scale=4.0, num_inference_steps=10, prompt_strength=0.5)
+    ours = Drawing(base).draw(asked, [], image=start)
+    plain = pipeline_of(base, DDIMScheduler, clip_sample=False, set_alpha_to_one=False)
+    theirs = AutoPipelineForImage2Image.from_pipe(plain)(
+        "a photo of a dog",
+        image=start,
+        strength=0.5,
+        num_inference_steps=10,
+        guidance_scale=4.0,
         generator=torch.Generator().manual_seed(3),
     ).images[0]
     assert pixels(ours) == [theirs.tobytes()]

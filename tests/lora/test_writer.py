@@ -17,13 +17,14 @@ from small_models import small_models
 
 from lora_service.errors import LoraFileError
 from lora_service.lora.container import read_header
-from lora_service.lora.metadata import BASE_STRINGS, LoraDescription, header_strings
+from lora_service.lora.metadata import LoraDescription, header_strings
 from lora_service.lora.reader import read_lora
 from lora_service.lora.weights import LoraLayer, LoraWeights
 from lora_service.lora.writer import write_lora
 
 DESCRIPTION = LoraDescription(
-    base=BASE_STRINGS["sd1"],
+    architecture="stable-diffusion-v1",
+    base_version="sd_v1",
     base_name="small",
     title="rex-1",
     trigger="rexdog",

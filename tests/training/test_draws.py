@@ -16,7 +16,7 @@ def test_every_picture_comes_as_often_as_its_repeats_say() -> None:
     base = small_base()
     pictures = [picture("red"), picture("green", repeats=3)]
     cache = encode(pictures, base, flip=False, color_jitter=False, seed=0)
-    draws = draw(cache, pictures, Wording((("x", 1.0),), TAGS), base.tokenizer, batches=40, batch_size=1, seed="s")
+    draws = draw(cache, pictures, Wording((("x", 1.0),), TAGS), base.text, batches=40, batch_size=1, seed="s")
     assert Counter(draws.pictures.flatten().tolist()) == {0: 10, 1: 30}
 
 
@@ -24,7 +24,7 @@ def test_batches_hold_one_size_and_are_always_full() -> None:
     base = small_base()
     pictures = [picture("red"), picture("green", size=(48, 32)), picture("blue", size=(48, 32)), picture("black")]
     cache = encode(pictures, base, flip=False, color_jitter=False, seed=0)
-    draws = draw(cache, pictures, Wording((("x", 1.0),), TAGS), base.tokenizer, batches=6, batch_size=3, seed="s")
+    draws = draw(cache, pictures, Wording((("x", 1.0),), TAGS), base.text, batches=6, batch_size=3, seed="s")
     assert draws.pictures.shape == (6, 3)
     assert set(draws.groups) == {0, 1}
     for group, members in zip(draws.groups, draws.pictures.tolist(), strict=True):
@@ -36,8 +36,9 @@ def test_spellings_share_the_captions_as_they_should() -> None:
     pictures = [picture()]
     cache = encode(pictures, base, flip=True, color_jitter=False, seed=0)
     wording = Wording((("dog", 0.7), ("cat", 0.3)), TAGS)
-    draws = draw(cache, pictures, wording, base.tokenizer, batches=2000, batch_size=1, seed="s")
-    texts = [base.tokenizer.decode(draws.ids[i], skip_special_tokens=True) for i in draws.captions.flatten().tolist()]
+    draws = draw(cache, pictures, wording, base.text, batches=2000, batch_size=1, seed="s")
+    tokenizer, ids = base.tokenizers["text_encoder"], draws.ids.by_encoder["text_encoder"]
+    texts = [tokenizer.decode(ids[i], skip_special_tokens=True) for i in draws.captions.flatten().tolist()]
     counts = Counter("cat" if "cat" in text else "dog" for text in texts)
     assert 500 < counts["cat"] < 700
     assert len(draws.ids) == 2
@@ -50,7 +51,7 @@ def test_the_same_seed_draws_the_same_and_another_does_not() -> None:
     cache = encode(pictures, base, flip=True, color_jitter=False, seed=0)
     wording = Wording((("dog", 0.5), ("cat", 0.5)), TAGS)
     one, same, other = (
-        draw(cache, pictures, wording, base.tokenizer, batches=20, batch_size=2, seed=seed) for seed in ("a", "a", "b")
+        draw(cache, pictures, wording, base.text, batches=20, batch_size=2, seed=seed) for seed in ("a", "a", "b")
     )
     assert torch.equal(one.pictures, same.pictures)
     assert torch.equal(one.captions, same.captions)

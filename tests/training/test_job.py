@@ -82,11 +82,11 @@ def test_plain_diffusers_loads_the_file_and_draws_as_we_do(tmp_path: Path) -> No
     path = train(tmp_path, base, learning_rate_unet=0.05, learning_rate_text=0.05).path
     pipeline = pipeline_of(base)
     x, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
-    ids = base.tokenizer("a photo of a dog", padding="max_length", return_tensors="pt").input_ids
+    ids = base.text.tokenize(["a photo of a dog"])
 
     def output() -> torch.Tensor:
         with torch.inference_mode():
-            return base.unet(x, t, base.text_encoder(ids)[0]).sample.clone()
+            return base.denoise(x, t, base.text.encode(ids)).clone()
 
     bare = output()
     pipeline.load_lora_weights(path)

@@ -9,6 +9,8 @@ from lora_service.errors import InputError
 from lora_service.training.layers import TEXT_TARGETS, UNET_TARGETS, LoraLinear, lora_layers
 from lora_service.training.tokens import added_tokens, first_rows, pull_norms
 
+ENCODER = "text_encoder"
+
 
 def ids_of(tokenizer: object, text: str) -> torch.Tensor:
     return tokenizer(text, return_tensors="pt").input_ids  # type: ignore[operator]
@@ -16,39 +18,46 @@ def ids_of(tokenizer: object, text: str) -> torch.Tensor:
 
 def test_new_tokens_use_their_rows_and_leave_everything_else_alone() -> None:
     base = small_base()
-    before, vocabulary = hashes(base), len(base.tokenizer)
-    plain = ids_of(base.tokenizer, "a photo of a dog")
-    expected = base.text_encoder(plain)[0]
-    dog = base.text_encoder.get_input_embeddings().weight[plain[0, -2]]
-    with added_tokens(base, ("<s1>",), dog[None].clone()) as (tokenizer, rows):
-        assert torch.equal(base.text_encoder(ids_of(tokenizer, "a photo of a dog"))[0], expected)
+    before, vocabulary = hashes(base), len(base.tokenizers[ENCODER])
+    plain = ids_of(base.tokenizers[ENCODER], "a photo of a dog")
+    expected = base.text.encoders[ENCODER](plain)[0]
+    dog = base.text.encoders[ENCODER].get_input_embeddings().weight[plain[0, -2]]
+    with added_tokens(base, ("<s1>",), {ENCODER: dog[None].clone()}) as new:
+        tokenizer, rows = new.text.tokenizers[ENCODER], new.rows[ENCODER]
+        assert torch.equal(base.text.encoders[ENCODER](ids_of(tokenizer, "a photo of a dog"))[0], expected)
         # A new word with the row of "dog" is "dog".
-        torch.testing.assert_close(base.text_encoder(ids_of(tokenizer, "a photo of a <s1>"))[0], expected)
-        assert [p for p in base.text_encoder.parameters() if p.requires_grad] == [rows.rows]
+        torch.testing.assert_close(base.text.encoders[ENCODER](ids_of(tokenizer, "a photo of a <s1>"))[0], expected)
+        assert [p for p in base.text.encoders[ENCODER].parameters() if p.requires_grad] == [rows.rows]
     assert hashes(base) == before
-    assert len(base.tokenizer) == vocabulary
+    assert len(base.tokenizers[ENCODER]) == vocabulary
 
 
 def test_tokens_are_taken_out_after_an_error() -> None:
     base = small_base()
-    table = base.text_encoder.get_input_embeddings()
-    with pytest.raises(KeyboardInterrupt), added_tokens(base, ("<s1>",), torch.zeros(1, table.embedding_dim)):
+    table = base.text.encoders[ENCODER].get_input_embeddings()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        added_tokens(base, ("<s1>",), {ENCODER: torch.zeros(1, table.embedding_dim)}),
+    ):
         raise KeyboardInterrupt
-    assert base.text_encoder.get_input_embeddings() is table
+    assert base.text.encoders[ENCODER].get_input_embeddings() is table
 
 
 def test_a_word_that_the_base_knows_cannot_be_a_new_token() -> None:
     base = small_base()
-    known = next(word for word in base.tokenizer.get_vocab() if word.endswith("</w>"))
-    with pytest.raises(InputError, match="placeholder_tokens"), added_tokens(base, (known,), torch.zeros(1, 32)):
+    known = next(word for word in base.tokenizers[ENCODER].get_vocab() if word.endswith("</w>"))
+    with (
+        pytest.raises(InputError, match="placeholder_tokens"),
+        added_tokens(base, (known,), {ENCODER: torch.zeros(1, 32)}),
+    ):
         pass
 
 
 def test_rows_start_at_the_given_words_and_the_rest_at_random() -> None:
     base = small_base()
-    rows = first_rows(base, ("<s1>", "<s2>"), ("dog",), torch.Generator().manual_seed(0))
-    ids = base.tokenizer("dog", add_special_tokens=False).input_ids
-    table = base.text_encoder.get_input_embeddings().weight
+    rows = first_rows(base, ("<s1>", "<s2>"), ("dog",), torch.Generator().manual_seed(0))[ENCODER]
+    ids = base.tokenizers[ENCODER]("dog", add_special_tokens=False).input_ids
+    table = base.text.encoders[ENCODER].get_input_embeddings().weight
     torch.testing.assert_close(rows[0], table[ids].mean(dim=0))
     assert rows[1].std().item() == pytest.approx(base.recipe.token_std, rel=0.5)
 
@@ -63,20 +72,20 @@ def test_norms_are_pulled_by_the_original_rule(rate: float, expected: float) -> 
 def test_layers_cover_attention_and_geglu_and_change_nothing_at_first() -> None:
     base = small_base()
     before = hashes(base)
-    ids = ids_of(base.tokenizer, "a photo of a dog")
-    expected = base.text_encoder(ids)[0]
+    ids = ids_of(base.tokenizers[ENCODER], "a photo of a dog")
+    expected = base.text.encoders[ENCODER](ids)[0]
     generator = torch.Generator().manual_seed(0)
     with (
         lora_layers(base.unet, UNET_TARGETS, 4, 4.0, generator) as unet,
-        lora_layers(base.text_encoder, TEXT_TARGETS, 4, 4.0, generator) as text,
+        lora_layers(base.text.encoders[ENCODER], TEXT_TARGETS, 4, 4.0, generator) as text,
     ):
-        torch.testing.assert_close(base.text_encoder(ids)[0], expected)
+        torch.testing.assert_close(base.text.encoders[ENCODER](ids)[0], expected)
         endings = {path.split("transformer_blocks.0.")[1] for path in unet}
         attention = {f"attn{n}.{part}" for n in (1, 2) for part in ("to_q", "to_k", "to_v", "to_out.0")}
         assert endings == attention | {"ff.net.0.proj"}
-        assert len(text) == 4 * base.text_encoder.config.num_hidden_layers
+        assert len(text) == 4 * base.text.encoders[ENCODER].config.num_hidden_layers
     assert hashes(base) == before
-    assert not any(isinstance(m, LoraLinear) for m in (*base.unet.modules(), *base.text_encoder.modules()))
+    assert not any(isinstance(m, LoraLinear) for m in (*base.unet.modules(), *base.text.encoders[ENCODER].modules()))
 
 
 def test_a_layer_computes_what_pefts_does() -> None:

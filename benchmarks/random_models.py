@@ -1,0 +1,129 @@
+"""Full-size models of each family with random weights: for speed and memory, weights do not matter.
+
+What the models are made of is said once, in the configurations that single-file checkpoints are loaded with.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from lora_service.models.bundle import BaseModel
+from lora_service.models.loading import assemble, vae_dtype
+from lora_service.models.parts import Parts
+from lora_service.models.recipe import SD15, SD21, SDXL
+from lora_service.models.single_file import CONFIGS
+
+Model = TypeVar("Model", bound=nn.Module)
+
+RECIPES = {"sd15": SD15, "sd21": SD21, "sdxl": SDXL}
+"""By family, which is the name of its folder of configurations."""
+
+
+def bare_unet(family: str = "sd15") -> UNet2DConditionModel:
+    """A UNet on the meta device, without values: 860 million weights for SD 1.5, 2,567 million for XL."""
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(CONFIGS / family / "unet")
+
+
+def bare_vae(family: str = "sd15") -> AutoencoderKL:
+    """A VAE on the meta device: 84 million weights."""
+    with torch.device("meta"):
+        return AutoencoderKL.from_config(CONFIGS / family / "vae")
+
+
+def bare_text_encoder(family: str = "sd15", part: str = "text_encoder") -> CLIPTextModel:
+    """A text encoder on the meta device: 123 million weights for SD 1.5, 695 million for XL's second."""
+    config = CLIPTextConfig.from_pretrained(CONFIGS / family / part)
+    with torch.device("meta"):
+        return (CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel)(config)
+
+
+def with_positions(model: CLIPTextModel) -> CLIPTextModel:
+    """``model`` with its one buffer filled, which has no value on the meta device."""
+    embeddings = getattr(model, "text_model", model).embeddings
+    embeddings.position_ids = torch.arange(77, device=model.device).unsqueeze(0)
+    return model
+
+
+def unet(dtype: torch.dtype, device: torch.device, family: str = "sd15") -> UNet2DConditionModel:
+    """A UNet of random weights."""
+    return _with_random_weights(bare_unet(family), dtype, device)
+
+
+def text_encoder(
+    dtype: torch.dtype, device: torch.device, family: str = "sd15", part: str = "text_encoder"
+) -> CLIPTextModel:
+    """A text encoder of random weights."""
+    return with_positions(_with_random_weights(bare_text_encoder(family, part), dtype, device))
+
+
+def parts(family: str, dtype: torch.dtype, device: torch.device, *, small_vae: bool = False) -> Parts:
+    """All parts of a base of random weights.
+
+    Args:
+        small_vae: a VAE of factor 8 as small as its classes allow, for what does not measure it.
+    """
+    folder = CONFIGS / family
+    encoders = [found.name for found in sorted(folder.glob("text_encoder*"))]
+    is_xl = family == "sdxl"
+    if small_vae:
+        vae = _small_vae()
+    else:
+        bare = bare_vae(family)
+        vae = _with_random_weights(bare, vae_dtype(bare.config, dtype, is_xl=is_xl), device)
+    return Parts(
+        unet=unet(dtype, device, family),
+        vae=vae,
+        text_encoders={part: text_encoder(dtype, device, family, part) for part in encoders},
+        tokenizers={part: full_size_tokenizer() for part in encoders},
+        scheduler_config=json.loads((folder / "scheduler" / "scheduler_config.json").read_text()),
+        blank_is_zero=is_xl,
+    )
+
+
+def base(family: str, side: int, dtype: torch.dtype, device: torch.device, *, small_vae: bool = False) -> BaseModel:
+    """A whole base of random weights, whose own resolution is ``side``."""
+    made = parts(family, dtype, device, small_vae=small_vae)
+    return assemble(f"full-size {family}", made, replace(RECIPES[family], resolution=side), device, dtype)
+
+
+def small_tokenizer() -> CLIPTokenizer:
+    """A tokenizer that knows letters only; full-size vocabularies are not needed where no text is read."""
+    entries = [*map(chr, range(33, 127)), *(chr(code) + "</w>" for code in range(33, 127))]
+    entries += ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={entry: number for number, entry in enumerate(entries)}, merges=[])
+
+
+def full_size_tokenizer() -> CLIPTokenizer:
+    """A tokenizer with as many entries as CLIP's, so that new words get ids past the tables' 49,408 rows."""
+    tokenizer = small_tokenizer()
+    tokenizer.add_tokens([f"filler{i}" for i in range(49408 - len(tokenizer))])
+    tokenizer.model_max_length = 77
+    return tokenizer
+
+
+def _small_vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(32, 32, 32, 32),
+    )
+
+
+@torch.no_grad()
+def _with_random_weights(model: Model, dtype: torch.dtype, device: torch.device) -> Model:
+    nn.Module.to(model, dtype).to_empty(device=device)  # cast while it has no values: nothing is ever held twice
+    generator = torch.Generator(device).manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            parameter.fill_(float(name.endswith("weight")))
+        else:
+            parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
+    return model.eval().requires_grad_(False)
