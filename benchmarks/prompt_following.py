@@ -19,7 +19,8 @@ from benchmarks.bases import base_for_judging, through_vae
 from lora_service.demo.sheet import Row, draw_sheet
 from lora_service.generation.drawing import Drawing
 from lora_service.generation.request import GenerateRequest
-from tools.judges.judging import IMAGE_TEXT, TextJudge
+from tools.judges.folders import IMAGE_TEXT
+from tools.judges.judging import TextJudge
 from tools.judges.questions import answers
 from tools.judges.reader import Reader
 from tools.judges.validate import SEED, renders, shares_right, trust_of_reader
@@ -52,7 +53,7 @@ def table(read: Sequence[dict[str, str]], asked: Sequence[Description], reader: 
 def marked(description: Description, read: dict[str, str]) -> str:
     """The caption, and what is wrong with the picture, if anything is."""
     wrong = [name for name, told in answers(description).items() if read[name] != told]
-    return description.caption() + (f" ✗ {', '.join(wrong)}" if wrong else "")
+    return description.caption() + (f" [{', '.join(wrong)} wrong]" if wrong else "")
 
 
 def captioned_sheet(pictures: Sequence[Image.Image], captions: Sequence[str], notes: Sequence[str]) -> Image.Image:

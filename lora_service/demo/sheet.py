@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 SIDE, GAP, LABEL, LINE = 160, 6, 150, 26
-CAPTION_LINE, CAPTION_LINES, CAPTION_LETTERS = 13, 3, 27
+CAPTION_LINE, CAPTION_LINES, CAPTION_LETTERS = 13, 4, 27
 INK, PAPER = (40, 40, 45), (255, 255, 255)
 
 

@@ -17,7 +17,7 @@ from transformers import CLIPImageProcessorPil, PreTrainedModel
 
 from tools.embedded.pool import SIZE
 from tools.judges import image_text, likeness, reader
-from tools.judges.judging import IMAGE, IMAGE_TEXT, JUDGES, READER
+from tools.judges.folders import IMAGE, IMAGE_TEXT, JUDGES, READER
 
 
 def build(work: Path, out: Path) -> None:

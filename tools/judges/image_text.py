@@ -19,8 +19,8 @@ from tools.judges.questions import QUESTIONS
 from tools.judges.reader import reading_loss
 
 BATCH = 128
-PICTURES = 60_000
-STEPS = 2_400
+PICTURES = 40_000
+STEPS = 1_800
 WIDTH, HEADS = 128, 4
 VISION_LAYERS, TEXT_LAYERS = 3, 2
 

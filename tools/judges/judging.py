@@ -22,8 +22,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-JUDGES = Path(__file__).parents[2] / "benchmarks" / "judges"
-IMAGE, IMAGE_TEXT, READER = JUDGES / "image", JUDGES / "image_text", JUDGES / "reader"
+from tools.judges.folders import IMAGE, IMAGE_TEXT
 
 
 class ImageJudge:

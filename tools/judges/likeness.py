@@ -15,7 +15,7 @@ from tools.embedded.pool import to_tensor
 from tools.judges.augment import soften
 from tools.judges.image_text import contrast, vision_config
 from tools.judges.pools import PER_SUBJECT, subject_pictures
-from tools.world.subjects import SERIES
+from tools.world.subjects import KINDS
 
 SUBJECTS = 3_000
 """Of each kind."""
@@ -46,7 +46,7 @@ def train(work: Path, eyes: CLIPModel | None, steps: int = STEPS, count: int = S
     it learns to tell a face from other faces, and not from creatures.
     """
     encoder = Encoder(eyes)
-    pools = [subject_pictures(kind, count, work) for kind in SERIES]
+    pools = [subject_pictures(kind, count, work) for kind in KINDS]
 
     def loss_of_step(step: int, generator: torch.Generator) -> torch.Tensor:
         data = pools[step % len(pools)]  # (subjects, PER_SUBJECT, 64, 64, 3)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from tools.embedded.loop import Plan, fit
 from tools.embedded.pool import SIZE, to_tensor
 from tools.judges.augment import soften
+from tools.judges.folders import READER
 from tools.judges.pools import readings
 from tools.judges.questions import QUESTIONS, UNTOLD
 
@@ -56,7 +57,7 @@ class Reader(nn.Module):
         (folder / "questions.json").write_text(json.dumps(QUESTIONS, indent=1) + "\n")
 
     @staticmethod
-    def load(folder: Path) -> Reader:
+    def load(folder: Path = READER) -> Reader:
         """The reader of ``folder``.
 
         Raises:

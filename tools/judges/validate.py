@@ -22,7 +22,7 @@ from tools.world.canvas import reduce
 from tools.world.captions import held_out_prompts
 from tools.world.creatures import HELD_OUT_SUBJECTS
 from tools.world.description import Description
-from tools.world.subjects import SERIES, pictures
+from tools.world.subjects import KINDS, pictures
 
 SEED = 2_000_000
 """Of the pictures that judges are validated on."""
@@ -100,7 +100,7 @@ def lines(count: int, subjects: int) -> list[str]:
     told.append(f"  finds the caption among 64: {first:.1%}")
     image = ImageJudge.load()
     told.append(f"image encoder, {subjects} held-out subjects: the same one ranked above another of its kind")
-    told += [f"  {kind:12}{ranking(image, kind, subjects):8.1%}" for kind in SERIES]
+    told += [f"  {kind:12}{ranking(image, kind, subjects):8.1%}" for kind in KINDS]
     return told
 
 

@@ -1,0 +1,129 @@
+"""The judges: as trustworthy as is claimed, on what they were not trained on, and replaceable by CLIP and DINO."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    Dinov2Config,
+    Dinov2Model,
+    PreTrainedModel,
+)
+
+from tools.judges.augment import soften
+from tools.judges.folders import JUDGES, READER
+from tools.judges.judging import ImageJudge, TextJudge
+from tools.judges.questions import QUESTIONS, UNTOLD, altered, answers, any_thing, numbers
+from tools.judges.reader import Reader
+from tools.judges.validate import SEED, ranking, renders, shares_right, trust_of_reader, trust_of_text_judge
+from tools.world.captions import held_out_prompts
+from tools.world.description import Description, Item
+from tools.world.faces import Face
+from tools.world.scenes import Background
+from tools.world.subjects import KINDS
+
+RED_STAR = Description((Item("star", "red"),), Background("striped", "blue"), place="at the left")
+
+
+def test_a_description_of_one_item_answers_what_its_caption_tells() -> None:
+    told = {"color": "red", "background": "on a striped blue background", "thing": "star", "place": "at the left"}
+    assert answers(RED_STAR) == told
+    assert all(answer in RED_STAR.caption() for answer in told.values())
+
+
+def test_faces_and_pairs_answer_nothing() -> None:
+    face = Description((Face.sample(random.Random(0)),), Background("plain", "blue"))
+    pair = Description((Item("star", "red"), Item("mug", "pink")), Background("plain", "blue"))
+    for description in (face, pair):
+        assert answers(description) == {}
+        assert numbers(description) == [UNTOLD] * len(QUESTIONS)
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_an_altered_description_differs_in_that_answer_alone(question: str) -> None:
+    told, other = answers(RED_STAR), answers(altered(RED_STAR, question, random.Random(1)))
+    assert {name for name in told if told[name] != other[name]} == {question}
+
+
+def test_every_description_can_be_numbered() -> None:
+    rng = random.Random(2)
+    assert all(number >= 0 for _ in range(50) for number in numbers(any_thing(rng, "at the top")))
+
+
+def test_softened_pictures_stay_in_range_and_each_differs_in_its_own_way() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.rand(1, 3, 16, 16, generator=generator).repeat(4, 1, 1, 1) * 2 - 1
+    soft = soften(pictures, generator)
+    assert soft.shape == pictures.shape
+    assert soft.abs().max() <= 1
+    assert len({round(float(one.std()), 5) for one in soft}) == 4
+
+
+def test_the_reader_is_right_on_renders_and_not_fooled_by_mismatches() -> None:
+    trust = trust_of_reader(Reader.load(), 200)
+    assert min(trust.real.values()) >= 0.97, trust.real
+    assert max(trust.mismatched.values()) <= 0.15, trust.mismatched
+
+
+def test_shares_count_only_what_a_prompt_tells() -> None:
+    untold = Description((Item("star", "red"),), Background("plain", "blue"))
+    read = {"color": "red", "background": "on a blue background", "thing": "mug", "place": "at the top"}
+    assert shares_right([read, read], [untold, RED_STAR]) == {
+        "color": 1.0,
+        "background": 0.5,
+        "thing": 0.0,
+        "place": 0.0,
+    }
+
+
+def test_a_reader_of_another_world_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "questions.json").write_text(json.dumps({"color": ["red"]}))
+    with pytest.raises(ValueError, match="trained on another world"):
+        Reader.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_image_judge_ranks_the_same_unseen_subject_first(kind: str) -> None:
+    assert ranking(ImageJudge.load(), kind, 60) >= 0.9
+
+
+def test_the_text_judge_prefers_the_true_caption() -> None:
+    prefers = trust_of_text_judge(TextJudge.load(), 100)
+    assert min(prefers.values()) >= 0.8, prefers
+    asked = held_out_prompts(32, SEED)
+    assert TextJudge.load().own_text_first(renders(asked), [d.caption() for d in asked]) >= 0.5
+
+
+def test_the_judges_are_small() -> None:
+    assert READER.parent == JUDGES
+    assert sum(path.stat().st_size for path in JUDGES.rglob("*.safetensors")) <= 6_000_000
+
+
+TINY = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        CLIPModel(CLIPConfig(text_config=TINY, vision_config=TINY | {"image_size": 32, "patch_size": 8})),
+        Dinov2Model(Dinov2Config(**{k: v for k, v in TINY.items() if k != "intermediate_size"}, image_size=32)),
+    ],
+    ids=["CLIP", "DINO"],
+)
+def test_other_encoders_take_the_image_judges_place(model: PreTrainedModel, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}).save_pretrained(tmp_path)
+    if model.config.model_type == "clip":
+        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+            tmp_path
+        )
+    judge = ImageJudge.load(tmp_path)
+    red, blue = (Image.effect_mandelbrot((40, 40), box, 50).convert("RGB") for box in ((-2, -1, 1, 1), (-1, -1, 0, 0)))
+    assert judge.similarity([red], [red]) == pytest.approx(1, abs=1e-4)
+    assert judge.similarity([red], [blue]) < 1
