@@ -22,6 +22,7 @@ from lora_service.demo.sheet import Row, draw_sheet
 from lora_service.demo.show import PROMPTS
 from lora_service.demo.trial import Figures, Trial, draw_and_measure
 from lora_service.lora.reader import read_lora
+from lora_service.lora.weights import LoraWeights
 from lora_service.models.bundle import BaseModel
 from lora_service.training.config import TrainConfig
 from lora_service.training.job import Job
@@ -67,13 +68,13 @@ def teach(base: BaseModel, kind: str, seed: int, folder: Path) -> Path:
     return job.run(zipped, config).path.replace(folder / f"{kind}-{seed}.safetensors")
 
 
-def likeness(base: BaseModel, lora: Path, judge: ImageJudge, kind: str, seed: int) -> tuple[list[Row], Figures]:
+def likeness(base: BaseModel, lora: LoraWeights, judge: ImageJudge, kind: str, seed: int) -> tuple[list[Row], Figures]:
     """Rows of pictures for a sheet, and figures with the VAE's ceiling among the similarities."""
     lesson, side = LESSONS[kind], base.recipe.resolution
     further = [p.image for p in islice(pictures(seed, side, "judge", kind), 2 * JUDGED_BY)]
     subject, others = further[:JUDGED_BY], further[JUDGED_BY:]
     trial = Trial(lesson.prompts, lesson.plain, lambda drawn: judge.similarity(drawn, subject), lesson.taught)
-    rows, figures = draw_and_measure(base, read_lora(lora), trial)
+    rows, figures = draw_and_measure(base, lora, trial)
     ceiling = through_vae(base, others)
     figures.similarity["ceiling"] = judge.similarity(ceiling, subject)
     taught: list[Image.Image] = [p.image for p in islice(pictures(seed, side, kind=kind), SHOWN)]
@@ -92,7 +93,7 @@ def main() -> None:
     judge, base = ImageJudge.load(arguments.judge), base_for_judging(arguments.base, for_training=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     lora = arguments.lora or teach(base, arguments.kind, arguments.seed, arguments.out)
-    rows, figures = likeness(base, lora, judge, arguments.kind, arguments.seed)
+    rows, figures = likeness(base, read_lora(lora), judge, arguments.kind, arguments.seed)
     lines = figures.lines("mean cosine by the image judge")
     print(f"{base.recipe.title}, {arguments.kind} {arguments.seed}", *lines, sep="\n")
     draw_sheet(rows, lines).save(arguments.out / f"{arguments.kind}.png")

@@ -16,7 +16,7 @@ import torch
 from transformers import CLIPImageProcessorPil, PreTrainedModel
 
 from tools.embedded.pool import SIZE
-from tools.judges import image_text, likeness, reader
+from tools.judges import image, image_text, reader
 from tools.judges.folders import IMAGE, IMAGE_TEXT, JUDGES, READER
 
 
@@ -27,7 +27,7 @@ def build(work: Path, out: Path) -> None:
     export(clip, out / IMAGE_TEXT.name)
     words.save_pretrained(out / IMAGE_TEXT.name)
     # The image encoder starts with the eyes of the image-text model, which know things and colours by now.
-    export(likeness.train(work, clip).model, out / IMAGE.name)
+    export(image.train(work, clip).model, out / IMAGE.name)
 
 
 def export(model: PreTrainedModel, folder: Path) -> None:

@@ -20,7 +20,7 @@ from tools.judges.reader import reading_loss
 
 BATCH = 128
 PICTURES = 40_000
-STEPS = 1_800
+STEPS = 1_400
 WIDTH, HEADS = 128, 4
 VISION_LAYERS, TEXT_LAYERS = 3, 2
 
