@@ -82,8 +82,8 @@ def picture(color: str = "red", size: tuple[int, int] = (32, 32), **more: object
     """A training picture of one colour with a dark left half, so that its mirror differs."""
     image = Image.new("RGB", size, color)
     image.paste("black", (0, 0, size[0] // 2, size[1]))
-    values: dict[str, object] = {"captions": ("a photo of {}",), "mask": None, "repeats": 1} | more
-    return TrainingPicture(name=f"{color}.png", image=image, crop=(0, 0, *size), original=size, **values)  # type: ignore[arg-type]
+    values: dict[str, object] = {"captions": ("a photo of {}",), "mask": None, "crop": (0, 0, *size), "original": size}
+    return TrainingPicture(name=f"{color}.png", image=image, **values | more)  # type: ignore[arg-type]
 
 
 def picture_zip(path: Path, colors: tuple[str, ...] = ("red", "green", "blue"), size: int = 64) -> Path:

@@ -52,8 +52,9 @@ def snr_weights(alphas: torch.Tensor, gamma: float, prediction_type: str) -> tor
     if not gamma:
         return torch.ones_like(alphas)
     snr = alphas / (1 - alphas)
-    clipped = snr.clamp(max=gamma)
-    return clipped / snr if prediction_type == "epsilon" else clipped / (snr + 1)
+    if prediction_type == "epsilon":
+        return (gamma / snr).clamp(max=1)  # not min(snr, γ) / snr: schedules that end without signal have an snr of 0
+    return snr.clamp(max=gamma) / (snr + 1)
 
 
 MASK_FLOOR = 0.1

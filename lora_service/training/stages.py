@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,6 @@ def invert(material: Material, tokens: NewTokens, on_progress: OnProgress) -> St
     plan, config = material.plan, material.plan.config
     steps = config.max_train_steps_ti
     draws = material.draws("tokens", steps, ((plan.spelling, 1.0),), dropout=0.0)
-    pull = NormPull(material.base, tokens.rows)
     return run(
         Stage(
             name="stage 1 (tokens)",
@@ -73,7 +72,7 @@ def invert(material: Material, tokens: NewTokens, on_progress: OnProgress) -> St
             groups=[_token_group(tokens, config.learning_rate_ti, config.weight_decay_ti)],
             loss_of_batch=_loss(material, draws, _encode_each(material.text, draws), material.generator(1)),
             autocast=material.autocast,
-            after_step=lambda rates: pull(rates[0]),
+            after_step=_keep_norms(material.base, tokens),
         ),
         config,
         on_progress,
@@ -88,21 +87,17 @@ def tune(material: Material, layers: Layers, tokens: NewTokens | None, on_progre
     """
     plan, config, base = material.plan, material.plan.config, material.base
     steps = config.max_train_steps_tuning
+    learning = tokens if config.continue_inversion else None
     groups = _groups(plan, layers)
-    after_step: Callable[[Any], None] = lambda rates: None  # noqa: E731
-    learns_tokens = tokens is not None and bool(config.continue_inversion)
-    if tokens is not None:
-        for learned in tokens.rows.values():
-            learned.rows.requires_grad_(learns_tokens)
-        if learns_tokens:
-            groups.append(_token_group(tokens, config.continue_inversion_lr, config.weight_decay_ti))
-            pull = NormPull(base, tokens.rows)
-            after_step = lambda rates: pull(rates[-1])  # noqa: E731
+    if learning is not None:
+        groups.append(_token_group(learning, config.continue_inversion_lr, config.weight_decay_ti))
+    for learned in tokens.rows.values() if tokens else ():
+        learned.rows.requires_grad_(learning is not None)
     spellings = (
         ((plan.spelling, 1 - TRIGGER_SHARE), (plan.trigger, TRIGGER_SHARE)) if tokens else ((plan.trigger, 1.0),)
     )
     draws = material.draws("tuning", steps, spellings, config.caption_dropout or 0.0)
-    text_learns = learns_tokens or any(layers.get(name) for name in base.text.encoders)
+    text_learns = learning is not None or any(layers.get(name) for name in base.text.encoders)
     encode = _encode_each if text_learns or _cache_bytes(base, draws) > TEXT_CACHE_BYTES else _encode_once
     return run(
         Stage(
@@ -112,11 +107,19 @@ def tune(material: Material, layers: Layers, tokens: NewTokens | None, on_progre
             groups=groups,
             loss_of_batch=_loss(material, draws, encode(material.text, draws), material.generator(2)),
             autocast=material.autocast,
-            after_step=after_step,
+            after_step=_keep_norms(base, learning),
         ),
         config,
         on_progress,
     )
+
+
+def _keep_norms(base: BaseModel, tokens: NewTokens | None) -> Callable[[Sequence[float]], None]:
+    """What follows a step in which ``tokens``, the last of the optimiser's groups, learn."""
+    if tokens is None:
+        return lambda rates: None
+    pull = NormPull(base, tokens.rows)
+    return lambda rates: pull(rates[-1])
 
 
 def _token_group(tokens: NewTokens, rate: float | None, weight_decay: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from small_base import pipeline_of, small_base
 from lora_service.errors import BaseModelError
 from lora_service.models.catalog import EMBEDDED
 from lora_service.models.loading import choose_device, choose_dtype, load_base
-from lora_service.models.recipe import SD15, BaseRecipe
+from lora_service.models.recipe import SD15, SDXL, BaseRecipe
 from lora_service.settings import Settings
 
 
@@ -36,12 +36,74 @@ def test_a_folder_is_loaded_frozen_with_its_own_weights(folder: Path) -> None:
     assert (loaded.pixels_per_latent, loaded.size_step) == (4, 8)
 
 
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_a_folder_of_an_xl_is_loaded_whole(tmp_path: Path, variant: str | None) -> None:
+    own = small_base("v_prediction", "sdxl")
+    pipeline_of(own).save_pretrained(tmp_path / "xl", variant=variant)
+    loaded = load_base(Settings(base_model=str(tmp_path / "xl")))
+    for name, part in own.components.items():
+        for key, value in part.state_dict().items():
+            assert torch.equal(loaded.components[name].state_dict()[key], value), (name, key)
+    assert (loaded.recipe, loaded.prediction_type, loaded.is_xl) == (SDXL, "v_prediction", True)
+    assert loaded.text.blank_is_zero
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "force_upcast", "expected"),
+    [
+        ("sdxl", "float16", True, torch.float32),
+        ("sdxl", "float16", False, torch.float16),
+        ("sdxl", "bfloat16", True, torch.float32),
+        ("sd1", "float16", True, torch.float16),
+    ],
+)
+def test_the_vae_of_an_xl_stays_in_full_precision_unless_it_was_mended(
+    tmp_path: Path, family: str, dtype: str, force_upcast: bool, expected: torch.dtype
+) -> None:
+    own = small_base(family=family)
+    own.vae.register_to_config(force_upcast=force_upcast)
+    pipeline_of(own).save_pretrained(tmp_path / "base")
+    loaded = load_base(Settings.model_validate({"base_model": str(tmp_path / "base"), "dtype": dtype}))
+    assert loaded.vae.dtype == expected
+    assert loaded.unet.dtype == getattr(torch, dtype)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("StableDiffusionInpaintPipeline", "is an inpainting model"),
+        ("StableDiffusionXLImg2ImgPipeline", "is Stable Diffusion XL's refiner"),
+        ("StableDiffusionInstructPix2PixPipeline", "is a model that edits by instructions"),
+        ("StableDiffusionUpscalePipeline", "is an upscaler"),
+        ("StableDiffusion3Pipeline", "is for diffusers' StableDiffusion3Pipeline"),
+    ],
+)
+def test_other_models_are_refused_by_name(tmp_path: Path, kind: str, message: str) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+    with pytest.raises(BaseModelError, match=message):
+        load_base(Settings(base_model=str(tmp_path)))
+
+
+def test_a_unet_that_takes_more_than_latents_is_refused(tmp_path: Path) -> None:
+    own = small_base()
+    own.unet.conv_in = torch.nn.Conv2d(9, 32, 3, padding=1)
+    own.unet.register_to_config(in_channels=9)
+    pipeline_of(own).save_pretrained(tmp_path / "base")
+    with pytest.raises(BaseModelError, match="is an inpainting model .9 input channels"):
+        load_base(Settings(base_model=str(tmp_path / "base")))
+
+
+def test_a_recipe_says_what_the_weights_own_schedule_says_wrong(folder: Path) -> None:
+    (folder / "base.json").write_text(json.dumps({"prediction_type": "v_prediction"}))
+    assert load_base(Settings(base_model=str(folder))).prediction_type == "v_prediction"
+
+
 def test_a_recipe_beside_the_weights_is_read(folder: Path) -> None:
     (folder / "base.json").write_text(json.dumps({"title": "mine", "resolution": 96}))
     assert load_base(Settings(base_model=str(folder))).recipe == BaseRecipe(title="mine", resolution=96)
 
 
-@pytest.mark.parametrize("text", ['{"steps": 3}', "[]", "not json"])
+@pytest.mark.parametrize("text", ['{"steps": 3}', "[]", "not json", '{"prediction_type": "noise"}'])
 def test_a_recipe_that_is_none_is_said(folder: Path, text: str) -> None:
     (folder / "base.json").write_text(text)
     with pytest.raises(BaseModelError, match="is no recipe of a base model"):
