@@ -70,7 +70,7 @@ def load_single_file(path: Path, name: str, dtype: torch.dtype, settings: Settin
     family = family_of(name, shapes)
     config = CONFIGS / family.name
     kind = json.loads((config / "model_index.json").read_text())["_class_name"]
-    tokenizers = _tokenizers(family, path, name, settings)
+    tokenizers = tokenizers_for(family, path, name, settings)
     given = {encoder.replace("text_encoder", "tokenizer"): found for encoder, found in tokenizers.items()}
     given["scheduler"] = diffusers.DDIMScheduler.from_config(schedule_of(config, shapes, metadata))
     if family is not XL:
@@ -136,8 +136,12 @@ def _refuse_gaps(name: str, parts: Parts) -> None:
         raise refusal(name, f"lacks weights, like {first}")
 
 
-def _tokenizers(family: Family, path: Path, name: str, settings: Settings) -> dict[str, CLIPTokenizer]:
-    """A tokenizer for each text encoder, from a folder ``tokenizer`` beside the file, else from the hub."""
+def tokenizers_for(family: Family, path: Path, name: str, settings: Settings) -> dict[str, CLIPTokenizer]:
+    """A tokenizer for each text encoder, from a folder ``tokenizer`` beside the file, else from the hub.
+
+    Raises:
+        BaseModelError: neither has one.
+    """
     beside = path.with_name("tokenizer")
     source = beside if beside.is_dir() else TOKENIZER_ID
     options = {"cache_dir": settings.model_cache, "token": settings.hf_token.get_secret_value() or None}
