@@ -9,6 +9,7 @@ from cog import Input, Path, current_scope
 from lora_service.training.workshop import Upload, Workshop
 
 workshop = Workshop()
+workshop.warm_up()
 
 
 def train(

@@ -52,6 +52,8 @@ class Settings(BaseSettings):
     """Reserved for a safety checker; there is none yet, so anything but empty is refused rather than ignored."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    warm_up: bool = False
+    """Whether a server does before it is READY what the first job would wait for."""
     torch_threads: int = Field(default=0, ge=0)
     """CPU threads; 0: as many as there are cores. The same seed gives the same bytes at the same number."""
 

@@ -51,8 +51,13 @@ class Studio:
         self._parsed: OrderedDict[tuple[Path, int, int], LoraWeights] = OrderedDict()
         self._folder = LatestFolder("lora-pictures-")
 
-    def warm_up(self) -> Drawing:
-        """Load the base model, if it is not loaded yet."""
+    def warm_up(self) -> None:
+        """Load the base model; with ``WARM_UP`` also draw once, so that the first request finds all kernels ready."""
+        drawing = self._loaded()
+        if self.settings.warm_up:
+            drawing.draw(GenerateRequest.of({"prompt": "", "num_inference_steps": 2}), [])
+
+    def _loaded(self) -> Drawing:
         if self._drawing is None:
             from lora_service.generation.drawing import Drawing
             from lora_service.models.loading import load_base, use_threads
@@ -99,7 +104,7 @@ class Studio:
         check_one_host([source for source, _ in asked], token, self.settings)
         loras = [(self._lora(source, token, tell), scale) for source, scale in asked]
         fetched = time.monotonic()
-        pictures = self.warm_up().draw(request, loras, image=image, tell=tell)
+        pictures = self._loaded().draw(request, loras, image=image, tell=tell)
         folder = self._folder.renew()
         ending = "jpg" if request.output_format == "jpeg" else request.output_format
         paths = [
@@ -127,11 +132,11 @@ class Studio:
 
     def _opened(self, image: object) -> Image.Image | None:
         """The picture to start from, upright and in sRGB, whatever it is kept in."""
+        if image is None:
+            return None
         from lora_service.pictures.archives import SourceFile
         from lora_service.pictures.decoding import decode
 
-        if image is None:
-            return None
         if not isinstance(image, Path):
             raise InputError("image", image, "an uploaded picture or an http(s) link to one")
         try:

@@ -68,6 +68,11 @@ class Workshop:
             self._settings = Settings.from_environment()
         return self._settings
 
+    def warm_up(self) -> None:
+        """With ``WARM_UP``, load the base model before the first job asks for it."""
+        if self.settings.warm_up:
+            self.base()
+
     def base(self) -> BaseModel:
         """The base model, loaded on first use."""
         if self._base is None:

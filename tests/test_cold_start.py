@@ -1,0 +1,93 @@
+"""What a fresh process imports on its way to the first picture, and what a server does before it is READY."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_base import small_base
+
+from lora_service.generation.studio import Studio
+from lora_service.settings import Settings
+from lora_service.training.workshop import Workshop
+
+ROOT = Path(__file__).resolve().parents[1]
+
+NOT_FOR_DRAWING = {
+    "cv2",
+    "datasets",
+    "lora_service.pictures",
+    "lora_service.training",
+    "matplotlib",
+    "onnxruntime",
+    "pandas",
+    "pillow_heif",
+    "sklearn",
+    "tensorboard",
+    "torchvision",
+    "wandb",
+}
+_DRAW = """
+import json, sys
+
+sys.modules["peft"] = None  # only the checks need it: where it is installed, diffusers imports it by itself
+
+from lora_service.generation.studio import Studio
+
+with Studio() as studio:
+    studio.warm_up()
+    studio.run({"prompt": "a red star", "num_inference_steps": 2}, tell=lambda line: None)
+print(json.dumps(sorted(name for name, module in sys.modules.items() if module is not None)))
+"""
+
+
+def imported(script: str) -> set[str]:
+    """The modules that a fresh process says it has at its end."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "BASE_MODEL": "embedded"}
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return set(json.loads(ended.stdout.splitlines()[-1]))
+
+
+def test_a_picture_is_drawn_without_importing_what_drawing_does_not_use() -> None:
+    modules = imported(_DRAW)
+    assert "torch" in modules
+    assert not modules & NOT_FOR_DRAWING
+
+
+def test_the_command_line_starts_without_torch() -> None:
+    modules = imported("import json, sys, lora_service.cli; print(json.dumps(sorted(sys.modules)))")
+    assert not modules & {"torch", "diffusers", "transformers", "huggingface_hub", "scipy"}
+
+
+@pytest.mark.parametrize("warm_up", [False, True])
+def test_a_server_draws_before_it_is_ready_only_when_asked_to(warm_up: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lora_service.generation.drawing import Drawing
+
+    drawn: list[object] = []
+    draw = Drawing.draw
+    monkeypatch.setattr("lora_service.models.loading.load_base", lambda settings: small_base())
+    monkeypatch.setattr(Drawing, "draw", lambda self, *given: drawn.append(draw(self, *given)))
+    with Studio(Settings(warm_up=warm_up)) as studio:
+        studio.warm_up()
+    assert len(drawn) == warm_up
+
+
+@pytest.mark.parametrize("warm_up", [False, True])
+def test_a_training_server_loads_the_base_before_the_first_job_only_when_asked_to(
+    warm_up: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[object] = []
+    monkeypatch.setattr(
+        "lora_service.models.loading.load_base", lambda settings, for_training: loaded.append(settings) or small_base()
+    )
+    with Workshop(Settings(warm_up=warm_up)) as workshop:
+        workshop.warm_up()
+        assert len(loaded) == warm_up
+        workshop.base()
+        assert len(loaded) == 1
