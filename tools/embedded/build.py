@@ -3,7 +3,9 @@
     python -m tools.embedded.build
 
 Stopped at any moment, it goes on where it was when started again; ``--work`` holds
-what is in progress. About 100 minutes on two CPU cores.
+what is in progress. Three parts of at most 90 minutes each on two CPU cores: the VAE,
+its decoder, and the UNet with the text encoder. The last two need only the first, and
+may run at the same time: ``--only decoder`` in one shell, ``--only denoiser`` in another.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,30 +22,49 @@ from transformers import CLIPTokenizer
 
 from tools.embedded import diffusion, tokenizer, vae
 from tools.embedded.pool import pool
+from tools.world import subjects
 
-PICTURES = 40_000
-HELD_OUT = 512
+PICTURES = 48_000
+VARIETY = 24_000
+UNSEEN = 256
 
 
-def build(work: Path, out: Path, vae_steps: int, steps: int) -> None:
-    """Train what is not trained yet and write the model to ``out``."""
-    autoencoder = vae.train(work, vae_steps, 24_000)
-    unseen, _ = pool("strangers", HELD_OUT, work / "pictures")
-    seen, captions = pool("world", PICTURES, work / "pictures")
-    figures = {
-        "vae_db_world": round(vae.decibels(autoencoder, seen[:HELD_OUT]), 1),
-        "vae_db_unseen_subjects": round(vae.decibels(autoencoder, unseen), 1),
-    }
-    print(json.dumps(figures), flush=True)
+@dataclass(frozen=True)
+class Steps:
+    """How long each part is trained."""
+
+    vae: int
+    decoder: int
+    denoiser: int
+
+
+def build(work: Path, steps: Steps, small: Path | None, only: str | None) -> StableDiffusionPipeline | None:
+    """Train what is not trained yet; the model, or None when ``only`` one part was asked for.
+
+    ``small`` is the folder of a VAE with fewer latent channels to begin with.
+    """
+    autoencoder = vae.grown(AutoencoderKL.from_pretrained(small)) if small else vae.new_vae()
+    vae.train(autoencoder, work, steps.vae, VARIETY)
+    if only != "denoiser":
+        vae.finish_decoder(autoencoder, work, steps.decoder, VARIETY)
+        print(json.dumps(reconstruction(autoencoder, work)), flush=True)
+    if only == "decoder":
+        return None
+    _, captions = pool("world", PICTURES, work / "pictures")
     words = tokenizer.train(captions)
-    model = diffusion.train(autoencoder, words, work, steps, PICTURES)
-    export(autoencoder, words, model, out)
+    model = diffusion.train(autoencoder, words, work, steps.denoiser, PICTURES)
+    return None if only else pipeline_of(autoencoder, words, model)
 
 
-def export(autoencoder: AutoencoderKL, words: CLIPTokenizer, model: diffusion.Denoiser, out: Path) -> None:
-    """Write the model to ``out`` in diffusers' layout, in fp16; ``base.json`` and the card there stay."""
+def reconstruction(autoencoder: AutoencoderKL, work: Path) -> dict[str, float]:
+    """Decibels of the VAE on the world and on what it never saw."""
+    kinds = ("world", *(f"unseen-{kind}s" for kind in subjects.KINDS))
+    return {kind: round(vae.decibels(autoencoder, pool(kind, UNSEEN, work / "pictures")[0]), 1) for kind in kinds}
+
+
+def pipeline_of(autoencoder: AutoencoderKL, words: CLIPTokenizer, model: diffusion.Denoiser) -> StableDiffusionPipeline:
     scheduler = PNDMScheduler.from_config(diffusion.new_scheduler().config, skip_prk_steps=True, set_alpha_to_one=False)
-    pipeline = StableDiffusionPipeline(
+    return StableDiffusionPipeline(
         vae=autoencoder,
         text_encoder=model.text_encoder,
         tokenizer=words,
@@ -52,13 +74,19 @@ def export(autoencoder: AutoencoderKL, words: CLIPTokenizer, model: diffusion.De
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def export(pipeline: StableDiffusionPipeline, out: Path) -> None:
+    """Write the model to ``out`` in diffusers' layout, in fp16; ``base.json`` and the card there stay."""
     for part in ("vae", "text_encoder", "tokenizer", "unet", "scheduler"):
         shutil.rmtree(out / part, ignore_errors=True)
     pipeline.to(dtype=torch.float16).save_pretrained(out)
     # transformers would load the text encoder in the dtype its config names, diffusers the rest in fp32.
     config = out / "text_encoder" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
-    words.backend_tokenizer.model.save(str(out / "tokenizer"))  # vocab.json and merges.txt, which older readers want
+    pipeline.tokenizer.backend_tokenizer.model.save(
+        str(out / "tokenizer")
+    )  # vocab.json and merges.txt, which older readers want
 
 
 def main() -> None:
@@ -67,12 +95,20 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("lora_service/models/embedded"), help="where the model is written"
     )
-    parser.add_argument("--vae-steps", type=int, default=5600)
-    parser.add_argument("--steps", type=int, default=10000, help="steps of the UNet and text encoder")
+    parser.add_argument("--vae-steps", type=int, default=12000)
+    parser.add_argument("--decoder-steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=13000, help="steps of the UNet and text encoder")
+    parser.add_argument(
+        "--vae-from", type=Path, help="a VAE with fewer latent channels to begin with, not from nothing"
+    )
+    parser.add_argument("--only", choices=("decoder", "denoiser"), help="stop after this part, and export nothing")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    build(arguments.work, arguments.out, arguments.vae_steps, arguments.steps)
+    steps = Steps(arguments.vae_steps, arguments.decoder_steps, arguments.steps)
+    pipeline = build(arguments.work, steps, arguments.vae_from, arguments.only)
+    if pipeline is not None:
+        export(pipeline, arguments.out)
 
 
 if __name__ == "__main__":

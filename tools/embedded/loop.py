@@ -45,7 +45,9 @@ def fit(
     """
     model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), lr=plan.rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
-    average = {k: v.clone() for k, v in model.state_dict().items()}
+    current = model.state_dict()  # shares the weights' memory
+    average = {k: v.clone() for k, v in current.items()}
+    moving = [k for k, v in current.items() if v.is_floating_point()]
     first = _restore(model, optimizer, average, state)
     started, losses = time.monotonic(), []
     for step in range(first, plan.steps):
@@ -57,7 +59,8 @@ def fit(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.detach())
-        _average(average, model, min(plan.average, (1 + step) / (10 + step)))
+        decay = min(plan.average, (1 + step) / (10 + step))
+        torch._foreach_lerp_([average[k] for k in moving], [current[k] for k in moving], 1 - decay)
         if (step + 1) % plan.save_every == 0 or step + 1 == plan.steps:
             pace = (time.monotonic() - started) / (step + 1 - first)
             mean = torch.stack(losses).mean().item()
@@ -70,15 +73,6 @@ def fit(
             _save(model, optimizer, average, step + 1, state)
     model.load_state_dict(average)
     model.eval()
-
-
-def _average(average: dict[str, torch.Tensor], model: nn.Module, decay: float) -> None:
-    with torch.no_grad():
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                average[name].lerp_(value, 1 - decay)
-            else:
-                average[name].copy_(value)
 
 
 def _save(

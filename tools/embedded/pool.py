@@ -6,16 +6,16 @@ import json
 import random
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from tools.world import captions, creatures, textures
+from tools.world import captions, subjects, textures
 from tools.world.canvas import reduce
 from tools.world.creatures import HELD_OUT_SUBJECTS
-from tools.world.scenes import Background
 
 SIZE = 64
 """Side of the embedded model's pictures in pixels."""
@@ -28,23 +28,24 @@ def _draw_world(seed: int) -> tuple[bytes, str]:
 
 def _draw_variety(seed: int) -> tuple[bytes, str]:
     rng = random.Random(f"variety {seed}")
-    if rng.random() < 0.4:
+    if rng.random() < 0.35:
         return reduce(captions.sample(rng).picture, SIZE).tobytes(), ""
     return reduce(textures.sample(rng), SIZE).tobytes(), ""
 
 
-def _draw_stranger(seed: int) -> tuple[bytes, str]:
-    rng = random.Random(f"stranger {seed}")
-    picture = Background.sample(rng).draw(rng)
-    creatures.place(creatures.subject(HELD_OUT_SUBJECTS + seed), picture, rng)
-    return reduce(picture, SIZE).tobytes(), ""
+def _draw_stranger(kind: str, seed: int) -> tuple[bytes, str]:
+    return next(subjects.pictures(HELD_OUT_SUBJECTS + seed, SIZE, "judge", kind)).image.tobytes(), ""
 
 
-_DRAW = {"world": _draw_world, "variety": _draw_variety, "strangers": _draw_stranger}
+_DRAW: dict[str, Callable[[int], tuple[bytes, str]]] = {
+    "world": _draw_world,
+    "variety": _draw_variety,
+    **{f"unseen-{kind}s": partial(_draw_stranger, kind) for kind in subjects.KINDS},
+}
 
 
 def pool(kind: str, count: int, folder: Path) -> tuple[np.ndarray, list[str]]:
-    """``count`` pictures of ``kind`` (world, variety, strangers): uint8 ``(count, 64, 64, 3)`` and their captions."""
+    """``count`` pictures of ``kind``, a key of ``_DRAW``: uint8 ``(count, 64, 64, 3)`` and their captions."""
     return predrawn(_DRAW[kind], count, folder / f"{kind}-{count}.npy")
 
 
