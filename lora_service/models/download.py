@@ -98,9 +98,11 @@ def download_base(
     wanted, folder = Wanted.parse(name), (to or folder_of(name, settings.model_cache)).expanduser()
     with _explained(wanted, folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):  # a second process waits, and finds it there
+        lock = folder.with_name(f".{folder.name}.lock")
+        with FileLock(lock):  # a second process waits, and finds the folder there
             if not _is_there(wanted, folder):
                 _Download(wanted, folder, settings, tell).run()
+            lock.unlink(missing_ok=True)
     return folder
 
 
@@ -133,7 +135,8 @@ class _Download:
     def run(self) -> None:
         from huggingface_hub import HfApi
 
-        api = HfApi(endpoint=self.settings.hf_endpoint or None, token=self.settings.hf_token.get_secret_value() or None)
+        endpoint, token = self.settings.hf_endpoint.rstrip("/"), self.settings.hf_token.get_secret_value()
+        api = HfApi(endpoint=endpoint or None, token=token or None)
         commit, listing = _listing(api, self.wanted)
         files = needed(self.wanted.hub_id, listing)
         left = [file for file in files if not file.matches(self._part / file.kept_as)]

@@ -5,6 +5,7 @@ import json
 import shutil
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,16 @@ def test_a_model_that_is_there_is_not_asked_for_again(hub: FakeHub, settings: Se
     hub.asked.clear()
     assert download_base(HUB_ID, settings) == first
     assert hub.asked == []
+
+
+def test_two_that_want_the_same_model_at_once_fetch_it_once(hub: FakeHub, settings: Settings) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: download_base(HUB_ID, settings), range(2))
+    assert first == second
+    assert sorted(asked.path for asked in hub.asked if asked.origin == "store") == sorted(
+        name for name in NEEDED if name.endswith(LARGE)
+    )
+    assert [path.name for path in settings.model_cache.iterdir()] == ["painter--small"]
 
 
 def test_a_revision_has_a_folder_of_its_own(hub: FakeHub, settings: Settings) -> None:
