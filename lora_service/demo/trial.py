@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import mean
 
 from PIL import Image
@@ -73,12 +73,15 @@ def draw_and_measure(base: BaseModel, weights: LoraWeights, trial: Trial) -> tup
         drawn = [_draw(drawing, weights, scale, prompts, seed) for seed in SEEDS]
         figures.similarity[name] = mean(trial.likeness(row) for row in drawn)
         rows.append(Row(name, drawn[0]))
+    rows[-1] = replace(rows[-1], captions=[prompt.format("…") for prompt in trial.prompts])
     before = _draw(drawing, weights, 0.0, OTHERS, SEEDS[0])
     for scale in (0.5, 1.0):
         after = _draw(drawing, weights, scale, OTHERS, SEEDS[0])
         figures.drift[f"scale {scale}"] = mean(drift(b, a) for b, a in zip(before, after, strict=True))
-    pairs = [picture for pair in zip(before, after, strict=True) for picture in pair]
-    rows.append(Row("other prompts, base and 1.0", pairs[: len(trial.prompts)]))
+    shown = len(trial.prompts) // 2
+    pairs = [picture for pair in zip(before[:shown], after, strict=False) for picture in pair]
+    told = [caption for prompt in OTHERS[:shown] for caption in (f"{prompt}: base", "the same with the LoRA")]
+    rows.append(Row("other prompts", pairs, told))
     return rows, figures
 
 
