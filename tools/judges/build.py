@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from transformers import CLIPImageProcessorPil, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from tools.embedded.pool import SIZE
 from tools.judges import image, image_text, reader
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    disable_progress_bar()
     build(arguments.work, arguments.out)
 
 

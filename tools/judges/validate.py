@@ -13,8 +13,10 @@ from itertools import islice
 
 import torch
 from PIL import Image
+from transformers.utils.logging import disable_progress_bar
 
 from tools.embedded.pool import SIZE
+from tools.judges.folders import IMAGE, IMAGE_TEXT
 from tools.judges.judging import ImageJudge, TextJudge
 from tools.judges.questions import QUESTIONS, altered, answers
 from tools.judges.reader import Reader
@@ -87,18 +89,16 @@ def ranking(judge: ImageJudge, kind: str, subjects: int) -> float:
     return float(nearer.sum() / (subjects * (subjects - 1)))
 
 
-def lines(count: int, subjects: int) -> list[str]:
+def lines(text: TextJudge, image: ImageJudge, count: int, subjects: int) -> list[str]:
     """All figures, as printed."""
     told = [f"reader, {count} held-out prompts: called right in renders, and in renders of something else"]
     trust = trust_of_reader(Reader.load(), count)
     told += [f"  {name:12}{trust.real[name]:8.1%}{trust.mismatched[name]:8.1%}" for name in QUESTIONS]
-    text = TextJudge.load()
     told.append("image-text model: prefers the caption to one with another")
     told += [f"  {name:12}{share:8.1%}" for name, share in trust_of_text_judge(text, count).items()]
     asked = held_out_prompts(64, SEED)
     first = text.own_text_first(renders(asked), [d.caption() for d in asked])
     told.append(f"  finds the caption among 64: {first:.1%}")
-    image = ImageJudge.load()
     told.append(f"image encoder, {subjects} held-out subjects: the same one ranked above another of its kind")
     told += [f"  {kind:12}{ranking(image, kind, subjects):8.1%}" for kind in KINDS]
     return told
@@ -108,10 +108,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=300, help="prompts")
     parser.add_argument("--subjects", type=int, default=200, help="of each kind")
+    parser.add_argument("--image-text", default=IMAGE_TEXT, help="folder or hub id of a CLIP model")
+    parser.add_argument("--image", default=IMAGE, help="folder or hub id of an image encoder: a CLIP, or a DINO")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print("\n".join(lines(arguments.count, arguments.subjects)))
+    disable_progress_bar()
+    judges = TextJudge.load(arguments.image_text), ImageJudge.load(arguments.image)
+    print("\n".join(lines(*judges, arguments.count, arguments.subjects)))
 
 
 if __name__ == "__main__":
