@@ -74,7 +74,7 @@ def contests(base: BaseModel, side: int) -> dict[str, Contest]:
             if stage == "tokens":
                 return invert(material, tokens, lambda progress: None).seconds / steps
             layers = {
-                name: changes.enter_context(lora_layers(model, _targets(name), RANK, RANK, generator))
+                name: changes.enter_context(lora_layers(name, model, RANK, RANK, generator))
                 for name, model in base.components.items()
             }
             return tune(material, layers, tokens, lambda progress: None).seconds / steps
@@ -148,10 +148,6 @@ class PlainLoop:
         states = torch.cat([out.hidden_states[-2] for out in told], dim=-1)
         added = {"text_embeds": told[-1].text_embeds, "time_ids": self.sizes}
         return self.unet(noisy, t, states, added_cond_kwargs=added).sample
-
-
-def _targets(component: str) -> tuple[str, ...]:
-    return UNET_TARGETS if component == "unet" else TEXT_TARGETS
 
 
 def _autocast(base: BaseModel) -> torch.dtype | None:

@@ -6,22 +6,23 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from lora_service.errors import InputError
 from lora_service.models.bundle import BaseModel
-from lora_service.pictures import Limits, PictureOptions, TrainingPictures, read_pictures
+from lora_service.pictures import Limits, PictureOptions, TrainingPicture, TrainingPictures, read_pictures
 from lora_service.pictures.captioner import CaptionModel
 from lora_service.pictures.captions import DEFAULT_MARKS
 from lora_service.settings import Settings
 from lora_service.training.config import TrainConfig, TrainPlan, plan
 from lora_service.training.export import Learned, write
-from lora_service.training.latents import encode
-from lora_service.training.layers import TEXT_TARGETS, UNET_TARGETS, Layers, lora_layers
+from lora_service.training.latents import CachedLatents, encode
+from lora_service.training.layers import Layers, lora_layers
 from lora_service.training.loop import OnProgress, StageReport
+from lora_service.training.memory import choose_checkpointing, out_of_memory_told
 from lora_service.training.stages import Material, invert, tune
 from lora_service.training.tokens import added_tokens, first_rows
 
@@ -72,36 +73,45 @@ class Job:
             InputError: an input cannot be used on this base.
         """
         decided = self._decide(config)
+        checkpointing = choose_checkpointing(self.base, decided.config, self.tell)
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._timed("pictures"):
             pictures = read_pictures(source, self._picture_options(decided), self.folder)
         for line in pictures.report.lines():
             self.tell(line)
         self.tell(f"base: {self.base.recipe.title}; {decided.story(config)}")
-        with self._timed("latents"):
-            c = decided.config
-            cache = encode(
-                pictures.pictures, self.base, flip=bool(c.flip), color_jitter=bool(c.color_jitter), seed=c.seed or 0
-            )
-        with ExitStack() as changes, precision(self.base, decided) as autocast:
-            generator = torch.Generator().manual_seed(decided.config.seed or 0)
-            text, tokens = self.base.text, None
+        with out_of_memory_told(self.base, decided.config, checkpointing=checkpointing):
+            with self._timed("latents"):
+                cache = self._encode(pictures.pictures, decided)
+            with precision(self.base, decided, checkpointing=checkpointing) as autocast:
+                material = Material(self.base, pictures.pictures, cache, decided, self.base.text, autocast)
+                learned, stages = self._learn(material)
+        path = write(self.folder / "lora.safetensors", learned, self.base, decided, pictures.report, stages)
+        return TrainResult(path, decided, pictures, stages, dict(self._seconds))
+
+    def _encode(self, pictures: tuple[TrainingPicture, ...], decided: TrainPlan) -> list[CachedLatents]:
+        config = decided.config
+        flip, jitter = bool(config.flip), bool(config.color_jitter)
+        return encode(pictures, self.base, flip=flip, color_jitter=jitter, seed=config.seed or 0)
+
+    def _learn(self, material: Material) -> tuple[Learned, dict[str, StageReport]]:
+        """Both stages; the base is as before afterwards, and what was learned is beside it."""
+        decided = material.plan
+        generator = torch.Generator().manual_seed(decided.config.seed or 0)
+        learned = Learned(None)
+        stages: dict[str, StageReport] = {}
+        with ExitStack() as changes:
             if decided.tokens:
                 start = first_rows(self.base, decided.tokens, decided.initializers, generator)
-                tokens = changes.enter_context(added_tokens(self.base, decided.tokens, start))
-                text = tokens.text
-            material = Material(self.base, pictures.pictures, cache, decided, text, autocast)
-            learned = Learned(tokens)
-            stages: dict[str, StageReport] = {}
-            if tokens is not None:
+                learned.tokens = changes.enter_context(added_tokens(self.base, decided.tokens, start))
+                material = replace(material, text=learned.tokens.text)
                 with self._timed("stage 1"):
-                    stages["stage 1"] = invert(material, tokens, self.on_progress)
+                    stages["stage 1"] = invert(material, learned.tokens, self.on_progress)
             if decided.config.max_train_steps_tuning:
                 learned.layers = self._add_layers(changes, decided, generator)
                 with self._timed("stage 2"):
-                    stages["stage 2"] = tune(material, learned.layers, tokens, self.on_progress)
-            path = write(self.folder / "lora.safetensors", learned, self.base, decided, pictures.report, stages)
-        return TrainResult(path, decided, pictures, stages, dict(self._seconds))
+                    stages["stage 2"] = tune(material, learned.layers, learned.tokens, self.on_progress)
+        return learned, stages
 
     def _decide(self, config: TrainConfig) -> TrainPlan:
         seed = random.SystemRandom().randrange(2**32) if config.seed is None else config.seed
@@ -134,10 +144,8 @@ class Job:
         rank, alpha = config.lora_rank or 1, config.lora_alpha or 1.0
         layers = {}
         for component, model in self.base.components.items():
-            is_unet = component == "unet"
-            if config.learning_rate_unet if is_unet else config.learning_rate_text:
-                targets = UNET_TARGETS if is_unet else TEXT_TARGETS
-                layers[component] = changes.enter_context(lora_layers(model, targets, rank, alpha, generator))
+            if config.learning_rate_unet if component == "unet" else config.learning_rate_text:
+                layers[component] = changes.enter_context(lora_layers(component, model, rank, alpha, generator))
         return layers
 
     @contextmanager
@@ -148,8 +156,8 @@ class Job:
 
 
 @contextmanager
-def precision(base: BaseModel, decided: TrainPlan) -> Iterator[torch.dtype | None]:
-    """The dtype to compute in, None for fp32; ``gradient_checkpointing`` is on within it where asked for.
+def precision(base: BaseModel, decided: TrainPlan, *, checkpointing: bool) -> Iterator[torch.dtype | None]:
+    """The dtype to compute in, None for fp32; within it the UNet's gradients are checkpointed where asked for.
 
     ``auto`` is what the base's weights are held in: fp32 on a CPU, which gains
     nothing from less, bf16 on a card that has it, fp16 (with scaled gradients) on older ones.
@@ -166,7 +174,7 @@ def precision(base: BaseModel, decided: TrainPlan) -> Iterator[torch.dtype | Non
         )
     held = None if base.dtype == torch.float32 else base.dtype
     dtype = {"auto": held, "no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[asked]
-    if decided.config.gradient_checkpointing != "on":
+    if not checkpointing:
         yield dtype
         return
     base.unet.enable_gradient_checkpointing()

@@ -45,16 +45,20 @@ Layers = Mapping[str, Mapping[str, LoraLinear]]
 """Component -> module path -> the layer that learns there."""
 
 
+def targets_in(component: str, model: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers of the base's ``component`` that a LoRA changes, by module path."""
+    endings = tuple("." + target for target in (UNET_TARGETS if component == "unet" else TEXT_TARGETS))
+    return {
+        path: layer for path, layer in model.named_modules() if isinstance(layer, nn.Linear) and path.endswith(endings)
+    }
+
+
 @contextmanager
 def lora_layers(
-    model: nn.Module, targets: tuple[str, ...], rank: int, alpha: float, generator: torch.Generator
+    component: str, model: nn.Module, rank: int, alpha: float, generator: torch.Generator
 ) -> Iterator[Mapping[str, LoraLinear]]:
-    """Within it the linear layers of ``model`` whose path ends in one of ``targets`` learn; gives them by path."""
-    found = {
-        path: layer
-        for path, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and path.endswith(tuple("." + t for t in targets))
-    }
+    """Within it the target layers of the base's ``component`` learn; gives them by path."""
+    found = targets_in(component, model)
     layers = {path: LoraLinear(layer, rank, alpha, generator) for path, layer in found.items()}
     try:
         for path, layer in layers.items():

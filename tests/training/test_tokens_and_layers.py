@@ -6,7 +6,7 @@ import torch
 from small_base import hashes, small_base
 
 from lora_service.errors import InputError
-from lora_service.training.layers import TEXT_TARGETS, UNET_TARGETS, LoraLinear, lora_layers
+from lora_service.training.layers import LoraLinear, lora_layers
 from lora_service.training.tokens import added_tokens, first_rows, pull_norms
 
 ENCODER = "text_encoder"
@@ -76,8 +76,8 @@ def test_layers_cover_attention_and_geglu_and_change_nothing_at_first() -> None:
     expected = base.text.encoders[ENCODER](ids)[0]
     generator = torch.Generator().manual_seed(0)
     with (
-        lora_layers(base.unet, UNET_TARGETS, 4, 4.0, generator) as unet,
-        lora_layers(base.text.encoders[ENCODER], TEXT_TARGETS, 4, 4.0, generator) as text,
+        lora_layers("unet", base.unet, 4, 4.0, generator) as unet,
+        lora_layers(ENCODER, base.text.encoders[ENCODER], 4, 4.0, generator) as text,
     ):
         torch.testing.assert_close(base.text.encoders[ENCODER](ids)[0], expected)
         endings = {path.split("transformer_blocks.0.")[1] for path in unet}

@@ -1,0 +1,150 @@
+"""Counts what a training step keeps for its backward pass, at full size and without computing, beside the estimate.
+
+    python -m benchmarks.activations
+
+The models are on the meta device: shapes and dtypes are real, values are not there. Kept tensors are counted by
+autograd's own hooks, each storage once, weights left out. What CUDA's autocast and attention do is imitated: norms in
+fp32, products in the lower dtype, and of attention only its inputs, output and one number per row are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from benchmarks.random_models import bare_text_encoder, bare_unet
+from lora_service.training.layers import lora_layers
+from lora_service.training.memory import encoder_bytes, unet_bytes
+
+META = torch.device("meta")
+RANK = 16
+
+
+class _Attention(torch.autograd.Function):
+    """Flash attention as far as memory goes: inputs, output and the rows' log-sum-exp are kept."""
+
+    @staticmethod
+    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = torch.empty_like(query)
+        rows = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
+        context.save_for_backward(query, key, value, out, rows)
+        return out
+
+
+class _Imitation(TorchFunctionMode):
+    """What runs on a CUDA device under autocast to ``dtype`` (None: without), in place of what meta does."""
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return _Attention.apply(*(_cast(x, self.dtype) for x in args[:3]))
+        if func in (F.layer_norm, F.group_norm):
+            args, kwargs = self._all(args, kwargs, torch.float32)
+        elif func in (F.linear, F.conv2d, torch.conv2d, torch.addmm):
+            args, kwargs = self._all(args, kwargs, self.dtype)
+        return func(*args, **kwargs)
+
+    def _all(self, args: Any, kwargs: Any, dtype: torch.dtype | None) -> tuple[list[Any], dict[str, Any]]:
+        wanted = dtype if self.dtype else None
+        return [_cast(x, wanted) for x in args], {name: _cast(x, wanted) for name, x in kwargs.items()}
+
+
+def _cast(value: Any, dtype: torch.dtype | None) -> Any:
+    return value.to(dtype) if dtype and isinstance(value, Tensor) else value
+
+
+def count_unet(family: str, side: int, *, dtype: torch.dtype, lora: bool, checkpointing: bool) -> int:
+    """Bytes that one step on one picture keeps of the UNet.
+
+    Args:
+        dtype: of the weights; below fp32 it is what autocast computes in too.
+        lora: stage 2, where LoRA layers learn; else stage 1, where the text does.
+        checkpointing: what is kept until the backward pass; what that computes again comes on top.
+    """
+    unet, n = _frozen(bare_unet(family), dtype), side // 8
+    text = torch.empty(1, 77, unet.config.cross_attention_dim, device=META, dtype=dtype, requires_grad=not lora)
+    added = {"text_embeds": text[:, 0, :1280], "time_ids": torch.empty(1, 6, device=META)} if family == "sdxl" else None
+    noisy, timesteps = torch.empty(1, 4, n, n, device=META, dtype=dtype), torch.empty(1, device=META)
+    with ExitStack() as stack:
+        kept = stack.enter_context(_counted(unet, dtype))
+        if lora:
+            stack.enter_context(lora_layers("unet", unet, RANK, RANK, torch.Generator()))
+        if checkpointing:
+            unet.train()
+            unet.enable_gradient_checkpointing(_kept_inputs(kept))
+        unet(noisy, timesteps, text, added_cond_kwargs=added)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def count_encoder(family: str, part: str, *, dtype: torch.dtype) -> int:
+    """Bytes that one step on one caption keeps of a text encoder with LoRA layers."""
+    encoder = _frozen(bare_text_encoder(family, part), dtype)
+    with _counted(encoder, dtype) as kept, lora_layers(part, encoder, RANK, RANK, torch.Generator()):
+        encoder(torch.zeros(1, 77, device=META, dtype=torch.long))
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def _frozen(model: Any, dtype: torch.dtype) -> Any:
+    return nn.Module.to(model, dtype).requires_grad_(False)
+
+
+Kept = dict[int, Any]
+"""Storages by identity."""
+
+
+@contextmanager
+def _counted(model: nn.Module, dtype: torch.dtype) -> Iterator[Kept]:
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: Kept = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage
+        return tensor
+
+    autocast = None if dtype == torch.float32 else dtype
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _Imitation(autocast):
+        yield kept
+
+
+def _kept_inputs(kept: Kept) -> Callable[..., Any]:
+    """Gradient checkpointing that keeps a module's inputs and forgets its inside."""
+
+    def run(module: Callable[..., Any], *inputs: Any) -> Any:
+        kept.update({x.untyped_storage()._cdata: x.untyped_storage() for x in inputs if isinstance(x, Tensor)})
+        with torch.no_grad():
+            out = module(*inputs)
+        return out.requires_grad_() if isinstance(out, Tensor) else out
+
+    return run
+
+
+def main() -> None:
+    print("GiB kept per picture, counted (estimated), rank 16")
+    for family, side in (("sd15", 512), ("sd21", 768), ("sdxl", 1024)):
+        for dtype in (torch.bfloat16, torch.float32):
+            unet, cells = bare_unet(family), []
+            for lora, checkpointing in ((False, False), (True, False), (True, True)):
+                counted = count_unet(family, side, dtype=dtype, lora=lora, checkpointing=checkpointing)
+                estimated = unet_bytes(unet, side // 8, dtype, checkpointing=checkpointing)
+                cells.append(f"{counted / 2**30:.2f} ({estimated / 2**30:.2f})")
+            print(f"{family} {side}² {dtype}: stage 1 {cells[0]}, stage 2 {cells[1]}, checkpointed {cells[2]}")
+    for family, part in (("sd15", "text_encoder"), ("sd21", "text_encoder"), ("sdxl", "text_encoder_2")):
+        counted = count_encoder(family, part, dtype=torch.bfloat16)
+        estimated = encoder_bytes(bare_text_encoder(family, part), 77, torch.bfloat16)
+        print(f"{family} {part} bf16: {counted / 2**30:.3f} ({estimated / 2**30:.3f})")
+
+
+if __name__ == "__main__":
+    main()
