@@ -63,6 +63,7 @@ def test_a_zip_becomes_a_lora_and_the_lora_pictures(
         (["generate", "a cat", "--width", "65"], "error: width is 65, but it must be a multiple of 8"),
         (["generate", "<2>", "--lora", "PLAIN@9"], "error: lora_scales is '9'"),
         (["inspect", "PLAIN"], "error: "),
+        (["download-base", "sd3000"], "error: the base model is 'sd3000', but it must be sd15, "),
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2(

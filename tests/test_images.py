@@ -15,7 +15,9 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from small_base import pipeline_of, small_base
 
+from lora_service.models.catalog import folder_of
 from lora_service.serving.server import Server
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -205,6 +207,11 @@ def test_nothing_that_the_package_imports_was_left_out(image: Path) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
-def test_the_inference_server_starts_from_what_is_in_the_image(image: Path) -> None:
-    with Server("predict", home=image, environment={"BASE_MODEL": "embedded"}) as server:
+def test_the_server_starts_from_what_is_in_the_image_with_weights_at_hand_and_no_hub(
+    image: Path, tmp_path: Path
+) -> None:
+    pipeline_of(small_base()).save_pretrained(folder_of("painter/small", tmp_path))
+    nobody = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    environment = {"BASE_MODEL": "painter/small", "MODEL_CACHE": str(tmp_path)} | nobody
+    with Server("predict", home=image, environment=environment) as server:
         server.wait_ready()
