@@ -53,7 +53,8 @@ def snr_weights(alphas: torch.Tensor, gamma: float, prediction_type: str) -> tor
         return torch.ones_like(alphas)
     snr = alphas / (1 - alphas)
     if prediction_type == "epsilon":
-        return (gamma / snr).clamp(max=1)  # not min(snr, γ) / snr: schedules that end without signal have an snr of 0
+        # min(snr, γ) / snr, but for schedules that end without signal: their snr is 0, and the weight 1.
+        return (torch.full_like(snr, gamma) / snr).clamp(max=1)
     return snr.clamp(max=gamma) / (snr + 1)
 
 

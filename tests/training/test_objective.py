@@ -42,6 +42,12 @@ def test_min_snr_weights_are_those_of_the_training_scripts(kind: str, divisor: i
     torch.testing.assert_close(objective.snr_weights(SCHEDULE.alphas_cumprod[TIMESTEPS], 5.0, kind), expected)
 
 
+@pytest.mark.parametrize(("kind", "expected"), [("epsilon", 1.0), ("v_prediction", 0.0)])
+def test_a_step_without_signal_has_the_weight_that_its_neighbours_tend_to(kind: str, expected: float) -> None:
+    schedule = DDPMScheduler(beta_schedule="scaled_linear", rescale_betas_zero_snr=True)
+    assert objective.snr_weights(schedule.alphas_cumprod[-1:], 5.0, kind).tolist() == [expected]
+
+
 def test_gamma_0_weighs_all_alike() -> None:
     assert objective.snr_weights(SCHEDULE.alphas_cumprod[TIMESTEPS], 0.0, "epsilon").tolist() == [1.0] * 4
 
