@@ -6,7 +6,9 @@ What the models are made of is said once, in the configurations that single-file
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -29,13 +31,13 @@ RECIPES = {"sd15": SD15, "sd21": SD21, "sdxl": SDXL}
 def bare_unet(family: str = "sd15") -> UNet2DConditionModel:
     """A UNet on the meta device, without values: 860 million weights for SD 1.5, 2,567 million for XL."""
     with torch.device("meta"):
-        return UNet2DConditionModel.from_config(CONFIGS / family / "unet")
+        return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(CONFIGS / family / "unet"))
 
 
 def bare_vae(family: str = "sd15") -> AutoencoderKL:
     """A VAE on the meta device: 84 million weights."""
     with torch.device("meta"):
-        return AutoencoderKL.from_config(CONFIGS / family / "vae")
+        return AutoencoderKL.from_config(AutoencoderKL.load_config(CONFIGS / family / "vae"))
 
 
 def bare_text_encoder(family: str = "sd15", part: str = "text_encoder") -> CLIPTextModel:
@@ -70,22 +72,36 @@ def parts(family: str, dtype: torch.dtype, device: torch.device, *, small_vae: b
     Args:
         small_vae: a VAE of factor 8 as small as its classes allow, for what does not measure it.
     """
-    folder = CONFIGS / family
-    encoders = [found.name for found in sorted(folder.glob("text_encoder*"))]
-    is_xl = family == "sdxl"
-    if small_vae:
-        vae = _small_vae()
-    else:
-        bare = bare_vae(family)
-        vae = _with_random_weights(bare, vae_dtype(bare.config, dtype, is_xl=is_xl), device)
+    encoders = _encoders(family)
     return Parts(
         unet=unet(dtype, device, family),
-        vae=vae,
+        vae=_small_vae() if small_vae else vae(dtype, device, family),
         text_encoders={part: text_encoder(dtype, device, family, part) for part in encoders},
         tokenizers={part: full_size_tokenizer() for part in encoders},
-        scheduler_config=json.loads((folder / "scheduler" / "scheduler_config.json").read_text()),
-        blank_is_zero=is_xl,
+        scheduler_config=json.loads((CONFIGS / family / "scheduler" / "scheduler_config.json").read_text()),
+        blank_is_zero=family == "sdxl",
     )
+
+
+def vae(dtype: torch.dtype, device: torch.device, family: str = "sd15") -> AutoencoderKL:
+    """A VAE of random weights, held as the service holds it beside a UNet of ``dtype``."""
+    bare = bare_vae(family)
+    return _with_random_weights(bare, vae_dtype(bare.config, dtype, is_xl=family == "sdxl"), device)
+
+
+def write_folder(family: str, folder: Path, dtype: torch.dtype) -> None:
+    """Writes a base of random weights in diffusers' layout; one part is in memory at a time."""
+    cpu = torch.device("cpu")
+    shutil.copytree(CONFIGS / family, folder)
+    unet(dtype, cpu, family).save_pretrained(folder / "unet")
+    vae(dtype, cpu, family).save_pretrained(folder / "vae")
+    for part in _encoders(family):
+        text_encoder(dtype, cpu, family, part).save_pretrained(folder / part)
+        full_size_tokenizer().save_pretrained(folder / part.replace("text_encoder", "tokenizer"))
+
+
+def _encoders(family: str) -> list[str]:
+    return [found.name for found in sorted((CONFIGS / family).glob("text_encoder*"))]
 
 
 def base(family: str, side: int, dtype: torch.dtype, device: torch.device, *, small_vae: bool = False) -> BaseModel:
@@ -103,10 +119,11 @@ def small_tokenizer() -> CLIPTokenizer:
 
 def full_size_tokenizer() -> CLIPTokenizer:
     """A tokenizer with as many entries as CLIP's, so that new words get ids past the tables' 49,408 rows."""
-    tokenizer = small_tokenizer()
-    tokenizer.add_tokens([f"filler{i}" for i in range(49408 - len(tokenizer))])
-    tokenizer.model_max_length = 77
-    return tokenizer
+    known = list(small_tokenizer().get_vocab())
+    words = sorted(entry for entry in known if not entry.startswith("<|"))
+    entries = [*words, *(f"filler{i}</w>" for i in range(49406 - len(words))), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {entry: number for number, entry in enumerate(entries)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
 
 
 def _small_vae() -> AutoencoderKL:
