@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -99,25 +100,15 @@ def _options() -> argparse.Namespace:
 def random_folder(folder: Path) -> Path:
     """A full-size Stable Diffusion 1.5 of random weights in diffusers' layout."""
     import torch
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
-    from transformers import CLIPTokenizer
 
-    from benchmarks.random_models import parts
+    from benchmarks.random_models import write_folder
 
-    made = parts("sd15", torch.float16, torch.device("cpu"))
-    pipeline = StableDiffusionPipeline(
-        vae=made.vae.to(torch.float16),
-        unet=made.unet,
-        text_encoder=made.text_encoders["text_encoder"],
-        # The random model's own tokenizer is kept in a way that takes seconds to read, which CLIP's is not.
-        tokenizer=CLIPTokenizer.from_pretrained(EMBEDDED / "tokenizer"),
-        scheduler=DDIMScheduler.from_config(made.scheduler_config),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder / "sd15")
-    return folder / "sd15"
+    base = folder / "sd15"
+    write_folder("sd15", base, torch.float16)
+    # A tokenizer of words made up for the tests takes seconds to read, which CLIP's does not.
+    shutil.rmtree(base / "tokenizer")
+    shutil.copytree(EMBEDDED / "tokenizer", base / "tokenizer")
+    return base
 
 
 def _hidden(packages: list[str], folder: Path) -> Path | None:
