@@ -1,11 +1,12 @@
 """Time to apply a LoRA, change its scale and restore the base: ours against diffusers, in one run.
 
-    python -m benchmarks.swap [--device cpu|cuda] [--dtype float32|float16|bfloat16] [--rank 16] [--repeats 5]
+    python -m benchmarks.swap [--family sd15|sd21|sdxl] [--device cpu|cuda] [--dtype float32|float16|bfloat16]
+                              [--rank 16] [--repeats 5]
 
-On a full-size Stable Diffusion 1.5 with random weights. Ours: `read_lora`, `Patcher.apply`, `Patcher.apply` at another
+On a full-size base with random weights. Ours: `read_lora`, `Patcher.apply`, `Patcher.apply` at another
 scale, `Patcher.restore`. diffusers: `load_lora_weights` + `fuse_lora`; for another scale `unfuse_lora` + `fuse_lora`;
 to restore `unfuse_lora` + `unload_lora_weights`. Both read the same kohya file, of all attention layers of the UNet and
-the text encoder, and both are asked for the same output before the clock counts.
+the text encoders, and both are asked for the same output before the clock counts.
 """
 
 from __future__ import annotations
@@ -17,18 +18,21 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
-from benchmarks.random_models import small_tokenizer, text_encoder, unet
+from benchmarks import random_models
 from lora_service.lora.names import canonical
 from lora_service.lora.patcher import Patcher
 from lora_service.lora.reader import read_lora
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraLayer, LoraWeights
 from lora_service.lora.writer import write_lora
+from lora_service.models.bundle import BaseModel
+from lora_service.models.text import Conditioning
 
 Steps = tuple[Callable[[], object], Callable[[], object], Callable[[], object]]
 """Apply, another scale, restore."""
@@ -54,13 +58,13 @@ def main() -> None:
     options = _options()
     dtype = getattr(torch, options.dtype)
     torch.set_num_threads(options.threads)
-    models = {"unet": unet(dtype, options.device), "text_encoder": text_encoder(dtype, options.device)}
-    pipeline = _pipeline(models)
+    base = random_models.base(options.family, 512, dtype, options.device, small_vae=True)
+    models, pipeline = base.components, _pipeline(base)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "lora.safetensors")
         write_lora(path, _random_lora(models, options.rank))
         patcher = Patcher(models, {})
-        _check_same_output(models["unet"], pipeline, patcher, path)
+        _check_same_output(base, pipeline, patcher, path)
         weights = read_lora(path).to(options.device)
         rows = _times(
             options,
@@ -75,6 +79,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", default="sd15", choices=random_models.RECIPES)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
     parser.add_argument("--rank", type=int, default=16)
@@ -85,17 +90,13 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _pipeline(models: dict[str, nn.Module]) -> StableDiffusionPipeline:
-    return StableDiffusionPipeline(
-        vae=AutoencoderKL(block_out_channels=(32,)),
-        text_encoder=models["text_encoder"],
-        tokenizer=small_tokenizer(),
-        unet=models["unet"],
-        scheduler=DDIMScheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+def _pipeline(base: BaseModel) -> Any:
+    """Plain diffusers around the same models, reading text by itself."""
+    parts: dict[str, Any] = {"vae": base.vae, "unet": base.unet, "scheduler": DDIMScheduler(), **base.text.encoders}
+    parts |= {name.replace("text_encoder", "tokenizer"): found for name, found in base.tokenizers.items()}
+    if base.is_xl:
+        return StableDiffusionXLPipeline(**parts)
+    return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
 def _random_lora(models: dict[str, nn.Module], rank: int) -> LoraWeights:
@@ -120,16 +121,19 @@ def _random_lora(models: dict[str, nn.Module], rank: int) -> LoraWeights:
 
 
 @torch.no_grad()
-def _check_same_output(model: nn.Module, pipeline: StableDiffusionPipeline, patcher: Patcher, path: Path) -> None:
-    parameter = next(model.parameters())
+def _check_same_output(base: BaseModel, pipeline: Any, patcher: Patcher, path: Path) -> None:
     generator = torch.Generator().manual_seed(1)
-    sample, text = (torch.randn(shape, generator=generator).to(parameter) for shape in ((1, 4, 8, 8), (1, 77, 768)))
+    sample, states, pooled = (
+        torch.randn(shape, generator=generator).to(base.device, base.dtype)
+        for shape in ((1, 4, 8, 8), (1, 77, base.text.width), (1, 1280))
+    )
+    sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64]], device=base.device)
+    timestep = torch.tensor([500], device=base.device)
 
     def output() -> Tensor:
-        result: Tensor = model(sample, 500, text).sample.float()
-        return result
+        return base.denoise(sample, timestep, Conditioning(states, pooled), sizes).float()
 
-    base = output()
+    bare = output()
     patcher.apply([(read_lora(path), FULL)])
     ours = output()
     patcher.restore()
@@ -138,7 +142,7 @@ def _check_same_output(model: nn.Module, pipeline: StableDiffusionPipeline, patc
     theirs = output()
     pipeline.unfuse_lora()
     pipeline.unload_lora_weights()
-    difference, change = (ours - theirs).abs().max().item(), (ours - base).abs().max().item()
+    difference, change = (ours - theirs).abs().max().item(), (ours - bare).abs().max().item()
     print(f"Largest difference of the UNet's outputs: {difference:.1e}, where the LoRA changes them by {change:.1e}.")
     if difference > 0.05 * change:
         raise SystemExit("The two do not do the same, so their times cannot be compared.")
@@ -154,7 +158,7 @@ def _our_steps(patcher: Patcher, read: Callable[[], LoraWeights]) -> Steps:
     return apply, lambda: patcher.apply([(loaded[0], HALF)]), patcher.restore
 
 
-def _diffusers_steps(pipeline: StableDiffusionPipeline, path: Path) -> Steps:
+def _diffusers_steps(pipeline: Any, path: Path) -> Steps:
     def apply() -> None:
         pipeline.load_lora_weights(path)
         pipeline.fuse_lora()

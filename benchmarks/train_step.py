@@ -55,15 +55,17 @@ class Contest:
         return f"ours {ours:.4f} s, plain {plain:.4f} s, ratio {ours / plain:.3f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
 
 
-def contests(base: BaseModel, side: int) -> dict[str, Contest]:
-    """Both stages, at batch 1."""
-    config = TrainConfig.of({"task": "object", "lora_rank": RANK, "seed": 1, "continue_inversion": False})
+def contests(base: BaseModel, side: int, batch: int) -> dict[str, Contest]:
+    """Both stages, on batches of ``batch`` pictures."""
+    inputs = {"task": "object", "lora_rank": RANK, "seed": 1, "continue_inversion": False, "train_batch_size": batch}
+    config = TrainConfig.of(inputs)
     decided = plan(config, base.recipe, "ohwx", 1)
     image = Image.effect_noise((side, side), 80).convert("RGB")
     pictures = (TrainingPicture("a", image, ("a photo of {}",), None, (0, 0, side, side), (side, side)),)
     cache = encode(pictures, base, flip=True, color_jitter=False, seed=1)
     rows = first_rows(base, TOKENS, (), torch.Generator().manual_seed(0))
-    plain = PlainLoop(base, cache[0].mean[0, :1], None if cache[0].sizes is None else cache[0].sizes[0, :1])
+    sizes = None if cache[0].sizes is None else cache[0].sizes[0, :1].expand(batch, -1)
+    plain = PlainLoop(base, cache[0].mean[0, :1].expand(batch, -1, -1, -1), sizes)
 
     def staged(steps: int, stage: str) -> float:
         generator = torch.Generator().manual_seed(0)
@@ -95,7 +97,7 @@ class PlainLoop:
         self.encoders: list[Any] = list(twins.values())
         self.alphas, self.latents = base.noise_schedule.alphas_cumprod.to(base.device), latents
         self.autocast = _autocast(base)
-        ids = base.text.tokenize(["a photo of it"]).to(base.device)
+        ids = base.text.tokenize(["a photo of it"] * len(latents)).to(base.device)
         self.ids, self.sizes = list(ids.by_encoder.values()), sizes
 
     def tokens(self, steps: int) -> float:
@@ -130,7 +132,7 @@ class PlainLoop:
         _wait(device)
         started = time.monotonic()
         for _ in range(steps):
-            noise, t = torch.randn_like(self.latents), torch.randint(1000, (1,), device=device)
+            noise, t = torch.randn_like(self.latents), torch.randint(1000, (len(self.latents),), device=device)
             a = self.alphas[t].view(-1, 1, 1, 1)
             noisy = (a.sqrt() * self.latents + (1 - a).sqrt() * noise).to(self.unet.dtype)
             with torch.autocast(device.type, self.autocast) if self.autocast else nullcontext():
@@ -168,13 +170,14 @@ class _Spliced(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         known = self.table(ids)
-        return torch.cat([known[:, :4], self.rows.to(known.dtype).unsqueeze(0), known[:, 6:]], dim=1)
+        return torch.cat([known[:, :4], self.rows.to(known.dtype).expand(len(known), -1, -1), known[:, 6:]], dim=1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", choices=random_models.RECIPES, nargs="?", const="sd15", help="a family, full size")
     parser.add_argument("--side", type=int, default=128, help="with --full: side of the pictures in pixels")
+    parser.add_argument("--batch", type=int, default=1, help="pictures per step")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, help="steps per turn")
     parser.add_argument("--rounds", type=int, default=5)
@@ -193,8 +196,11 @@ def main() -> None:
         else load_base(settings, for_training=True)
     )
     loaded = time.monotonic() - started
-    print(f"{base.name}, {side}², rank {RANK}, batch 1, {arguments.threads} thread(s); loaded in {loaded:.1f} s")
-    for name, contest in contests(base, side).items():
+    print(
+        f"{base.name}, {side}², rank {RANK}, batch {arguments.batch}, {arguments.threads} thread(s); "
+        f"loaded in {loaded:.1f} s"
+    )
+    for name, contest in contests(base, side, arguments.batch).items():
         print(
             f"{name}: {contest.ratio(arguments.steps or (3 if arguments.full else 40), arguments.rounds)}", flush=True
         )
