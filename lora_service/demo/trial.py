@@ -80,8 +80,8 @@ def draw_and_measure(base: BaseModel, weights: LoraWeights, trial: Trial) -> tup
         figures.drift[f"scale {scale}"] = mean(drift(b, a) for b, a in zip(before, after, strict=True))
     shown = len(trial.prompts) // 2
     pairs = [picture for pair in zip(before[:shown], after, strict=False) for picture in pair]
-    told = [caption for prompt in OTHERS[:shown] for caption in (f"{prompt}: base", "the same with the LoRA")]
-    rows.append(Row("other prompts", pairs, told))
+    captions = [caption for prompt in OTHERS[:shown] for caption in (f"{prompt}: base", "the same with the LoRA")]
+    rows.append(Row("other prompts", pairs, captions))
     return rows, figures
 
 
