@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +36,9 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def locate(name: str, model_cache: Path) -> tuple[Path | None, BaseRecipe | None]:
-    """The folder or file of ``BASE_MODEL``, None while it is on the hub only, and its recipe, if it has one.
+    """The folder or file of ``BASE_MODEL``, None while it is on the hub only, and its recipe, if it can be told.
 
-    A recipe that lies beside the weights wins over that of a known name.
+    A recipe that lies beside the weights wins over that of a known name, and that over the family's of a folder.
 
     Raises:
         BaseModelError: ``name`` can be no base model.
@@ -52,7 +53,7 @@ def locate(name: str, model_cache: Path) -> tuple[Path | None, BaseRecipe | None
     if not path.exists():
         return None, known
     beside = path / FILE_NAME if path.is_dir() else path.with_name(f"{path.stem}.{FILE_NAME}")
-    return path, BaseRecipe.read(beside) if beside.exists() else known
+    return path, BaseRecipe.read(beside) if beside.exists() else known or _recipe_in(path)
 
 
 def folder_of(name: str, model_cache: Path) -> Path:
@@ -64,6 +65,17 @@ def folder_of(name: str, model_cache: Path) -> Path:
 
 def _is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None and not name.startswith((".", "~"))
+
+
+def _recipe_in(folder: Path) -> BaseRecipe | None:
+    """The recipe of the family whose configurations lie in ``folder``; None where there are none, as in a file."""
+    try:
+        unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+        schedule = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+        is_xl = unet.get("addition_embed_type") == "text_time"
+        return recipe_of(is_xl, unet["cross_attention_dim"], schedule.get("prediction_type", "epsilon"))
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None  # what is wrong with it is said when it is loaded
 
 
 def recipe_of(is_xl: bool, text_width: int, prediction_type: str) -> BaseRecipe:

@@ -8,9 +8,9 @@ import torch
 from small_base import pipeline_of, small_base
 
 from lora_service.errors import BaseModelError
-from lora_service.models.catalog import EMBEDDED
+from lora_service.models.catalog import EMBEDDED, locate
 from lora_service.models.loading import choose_device, choose_dtype, load_base
-from lora_service.models.recipe import SD15, SDXL, BaseRecipe
+from lora_service.models.recipe import SD15, SD21, SD21_BASE, SDXL, BaseRecipe
 from lora_service.settings import Settings
 
 
@@ -91,6 +91,28 @@ def test_a_unet_that_takes_more_than_latents_is_refused(tmp_path: Path) -> None:
     pipeline_of(own).save_pretrained(tmp_path / "base")
     with pytest.raises(BaseModelError, match="is an inpainting model .9 input channels"):
         load_base(Settings(base_model=str(tmp_path / "base")))
+
+
+@pytest.mark.parametrize(
+    ("config", "prediction", "recipe"),
+    [
+        ({"cross_attention_dim": 768}, "epsilon", SD15),
+        ({"cross_attention_dim": 1024}, "v_prediction", SD21),
+        ({"cross_attention_dim": 1024}, "epsilon", SD21_BASE),
+        ({"cross_attention_dim": 2048, "addition_embed_type": "text_time"}, "epsilon", SDXL),
+        ({}, "epsilon", None),
+    ],
+)
+def test_a_folders_recipe_is_its_familys_before_anything_is_loaded(
+    tmp_path: Path, config: dict[str, object], prediction: str, recipe: BaseRecipe | None
+) -> None:
+    for name, content in (
+        ("unet/config.json", config),
+        ("scheduler/scheduler_config.json", {"prediction_type": prediction}),
+    ):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(json.dumps(content))
+    assert locate(str(tmp_path), tmp_path / "cache") == (tmp_path, recipe)
 
 
 def test_a_recipe_says_what_the_weights_own_schedule_says_wrong(folder: Path) -> None:
