@@ -20,7 +20,7 @@ from tools.world.subjects import KINDS
 SUBJECTS = 3_000
 """Of each kind."""
 PER_STEP = 64
-STEPS = 1_200
+STEPS = 600
 SCALE = 12.0
 """What cosines are multiplied by in the contrast."""
 
