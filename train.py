@@ -115,7 +115,9 @@ def train(
         default=1, ge=1, le=64, description="Batches per step; a step counts once however many it has."
     ),
     gradient_checkpointing: str = Input(
-        default="auto", choices=["auto", "on", "off"], description="Less memory for about a third more time. auto: where it is needed."
+        default="auto",
+        choices=["auto", "on", "off"],
+        description="Less memory for about a third more time. auto: where it is needed.",
     ),
     mixed_precision: str = Input(
         default="auto",
