@@ -5,7 +5,7 @@ import functools
 import http.server
 import json
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bases") / "small-xl"
     pipeline_of(small_base(family="sdxl")).save_pretrained(folder)
     recipe = replace(SDXL, resolution=RECIPE.resolution, bucket_step=8, num_inference_steps=2)
-    (folder / "base.json").write_text(json.dumps(recipe.as_json()))
+    (folder / "base.json").write_text(json.dumps(asdict(recipe)))
     return folder
 
 

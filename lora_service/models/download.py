@@ -95,8 +95,12 @@ def download_base(
     """
     from filelock import FileLock
 
-    wanted, folder = Wanted.parse(name), (to or folder_of(name, settings.model_cache)).expanduser()
+    wanted = Wanted.parse(name)
+    # Absolute, as "." has no name to put a lock beside.
+    folder = (to or folder_of(name, settings.model_cache)).expanduser().absolute()
     with _explained(wanted, folder):
+        if _is_there(wanted, folder):
+            return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = folder.with_name(f".{folder.name}.lock")
         with FileLock(lock):  # a second process waits, and finds the folder there
@@ -198,7 +202,13 @@ class _Download:
 
 def _listing(api: HfApi, wanted: Wanted) -> tuple[str, list[HubFile]]:
     """The commit that a revision stands for now, and the repository's files."""
-    info = api.model_info(wanted.hub_id, revision=wanted.revision or None, files_metadata=True, timeout=_SECONDS)
+    try:
+        info = api.model_info(wanted.hub_id, revision=wanted.revision or None, files_metadata=True, timeout=_SECONDS)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BaseModelError(
+            f"{api.endpoint} cannot be asked for {wanted.hub_id}, or does not answer as a hub does ({error}); check "
+            "HF_ENDPOINT and HF_TOKEN."
+        ) from error
     files = [
         HubFile(s.rfilename, s.size or 0, s.blob_id or "", s.lfs.sha256 if s.lfs else "") for s in info.siblings or ()
     ]

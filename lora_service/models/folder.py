@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from lora_service.models.parts import Parts, refusal
+from lora_service.models.text import TextEncoder
 
 _CLASSES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 _OTHER_KINDS = {
@@ -18,6 +20,9 @@ _OTHER_KINDS = {
     "Depth2Img": "is a model that draws by depth",
 }
 """By what their pipelines' names hold."""
+
+_OUTER = "text_model."
+"""What keys of text encoders begin with, but for those that newer transformers saved."""
 
 
 def load_folder(folder: Path, name: str, dtype: torch.dtype) -> Parts:
@@ -36,7 +41,21 @@ def load_folder(folder: Path, name: str, dtype: torch.dtype) -> Parts:
     options: dict[str, Any] = {"dtype": dtype, "variant": _variant(folder)}
     if kind == "StableDiffusionPipeline":
         options |= {"safety_checker": None, "requires_safety_checker": False}
-    return Parts.of(getattr(diffusers, kind).from_pretrained(folder, **options))
+    parts = Parts.of(getattr(diffusers, kind).from_pretrained(folder, **options))
+    for encoder, model in parts.text_encoders.items():
+        if lacking := _not_in(folder / encoder, model):
+            raise refusal(name, f"lacks weights, like {encoder}.{lacking}")
+    return parts
+
+
+def _not_in(folder: Path, encoder: TextEncoder) -> str | None:
+    """A parameter that is in no safetensors of ``folder``, if there are any: transformers leaves it random."""
+    names = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names |= {key.removeprefix(_OUTER) for key in file.keys()}  # noqa: SIM118
+    wanted = (key for key, _ in encoder.named_parameters() if key.removeprefix(_OUTER) not in names)
+    return next(wanted, None) if names else None
 
 
 def _variant(folder: Path) -> str | None:

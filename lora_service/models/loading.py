@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -16,8 +16,8 @@ from lora_service.models.bundle import BaseModel
 from lora_service.models.catalog import recipe_of
 from lora_service.models.download import at_hand
 from lora_service.models.folder import load_folder
-from lora_service.models.parts import Parts, refusal, refuse_channels
-from lora_service.models.recipe import BaseRecipe
+from lora_service.models.parts import Parts, refusal, refuse_broken
+from lora_service.models.recipe import BaseRecipe, PredictionType
 from lora_service.models.single_file import load_single_file
 from lora_service.models.text import TextSide
 from lora_service.settings import Settings
@@ -80,12 +80,21 @@ def load_base(settings: Settings, *, for_training: bool = False) -> BaseModel:
 
 
 def assemble(name: str, parts: Parts, recipe: BaseRecipe | None, device: torch.device, dtype: torch.dtype) -> BaseModel:
-    """``parts`` as one base, frozen and on ``device``; without a recipe of its own it gets its family's."""
+    """``parts`` as one base, frozen and on ``device``; without a recipe of its own it gets its family's.
+
+    Raises:
+        BaseModelError: its UNet predicts what is neither learned nor drawn here.
+    """
     is_xl = parts.unet.config.addition_embed_type == "text_time"
     text = TextSide(parts.text_encoders, parts.tokenizers, blank_is_zero=parts.blank_is_zero)
     schedule = dict(parts.scheduler_config)
     if recipe and recipe.prediction_type:
         schedule["prediction_type"] = recipe.prediction_type
+    if schedule.get("prediction_type", "epsilon") not in get_args(PredictionType):
+        predicted = (
+            f"says that it predicts {schedule['prediction_type']!r} and not {' or '.join(get_args(PredictionType))}"
+        )
+        raise refusal(name, predicted)
     base = BaseModel(
         name=name,
         unet=parts.unet,
@@ -107,9 +116,10 @@ def _load_parts(place: Path, dtype: torch.dtype, settings: Settings) -> Parts:
     name = settings.base_model
     try:
         parts = load_single_file(place, name, dtype, settings) if place.is_file() else load_folder(place, name, dtype)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise refusal(name, f"could not be loaded ({str(error).splitlines()[0]})") from error
-    refuse_channels(name, parts.unet.config.in_channels, parts.vae.config.latent_channels)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise refusal(name, f"could not be loaded ({reason})") from error
+    refuse_broken(name, parts)
     return parts
 
 

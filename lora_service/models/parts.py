@@ -39,6 +39,9 @@ class Parts:
         )
 
 
+_A_WORD = "a</w>"
+"""Every vocabulary of CLIP's kind holds it."""
+
 _KINDS_BY_CHANNELS = {5: "is a model that draws by depth", 8: "is a model that edits by instructions (pix2pix)"}
 
 
@@ -47,6 +50,24 @@ def refuse_channels(name: str, channels: int, latent_channels: int = 4) -> None:
     if channels != latent_channels:
         kind = _KINDS_BY_CHANNELS.get(channels, "is an inpainting model")
         raise refusal(name, f"{kind} ({channels} input channels)")
+
+
+def refuse_broken(name: str, parts: Parts) -> None:
+    """Raises unless ``parts`` are whole and go together.
+
+    The libraries load what lacks weights, with nothing in their place, and what lacks a vocabulary, with an empty one.
+    """
+    refuse_channels(name, parts.unet.config.in_channels, parts.vae.config.latent_channels)
+    models = {"unet": parts.unet, "vae": parts.vae, **parts.text_encoders}
+    gaps = (f"{part}.{key}" for part, model in models.items() for key, p in model.named_parameters() if p.is_meta)
+    if first := next(gaps, None):
+        raise refusal(name, f"lacks weights, like {first}")
+    for encoder, tokenizer in parts.tokenizers.items():
+        if _A_WORD not in tokenizer.get_vocab():
+            raise refusal(name, f"has a {encoder.replace('text_encoder', 'tokenizer')} without a vocabulary")
+    told, read = sum(e.config.hidden_size for e in parts.text_encoders.values()), parts.unet.config.cross_attention_dim
+    if told != read:
+        raise refusal(name, f"has text encoders of width {told} and a UNet that reads {read}")
 
 
 def refusal(name: str, reason: str) -> BaseModelError:

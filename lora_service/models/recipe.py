@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
+
+from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
 from lora_service.errors import BaseModelError
+from lora_service.validation import wanted
 
 FILE_NAME = "base.json"
 """A folder of weights that holds a file of this name brings its own recipe."""
@@ -24,6 +26,8 @@ class BaseRecipe:
     ``token_norm`` and ``token_std`` of None: as the rows of each text encoder's own table are.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     title: str = "Stable Diffusion 1.5"
     architecture: str = "stable-diffusion-v1"
     """ModelSpec's name of the architecture, without ``/lora``."""
@@ -31,40 +35,35 @@ class BaseRecipe:
     """kohya's ``ss_base_model_version``."""
     prediction_type: PredictionType | None = None
     """What the UNet predicts where the weights' own scheduler does not say it right; None: as that says."""
-    resolution: int = 512
-    bucket_step: int = 64
+    resolution: PositiveInt = 512
+    bucket_step: PositiveInt = 64
     """Sides of aspect-ratio buckets are multiples of this."""
-    learning_rate_ti: float = 5e-4
-    learning_rate_text: float = 1e-5
-    learning_rate_unet: float = 2e-4
+    learning_rate_ti: NonNegativeFloat = 5e-4
+    learning_rate_text: NonNegativeFloat = 1e-5
+    learning_rate_unet: NonNegativeFloat = 2e-4
     continue_inversion: bool = False
-    continue_inversion_lr: float = 1e-4
-    token_norm: float | None = 0.4
-    token_std: float | None = 0.017
-    guidance_scale: float = 7.5
-    num_inference_steps: int = 30
+    continue_inversion_lr: NonNegativeFloat = 1e-4
+    token_norm: PositiveFloat | None = 0.4
+    token_std: PositiveFloat | None = 0.017
+    guidance_scale: NonNegativeFloat = 7.5
+    num_inference_steps: PositiveInt = 30
 
     @staticmethod
     def read(path: Path) -> BaseRecipe:
         """The recipe in the JSON file ``path``; left-out numbers are Stable Diffusion 1.5's.
 
         Raises:
-            BaseModelError: it is no JSON object, or names what no recipe has.
+            BaseModelError: it is no JSON object, or names what no recipe has, or a value that cannot be.
         """
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            recipe = BaseRecipe(**values)
-            if recipe.prediction_type not in (None, *get_args(PredictionType)):
-                raise ValueError(f"prediction_type is {recipe.prediction_type!r} and not epsilon or v_prediction")
-            return recipe
-        except (ValueError, TypeError) as error:
+            return TypeAdapter(BaseRecipe).validate_json(path.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            about = f"{first['loc'][0]} is {first['input']!r} and " if first["loc"] else ""
             known = ", ".join(f.name for f in fields(BaseRecipe))
             raise BaseModelError(
-                f"{path} is no recipe of a base model ({error}); it is a JSON object of {known}."
+                f"{path} is no recipe of a base model ({about}must be {wanted(first)}); it is a JSON object of {known}."
             ) from error
-
-    def as_json(self) -> dict[str, object]:
-        return asdict(self)
 
 
 SD15 = BaseRecipe()

@@ -78,9 +78,7 @@ def load_single_file(path: Path, name: str, dtype: torch.dtype, settings: Settin
     pipeline = getattr(diffusers, kind).from_single_file(
         str(path), config=str(config), dtype=dtype, local_files_only=True, **given
     )
-    parts = Parts.of(pipeline)
-    _refuse_gaps(name, parts)
-    return parts
+    return Parts.of(pipeline)
 
 
 def family_of(name: str, shapes: Shapes) -> Family:
@@ -126,14 +124,6 @@ def _header(path: Path, name: str) -> tuple[dict[str, tuple[int, ...]], dict[str
         raise refusal(name, "is no .safetensors file (pickled checkpoints can run code when they are read)")
     with safe_open(str(path), framework="pt") as file:
         return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-
-
-def _refuse_gaps(name: str, parts: Parts) -> None:
-    """Raises if a weight was in no tensor of the file: diffusers leaves it on the meta device."""
-    models = {"unet": parts.unet, "vae": parts.vae, **parts.text_encoders}
-    gaps = (f"{part}.{key}" for part, model in models.items() for key, p in model.named_parameters() if p.is_meta)
-    if first := next(gaps, None):
-        raise refusal(name, f"lacks weights, like {first}")
 
 
 def tokenizers_for(family: Family, path: Path, name: str, settings: Settings) -> dict[str, CLIPTokenizer]:

@@ -1,10 +1,13 @@
 """Where a base model comes from, and what is said when it does not."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_base import pipeline_of, small_base
 
 from lora_service.errors import BaseModelError
@@ -12,6 +15,8 @@ from lora_service.models.catalog import EMBEDDED, locate
 from lora_service.models.loading import choose_device, choose_dtype, load_base
 from lora_service.models.recipe import SD15, SD21, SD21_BASE, SDXL, BaseRecipe
 from lora_service.settings import Settings
+
+WEIGHTS, SCHEDULE = "diffusion_pytorch_model.safetensors", "scheduler_config.json"
 
 
 @pytest.fixture
@@ -84,6 +89,47 @@ def test_other_models_are_refused_by_name(tmp_path: Path, kind: str, message: st
         load_base(Settings(base_model=str(tmp_path)))
 
 
+def drop_weight(weights: Path) -> None:
+    tensors = load_file(weights)
+    del tensors[min(tensors)]
+    save_file(tensors, weights, {"format": "pt"})
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda d: drop_weight(d / "unet" / WEIGHTS), "lacks weights, like unet.conv_in.bias"),
+        (lambda d: drop_weight(d / "vae" / WEIGHTS), "lacks weights, like vae.decoder.conv_in.bias"),
+        (
+            lambda d: drop_weight(d / "text_encoder" / "model.safetensors"),
+            "lacks weights, like text_encoder.embeddings",
+        ),
+        (lambda d: edit_json(d / "text_encoder" / "config.json", max_position_embeddings=9), "could not be loaded"),
+        (lambda d: shutil.rmtree(d / "tokenizer"), "has a tokenizer without a vocabulary"),
+        (lambda d: edit_json(d / "scheduler" / SCHEDULE, prediction_type="sample"), "says that it predicts 'sample'"),
+        (lambda d: edit_json(d / "scheduler" / SCHEDULE, prediction_type=None), "says that it predicts None"),
+    ],
+)
+def test_a_folder_that_is_not_whole_or_not_ours_is_refused(
+    folder: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    spoil(folder)
+    with pytest.raises(BaseModelError, match=message) as caught:
+        load_base(Settings(base_model=str(folder)))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_xl_without_its_second_text_encoder_is_refused(tmp_path: Path) -> None:
+    pipeline_of(small_base(family="sdxl")).save_pretrained(tmp_path)
+    edit_json(tmp_path / "model_index.json", text_encoder_2=[None, None], tokenizer_2=[None, None])
+    with pytest.raises(BaseModelError, match="has text encoders of width 32 and a UNet that reads 80"):
+        load_base(Settings(base_model=str(tmp_path)))
+
+
 def test_a_unet_that_takes_more_than_latents_is_refused(tmp_path: Path) -> None:
     own = small_base()
     own.unet.conv_in = torch.nn.Conv2d(9, 32, 3, padding=1)
@@ -125,11 +171,24 @@ def test_a_recipe_beside_the_weights_is_read(folder: Path) -> None:
     assert load_base(Settings(base_model=str(folder))).recipe == BaseRecipe(title="mine", resolution=96)
 
 
-@pytest.mark.parametrize("text", ['{"steps": 3}', "[]", "not json", '{"prediction_type": "noise"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"steps": 3}',
+        "[]",
+        "not json",
+        "\udcff",
+        '{"prediction_type": "noise"}',
+        '{"resolution": "big"}',
+        '{"resolution": 0}',
+        '{"learning_rate_ti": -1}',
+    ],
+)
 def test_a_recipe_that_is_none_is_said(folder: Path, text: str) -> None:
-    (folder / "base.json").write_text(text)
-    with pytest.raises(BaseModelError, match="is no recipe of a base model"):
+    (folder / "base.json").write_text(text, errors="surrogateescape")
+    with pytest.raises(BaseModelError, match="is no recipe of a base model") as caught:
         load_base(Settings(base_model=str(folder)))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./gone", "sd3000", "a/b/c"])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from fake_hub import LARGE, FakeHub
+from pydantic import SecretStr
 from small_base import pipeline_of, small_base
 
 from lora_service import cli
@@ -158,6 +159,30 @@ def test_a_folder_that_holds_something_else_is_left_alone(settings: Settings, tm
     with pytest.raises(InputError, match="--to is '.*mine', but it must be a new or empty folder"):
         download_base(HUB_ID, settings, to=tmp_path / "mine")
     assert files_in(tmp_path / "mine") == {"thesis.txt"}
+
+
+def test_the_folder_one_is_in_can_be_filled_if_it_is_empty(
+    hub: FakeHub, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert download_base(HUB_ID, settings, to=Path()) == tmp_path / "here"
+    assert (tmp_path / "here" / "model_index.json").is_file()
+    with pytest.raises(InputError, match="--to is '/', but it must be a new or empty folder"):
+        download_base(HUB_ID, settings, to=Path("/"))
+
+
+def test_a_token_that_no_request_can_carry_is_said(settings: Settings) -> None:
+    wrong = settings.model_copy(update={"hf_token": SecretStr("hf_\u00e4")})
+    with pytest.raises(BaseModelError, match="check HF_ENDPOINT and HF_TOKEN") as caught:
+        download_base(HUB_ID, wrong)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_site_that_is_no_hub_is_said(hub: FakeHub, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeHub, "listing", lambda hub: "<html>")
+    with pytest.raises(BaseModelError, match="does not answer as a hub does .*; check HF_ENDPOINT"):
+        download_base(HUB_ID, settings)
 
 
 def test_the_folder_loads_in_plain_diffusers_without_options(settings: Settings) -> None:
