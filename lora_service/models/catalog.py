@@ -33,6 +33,7 @@ ACCEPTED = (
     "or a single .safetensors file, of a Stable Diffusion 1.x, 2.x or XL"
 )
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_LONGEST_HUB_ID = 96  # the hub's own limit
 
 
 def locate(name: str, model_cache: Path) -> tuple[Path | None, BaseRecipe | None]:
@@ -44,9 +45,9 @@ def locate(name: str, model_cache: Path) -> tuple[Path | None, BaseRecipe | None
         BaseModelError: ``name`` can be no base model.
     """
     plain, _, _ = name.partition("@")
-    path = EMBEDDED if name == "embedded" else Path(name).expanduser()
+    path = EMBEDDED if name == "embedded" else _on_disk(name)
     known = KNOWN[plain].recipe if plain in KNOWN else None
-    if known or not path.exists():
+    if known or path is None:
         if known is None and not _is_hub_id(plain):
             raise BaseModelError(f"BASE_MODEL is {name!r}, but there is no such folder or file; it must be {ACCEPTED}.")
         path = folder_of(name, model_cache)
@@ -63,8 +64,16 @@ def folder_of(name: str, model_cache: Path) -> Path:
     return model_cache / f"{hub_id}{at}{revision}".replace("/", "--")
 
 
+def _on_disk(name: str) -> Path | None:
+    try:
+        path = Path(name).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError):
+        return None  # too long for a path, or in the home of nobody
+
+
 def _is_hub_id(name: str) -> bool:
-    return _HUB_ID.fullmatch(name) is not None and not name.startswith((".", "~"))
+    return len(name) <= _LONGEST_HUB_ID and _HUB_ID.fullmatch(name) is not None and not name.startswith((".", "~"))
 
 
 def _recipe_in(folder: Path) -> BaseRecipe | None:

@@ -191,7 +191,9 @@ def test_a_recipe_that_is_none_is_said(folder: Path, text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["/no/such/folder", "./gone", "sd3000", "a/b/c"])
+@pytest.mark.parametrize(
+    "name", ["/no/such/folder", "./gone", "sd3000", "a/b/c", "~nobody-here/x", "a" * 300, f"a/{'b' * 300}"]
+)
 def test_a_base_that_is_not_there_is_named_with_what_would_work(name: str) -> None:
     with pytest.raises(BaseModelError, match=f"BASE_MODEL is '{name}', but there is no such folder or file"):
         load_base(Settings(base_model=name))
