@@ -114,7 +114,8 @@ def schedule_of(config: Path, shapes: Shapes, metadata: Mapping[str, str]) -> di
     elif told == "epsilon" or "v2-512" in metadata.get("modelspec.architecture", ""):
         schedule["prediction_type"] = "epsilon"
     if "ztsnr" in shapes:
-        schedule["rescale_betas_zero_snr"] = True
+        # Drawing must then begin at the last step (https://arxiv.org/abs/2305.08891, section 3.3).
+        schedule |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return schedule
 
 

@@ -15,6 +15,7 @@ from benchmarks.random_models import bare_text_encoder, bare_unet, bare_vae
 from lora_service.errors import BaseModelError
 from lora_service.generation.drawing import Drawing
 from lora_service.generation.request import GenerateRequest
+from lora_service.generation.samplers import SAMPLERS
 from lora_service.models import single_file
 from lora_service.models.loading import load_base
 from lora_service.models.single_file import CONFIGS, SD1, SD2, XL, Family, family_of, schedule_of
@@ -86,8 +87,11 @@ def test_the_prediction_is_what_the_file_says_or_its_familys(
 
 def test_a_schedule_without_signal_at_its_end_is_known_by_its_mark() -> None:
     schedule = schedule_of(CONFIGS / "sdxl", {"v_pred": (0,), "ztsnr": (0,)}, {})
-    assert schedule["rescale_betas_zero_snr"] is True
     assert schedule["prediction_type"] == "v_prediction"
+    sampler = SAMPLERS["DDIM"].make(schedule)
+    sampler.set_timesteps(30)
+    assert sampler.timesteps[0] == 999
+    assert sampler.alphas_cumprod[999] == 0
 
 
 def test_a_recipe_beside_the_file_decides_the_prediction(write: Any) -> None:
