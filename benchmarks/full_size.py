@@ -3,9 +3,11 @@
     python -m benchmarks.full_size sd15                        at 256², as a CPU can
     python -m benchmarks.full_size sdxl --dtype bfloat16
     python -m benchmarks.full_size sdxl --device cuda --side 1024 --train-steps 700 --picture-steps 30 --plain
+    python -m benchmarks.full_size sdxl --device cuda --side 1024 --within 12
 
 The base is written as a folder first, part by part in a process of its own, so that loading it is measured as users
-see it. ``--plain`` draws the picture with diffusers and PEFT too, from the same folder and file.
+see it. ``--plain`` draws the picture with diffusers and PEFT too, from the same folder and file. ``--within`` takes
+the rest of the card away, and trains as such a card must: with gradient checkpointing and the UNet alone.
 """
 
 from __future__ import annotations
@@ -52,6 +54,9 @@ def main() -> None:
 
 def _run(options: argparse.Namespace, folder: Path) -> None:
     device = torch.device(options.device)
+    if options.within:
+        whole = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, options.within * GIB / whole))
     with _phase("written", device):
         command = [sys.executable, "-m", "benchmarks.full_size", options.family, "--dtype", options.dtype]
         subprocess.run([*command, "--write", str(folder / "base")], check=True)
@@ -76,6 +81,8 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
 
 
 def _train(base: BaseModel, folder: Path, options: argparse.Namespace) -> Path:
+    # The driver still tells of the whole card, so that "auto" would not see that checkpointing is needed.
+    frugal = {"gradient_checkpointing": "on", "learning_rate_text": 0} if options.within else {}
     config = TrainConfig.of(
         {
             "task": "object",
@@ -85,6 +92,7 @@ def _train(base: BaseModel, folder: Path, options: argparse.Namespace) -> Path:
             "train_batch_size": options.batch,
             "max_train_steps_ti": options.train_steps,
             "max_train_steps_tuning": options.train_steps,
+            **frugal,
         }
     )
     with _phase("trained, from the zip to the file", base.device):
@@ -152,10 +160,13 @@ def _options() -> Any:
     parser.add_argument("--picture-steps", type=int, default=4)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", help="default: float32 on a CPU, bfloat16 on a GPU")
+    parser.add_argument("--within", type=float, metavar="GIB", help="train and draw in so much of the card")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--plain", action="store_true", help="draw with diffusers and PEFT too")
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.within and options.device != "cuda":
+        parser.error("--within needs --device cuda")
     options.dtype = options.dtype or ("bfloat16" if options.device == "cuda" else "float32")
     return options
 
