@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from lora_service.errors import InputError
 from lora_service.generation.request import LARGEST_SIDE, GenerateRequest, name_subjects
-from lora_service.generation.samplers import SAMPLERS, check_sampler
+from lora_service.generation.samplers import SAMPLERS, check_sampler, check_schedule
 from lora_service.lora.patcher import Patcher
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraWeights
@@ -121,6 +121,7 @@ class Drawing:
             "guidance_scale": recipe.guidance_scale if request.guidance_scale is None else request.guidance_scale,
         }
         check_sampler(request.scheduler, settings["num_inference_steps"])
+        check_schedule(request.scheduler, self.base.scheduler_config)
         told = {
             **settings,
             "negative_prompt": request.negative_prompt,

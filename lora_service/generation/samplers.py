@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from lora_service.errors import InputError
+
+_ENDS_WITHOUT_SIGNAL = "rescale_betas_zero_snr"
+"""diffusers' name for it (https://arxiv.org/abs/2305.08891, section 3.1)."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +23,18 @@ class Sampler:
 
     def make(self, config: Mapping[str, Any]) -> Any:
         """The scheduler on a base's own noise schedule ``config``."""
+        return self._kind.from_config(config, **self.options)
+
+    def follows(self, config: Mapping[str, Any]) -> bool:
+        """Whether it keeps to the noise schedule ``config``: some classes leave out that it ends without signal."""
+        known = inspect.signature(self._kind.__init__).parameters
+        return not config.get(_ENDS_WITHOUT_SIGNAL) or _ENDS_WITHOUT_SIGNAL in known
+
+    @property
+    def _kind(self) -> Any:
         import diffusers
 
-        return getattr(diffusers, self.scheduler).from_config(config, **self.options)
+        return getattr(diffusers, self.scheduler)
 
 
 SAMPLERS: dict[str, Sampler] = {
@@ -44,3 +57,10 @@ def check_sampler(name: str, steps: int) -> None:
         raise InputError("scheduler", name, f"one of {', '.join(SAMPLERS)}")
     if steps > SAMPLERS[name].most_steps:
         raise InputError("num_inference_steps", steps, f"at most {SAMPLERS[name].most_steps} for the scheduler {name}")
+
+
+def check_schedule(name: str, config: Mapping[str, Any]) -> None:
+    """Raises ``InputError`` when the sampler would draw on another noise schedule than the base's own ``config``."""
+    if not SAMPLERS[name].follows(config):
+        able = ", ".join(other for other, sampler in SAMPLERS.items() if sampler.follows(config))
+        raise InputError("scheduler", name, f"one of {able} for a base whose noise schedule ends without signal")
