@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -63,6 +64,17 @@ class Settings(BaseSettings):
         if value:
             raise InputError("the environment variable SAFETY_CHECKER", value, "empty: pictures are not checked here")
         return value
+
+    @field_validator("hf_endpoint")
+    @classmethod
+    def _web_address(cls, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            if not value or (parts.scheme in ("http", "https") and parts.hostname and parts.port != 0):
+                return value
+        except ValueError:
+            pass  # a bracket that is not closed, or a port that is no number
+        raise InputError("the environment variable HF_ENDPOINT", value, "an http(s) address, or empty")
 
     @field_validator("allow_private_addresses", mode="before")
     @classmethod

@@ -64,6 +64,8 @@ def test_a_zip_becomes_a_lora_and_the_lora_pictures(
         (["generate", "<2>", "--lora", "PLAIN@9"], "error: lora_scales is '9'"),
         (["inspect", "PLAIN"], "error: "),
         (["download-base", "sd3000"], "error: the base model is 'sd3000', but it must be sd15, "),
+        (["download-base", "sd15@a", "--revision", "b"], "error: --revision is 'b', but it must be left out beside 's"),
+        (["download-base", "sd15", "--to", "~nobody-here/x"], "error: --to is '~nobody-here/x', but it must be a fol"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from lora_service.errors import InputError
 from lora_service.settings import Settings
 
 
@@ -17,6 +18,8 @@ def download_command(name: str, to: Path | None, revision: str) -> None:
     """Fetch the base model NAME (sd15, sdxl, owner/name …) from the hub: what is needed of it, checked, resumable."""
     from lora_service.models.download import download_base
 
+    if revision and "@" in name:
+        raise InputError("--revision", revision, f"left out beside {name!r}, which names a revision already")
     asked = f"{name}@{revision}" if revision else name
     folder = download_base(asked, Settings.from_environment(), to=to, tell=click.echo)
     click.echo(f"{asked} is in {folder}")

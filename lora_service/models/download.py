@@ -96,8 +96,8 @@ def download_base(
     from filelock import FileLock
 
     wanted = Wanted.parse(name)
-    # Absolute, as "." has no name to put a lock beside.
-    folder = (to or folder_of(name, settings.model_cache)).expanduser().absolute()
+    field = "--to" if to else "the environment variable MODEL_CACHE"
+    folder = _absolute(field, to or folder_of(name, settings.model_cache))
     with _explained(wanted, folder):
         if _is_there(wanted, folder):
             return folder
@@ -108,6 +108,14 @@ def download_base(
                 _Download(wanted, folder, settings, tell).run()
             lock.unlink(missing_ok=True)
     return folder
+
+
+def _absolute(field: str, folder: Path) -> Path:
+    """``folder`` with a name to put a lock beside, which "." has not, and with its ~ resolved."""
+    try:
+        return folder.expanduser().absolute()
+    except RuntimeError as error:
+        raise InputError(field, str(folder), "a folder under a home that exists, like ~/models") from error
 
 
 def _is_there(wanted: Wanted, folder: Path) -> bool:

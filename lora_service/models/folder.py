@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from lora_service.models.hub_files import INDEX
 from lora_service.models.parts import Parts, refusal
 from lora_service.models.text import TextEncoder
 
@@ -34,7 +35,10 @@ def load_folder(folder: Path, name: str, dtype: torch.dtype) -> Parts:
     """
     import diffusers
 
-    kind = str(diffusers.DiffusionPipeline.load_config(folder).get("_class_name"))
+    index = diffusers.DiffusionPipeline.load_config(folder)
+    if not isinstance(index, dict):
+        raise refusal(name, f"has a {INDEX} that is no JSON object of its parts")
+    kind = str(index.get("_class_name"))
     if kind not in _CLASSES:
         known = (reason for part, reason in _OTHER_KINDS.items() if part in kind)
         raise refusal(name, next(known, f"is for diffusers' {kind}"))

@@ -106,8 +106,16 @@ def leave_out_the_rest(index: Path) -> None:
     """Say in ``model_index.json`` that the parts that were not fetched (the safety checker) are not there.
 
     The folder then loads without options, in any tool.
+
+    Raises:
+        BaseModelError: it lists no parts.
     """
-    parts = json.loads(index.read_text(encoding="utf-8"))
+    try:
+        parts = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError:
+        parts = None
+    if not isinstance(parts, dict):
+        raise BaseModelError(f"{str(index)!r} is no JSON object of a model's parts; choose another model or revision.")
     for name, value in parts.items():
         if isinstance(value, list) and name not in _PARTS:
             parts[name] = [None, None]

@@ -185,6 +185,25 @@ def test_a_site_that_is_no_hub_is_said(hub: FakeHub, settings: Settings, monkeyp
         download_base(HUB_ID, settings)
 
 
+@pytest.mark.parametrize("address", ["http://[bad", "hub.example", "ftp://hub.example", "http://", "http://hub:port"])
+def test_an_address_that_no_hub_can_have_is_said(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    with pytest.raises(InputError) as caught:
+        Settings.from_environment()
+    said = f"the environment variable HF_ENDPOINT is {address!r}, but it must be an http(s) address, or empty."
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{"])
+def test_a_model_whose_index_lists_no_parts_is_said(
+    content: bytes, repository: Path, settings: Settings, hub: FakeHub, tmp_path: Path
+) -> None:
+    hub.folder = shutil.copytree(repository, tmp_path / "other")
+    (hub.folder / "model_index.json").write_bytes(content)
+    with pytest.raises(BaseModelError, match="model_index.json' is no JSON object of a model's parts; choose another"):
+        download_base(HUB_ID, settings)
+
+
 def test_the_folder_loads_in_plain_diffusers_without_options(settings: Settings) -> None:
     from diffusers import StableDiffusionPipeline
 

@@ -109,13 +109,14 @@ def edit_json(path: Path, **changes: object) -> None:
             "lacks weights, like text_encoder.embeddings",
         ),
         (lambda d: edit_json(d / "text_encoder" / "config.json", max_position_embeddings=9), "could not be loaded"),
+        (lambda d: (d / "model_index.json").write_text("[]"), "has a model_index.json that is no JSON object"),
         (lambda d: shutil.rmtree(d / "tokenizer"), "has a tokenizer without a vocabulary"),
         (lambda d: edit_json(d / "scheduler" / SCHEDULE, prediction_type="sample"), "says that it predicts 'sample'"),
         (lambda d: edit_json(d / "scheduler" / SCHEDULE, prediction_type=None), "says that it predicts None"),
     ],
 )
 def test_a_folder_that_is_not_whole_or_not_ours_is_refused(
-    folder: Path, spoil: Callable[[Path], None], message: str
+    folder: Path, spoil: Callable[[Path], object], message: str
 ) -> None:
     spoil(folder)
     with pytest.raises(BaseModelError, match=message) as caught:
