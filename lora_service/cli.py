@@ -20,6 +20,7 @@ from lora_service.links.commands import cache_group, resolve_command
 from lora_service.lora.commands import convert_command, inspect_command
 from lora_service.models.commands import download_command
 from lora_service.pictures.commands import check_command
+from lora_service.settings import Settings
 from lora_service.training.config import TrainConfig
 
 
@@ -118,8 +119,11 @@ def generate(prompt: str, loras: tuple[str, ...], output: Path, image: Path | No
 @click.option("--host", default="127.0.0.1", help="Address to listen on.  [default: 127.0.0.1]")
 def serve(kind: Any, port: int | None, host: str) -> None:
     """Run Cog's own HTTP server without Docker, and restart its worker when it dies."""
+    from lora_service.models.catalog import locate
     from lora_service.serving.supervisor import serve as run
 
+    settings = Settings.from_environment()
+    locate(settings.base_model, settings.model_cache)  # what can be no base is refused here and not by every job
     sys.exit(run(kind, port=port, host=host))
 
 

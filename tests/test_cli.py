@@ -86,6 +86,21 @@ def test_a_mistake_is_one_sentence_and_status_2(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.zip", "plain.txt"]
 
 
+@pytest.mark.parametrize("kind", ["predict", "train"])
+def test_a_server_is_not_started_on_what_can_be_no_base(
+    kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[str] = []
+    monkeypatch.setattr("lora_service.serving.supervisor.serve", lambda kind, **_: started.append(kind) or 0)
+    monkeypatch.setenv("BASE_MODEL", "sd3000")
+    assert run(monkeypatch, "serve", kind) == 2
+    assert "error: BASE_MODEL is 'sd3000', but there is no such folder or file" in capsys.readouterr().err
+    assert started == []
+    monkeypatch.setenv("BASE_MODEL", "someone/on-the-hub")  # is fetched once it is needed
+    assert run(monkeypatch, "serve", kind) == 0
+    assert started == [kind]
+
+
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
