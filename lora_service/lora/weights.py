@@ -139,10 +139,6 @@ class LoraWeights:
         }
         return replace(self, layers=layers)
 
-    def with_metadata(self, metadata: Mapping[str, str]) -> LoraWeights:
-        """The same weights under other header strings."""
-        return replace(self, metadata=metadata)
-
     def _commonest(self) -> tuple[int, float]:
         counts = Counter((layer.rank, layer.alpha) for _, _, layer in self)
         return counts.most_common(1)[0][0] if counts else (0, 0.0)

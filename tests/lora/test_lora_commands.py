@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ STRINGS = {
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     lora = random_lora(small_models("sd1").components, wanted=is_cloneofsimo_target, tokens=TOKEN_NAMES)
-    write_lora(tmp_path / "rex.safetensors", lora.with_metadata(STRINGS))
+    write_lora(tmp_path / "rex.safetensors", replace(lora, metadata=STRINGS))
     return tmp_path / "rex.safetensors"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from lora_fakes import TOKEN_NAMES, assert_same_state, random_lora, state_of
@@ -55,7 +57,7 @@ def test_prompts_without_the_tokens_read_as_before(models: SmallModels, patcher:
 
 
 def test_a_subject_is_called_by_its_tokens_else_by_its_trigger(models: SmallModels, patcher: Patcher) -> None:
-    with_trigger = random_lora(models.components).with_metadata({"modelspec.trigger_phrase": "my dog"})
+    with_trigger = replace(random_lora(models.components), metadata={"modelspec.trigger_phrase": "my dog"})
     report = patcher.apply(
         [(only_tokens(models, TOKEN_NAMES), FULL), (with_trigger, FULL), (random_lora(models.components, seed=2), FULL)]
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ DESCRIPTION = LoraDescription(
 @pytest.fixture
 def lora() -> LoraWeights:
     weights = random_lora(small_models("sd1").components, tokens=TOKEN_NAMES)
-    return weights.with_metadata(header_strings(DESCRIPTION, "1.2.3"))
+    return replace(weights, metadata=header_strings(DESCRIPTION, "1.2.3"))
 
 
 def header_of(path: Path) -> tuple[dict[str, str], list[str]]:
