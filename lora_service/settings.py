@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from lora_service.errors import InputError
@@ -64,6 +64,16 @@ class Settings(BaseSettings):
         if value:
             raise InputError("the environment variable SAFETY_CHECKER", value, "empty: pictures are not checked here")
         return value
+
+    @field_validator("model_cache", "lora_cache", "face_model")
+    @classmethod
+    def _from_home(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        """What a shell does to ``~`` where it sees the value; a container's or a service's environment has no shell."""
+        try:
+            return value and value.expanduser()
+        except RuntimeError as error:
+            name = f"the environment variable {str(info.field_name).upper()}"
+            raise InputError(name, str(value), "a path under a home that exists, like ~/models") from error
 
     @field_validator("hf_endpoint")
     @classmethod

@@ -96,8 +96,7 @@ def download_base(
     from filelock import FileLock
 
     wanted = Wanted.parse(name)
-    field = "--to" if to else "the environment variable MODEL_CACHE"
-    folder = _absolute(field, to or folder_of(name, settings.model_cache))
+    folder = _absolute(to) if to else folder_of(name, settings.model_cache).absolute()
     with _explained(wanted, folder):
         if _is_there(wanted, folder):
             return folder
@@ -110,12 +109,12 @@ def download_base(
     return folder
 
 
-def _absolute(field: str, folder: Path) -> Path:
-    """``folder`` with a name to put a lock beside, which "." has not, and with its ~ resolved."""
+def _absolute(to: Path) -> Path:
+    """The folder of ``--to`` with a name to put a lock beside, which "." has not, and with its ~ resolved."""
     try:
-        return folder.expanduser().absolute()
+        return to.expanduser().absolute()
     except RuntimeError as error:
-        raise InputError(field, str(folder), "a folder under a home that exists, like ~/models") from error
+        raise InputError("--to", str(to), "a folder under a home that exists, like ~/models") from error
 
 
 def _is_there(wanted: Wanted, folder: Path) -> bool:
