@@ -20,3 +20,13 @@ def soften(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     shifted = soft * amount(0.9, 1.08) + amount(-0.06, 0.06, channels=3)
     noise = torch.randn(pictures.shape, generator=generator) * amount(-0.05, 0.12).clamp(min=0)
     return (shifted + noise).clamp(-1, 1)
+
+
+def melt(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """``pictures`` ``(n, 3, h, w)`` with all shapes pulled about, their colours kept: what a model draws that has
+    learned what colours a subject has, and not what it looks like."""
+    count, _, height, width = pictures.shape
+    pull = 0.16 * torch.randn(count, 2, 8, 8, generator=generator)
+    field = F.interpolate(pull, (height, width), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    still = F.affine_grid(torch.eye(2, 3).expand(count, 2, 3), list(pictures.shape), align_corners=False)
+    return F.grid_sample(pictures, still + field, padding_mode="border", align_corners=False)

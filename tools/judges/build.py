@@ -3,7 +3,7 @@
     python -m tools.judges.build
 
 Stopped at any moment, it goes on where it was when started again; ``--work`` holds
-what is in progress. About 25 minutes on one undisturbed CPU core. ``python -m tools.judges.validate``
+what is in progress. About 40 minutes on one undisturbed CPU core. ``python -m tools.judges.validate``
 then says how good they are.
 """
 

@@ -12,16 +12,16 @@ from transformers import CLIPModel, CLIPVisionModelWithProjection
 
 from tools.embedded.loop import Plan, fit
 from tools.embedded.pool import to_tensor
-from tools.judges.augment import soften
-from tools.judges.image_text import contrast, vision_config
+from tools.judges.augment import melt, soften
+from tools.judges.image_text import vision_config
 from tools.judges.pools import PER_SUBJECT, subject_pictures
 from tools.world.subjects import KINDS
 
 SUBJECTS = 3_000
 """Of each kind."""
 PER_STEP = 64
-STEPS = 600
-SCALE = 12.0
+STEPS = 1_800
+SCALE = 20.0
 """What cosines are multiplied by in the contrast."""
 
 
@@ -39,6 +39,16 @@ class Encoder(nn.Module):
         return F.normalize(self.model(pictures).image_embeds.float(), dim=1)
 
 
+def knows_again(one: torch.Tensor, other: torch.Tensor, melted: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of finding each subject of ``one`` in ``other``, and the other way round, embeddings ``(n, d)``.
+
+    It is to be told from all other subjects, and from all ``melted`` ones, which have its colours and not its shape.
+    """
+    own = torch.arange(len(one))
+    choices = ((one, torch.cat([other, melted])), (other, torch.cat([one, melted])))
+    return torch.stack([F.cross_entropy(SCALE * a @ b.T, own) for a, b in choices]).mean()
+
+
 def train(work: Path, eyes: CLIPModel | None, steps: int = STEPS, count: int = SUBJECTS) -> Encoder:
     """The trained encoder; ``eyes`` is a model that sees already and is where it starts.
 
@@ -54,10 +64,10 @@ def train(work: Path, eyes: CLIPModel | None, steps: int = STEPS, count: int = S
         first = torch.randint(PER_SUBJECT, (PER_STEP,), generator=generator)
         second = (first + torch.randint(1, PER_SUBJECT, (PER_STEP,), generator=generator)) % PER_SUBJECT
         pairs = np.concatenate([data[who.numpy(), first.numpy()], data[who.numpy(), second.numpy()]])
-        x = soften(to_tensor(pairs), generator)
+        x = to_tensor(pairs)
+        x = soften(torch.cat([x, melt(x[PER_STEP:], generator)]), generator)
         with torch.autocast("cpu", torch.bfloat16):
-            one, other = encoder(x).chunk(2)
-        return contrast(one, other, torch.tensor(SCALE))
+            return knows_again(*encoder(x).chunk(3))
 
     fit(encoder, loss_of_step, Plan(steps, 5e-4, decay_from=0.4, average=0.998), work / "image.pt")
     return encoder

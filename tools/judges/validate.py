@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
-from tools.embedded.pool import SIZE
+from tools.embedded.pool import SIZE, to_tensor
+from tools.judges.augment import melt
 from tools.judges.folders import IMAGE, IMAGE_TEXT
 from tools.judges.judging import ImageJudge, TextJudge
 from tools.judges.questions import QUESTIONS, altered, answers
@@ -80,13 +82,31 @@ def trust_of_text_judge(judge: TextJudge, count: int) -> dict[str, float]:
     return prefers
 
 
-def ranking(judge: ImageJudge, kind: str, subjects: int) -> float:
-    """Share of pairs in which a held-out subject is nearer to itself in another scene than to another subject."""
+@dataclass(frozen=True)
+class Ranking:
+    """Shares in which a held-out subject is nearer to itself in another scene than to ``another`` of its kind,
+    and than to that other scene ``melted``, which keeps its colours alone."""
+
+    another: float
+    melted: float
+
+
+def ranking(judge: ImageJudge, kind: str, subjects: int) -> Ranking:
+    """How far ``judge`` tells ``subjects`` of ``kind`` apart, and from what only has their colours."""
     seen = [list(islice(pictures(HELD_OUT_SUBJECTS + i, SIZE, "judge", kind), 2)) for i in range(subjects)]
-    one, other = (judge.embed([pair[i].image for pair in seen]) for i in range(2))
+    first, second = ([pair[i].image for pair in seen] for i in range(2))
+    one, other, broken = (judge.embed(shown) for shown in (first, second, _melted(second)))
     cosines = one @ other.T
-    nearer = cosines.diagonal().unsqueeze(1) > cosines
-    return float(nearer.sum() / (subjects * (subjects - 1)))
+    own = cosines.diagonal()
+    another = (own.unsqueeze(1) > cosines).sum() / (subjects * (subjects - 1))
+    return Ranking(float(another), float((own > (one * broken).sum(dim=1)).float().mean()))
+
+
+def _melted(shown: Sequence[Image.Image]) -> list[Image.Image]:
+    pixels = to_tensor(np.stack([np.asarray(picture) for picture in shown]))
+    melted = melt(pixels, torch.Generator().manual_seed(SEED))
+    arrays = ((melted + 1) * 127.5).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(array) for array in arrays]
 
 
 def lines(text: TextJudge, image: ImageJudge, count: int, subjects: int) -> list[str]:
@@ -99,8 +119,12 @@ def lines(text: TextJudge, image: ImageJudge, count: int, subjects: int) -> list
     asked = held_out_prompts(64, SEED)
     first = text.own_text_first(renders(asked), [d.caption() for d in asked])
     told.append(f"  finds the caption among 64: {first:.1%}")
-    told.append(f"image encoder, {subjects} held-out subjects: the same one ranked above another of its kind")
-    told += [f"  {kind:12}{ranking(image, kind, subjects):8.1%}" for kind in KINDS]
+    told.append(
+        f"image encoder, {subjects} held-out subjects: the same one ranked above another, and above itself melted"
+    )
+    for kind in KINDS:
+        ranked = ranking(image, kind, subjects)
+        told.append(f"  {kind:12}{ranked.another:8.1%}{ranked.melted:8.1%}")
     return told
 
 
