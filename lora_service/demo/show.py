@@ -30,7 +30,7 @@ TRAINING = {
     "seed": 1,
     "train_batch_size": 4,
     "max_train_steps_ti": 150,
-    "max_train_steps_tuning": 350,
+    "max_train_steps_tuning": 600,
 }
 PROMPTS = (
     "a picture of {} on a white background",

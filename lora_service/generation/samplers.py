@@ -15,14 +15,25 @@ _ENDS_WITHOUT_SIGNAL = "rescale_betas_zero_snr"
 
 @dataclass(frozen=True)
 class Sampler:
-    """One of diffusers' schedulers: the class's name, and options that make it what its name promises."""
+    """One of diffusers' schedulers: the class's name, and options that make it what its name promises.
+
+    ``from_latents`` is the class in ``lora_service/generation/from_latents.py`` that takes its place
+    on a base that predicts the latents, where diffusers' own does not know how.
+    """
 
     scheduler: str
     options: Mapping[str, Any] = field(default_factory=dict)
     most_steps: int = 500
+    from_latents: str = ""
 
     def make(self, config: Mapping[str, Any]) -> Any:
         """The scheduler on a base's own noise schedule ``config``."""
+        if self.from_latents and config.get("prediction_type") == "sample":
+            from lora_service.generation import from_latents
+
+            return getattr(from_latents, self.from_latents).from_config(
+                config, **self.options, prediction_type="epsilon"
+            )
         return self._kind.from_config(config, **self.options)
 
     def follows(self, config: Mapping[str, Any]) -> bool:
@@ -41,8 +52,8 @@ SAMPLERS: dict[str, Sampler] = {
     "DDIM": Sampler("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}),
     "K_EULER": Sampler("EulerDiscreteScheduler"),
     "DPMSolverMultistep": Sampler("DPMSolverMultistepScheduler"),
-    "K_EULER_ANCESTRAL": Sampler("EulerAncestralDiscreteScheduler"),
-    "PNDM": Sampler("PNDMScheduler", {"skip_prk_steps": True}),
+    "K_EULER_ANCESTRAL": Sampler("EulerAncestralDiscreteScheduler", from_latents="EulerAncestral"),
+    "PNDM": Sampler("PNDMScheduler", {"skip_prk_steps": True}, from_latents="PNDM"),
     "KLMS": Sampler("LMSDiscreteScheduler"),
     "DPMSolverMultistepKarras": Sampler("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
     "UniPC": Sampler("UniPCMultistepScheduler"),

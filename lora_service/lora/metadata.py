@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-PredictionType = Literal["epsilon", "v"]
+PredictionType = Literal["epsilon", "v", ""]
+MODELSPEC_PREDICTIONS: Mapping[str, PredictionType] = {"epsilon": "epsilon", "v_prediction": "v", "sample": ""}
+"""ModelSpec's names of diffusers' ``prediction_type``; it has none for the latents themselves."""
 
 
 @dataclass(frozen=True)

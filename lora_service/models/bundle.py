@@ -59,7 +59,7 @@ class BaseModel:
 
     @property
     def prediction_type(self) -> str:
-        """``epsilon`` or ``v_prediction``."""
+        """``epsilon``, ``v_prediction`` or ``sample`` (the latents)."""
         return str(self.noise_schedule.config.prediction_type)
 
     def denoise(self, noisy: Tensor, timesteps: Tensor, text: Conditioning, sizes: Tensor | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from lora_service.validation import wanted
 FILE_NAME = "base.json"
 """A folder of weights that holds a file of this name brings its own recipe."""
 
-PredictionType = Literal["epsilon", "v_prediction"]
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
 
 @dataclass(frozen=True)

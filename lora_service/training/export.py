@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lora_service import __version__
-from lora_service.lora.metadata import LoraDescription, header_strings
+from lora_service.lora.metadata import MODELSPEC_PREDICTIONS, LoraDescription, header_strings
 from lora_service.lora.names import canonical
 from lora_service.lora.weights import LoraLayer, LoraWeights
 from lora_service.lora.writer import write_lora
@@ -77,7 +77,7 @@ def write(
         alpha=config.lora_alpha or 0.0,
         steps=config.max_train_steps_tuning,
         learning_rate=config.learning_rate_unet or 0.0,
-        prediction_type="v" if base.prediction_type == "v_prediction" else "epsilon",
+        prediction_type=MODELSPEC_PREDICTIONS[base.prediction_type],
         usage_hint=f"Write {plan.trigger!r} in the prompt, like: {plan.prompt_with(plan.trigger)}"
         if plan.trigger
         else "",

@@ -40,22 +40,30 @@ def add_noise(latents: torch.Tensor, noise: torch.Tensor, alphas: torch.Tensor) 
 
 
 def target(latents: torch.Tensor, noise: torch.Tensor, alphas: torch.Tensor, prediction_type: str) -> torch.Tensor:
-    """What the UNet is to say: the noise, or ``v = √ᾱ · noise − √(1 − ᾱ) · latents`` (Salimans & Ho, 2022)."""
+    """What the UNet is to say: the noise, or ``v = √ᾱ · noise − √(1 − ᾱ) · latents`` (Salimans & Ho, 2022).
+
+    With diffusers' third ``prediction_type``, ``sample``, it is the latents themselves.
+    """
     if prediction_type == "epsilon":
         return noise
+    if prediction_type == "sample":
+        return latents
     a = alphas.view(-1, 1, 1, 1)
     return a.sqrt() * noise - (1 - a).sqrt() * latents
 
 
 def snr_weights(alphas: torch.Tensor, gamma: float, prediction_type: str) -> torch.Tensor:
-    """min-SNR-γ weights ``(b,)`` (Hang et al., https://arxiv.org/abs/2303.09556); γ = 0 gives 1."""
+    """min-SNR-γ weights ``(b,)`` (Hang et al., https://arxiv.org/abs/2303.09556); γ = 0 gives 1.
+
+    They make the same loss of whatever is predicted: min(snr, γ) times the squared error of the latents.
+    """
     if not gamma:
         return torch.ones_like(alphas)
     snr = alphas / (1 - alphas)
     if prediction_type == "epsilon":
         # min(snr, γ) / snr, but for schedules that end without signal: their snr is 0, and the weight 1.
         return (torch.full_like(snr, gamma) / snr).clamp(max=1)
-    return snr.clamp(max=gamma) / (snr + 1)
+    return snr.clamp(max=gamma) / (snr + 1 if prediction_type == "v_prediction" else 1)
 
 
 MASK_FLOOR = 0.1

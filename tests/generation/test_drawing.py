@@ -1,5 +1,6 @@
 """Drawing on a tiny base: what a LoRA changes, and that nothing of it stays."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,25 @@ def test_every_sampler_draws(scheduler: str) -> None:
     image = Drawing(small_base()).draw(request(scheduler=scheduler, num_inference_steps=4), [])[0].image
     assert image.size == (32, 32)
     assert np.asarray(image).std() > 0
+
+
+@pytest.mark.parametrize("scheduler", SAMPLERS)
+def test_every_sampler_draws_the_same_whether_noise_or_latents_are_predicted(scheduler: str) -> None:
+    drawn = []
+    for kind in ("epsilon", "sample"):
+        sampler = SAMPLERS[scheduler].make(small_base(kind).scheduler_config)
+        sampler.set_timesteps(5)
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(1, 4, 4, 4, generator=generator) * sampler.init_noise_sigma
+        for t in sampler.timesteps:
+            alpha = sampler.alphas_cumprod[t.long()]
+            noisy = sampler.scale_model_input(x, t)
+            latents = torch.tanh(noisy)
+            told = latents if kind == "sample" else (noisy - alpha.sqrt() * latents) / (1 - alpha).sqrt()
+            given = {"generator": generator} if "generator" in inspect.signature(sampler.step).parameters else {}
+            x = sampler.step(told, t, x, **given).prev_sample
+        drawn.append(x)
+    torch.testing.assert_close(drawn[1], drawn[0], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("scheduler", SAMPLERS)

@@ -35,6 +35,21 @@ def test_epsilon_is_the_noise() -> None:
     assert objective.target(latents, noise, SCHEDULE.alphas_cumprod[TIMESTEPS], "epsilon") is noise
 
 
+def test_min_snr_makes_the_same_loss_of_whatever_is_predicted() -> None:
+    noise, latents = noise_and_latents()
+    guess, alphas = latents + 0.1 * noise, SCHEDULE.alphas_cumprod[TIMESTEPS]
+    noisy, a = objective.add_noise(latents, noise, alphas), alphas.view(-1, 1, 1, 1)
+    said = {"sample": guess, "epsilon": (noisy - a.sqrt() * guess) / (1 - a).sqrt()}
+    said["v_prediction"] = a.sqrt() * said["epsilon"] - (1 - a).sqrt() * guess
+    losses = [
+        objective.masked_loss(
+            told, objective.target(latents, noise, alphas, kind), objective.snr_weights(alphas, 5.0, kind), None
+        )
+        for kind, told in said.items()
+    ]
+    torch.testing.assert_close(losses[1:], losses[:1] * 2)
+
+
 @pytest.mark.parametrize(("kind", "divisor"), [("epsilon", 0), ("v_prediction", 1)])
 def test_min_snr_weights_are_those_of_the_training_scripts(kind: str, divisor: int) -> None:
     snr = compute_snr(SCHEDULE, TIMESTEPS)

@@ -3,9 +3,10 @@
     python -m tools.embedded.build
 
 Stopped at any moment, it goes on where it was when started again; ``--work`` holds
-what is in progress. Three parts of at most 90 minutes each on two CPU cores: the VAE,
-its decoder, and the UNet with the text encoder. The last two need only the first, and
-may run at the same time: ``--only decoder`` in one shell, ``--only denoiser`` in another.
+what is in progress. Three parts of at most 90 minutes each on two CPU cores: the VAE's
+encoder, its decoder, and the UNet with the text encoder. None waits for another, as all
+learn from the same components of pictures: ``--only`` one of them in a shell each trains
+them at the same time.
 """
 
 from __future__ import annotations
@@ -17,43 +18,47 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 from tools.embedded import diffusion, tokenizer, vae
+from tools.embedded.components import Components
 from tools.embedded.pool import pool
 from tools.world import subjects
 
 PICTURES = 48_000
 VARIETY = 24_000
 UNSEEN = 256
+FOR_COMPONENTS = 4_000
+PARTS = ("encoder", "decoder", "denoiser")
 
 
 @dataclass(frozen=True)
 class Steps:
     """How long each part is trained."""
 
-    vae: int
+    encoder: int
     decoder: int
     denoiser: int
 
 
-def build(work: Path, steps: Steps, small: Path | None, only: str | None) -> StableDiffusionPipeline | None:
-    """Train what is not trained yet; the model, or None when ``only`` one part was asked for.
-
-    ``small`` is the folder of a VAE with fewer latent channels to begin with.
-    """
-    autoencoder = vae.grown(AutoencoderKL.from_pretrained(small)) if small else vae.new_vae()
-    vae.train(autoencoder, work, steps.vae, VARIETY)
-    if only != "denoiser":
-        vae.finish_decoder(autoencoder, work, steps.decoder, VARIETY)
-        print(json.dumps(reconstruction(autoencoder, work)), flush=True)
-    if only == "decoder":
+def build(work: Path, steps: Steps, only: str | None) -> StableDiffusionPipeline | None:
+    """Train what is not trained yet; the model, or None when ``only`` one part was asked for."""
+    variety, _ = pool("variety", VARIETY, work / "pictures")
+    components = Components.of(variety[:FOR_COMPONENTS])
+    autoencoder = vae.new_vae()
+    if only in (None, "encoder"):
+        vae.train_encoder(autoencoder, components, variety, work, steps.encoder)
+    if only in (None, "decoder"):
+        vae.train_decoder(autoencoder, components, variety, work, steps.decoder)
+    if only in ("encoder", "decoder"):
         return None
-    _, captions = pool("world", PICTURES, work / "pictures")
-    words = tokenizer.train(captions)
-    model = diffusion.train(autoencoder, words, work, steps.denoiser, PICTURES)
-    return None if only else pipeline_of(autoencoder, words, model)
+    words = tokenizer.kept(pool("world", PICTURES, work / "pictures")[1], work / "tokenizer")
+    model = diffusion.train(components, words, work, steps.denoiser, PICTURES)
+    if only:
+        return None
+    print(json.dumps(reconstruction(autoencoder, work)), flush=True)
+    return pipeline_of(autoencoder, words, model)
 
 
 def reconstruction(autoencoder: AutoencoderKL, work: Path) -> dict[str, float]:
@@ -63,7 +68,7 @@ def reconstruction(autoencoder: AutoencoderKL, work: Path) -> dict[str, float]:
 
 
 def pipeline_of(autoencoder: AutoencoderKL, words: CLIPTokenizer, model: diffusion.Denoiser) -> StableDiffusionPipeline:
-    scheduler = PNDMScheduler.from_config(diffusion.new_scheduler().config, skip_prk_steps=True, set_alpha_to_one=False)
+    scheduler = DDIMScheduler.from_config(diffusion.new_scheduler().config, set_alpha_to_one=False)
     return StableDiffusionPipeline(
         vae=autoencoder,
         text_encoder=model.text_encoder,
@@ -95,18 +100,15 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("lora_service/models/embedded"), help="where the model is written"
     )
-    parser.add_argument("--vae-steps", type=int, default=12000)
-    parser.add_argument("--decoder-steps", type=int, default=6000)
-    parser.add_argument("--steps", type=int, default=13000, help="steps of the UNet and text encoder")
-    parser.add_argument(
-        "--vae-from", type=Path, help="a VAE with fewer latent channels to begin with, not from nothing"
-    )
-    parser.add_argument("--only", choices=("decoder", "denoiser"), help="stop after this part, and export nothing")
+    parser.add_argument("--encoder-steps", type=int, default=6_000)
+    parser.add_argument("--decoder-steps", type=int, default=8_000)
+    parser.add_argument("--steps", type=int, default=17_500, help="steps of the UNet and text encoder")
+    parser.add_argument("--only", choices=PARTS, help="stop after this part, and export nothing")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    steps = Steps(arguments.vae_steps, arguments.decoder_steps, arguments.steps)
-    pipeline = build(arguments.work, steps, arguments.vae_from, arguments.only)
+    steps = Steps(arguments.encoder_steps, arguments.decoder_steps, arguments.steps)
+    pipeline = build(arguments.work, steps, arguments.only)
     if pipeline is not None:
         export(pipeline, arguments.out)
 

@@ -5,19 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from tools.embedded.components import CHANNELS, GRID, Components
 from tools.embedded.loop import Plan, fit
-from tools.embedded.pool import pool, to_tensor
+from tools.embedded.pool import described, pool, to_tensor
 from tools.embedded.tokenizer import POSITIONS
+from tools.embedded.vae import SCALING_FACTOR
 
-BATCH = 16
+BATCH = 32
+ITEMS = 20
+"""So many of each batch are one item, drawn flat, as there are more kinds of these than of anything else, ..."""
 DECISIVE = (450, 900)
-"""Half of each batch is drawn from these timesteps only: there the caption halves the error, and shapes are decided;
-earlier ones finish what is seen already, later ones know little but the background's colour."""
+"""... at these timesteps only: there the caption decides on colours and shapes; earlier ones finish what is seen
+already, later ones know little but the background's colour. The rest is all that the world has, at any timestep."""
+MOST_WEIGHT = 10.0
+"""The squared error of the latents weighs one by the noise's share of the variance, as if velocity were
+predicted, but no more than this: the last traces of noise are not worth more."""
 NO_CAPTION = 0.1
 """Share of steps on an empty caption, for classifier-free guidance."""
 WIDTH = 128
@@ -26,13 +33,13 @@ WIDTH = 128
 class Denoiser(nn.Module):
     """What is learned in one go: the UNet, and the text encoder that feeds it."""
 
-    def __init__(self, tokenizer: CLIPTokenizer, latent_channels: int) -> None:
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
         torch.manual_seed(1)
         self.unet = UNet2DConditionModel(
-            sample_size=16,
-            in_channels=latent_channels,
-            out_channels=latent_channels,
+            sample_size=GRID,
+            in_channels=CHANNELS,
+            out_channels=CHANNELS,
             block_out_channels=(64, 128),
             layers_per_block=1,
             down_block_types=("CrossAttnDownBlock2D",) * 2,
@@ -61,12 +68,15 @@ class Denoiser(nn.Module):
         self.text_encoder.set_attn_implementation("eager")
 
     def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """The velocity at ``noisy`` ``(b, c, h, w)``, given ``ids`` ``(b, 48)``."""
+        """The latents without noise, from ``noisy`` ``(b, c, h, w)``, given ``ids`` ``(b, 48)``."""
         return self.unet(noisy, timesteps, self.text_encoder(ids)[0]).sample  # type: ignore[no-any-return]
 
 
 def new_scheduler() -> DDPMScheduler:
-    """Stable Diffusion's kind of noise schedule, with a noisier end, for the prediction of velocity.
+    """Stable Diffusion's kind of noise schedule, with a noisier end, for the prediction of the latents themselves.
+
+    Most of the 16 channels vary little, and are noise alone at most timesteps: a UNet of 64 channels
+    that predicts noise or velocity is kept busy with copying it (Li and He, 2025).
 
     Stable Diffusion's own end (0.012) leaves a signal-to-noise ratio of 0.005, at which
     the colour of a plain background, averaged over 256 positions, is still seen: the model
@@ -78,47 +88,39 @@ def new_scheduler() -> DDPMScheduler:
         beta_end=0.025,
         clip_sample=False,
         steps_offset=1,
-        prediction_type="v_prediction",
+        prediction_type="sample",
     )
 
 
-def cached_latents(vae: AutoencoderKL, count: int, work: Path) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-    """Mean and std of the posterior ``(count, c, 16, 16)`` of the world's pictures, scaled, in fp16."""
+def world_latents(components: Components, count: int, work: Path) -> tuple[torch.Tensor, list[str]]:
+    """Scaled latents ``(count, 16, 16, 16)`` of the world's pictures, in fp16, and their captions."""
     data, captions = pool("world", count, work / "pictures")
-    path = work / f"latents-{count}.pt"
-    if not path.exists():
-        means, stds = [], []
-        with torch.inference_mode():
-            for start in range(0, count, 64):
-                posterior = vae.encode(to_tensor(data[start : start + 64])).latent_dist
-                means.append((posterior.mean * vae.config.scaling_factor).half())
-                stds.append((posterior.std * vae.config.scaling_factor).half())
-        torch.save((torch.cat(means), torch.cat(stds)), path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
-    mean, std = torch.load(path, weights_only=True)
-    return mean, std, captions
+    latents = [components.latents(to_tensor(data[i : i + 512])) * SCALING_FACTOR for i in range(0, count, 512)]
+    return torch.cat([part.half() for part in latents]), captions
 
 
-def train(vae: AutoencoderKL, tokenizer: CLIPTokenizer, work: Path, steps: int, pictures: int) -> Denoiser:
-    """The trained UNet and text encoder (velocity prediction: Salimans and Ho, 2022)."""
-    mean, std, captions = cached_latents(vae, pictures, work)
+def train(components: Components, tokenizer: CLIPTokenizer, work: Path, steps: int, pictures: int) -> Denoiser:
+    """The trained UNet and text encoder."""
+    world, captions = world_latents(components, pictures, work)
     ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
     empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids
+    items = torch.tensor([seed for seed in range(pictures) if described(seed).is_plain_item])
     scheduler = new_scheduler()
-    model = Denoiser(tokenizer, mean.shape[1])
+    model = Denoiser(tokenizer)
 
     def loss_of_step(step: int, generator: torch.Generator) -> torch.Tensor:
-        picked = torch.randint(len(mean), (BATCH,), generator=generator)
-        shape = (BATCH, *mean.shape[1:])
-        latents = mean[picked].float() + std[picked].float() * torch.randn(shape, generator=generator)
+        picked = torch.randint(len(world), (BATCH,), generator=generator)
+        picked[:ITEMS] = items[torch.randint(len(items), (ITEMS,), generator=generator)]
+        latents = world[picked].float()
         timesteps = torch.randint(scheduler.config.num_train_timesteps, (BATCH,), generator=generator)
-        timesteps[::2] = torch.randint(*DECISIVE, (BATCH // 2,), generator=generator)
-        noise = torch.randn(shape, generator=generator)
+        timesteps[:ITEMS] = torch.randint(*DECISIVE, (ITEMS,), generator=generator)
+        noise = torch.randn(latents.shape, generator=generator)
         noisy = scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
         silent = torch.rand(BATCH, 1, generator=generator) < NO_CAPTION
         with torch.autocast("cpu", torch.bfloat16):
-            velocity = model(noisy, timesteps, torch.where(silent, empty, ids[picked])).float()
-        return (velocity - scheduler.get_velocity(latents, noise, timesteps)).square().mean()
+            guess = model(noisy, timesteps, torch.where(silent, empty, ids[picked])).float()
+        weights = 1 / (1 - scheduler.alphas_cumprod[timesteps]).view(-1, 1, 1, 1)
+        return ((guess - latents).square() * weights.clamp(max=MOST_WEIGHT)).mean()
 
-    fit(model, loss_of_step, Plan(steps, 1e-3, warmup=300, decay_from=0.6, average=0.999), work / "denoiser.pt")
+    fit(model, loss_of_step, Plan(steps, 1.2e-3, warmup=300, average=0.999), work / "denoiser.pt")
     return model

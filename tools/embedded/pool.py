@@ -16,13 +16,23 @@ import torch
 from tools.world import captions, subjects, textures
 from tools.world.canvas import reduce
 from tools.world.creatures import HELD_OUT_SUBJECTS
+from tools.world.description import Description
 
 SIZE = 64
 """Side of the embedded model's pictures in pixels."""
 
 
+def _world(seed: int) -> random.Random:
+    return random.Random(f"world {seed}")
+
+
+def described(seed: int) -> Description:
+    """What picture ``seed`` of the pool ``world`` shows."""
+    return captions.describe(_world(seed))
+
+
 def _draw_world(seed: int) -> tuple[bytes, str]:
-    sample = captions.sample(random.Random(f"world {seed}"))
+    sample = captions.sample(_world(seed))
     return reduce(sample.picture, SIZE).tobytes(), sample.caption
 
 
@@ -69,4 +79,4 @@ def predrawn(draw: Callable[[int], tuple[bytes, Any]], count: int, path: Path) -
 
 def to_tensor(pictures: np.ndarray) -> torch.Tensor:
     """uint8 ``(n, h, w, 3)`` to float ``(n, 3, h, w)`` in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
@@ -21,6 +22,19 @@ _ENGLISH = (
     "sitting looking next to table grass street city house sky water tree flower sun rain mountain river white "
     "black old young new happy"
 )
+
+
+def kept(captions: Iterable[str], folder: Path) -> CLIPTokenizer:
+    """The tokenizer in ``folder``, learned from ``captions`` if there is none yet.
+
+    Words that no caption holds are numbered differently by each learning, as ties among
+    their pairs fall by chance: what is trained in parts has to keep the one it began with.
+    """
+    if not folder.exists():
+        part = folder.with_suffix(".part")
+        train(captions).save_pretrained(part)
+        part.replace(folder)
+    return CLIPTokenizer.from_pretrained(folder)
 
 
 def train(captions: Iterable[str]) -> CLIPTokenizer:

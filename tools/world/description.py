@@ -64,6 +64,11 @@ class Description:
     place: str = ""
     style: str = ""
 
+    @property
+    def is_plain_item(self) -> bool:
+        """Whether it is one item, drawn flat."""
+        return len(self.subjects) == 1 and isinstance(self.subjects[0], Item) and not self.style
+
     def caption(self, rng: random.Random | None = None) -> str:
         """What a person would say of it: parts left out now and then, or all told without ``rng``."""
         told = [s.caption(rng, self.size) if isinstance(s, Item) else s.caption(rng) for s in self.subjects]
