@@ -144,10 +144,13 @@ def test_each_picture_is_what_its_own_seed_gives() -> None:
 
 
 @pytest.mark.parametrize("scheduler", SAMPLERS)
-def test_every_sampler_draws(scheduler: str) -> None:
-    image = Drawing(small_base()).draw(request(scheduler=scheduler, num_inference_steps=4), [])[0].image
-    assert image.size == (32, 32)
-    assert np.asarray(image).std() > 0
+@pytest.mark.parametrize("predicted", ["epsilon", "sample"])
+def test_every_sampler_draws_what_the_seed_gives(scheduler: str, predicted: str) -> None:
+    drawing = Drawing(small_base(predicted))
+    first, again = (drawing.draw(request(scheduler=scheduler, num_inference_steps=4), []) for _ in range(2))
+    assert first[0].image.size == (32, 32)
+    assert np.asarray(first[0].image).std() > 0
+    assert pixels(again) == pixels(first)
 
 
 @pytest.mark.parametrize("scheduler", SAMPLERS)
@@ -159,8 +162,9 @@ def test_every_sampler_draws_the_same_whether_noise_or_latents_are_predicted(sch
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(1, 4, 4, 4, generator=generator) * sampler.init_noise_sigma
         for t in sampler.timesteps:
-            alpha = sampler.alphas_cumprod[t.long()]
             noisy = sampler.scale_model_input(x, t)
+            in_sigmas = sampler.init_noise_sigma != 1  # these may stand between two timesteps
+            alpha = 1 / (1 + sampler.sigmas[sampler.step_index] ** 2) if in_sigmas else sampler.alphas_cumprod[t]
             latents = torch.tanh(noisy)
             told = latents if kind == "sample" else (noisy - alpha.sqrt() * latents) / (1 - alpha).sqrt()
             given = {"generator": generator} if "generator" in inspect.signature(sampler.step).parameters else {}

@@ -111,7 +111,7 @@ def edit_json(path: Path, **changes: object) -> None:
         (lambda d: edit_json(d / "text_encoder" / "config.json", max_position_embeddings=9), "could not be loaded"),
         (lambda d: (d / "model_index.json").write_text("[]"), "has a model_index.json that is no JSON object"),
         (lambda d: shutil.rmtree(d / "tokenizer"), "has a tokenizer without a vocabulary"),
-        (lambda d: edit_json(d / "scheduler" / SCHEDULE, prediction_type="sample"), "says that it predicts 'sample'"),
+        (lambda d: edit_json(d / "scheduler" / SCHEDULE, prediction_type="flow"), "says that it predicts 'flow'"),
         (lambda d: edit_json(d / "scheduler" / SCHEDULE, prediction_type=None), "says that it predicts None"),
     ],
 )
