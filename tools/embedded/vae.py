@@ -49,7 +49,7 @@ def train_encoder(vae: AutoencoderKL, components: Components, data: np.ndarray, 
             mean = vae.encode(x).latent_dist.mean.float()
         return (mean - components.latents(x)).square().mean()
 
-    fit(encoder, loss_of_step, Plan(steps, 1e-3, decay_from=0.3, average=0.998), work / "encoder.pt")
+    fit(encoder, loss_of_step, _plan(steps), work / "encoder.pt")
     with torch.no_grad():
         vae.quant_conv.weight[CHANNELS:] = 0
         vae.quant_conv.bias[CHANNELS:] = 2 * math.log(POSTERIOR_STD)
@@ -69,7 +69,11 @@ def train_decoder(vae: AutoencoderKL, components: Components, data: np.ndarray, 
         error = drawn - x
         return error.abs().mean() + SQUARED * error.square().mean()
 
-    fit(decoder, loss_of_step, Plan(steps, 1e-3, decay_from=0.3, average=0.998), work / "decoder.pt")
+    fit(decoder, loss_of_step, _plan(steps), work / "decoder.pt")
+
+
+def _plan(steps: int) -> Plan:
+    return Plan(steps, 1e-3, decay_from=0.3, average=0.998)
 
 
 def _batch(data: np.ndarray, generator: torch.Generator) -> torch.Tensor:
