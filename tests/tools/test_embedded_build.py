@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from lora_service.models.catalog import EMBEDDED
 from lora_service.models.loading import load_base
 from lora_service.settings import Settings
 from tools.embedded import build, tokenizer, vae
@@ -54,7 +55,7 @@ def test_a_run_makes_a_base_that_draws_and_a_second_goes_on_from_it(
 ) -> None:
     for name, few in (("PICTURES", 64), ("VARIETY", 64), ("UNSEEN", 2), ("FOR_COMPONENTS", 64)):
         monkeypatch.setattr(build, name, few)
-    steps = build.Steps(encoder=2, decoder=2, denoiser=2)
+    steps = build.Steps(encoder=2, decoder=2, denoiser=2, finish=2)
     assert build.build(work, steps, only="encoder") is None
     assert [path.name for path in work.glob("*.pt")] == ["encoder.pt"]
     made = build.build(work, steps, only=None)
@@ -72,3 +73,18 @@ def test_a_run_makes_a_base_that_draws_and_a_second_goes_on_from_it(
     assert {path: path.stat().st_mtime_ns for path in work.glob("*.pt")} == files
     weights, same = (pipeline.unet.state_dict() for pipeline in (made, again))
     assert all(torch.equal(weights[name].float(), same[name].half().float()) for name in weights)
+
+
+def test_the_finish_goes_on_from_a_model_that_was_made_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, few in (("PICTURES", 64), ("VARIETY", 64), ("UNSEEN", 2), ("FOR_COMPONENTS", 64)):
+        monkeypatch.setattr(build, name, few)
+    shipped = StableDiffusionPipeline.from_pretrained(EMBEDDED, safety_checker=None)
+    steps = build.Steps(encoder=9, decoder=9, denoiser=9, finish=1)
+    further = build.build(tmp_path, steps, only=None, start=EMBEDDED)
+    assert further is not None
+    assert [path.name for path in tmp_path.glob("*.pt")] == ["finish.pt"]
+    assert further.tokenizer.get_vocab() == shipped.tokenizer.get_vocab()
+    for part, changed in (("vae", False), ("unet", True), ("text_encoder", True)):
+        before, after = (getattr(pipeline, part).state_dict() for pipeline in (shipped, further))
+        moved = max(float((after[name] - weights).abs().max()) for name, weights in before.items())
+        assert (1e-6 < moved < 1e-2) if changed else moved == 0, part

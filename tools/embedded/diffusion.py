@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from tools.embedded.tokenizer import POSITIONS
 from tools.embedded.vae import SCALING_FACTOR
 
 BATCH = 32
-ITEMS = 20
+ITEMS = 16
 """So many of each batch are one item, drawn flat, as there are more kinds of these than of anything else, ..."""
 DECISIVE = (450, 900)
 """... at these timesteps only: there the caption decides on colours and shapes; earlier ones finish what is seen
@@ -92,35 +93,62 @@ def new_scheduler() -> DDPMScheduler:
     )
 
 
-def world_latents(components: Components, count: int, work: Path) -> tuple[torch.Tensor, list[str]]:
-    """Scaled latents ``(count, 16, 16, 16)`` of the world's pictures, in fp16, and their captions."""
-    data, captions = pool("world", count, work / "pictures")
-    latents = [components.latents(to_tensor(data[i : i + 512])) * SCALING_FACTOR for i in range(0, count, 512)]
-    return torch.cat([part.half() for part in latents]), captions
+@dataclass(frozen=True)
+class Lessons:
+    """What there is to learn from: scaled latents ``(n, 16, 16, 16)`` in fp16 with their captions' ids ``(n, 48)``.
+
+    ``items`` are the numbers of those that show one item, drawn flat; ``empty`` ``(1, 48)`` is no caption.
+    """
+
+    latents: torch.Tensor
+    ids: torch.Tensor
+    empty: torch.Tensor
+    items: torch.Tensor
+
+    @staticmethod
+    def of(components: Components, tokenizer: CLIPTokenizer, count: int, pictures: Path) -> Lessons:
+        """``count`` pictures of the world, from the pools in ``pictures``."""
+        data, captions = pool("world", count, pictures)
+        chunks = (to_tensor(data[i : i + 512]) for i in range(0, count, 512))
+        latents = torch.cat([(components.latents(chunk) * SCALING_FACTOR).half() for chunk in chunks])
+        ids, empty = (
+            tokenizer(text, padding="max_length", truncation=True, return_tensors="pt").input_ids
+            for text in (captions, "")
+        )
+        items = torch.tensor([seed for seed in range(count) if described(seed).is_plain_item])
+        return Lessons(latents, ids, empty, items)
 
 
-def train(components: Components, tokenizer: CLIPTokenizer, work: Path, steps: int, pictures: int) -> Denoiser:
-    """The trained UNet and text encoder."""
-    world, captions = world_latents(components, pictures, work)
-    ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids
-    items = torch.tensor([seed for seed in range(pictures) if described(seed).is_plain_item])
+def starting(steps: int) -> Plan:
+    return Plan(steps, 1.2e-3, warmup=300, average=0.999)
+
+
+def finishing(steps: int) -> Plan:
+    """Other draws than the first part's, and Muon for all that lies between the embeddings and the last layer."""
+    return Plan(steps, 1.2e-3, warmup=100, average=0.999, orthogonal=_is_hidden, seed=2_000_003)
+
+
+def _is_hidden(name: str, weights: nn.Parameter) -> bool:
+    outer = ("conv_in.", "conv_out.", "token_embedding.", "position_embedding.")
+    return weights.ndim > 1 and not any(part in name for part in outer)
+
+
+def train(model: Denoiser, lessons: Lessons, plan: Plan, state: Path) -> None:
+    """Train ``model`` by ``plan``; ``state`` is the file that holds how far it is."""
     scheduler = new_scheduler()
-    model = Denoiser(tokenizer)
 
     def loss_of_step(step: int, generator: torch.Generator) -> torch.Tensor:
-        picked = torch.randint(len(world), (BATCH,), generator=generator)
-        picked[:ITEMS] = items[torch.randint(len(items), (ITEMS,), generator=generator)]
-        latents = world[picked].float()
+        picked = torch.randint(len(lessons.latents), (BATCH,), generator=generator)
+        picked[:ITEMS] = lessons.items[torch.randint(len(lessons.items), (ITEMS,), generator=generator)]
+        latents = lessons.latents[picked].float()
         timesteps = torch.randint(scheduler.config.num_train_timesteps, (BATCH,), generator=generator)
         timesteps[:ITEMS] = torch.randint(*DECISIVE, (ITEMS,), generator=generator)
         noise = torch.randn(latents.shape, generator=generator)
         noisy = scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
         silent = torch.rand(BATCH, 1, generator=generator) < NO_CAPTION
         with torch.autocast("cpu", torch.bfloat16):
-            guess = model(noisy, timesteps, torch.where(silent, empty, ids[picked])).float()
+            guess = model(noisy, timesteps, torch.where(silent, lessons.empty, lessons.ids[picked])).float()
         weights = 1 / (1 - scheduler.alphas_cumprod[timesteps]).view(-1, 1, 1, 1)
         return ((guess - latents).square() * weights.clamp(max=MOST_WEIGHT)).mean()
 
-    fit(model, loss_of_step, Plan(steps, 1.2e-3, warmup=300, average=0.999), work / "denoiser.pt")
-    return model
+    fit(model, loss_of_step, plan, state)

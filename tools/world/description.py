@@ -28,6 +28,9 @@ PLACES = {
     "in the middle": (0.5, 0.5),
 }
 """Centre of one item as shares of the side, by the caption's phrase."""
+UNTOLD_SPREAD = 0.1
+"""How far from the middle a subject's centre may be that no word places, as a share of the side. As in photographs
+it is near the middle; when it could be anywhere, the base drew it half as well as where it was told to be."""
 FACE_SIZE, PAIR_SIZE = 0.33, 0.21
 
 
@@ -55,7 +58,7 @@ class Description:
     """One picture's content: a face, an item, or two items, the first to the left of the second.
 
     ``size`` and ``place`` are keys of ``SIZES`` and ``PLACES``, of one subject only;
-    an empty place is anywhere. ``style`` is a key of ``STYLES``; empty is flat.
+    an empty place is near the middle. ``style`` is a key of ``STYLES``; empty is flat.
     """
 
     subjects: tuple[Item | Face, ...]
@@ -84,7 +87,9 @@ class Description:
         for subject, (x, y, radius) in zip(self.subjects, self._spots(rng), strict=True):
             x, y = (min(max(v, radius * 0.95), 1 - radius * 0.95) * CANVAS for v in (x, y))
             fill = jitter(PALETTE[subject.color if isinstance(subject, Item) else "white"], rng)
-            brush = Brush(ImageDraw.Draw(picture), x, y, radius * CANVAS, fill, rng.random() < 0.5)
+            # A thing always looks the same way: half of them mirrored, a small UNet draws neither of the two.
+            mirrored = rng.random() < 0.5 and not (isinstance(subject, Item) and subject.kind in THINGS)
+            brush = Brush(ImageDraw.Draw(picture), x, y, radius * CANVAS, fill, mirrored)
             if isinstance(subject, Item):
                 subject.draw(picture, brush, rng)
             else:
@@ -98,8 +103,6 @@ class Description:
                     for x in (0.26, 0.74)]  # fmt: skip
         size = SIZES[self.size] if isinstance(self.subjects[0], Item) else FACE_SIZE
         radius = size * rng.uniform(0.9, 1.1)
-        if self.place:
-            x, y = (v + rng.uniform(-0.05, 0.05) for v in PLACES[self.place])
-        else:
-            x, y = (rng.uniform(radius, 1 - radius) for _ in range(2))
+        centre, spread = (PLACES[self.place], 0.05) if self.place else ((0.5, 0.5), UNTOLD_SPREAD)
+        x, y = (v + rng.uniform(-spread, spread) for v in centre)
         return [(x, y, radius)]
