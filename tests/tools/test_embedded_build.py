@@ -88,3 +88,6 @@ def test_the_finish_goes_on_from_a_model_that_was_made_before(tmp_path: Path, mo
         before, after = (getattr(pipeline, part).state_dict() for pipeline in (shipped, further))
         moved = max(float((after[name] - weights).abs().max()) for name, weights in before.items())
         assert (1e-6 < moved < 1e-2) if changed else moved == 0, part
+    build.export(further, tmp_path / "out")
+    for kept in ("vae/config.json", "tokenizer/tokenizer.json", "unet/config.json"):
+        assert (tmp_path / "out" / kept).read_text() == (EMBEDDED / kept).read_text(), kept

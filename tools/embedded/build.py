@@ -79,10 +79,11 @@ def build(work: Path, steps: Steps, only: str | None, start: Path | None = None)
 
 def _made_before(folder: Path) -> tuple[AutoencoderKL, CLIPTokenizer, diffusion.Denoiser]:
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, dtype=torch.float32)
-    model = diffusion.Denoiser(pipeline.tokenizer)
+    autoencoder, model = vae.new_vae(), diffusion.Denoiser(pipeline.tokenizer)
+    autoencoder.load_state_dict(pipeline.vae.state_dict())
     model.unet.load_state_dict(pipeline.unet.state_dict())
     model.text_encoder.load_state_dict(pipeline.text_encoder.state_dict())
-    return pipeline.vae, pipeline.tokenizer, model
+    return autoencoder, pipeline.tokenizer, model
 
 
 def reconstruction(autoencoder: AutoencoderKL, work: Path) -> dict[str, float]:
@@ -129,7 +130,7 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, default=17_500, help="steps of the first part of the UNet and text encoder"
     )
-    parser.add_argument("--finish-steps", type=int, default=6_250, help="steps of their second part")
+    parser.add_argument("--finish-steps", type=int, default=5_750, help="steps of their second part")
     parser.add_argument("--start", type=Path, help="a model's folder, in place of the first three parts")
     parser.add_argument("--only", choices=PARTS, help="stop after this part, and export nothing")
     parser.add_argument("--threads", type=int, default=2)

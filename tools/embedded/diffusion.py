@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,9 +112,9 @@ class Lessons:
         data, captions = pool("world", count, pictures)
         chunks = (to_tensor(data[i : i + 512]) for i in range(0, count, 512))
         latents = torch.cat([(components.latents(chunk) * SCALING_FACTOR).half() for chunk in chunks])
+        own = copy.deepcopy(tokenizer)  # it keeps the padding and truncation it was called with, in its files too
         ids, empty = (
-            tokenizer(text, padding="max_length", truncation=True, return_tensors="pt").input_ids
-            for text in (captions, "")
+            own(text, padding="max_length", truncation=True, return_tensors="pt").input_ids for text in (captions, "")
         )
         items = torch.tensor([seed for seed in range(count) if described(seed).is_plain_item])
         return Lessons(latents, ids, empty, items)
