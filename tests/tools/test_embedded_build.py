@@ -24,6 +24,12 @@ def components(work: Path) -> Components:
     return Components.of(pool("variety", 64, work / "pictures")[0])
 
 
+@pytest.fixture
+def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, few in (("PICTURES", 64), ("VARIETY", 64), ("UNSEEN", 2), ("FOR_COMPONENTS", 64)):
+        monkeypatch.setattr(build, name, few)
+
+
 def test_latents_are_told_apart_by_how_much_they_vary(components: Components, work: Path) -> None:
     x = to_tensor(pool("variety", 64, work / "pictures")[0])
     latents = components.latents(x)
@@ -50,11 +56,8 @@ def test_a_tokenizer_once_learned_is_kept(tmp_path: Path) -> None:
     assert again("a red star", padding="max_length").input_ids == first("a red star", padding="max_length").input_ids
 
 
-def test_a_run_makes_a_base_that_draws_and_a_second_goes_on_from_it(
-    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, few in (("PICTURES", 64), ("VARIETY", 64), ("UNSEEN", 2), ("FOR_COMPONENTS", 64)):
-        monkeypatch.setattr(build, name, few)
+@pytest.mark.usefixtures("few_pictures")
+def test_a_run_makes_a_base_that_draws_and_a_second_goes_on_from_it(work: Path, tmp_path: Path) -> None:
     steps = build.Steps(encoder=2, decoder=2, denoiser=2, finish=2)
     assert build.build(work, steps, only="encoder") is None
     assert [path.name for path in work.glob("*.pt")] == ["encoder.pt"]
@@ -75,9 +78,8 @@ def test_a_run_makes_a_base_that_draws_and_a_second_goes_on_from_it(
     assert all(torch.equal(weights[name].float(), same[name].half().float()) for name in weights)
 
 
-def test_the_finish_goes_on_from_a_model_that_was_made_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, few in (("PICTURES", 64), ("VARIETY", 64), ("UNSEEN", 2), ("FOR_COMPONENTS", 64)):
-        monkeypatch.setattr(build, name, few)
+@pytest.mark.usefixtures("few_pictures")
+def test_the_finish_goes_on_from_a_model_that_was_made_before(tmp_path: Path) -> None:
     shipped = StableDiffusionPipeline.from_pretrained(EMBEDDED, safety_checker=None)
     steps = build.Steps(encoder=9, decoder=9, denoiser=9, finish=1)
     further = build.build(tmp_path, steps, only=None, start=EMBEDDED)
