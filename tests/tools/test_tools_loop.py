@@ -18,10 +18,13 @@ def _model() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(128, 4))
 
 
-def _train(plan: Plan, state: Path) -> dict[str, torch.Tensor]:
+def _train(plan: Plan, state: Path, stop: int | None = None) -> dict[str, torch.Tensor]:
+    """The weights in the end; ``stop`` is the step that is interrupted."""
     model = _model()
 
     def loss_of_step(step: int, generator: torch.Generator) -> torch.Tensor:
+        if step == stop:
+            raise KeyboardInterrupt
         x = torch.randn(8, 3, 4, 4, generator=generator).contiguous(memory_format=torch.channels_last)
         return (model(x) - x.mean(dim=(2, 3)).sum(dim=1, keepdim=True)).square().mean()
 
@@ -31,9 +34,11 @@ def _train(plan: Plan, state: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("orthogonal", [_is_matrix, lambda _name, _weights: False])
 def test_a_stopped_run_ends_like_one_that_was_not(tmp_path: Path, orthogonal) -> None:
-    whole, first = (Plan(steps, 1e-2, warmup=2, decay_from=1, average=0.9, orthogonal=orthogonal) for steps in (12, 5))
-    _train(first, tmp_path / "stopped.pt")
-    resumed, straight = _train(whole, tmp_path / "stopped.pt"), _train(whole, tmp_path / "straight.pt")
+    plan = Plan(12, 1e-2, warmup=2, average=0.9, orthogonal=orthogonal, save_every=2)
+    for stop in (5, 8):
+        with pytest.raises(KeyboardInterrupt):
+            _train(plan, tmp_path / "stopped.pt", stop)
+    resumed, straight = _train(plan, tmp_path / "stopped.pt"), _train(plan, tmp_path / "straight.pt")
     assert resumed.keys() == straight.keys()
     for name, weights in straight.items():
         torch.testing.assert_close(resumed[name], weights, rtol=0, atol=0)
