@@ -6,13 +6,13 @@ plain literals here; a test holds them against lora_service/generation/request.p
 
 from cog import BaseRunner, Input, Path, Secret
 
-from lora_service.generation.studio import Studio
+from lora_service.services.inference_service import InferenceService
 
 
 class Predictor(BaseRunner):
     def setup(self) -> None:
-        self.studio = Studio()
-        self.studio.warm_up()
+        self.service = InferenceService()
+        self.service.warm_up()
 
     def run(
         self,
@@ -82,4 +82,6 @@ class Predictor(BaseRunner):
     ) -> list[Path]:
         inputs = {name: value for name, value in locals().items() if name not in ("self", "image", "api_token")}
         token = api_token.get_secret_value() if api_token else None
-        return [Path(path) for path in self.studio.run(inputs, image=image, token=token, record=self.record_metric)]
+        return [
+            Path(path) for path in self.service.run(inputs, image=image, token=token, record_metric=self.record_metric)
+        ]

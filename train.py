@@ -6,10 +6,10 @@ plain literals here; a test holds them against lora_service/training/config.py.
 
 from cog import Input, Path, current_scope
 
-from lora_service.training.workshop import Upload, Workshop
+from lora_service.services.training_service import TrainingService, TrainingUpload
 
-workshop = Workshop()
-workshop.warm_up()
+service = TrainingService()
+service.warm_up()
 
 
 def train(
@@ -156,6 +156,6 @@ def train(
     ),
 ) -> Path:
     inputs = dict(locals())
-    upload = Upload(inputs.pop("instance_data"), inputs.pop("instance_data_urls"))
-    result = workshop.train(upload, inputs, record=current_scope().record_metric)
+    upload = TrainingUpload(inputs.pop("instance_data"), inputs.pop("instance_data_urls"))
+    result = service.train(upload, inputs, record_metric=current_scope().record_metric)
     return Path(result.path)

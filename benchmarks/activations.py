@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.random_models import bare_text_encoder, bare_unet
-from lora_service.training.layers import lora_layers
+from lora_service.training.lora_layers import lora_layers
 from lora_service.training.memory import encoder_bytes, unet_bytes
 
 META = torch.device("meta")

@@ -8,19 +8,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lora_service.models.bundle import BaseModel
+from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.loading import load_base, use_threads
 from lora_service.settings import Settings
 
 
-def base_for_judging(name: str, *, for_training: bool = False) -> BaseModel:
+def base_for_judging(name: str, *, for_training: bool = False) -> DiffusionBase:
     """The base model ``name`` (as ``BASE_MODEL``), with the environment's other settings."""
     settings = Settings.from_environment().model_copy(update={"base_model": name})
     use_threads(settings)
     return load_base(settings, for_training=for_training)
 
 
-def through_vae(base: BaseModel, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+def through_vae(base: DiffusionBase, pictures: Sequence[Image.Image]) -> list[Image.Image]:
     """``pictures``, of one size, encoded and decoded: the best that the base can draw."""
     arrays = np.stack([np.asarray(p.convert("RGB"), np.float32) for p in pictures])
     pixels = torch.from_numpy(arrays).permute(0, 3, 1, 2) / 127.5 - 1

@@ -28,14 +28,14 @@ from pathlib import Path
 
 import requests
 
-from lora_service.models.catalog import EMBEDDED
+from lora_service.models.registry import EMBEDDED
 from lora_service.serving import entries
-from lora_service.serving.server import Server
+from lora_service.serving.server import CogServer
 
 _PATH = """
-from lora_service.generation.studio import Studio
+from lora_service.services.inference_service import InferenceService
 
-Studio().run({inputs!r})
+InferenceService().run({inputs!r})
 """
 _LINE = re.compile(r"import time:\s+(\d+) \|\s+(\d+) \|\s*(\S+)")
 _SPLIT = ("torch", "diffusers", "transformers", "lora_service")
@@ -133,7 +133,7 @@ def _runs(ways: Mapping[str, Way], inputs: Mapping[str, object], repeats: int) -
 
 def _start(way: Way, inputs: Mapping[str, object]) -> Start:
     begun = time.perf_counter()
-    with Server("predict", home=way.home, environment=way.environment) as server:
+    with CogServer("predict", home=way.home, environment=way.environment) as server:
         server.wait_ready(600)
         ready = time.perf_counter()
         _draw(server, inputs)
@@ -142,7 +142,7 @@ def _start(way: Way, inputs: Mapping[str, object]) -> Start:
         return Start(ready - begun, first - begun, time.perf_counter() - first)
 
 
-def _draw(server: Server, inputs: Mapping[str, object]) -> None:
+def _draw(server: CogServer, inputs: Mapping[str, object]) -> None:
     """One picture; a server that is still freeing its place is asked again."""
     while True:
         answer = requests.post(f"{server.url}/predictions", json={"input": inputs}, timeout=3600)

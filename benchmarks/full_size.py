@@ -29,16 +29,16 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from benchmarks.random_models import RECIPES, write_folder
-from lora_service.generation.drawing import Drawing
+from benchmarks.random_models import DEFAULTS, write_folder
+from lora_service.generation.generator import ImageGenerator
 from lora_service.generation.request import GenerateRequest
 from lora_service.lora.reader import read_lora
 from lora_service.lora.scale import Scale
-from lora_service.models.bundle import BaseModel
+from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.loading import load_base, use_threads
 from lora_service.settings import Settings
 from lora_service.training.config import TrainConfig
-from lora_service.training.job import Job
+from lora_service.training.trainer import Trainer
 
 GIB = 2**30
 
@@ -67,7 +67,7 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
     with _phase("loaded", device):
         base = load_base(settings, for_training=True)
     lora = _train(base, folder, options)
-    drawing, request = Drawing(base), _request(options)
+    drawing, request = ImageGenerator(base), _request(options)
     with _phase("LoRA read and patched, 1 step drawn", device):
         weights = read_lora(lora)
         drawing.draw(request.model_copy(update={"num_inference_steps": 1}), [(weights, Scale(1.0, 1.0))])
@@ -80,7 +80,7 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
         _draw_plainly(folder / "base", lora, options)
 
 
-def _train(base: BaseModel, folder: Path, options: argparse.Namespace) -> Path:
+def _train(base: DiffusionBase, folder: Path, options: argparse.Namespace) -> Path:
     # The driver still tells of the whole card, so that "auto" would not see that checkpointing is needed.
     frugal = {"gradient_checkpointing": "on", "learning_rate_text": 0} if options.within else {}
     config = TrainConfig.of(
@@ -96,7 +96,7 @@ def _train(base: BaseModel, folder: Path, options: argparse.Namespace) -> Path:
         }
     )
     with _phase("trained, from the zip to the file", base.device):
-        result = Job(base, folder / "job", tell=print).run(_pictures(folder / "pictures.zip", options.side), config)
+        result = Trainer(base, folder / "job", log=print).run(_pictures(folder / "pictures.zip", options.side), config)
     for name, stage in result.stages.items():
         print(f"  {name}: {stage.seconds / stage.steps:.3f} s/step, losses {stage.losses}")
     print(f"  file: {result.path.stat().st_size / 1e6:.1f} MB; seconds by phase {result.seconds}")
@@ -153,7 +153,7 @@ def _phase(name: str, device: torch.device) -> Iterator[None]:
 
 def _options() -> Any:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("family", choices=RECIPES)
+    parser.add_argument("family", choices=DEFAULTS)
     parser.add_argument("--side", type=int, default=256, help="of pictures, in pixels")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--train-steps", type=int, default=2, help="of each stage")

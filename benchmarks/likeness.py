@@ -23,9 +23,9 @@ from lora_service.demo.show import PROMPTS
 from lora_service.demo.trial import Figures, Trial, draw_and_measure
 from lora_service.lora.reader import read_lora
 from lora_service.lora.weights import LoraWeights
-from lora_service.models.bundle import BaseModel
+from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.training.config import TrainConfig
-from lora_service.training.job import Job
+from lora_service.training.trainer import Trainer
 from tools.judges.folders import IMAGE
 from tools.judges.judging import ImageJudge
 from tools.world.creatures import HELD_OUT_SUBJECTS
@@ -59,18 +59,20 @@ LESSONS = {
 }
 
 
-def teach(base: BaseModel, kind: str, seed: int, folder: Path) -> Path:
+def teach(base: DiffusionBase, kind: str, seed: int, folder: Path) -> Path:
     """The LoRA of subject ``seed``, trained with the task's defaults on its pictures."""
     zipped = folder / f"{kind}-{seed}.zip"
     write_zip(zipped, seed, TAUGHT_WITH, 256, kind)
     config = TrainConfig.of({"task": kind, "class_word": LESSONS[kind].class_word, "seed": 1})
-    job = Job(base, folder, on_progress=lambda progress: print(progress.line(), flush=True), tell=print)
+    job = Trainer(base, folder, on_progress=lambda progress: print(progress.line(), flush=True), log=print)
     return job.run(zipped, config).path.replace(folder / f"{kind}-{seed}.safetensors")
 
 
-def likeness(base: BaseModel, lora: LoraWeights, judge: ImageJudge, kind: str, seed: int) -> tuple[list[Row], Figures]:
+def likeness(
+    base: DiffusionBase, lora: LoraWeights, judge: ImageJudge, kind: str, seed: int
+) -> tuple[list[Row], Figures]:
     """Rows of pictures for a sheet, and figures with the VAE's ceiling among the similarities."""
-    lesson, side = LESSONS[kind], base.recipe.resolution
+    lesson, side = LESSONS[kind], base.defaults.resolution
     further = [p.image for p in islice(pictures(seed, side, "judge", kind), 2 * JUDGED_BY)]
     subject, others = further[:JUDGED_BY], further[JUDGED_BY:]
     trial = Trial(lesson.prompts, lesson.plain, lambda drawn: judge.similarity(drawn, subject), lesson.taught)
@@ -95,7 +97,7 @@ def main() -> None:
     lora = arguments.lora or teach(base, arguments.kind, arguments.seed, arguments.out)
     rows, figures = likeness(base, read_lora(lora), judge, arguments.kind, arguments.seed)
     lines = figures.lines("mean cosine by the image judge")
-    print(f"{base.recipe.title}, {arguments.kind} {arguments.seed}", *lines, sep="\n")
+    print(f"{base.defaults.title}, {arguments.kind} {arguments.seed}", *lines, sep="\n")
     draw_sheet(rows, lines).save(arguments.out / f"{arguments.kind}.png")
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from benchmarks.bases import base_for_judging, through_vae
 from lora_service.demo.sheet import Row, draw_sheet
-from lora_service.generation.drawing import Drawing
+from lora_service.generation.generator import ImageGenerator
 from lora_service.generation.request import GenerateRequest
 from tools.judges.folders import IMAGE_TEXT
 from tools.judges.judging import TextJudge
@@ -32,7 +32,7 @@ PROMPTS_SEED = 1_000_000
 ON_SHEET, COLUMNS = 64, 8
 
 
-def draw_prompts(drawing: Drawing, asked: Sequence[Description]) -> list[Image.Image]:
+def draw_prompts(drawing: ImageGenerator, asked: Sequence[Description]) -> list[Image.Image]:
     """A picture of each description's caption, with the base's own defaults; the seed is its place in the list."""
     requests = [GenerateRequest(prompt=d.caption(), seed=i) for i, d in enumerate(asked)]
     return [drawing.draw(request, [])[0].image for request in requests]
@@ -72,7 +72,7 @@ def main() -> None:
     started = time.monotonic()
     base = base_for_judging(arguments.base)
     asked, others = (held_out_prompts(arguments.count, seed) for seed in (PROMPTS_SEED, SEED))
-    pictures, real = draw_prompts(Drawing(base), asked), renders(others)
+    pictures, real = draw_prompts(ImageGenerator(base), asked), renders(others)
     reader, judge = Reader.load(), TextJudge.load(arguments.judge)
     read = reader.read(pictures)
     lines = table(read, asked, reader, through_vae(base, real))
@@ -80,7 +80,7 @@ def main() -> None:
     first = {k: judge.own_text_first(p[:ON_SHEET], [d.caption() for d in a[:ON_SHEET]]) for k, (p, a) in pairs.items()}
     lines.append(f"own prompt first of {ON_SHEET} by the image-text model: " +
                  ", ".join(f"{name} {share:.1%}" for name, share in first.items()))  # fmt: skip
-    print(f"{base.recipe.title}, {len(asked)} held-out prompts, {time.monotonic() - started:.0f} s", *lines, sep="\n")
+    print(f"{base.defaults.title}, {len(asked)} held-out prompts, {time.monotonic() - started:.0f} s", *lines, sep="\n")
     if arguments.sheet:
         captions = [marked(d, r) for d, r in zip(asked, read, strict=True)]
         captioned_sheet(pictures[:ON_SHEET], captions[:ON_SHEET], ()).save(arguments.sheet)

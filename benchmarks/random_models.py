@@ -16,15 +16,15 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from lora_service.models.bundle import BaseModel
+from lora_service.models.components import Components
+from lora_service.models.defaults import SD15, SD21, SDXL
+from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.loading import assemble, vae_dtype
-from lora_service.models.parts import Parts
-from lora_service.models.recipe import SD15, SD21, SDXL
 from lora_service.models.single_file import CONFIGS
 
 Model = TypeVar("Model", bound=nn.Module)
 
-RECIPES = {"sd15": SD15, "sd21": SD21, "sdxl": SDXL}
+DEFAULTS = {"sd15": SD15, "sd21": SD21, "sdxl": SDXL}
 """By family, which is the name of its folder of configurations."""
 
 
@@ -66,14 +66,14 @@ def text_encoder(
     return with_positions(_with_random_weights(bare_text_encoder(family, part), dtype, device))
 
 
-def parts(family: str, dtype: torch.dtype, device: torch.device, *, small_vae: bool = False) -> Parts:
+def parts(family: str, dtype: torch.dtype, device: torch.device, *, small_vae: bool = False) -> Components:
     """All parts of a base of random weights.
 
     Args:
         small_vae: a VAE of factor 8 as small as its classes allow, for what does not measure it.
     """
     encoders = _encoders(family)
-    return Parts(
+    return Components(
         unet=unet(dtype, device, family),
         vae=_small_vae() if small_vae else vae(dtype, device, family),
         text_encoders={part: text_encoder(dtype, device, family, part) for part in encoders},
@@ -104,10 +104,10 @@ def _encoders(family: str) -> list[str]:
     return [found.name for found in sorted((CONFIGS / family).glob("text_encoder*"))]
 
 
-def base(family: str, side: int, dtype: torch.dtype, device: torch.device, *, small_vae: bool = False) -> BaseModel:
+def base(family: str, side: int, dtype: torch.dtype, device: torch.device, *, small_vae: bool = False) -> DiffusionBase:
     """A whole base of random weights, whose own resolution is ``side``."""
     made = parts(family, dtype, device, small_vae=small_vae)
-    return assemble(f"full-size {family}", made, replace(RECIPES[family], resolution=side), device, dtype)
+    return assemble(f"full-size {family}", made, replace(DEFAULTS[family], resolution=side), device, dtype)
 
 
 def small_tokenizer() -> CLIPTokenizer:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lora_service.pictures import PictureOptions, read_pictures
+from lora_service.dataset import DatasetOptions, load_dataset
 
 SIZE = (4032, 3024)
 
@@ -59,9 +59,9 @@ def main(count: int) -> None:
         write_zip(folder / "upload.zip", count)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         for task, buckets in (("object", False), ("object", True), ("face", False)):
-            options = PictureOptions(resolution=512, task=task, aspect_ratio_buckets=buckets)  # type: ignore[arg-type]
+            options = DatasetOptions(resolution=512, task=task, aspect_ratio_buckets=buckets)  # type: ignore[arg-type]
             start, start_cpu = time.perf_counter(), time.process_time()
-            read = read_pictures(folder / "upload.zip", options, folder / f"{task}{buckets}")
+            read = load_dataset(folder / "upload.zip", options, folder / f"{task}{buckets}")
             seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
             kind = f"{task}, {'buckets' if buckets else 'squares'}"

@@ -25,14 +25,14 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLP
 from torch import Tensor, nn
 
 from benchmarks import random_models
-from lora_service.lora.names import canonical
+from lora_service.lora.key_mapping import canonical
 from lora_service.lora.patcher import Patcher
 from lora_service.lora.reader import read_lora
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraLayer, LoraWeights
 from lora_service.lora.writer import write_lora
-from lora_service.models.bundle import BaseModel
-from lora_service.models.text import Conditioning
+from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.text_encoders import PromptEmbeds
 
 Steps = tuple[Callable[[], object], Callable[[], object], Callable[[], object]]
 """Apply, another scale, restore."""
@@ -79,7 +79,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", default="sd15", choices=random_models.RECIPES)
+    parser.add_argument("--family", default="sd15", choices=random_models.DEFAULTS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
     parser.add_argument("--rank", type=int, default=16)
@@ -90,7 +90,7 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _pipeline(base: BaseModel) -> Any:
+def _pipeline(base: DiffusionBase) -> Any:
     """Plain diffusers around the same models, reading text by itself."""
     parts: dict[str, Any] = {"vae": base.vae, "unet": base.unet, "scheduler": DDIMScheduler(), **base.text.encoders}
     parts |= {name.replace("text_encoder", "tokenizer"): found for name, found in base.tokenizers.items()}
@@ -121,7 +121,7 @@ def _random_lora(models: dict[str, nn.Module], rank: int) -> LoraWeights:
 
 
 @torch.no_grad()
-def _check_same_output(base: BaseModel, pipeline: Any, patcher: Patcher, path: Path) -> None:
+def _check_same_output(base: DiffusionBase, pipeline: Any, patcher: Patcher, path: Path) -> None:
     generator = torch.Generator().manual_seed(1)
     sample, states, pooled = (
         torch.randn(shape, generator=generator).to(base.device, base.dtype)
@@ -131,7 +131,7 @@ def _check_same_output(base: BaseModel, pipeline: Any, patcher: Patcher, path: P
     timestep = torch.tensor([500], device=base.device)
 
     def output() -> Tensor:
-        return base.denoise(sample, timestep, Conditioning(states, pooled), sizes).float()
+        return base.denoise(sample, timestep, PromptEmbeds(states, pooled), sizes).float()
 
     bare = output()
     patcher.apply([(read_lora(path), FULL)])

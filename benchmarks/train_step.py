@@ -25,15 +25,15 @@ from PIL import Image
 from torch import nn
 
 from benchmarks import random_models
-from lora_service.models.bundle import BaseModel
+from lora_service.dataset import TrainingImage
+from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.loading import load_base
-from lora_service.pictures import TrainingPicture
 from lora_service.settings import Settings
-from lora_service.training.config import TrainConfig, plan
-from lora_service.training.latents import encode
-from lora_service.training.layers import TEXT_TARGETS, UNET_TARGETS, lora_layers
-from lora_service.training.stages import Material, invert, tune
-from lora_service.training.tokens import added_tokens, first_rows
+from lora_service.training.config import TrainConfig, resolve_config
+from lora_service.training.latent_cache import cache_latents
+from lora_service.training.lora_layers import TEXT_TARGETS, UNET_TARGETS, lora_layers
+from lora_service.training.stages import TrainingContext, train_lora, train_textual_inversion
+from lora_service.training.textual_inversion import added_tokens, initial_embeddings
 
 RANK = 16
 TOKENS = ("<s1>", "<s2>")
@@ -55,31 +55,31 @@ class Contest:
         return f"ours {ours:.4f} s, plain {plain:.4f} s, ratio {ours / plain:.3f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
 
 
-def contests(base: BaseModel, side: int, batch: int) -> dict[str, Contest]:
+def contests(base: DiffusionBase, side: int, batch: int) -> dict[str, Contest]:
     """Both stages, on batches of ``batch`` pictures."""
     inputs = {"task": "object", "lora_rank": RANK, "seed": 1, "continue_inversion": False, "train_batch_size": batch}
     config = TrainConfig.of(inputs)
-    decided = plan(config, base.recipe, "ohwx", 1)
+    resolved = resolve_config(config, base.defaults, "ohwx", 1)
     image = Image.effect_noise((side, side), 80).convert("RGB")
-    pictures = (TrainingPicture("a", image, ("a photo of {}",), None, (0, 0, side, side), (side, side)),)
-    cache = encode(pictures, base, flip=True, color_jitter=False, seed=1)
-    rows = first_rows(base, TOKENS, (), torch.Generator().manual_seed(0))
+    pictures = (TrainingImage("a", image, ("a photo of {}",), None, (0, 0, side, side), (side, side)),)
+    cache = cache_latents(pictures, base, flip=True, color_jitter=False, seed=1)
+    rows = initial_embeddings(base, TOKENS, (), torch.Generator().manual_seed(0))
     sizes = None if cache[0].sizes is None else cache[0].sizes[0, :1].expand(batch, -1)
     plain = PlainLoop(base, cache[0].mean[0, :1].expand(batch, -1, -1, -1), sizes)
 
     def staged(steps: int, stage: str) -> float:
         generator = torch.Generator().manual_seed(0)
         field = {"tokens": "max_train_steps_ti", "tuning": "max_train_steps_tuning"}[stage]
-        ready = replace(decided, config=decided.config.model_copy(update={field: steps}))
+        ready = replace(resolved, config=resolved.config.model_copy(update={field: steps}))
         with added_tokens(base, TOKENS, rows) as tokens, ExitStack() as changes:
-            material = Material(base, pictures, cache, ready, tokens.text, _autocast(base))
+            context = TrainingContext(base, pictures, cache, ready, tokens.text, _autocast(base))
             if stage == "tokens":
-                return invert(material, tokens, lambda progress: None).seconds / steps
+                return train_textual_inversion(context, tokens, lambda progress: None).seconds / steps
             layers = {
                 name: changes.enter_context(lora_layers(name, model, RANK, RANK, generator))
                 for name, model in base.components.items()
             }
-            return tune(material, layers, tokens, lambda progress: None).seconds / steps
+            return train_lora(context, layers, tokens, lambda progress: None).seconds / steps
 
     return {
         "tokens": Contest(lambda n: staged(n, "tokens"), plain.tokens),
@@ -90,7 +90,7 @@ def contests(base: BaseModel, side: int, batch: int) -> dict[str, Contest]:
 class PlainLoop:
     """The floor: nothing but what a step must do, in the plainest way, on a twin that shares the frozen weights."""
 
-    def __init__(self, base: BaseModel, latents: torch.Tensor, sizes: torch.Tensor | None) -> None:
+    def __init__(self, base: DiffusionBase, latents: torch.Tensor, sizes: torch.Tensor | None) -> None:
         shared = {id(p): p for part in base.components.values() for p in part.parameters()}
         twins = {name: copy.deepcopy(part, dict(shared)) for name, part in base.components.items()}
         self.unet: Any = twins.pop("unet")
@@ -136,8 +136,8 @@ class PlainLoop:
             a = self.alphas[t].view(-1, 1, 1, 1)
             noisy = (a.sqrt() * self.latents + (1 - a).sqrt() * noise).to(self.unet.dtype)
             with torch.autocast(device.type, self.autocast) if self.autocast else nullcontext():
-                guess = self._guess(noisy, t)
-            (guess.float() - noise).square().mean().backward()
+                model_pred = self._guess(noisy, t)
+            (model_pred.float() - noise).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         _wait(device)
@@ -152,7 +152,7 @@ class PlainLoop:
         return self.unet(noisy, t, states, added_cond_kwargs=added).sample
 
 
-def _autocast(base: BaseModel) -> torch.dtype | None:
+def _autocast(base: DiffusionBase) -> torch.dtype | None:
     return None if base.dtype == torch.float32 else base.dtype
 
 
@@ -175,7 +175,7 @@ class _Spliced(nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", choices=random_models.RECIPES, nargs="?", const="sd15", help="a family, full size")
+    parser.add_argument("--full", choices=random_models.DEFAULTS, nargs="?", const="sd15", help="a family, full size")
     parser.add_argument("--side", type=int, default=128, help="with --full: side of the pictures in pixels")
     parser.add_argument("--batch", type=int, default=1, help="pictures per step")
     parser.add_argument("--device", default="cpu")

@@ -1,4 +1,4 @@
-"""What can go wrong, as a tree; every message is one sentence for the person who asked.
+"""The errors a user can mend, as a tree; every message is one sentence for the person who asked.
 
     LoraServiceError          anything a user can mend
     ├── InputError            a field's value cannot be used
@@ -11,15 +11,31 @@
     ├── ServingError          Cog's server cannot be started or kept running
     └── EntryError            Cog's build would misread an entry's source
 
-A message names the field or file, quotes the value, and says what would work.
+A message names the field or file, quotes the value, and says what would work. Programs, and tests, go by ``code`` and
+``field``: a code is lower-case words joined by ``_`` and keeps its meaning, a sentence may be worded anew at any time.
 Anything else that is raised is a defect of ours, not of the input.
 """
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class LoraServiceError(Exception):
-    """A mistake that the user can mend; the command line exits with 2 on it."""
+    """A mistake that the user can mend; the command line exits with 2 on it.
+
+    Args:
+        message: the sentence for the user.
+        code: the machine-readable kind, where a class has several; else the class's own.
+        field: the name of the input that is to be changed, as the user knows it, if it is one.
+    """
+
+    default_code: ClassVar[str] = "error"
+
+    def __init__(self, message: str, *, code: str = "", field: str = "") -> None:
+        super().__init__(message)
+        self.code = code or self.default_code
+        self.field = field
 
 
 class InputError(LoraServiceError):
@@ -27,41 +43,58 @@ class InputError(LoraServiceError):
 
     Args:
         field: the input's name, as the user knows it.
-        value: what was given.
-        wanted: what would have been accepted, as the end of "it must be …".
+        value: the value that was given.
+        expected: the values that would have been accepted, as the end of "it must be …".
     """
 
-    def __init__(self, field: str, value: object, wanted: str) -> None:
-        self.field = field
-        super().__init__(f"{field} is {value!r}, but it must be {wanted}.")
+    default_code = "invalid_input"
+
+    def __init__(self, field: str, value: object, expected: str, *, code: str = "") -> None:
+        super().__init__(f"{field} is {value!r}, but it must be {expected}.", code=code, field=field)
+        self.value = value
+        self.expected = expected
 
 
 class PicturesError(LoraServiceError):
     """The pictures of a training cannot be used."""
 
+    default_code = "unusable_pictures"
+
 
 class LinkError(LoraServiceError):
     """A link cannot be used, or what it leads to cannot be fetched."""
+
+    default_code = "unusable_link"
 
 
 class LoraFileError(LoraServiceError):
     """A file is not a LoRA that can be read."""
 
+    default_code = "unreadable_lora"
+
 
 class WrongBaseError(LoraFileError):
     """A LoRA was made for another base model."""
+
+    default_code = "wrong_base"
 
 
 class BaseModelError(LoraServiceError):
     """A base model cannot be loaded."""
 
+    default_code = "unusable_base"
+
 
 class DivergedError(LoraServiceError):
     """A training came to nothing: its loss is no number any more."""
 
+    default_code = "diverged"
+
 
 class ServingError(LoraServiceError):
     """Cog's HTTP server cannot be started, or not be kept running."""
+
+    default_code = "serving_failed"
 
 
 class EntryError(LoraServiceError):
@@ -72,6 +105,8 @@ class EntryError(LoraServiceError):
         problem: what is written there and what the build makes of it.
         instead: what to write, as a command.
     """
+
+    default_code = "misread_entry"
 
     def __init__(self, place: str, problem: str, instead: str) -> None:
         super().__init__(f"{place}: {problem}; {instead}.")

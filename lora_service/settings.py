@@ -11,7 +11,7 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from lora_service.errors import InputError
-from lora_service.validation import wanted
+from lora_service.validation import first_error
 
 MEBIBYTE = 1024**2
 _CACHE = Path("~/.cache/lora-service").expanduser()
@@ -101,6 +101,6 @@ class Settings(BaseSettings):
         try:
             return Settings()
         except ValidationError as error:
-            first = error.errors()[0]
-            name = str(first["loc"][0]).upper()
-            raise InputError(f"the environment variable {name}", first["input"], wanted(first)) from error
+            first = first_error(error)
+            name = f"the environment variable {first.field.upper()}"
+            raise InputError(name, first.value, first.expected) from error

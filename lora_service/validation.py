@@ -1,18 +1,20 @@
-"""What the two entries' inputs share when they are validated."""
+"""The one way from a pydantic error to a sentence, and the types that validated inputs share."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, ValidationError
+
+from lora_service.errors import InputError
 
 
-def _whole(value: Any) -> Any:
+def _to_int(value: Any) -> Any:
     """Cog hands an int over as a float when the client wrote 512.0."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Int = Annotated[int, BeforeValidator(_whole)]
+Int = Annotated[int, BeforeValidator(_to_int)]
 
 _LIMITS = {
     "greater_than_equal": ("ge", "at least"),
@@ -22,8 +24,13 @@ _LIMITS = {
 }
 
 
-def wanted(error: Any) -> str:
-    """The end of "it must be …" for one of pydantic's errors."""
+def first_error(error: ValidationError) -> InputError:
+    """The first of the fields that ``error`` refuses, as our own error; its ``field`` is "" for the whole object."""
+    first = error.errors()[0]
+    return InputError(str(first["loc"][0]) if first["loc"] else "", first["input"], _expected(first))
+
+
+def _expected(error: Any) -> str:
     if error["type"] in _LIMITS:
         key, words = _LIMITS[error["type"]]
         return f"{words} {error['ctx'][key]}"

@@ -7,9 +7,11 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from service import Service
+import trustme
 
-from lora_service.serving.server import Server
+from lora_service.serving.server import CogServer
+from tests.downloads.link_fakes import FakeSites
+from tests.service import Service
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +20,20 @@ def start_service() -> Iterator[Callable[..., Service]]:
     with ExitStack() as stack:
 
         def start(*arguments: Any, **options: Any) -> Service:
-            server = stack.enter_context(Server(*arguments, **options))
+            server = stack.enter_context(CogServer(*arguments, **options))
             server.wait_ready()
             return Service(server)
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    """A certificate authority that only these tests trust."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def sites(authority: trustme.CA) -> Iterator[FakeSites]:
+    with FakeSites(authority) as fake:
+        yield fake

@@ -39,7 +39,7 @@ _OPEN_CLIP = {
 
 
 def checkpoint(parts: Any, family: str) -> dict[str, Tensor]:
-    """The weights of ``parts`` (:class:`lora_service.models.parts.Parts`) as one checkpoint of a family."""
+    """The weights of ``parts`` (:class:`lora_service.models.components.Parts`) as one checkpoint of a family."""
     encoders = {name: encoder.state_dict() for name, encoder in parts.text_encoders.items()}
     text = {
         "sd1": lambda: _clip(encoders["text_encoder"], "cond_stage_model.transformer."),

@@ -8,14 +8,14 @@ from typing import Any
 
 import requests
 
-from lora_service.serving.server import Health, Server
+from lora_service.serving.server import CogServer, Health
 
 
 @dataclass(frozen=True)
 class Service:
     """A client of a running server."""
 
-    server: Server
+    server: CogServer
 
     def post(self, path: str = "predictions", *, wait: float = 60.0, **inputs: Any) -> requests.Response:
         """Post a job; while the one before it frees its place (409), again, for at most ``wait`` seconds."""

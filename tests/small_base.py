@@ -15,25 +15,25 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from PIL import Image
-from small_models import small_models
 
-from lora_service.models.bundle import BaseModel
+from lora_service.dataset import TrainingImage
+from lora_service.models.components import Components
+from lora_service.models.defaults import ModelDefaults
+from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.loading import assemble
-from lora_service.models.parts import Parts
-from lora_service.models.recipe import BaseRecipe
-from lora_service.pictures import TrainingPicture
+from tests.small_models import small_models
 
-RECIPE = BaseRecipe(
+DEFAULTS = ModelDefaults(
     title="small", architecture="small", version="small", resolution=32, num_inference_steps=2, token_norm=0.4
 )
 
 
-def small_base(prediction_type: str = "epsilon", family: str = "sd1") -> BaseModel:
+def small_base(prediction_type: str = "epsilon", family: str = "sd1") -> DiffusionBase:
     """A base of one of ``FAMILIES`` with a VAE of factor 4; the same every time."""
-    return assemble("small", small_parts(prediction_type, family), RECIPE, torch.device("cpu"), torch.float32)
+    return assemble("small", small_parts(prediction_type, family), DEFAULTS, torch.device("cpu"), torch.float32)
 
 
-def small_parts(prediction_type: str = "epsilon", family: str = "sd1") -> Parts:
+def small_parts(prediction_type: str = "epsilon", family: str = "sd1") -> Components:
     """What :func:`small_base` is made of."""
     models = small_models(family)
     with torch.random.fork_rng():
@@ -54,7 +54,7 @@ def small_parts(prediction_type: str = "epsilon", family: str = "sd1") -> Parts:
         clip_sample=False,
         steps_offset=1,
     )
-    return Parts(
+    return Components(
         unet=models.unet,
         vae=vae,
         text_encoders={name: part for name, part in models.components.items() if name != "unet"},
@@ -64,7 +64,7 @@ def small_parts(prediction_type: str = "epsilon", family: str = "sd1") -> Parts:
     )
 
 
-def pipeline_of(base: BaseModel, scheduler: type = DDPMScheduler, **options: object) -> DiffusionPipeline:
+def pipeline_of(base: DiffusionBase, scheduler: type = DDPMScheduler, **options: object) -> DiffusionPipeline:
     """Plain diffusers around the base's own parts."""
     made = scheduler.from_config(base.scheduler_config, **options)  # type: ignore[attr-defined]
     parts = {"vae": base.vae, "unet": base.unet, "scheduler": made, **base.text.encoders}
@@ -78,12 +78,12 @@ def pipeline_of(base: BaseModel, scheduler: type = DDPMScheduler, **options: obj
     return pipeline
 
 
-def picture(color: str = "red", size: tuple[int, int] = (32, 32), **more: object) -> TrainingPicture:
+def picture(color: str = "red", size: tuple[int, int] = (32, 32), **more: object) -> TrainingImage:
     """A training picture of one colour with a dark left half, so that its mirror differs."""
     image = Image.new("RGB", size, color)
     image.paste("black", (0, 0, size[0] // 2, size[1]))
     values: dict[str, object] = {"captions": ("a photo of {}",), "mask": None, "crop": (0, 0, *size), "original": size}
-    return TrainingPicture(name=f"{color}.png", image=image, **values | more)  # type: ignore[arg-type]
+    return TrainingImage(name=f"{color}.png", image=image, **values | more)  # type: ignore[arg-type]
 
 
 def picture_zip(path: Path, colors: tuple[str, ...] = ("red", "green", "blue"), size: int = 64) -> Path:
@@ -98,7 +98,7 @@ def picture_zip(path: Path, colors: tuple[str, ...] = ("red", "green", "blue"), 
     return path
 
 
-def hashes(base: BaseModel) -> dict[str, int]:
+def hashes(base: DiffusionBase) -> dict[str, int]:
     """A number for the bytes of each of the base's weights."""
     parts = {**base.components, "vae": base.vae}
     return {

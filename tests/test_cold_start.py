@@ -9,18 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_base import small_base
 
-from lora_service.generation.studio import Studio
+from lora_service.services.inference_service import InferenceService
+from lora_service.services.training_service import TrainingService
 from lora_service.settings import Settings
-from lora_service.training.workshop import Workshop
+from tests.small_base import small_base
 
 ROOT = Path(__file__).resolve().parents[1]
 
 NOT_FOR_DRAWING = {
     "cv2",
     "datasets",
-    "lora_service.pictures",
+    "lora_service.dataset",
     "lora_service.training",
     "matplotlib",
     "onnxruntime",
@@ -36,11 +36,11 @@ import json, sys
 
 sys.modules["peft"] = None  # only the checks need it: where it is installed, diffusers imports it by itself
 
-from lora_service.generation.studio import Studio
+from lora_service.services.inference_service import InferenceService
 
-with Studio() as studio:
-    studio.warm_up()
-    studio.run({"prompt": "a red star", "num_inference_steps": 2}, tell=lambda line: None)
+with InferenceService() as service:
+    service.warm_up()
+    service.run({"prompt": "a red star", "num_inference_steps": 2}, log=lambda line: None)
 print(json.dumps(sorted(name for name, module in sys.modules.items() if module is not None)))
 """
 
@@ -61,20 +61,20 @@ def test_a_picture_is_drawn_without_importing_what_drawing_does_not_use() -> Non
 
 
 def test_the_command_line_starts_without_torch() -> None:
-    modules = imported("import json, sys, lora_service.cli; print(json.dumps(sorted(sys.modules)))")
+    modules = imported("import json, sys, lora_service.cli.main; print(json.dumps(sorted(sys.modules)))")
     assert not modules & {"torch", "diffusers", "transformers", "huggingface_hub", "scipy"}
 
 
 @pytest.mark.parametrize("warm_up", [False, True])
 def test_a_server_draws_before_it_is_ready_only_when_asked_to(warm_up: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lora_service.generation.drawing import Drawing
+    from lora_service.generation.generator import ImageGenerator
 
     drawn: list[object] = []
-    draw = Drawing.draw
+    draw = ImageGenerator.draw
     monkeypatch.setattr("lora_service.models.loading.load_base", lambda settings: small_base())
-    monkeypatch.setattr(Drawing, "draw", lambda self, *given: drawn.append(draw(self, *given)))
-    with Studio(Settings(warm_up=warm_up)) as studio:
-        studio.warm_up()
+    monkeypatch.setattr(ImageGenerator, "draw", lambda self, *given: drawn.append(draw(self, *given)))
+    with InferenceService(Settings(warm_up=warm_up)) as service:
+        service.warm_up()
     assert len(drawn) == warm_up
 
 
@@ -86,8 +86,8 @@ def test_a_training_server_loads_the_base_before_the_first_job_only_when_asked_t
     monkeypatch.setattr(
         "lora_service.models.loading.load_base", lambda settings, for_training: loaded.append(settings) or small_base()
     )
-    with Workshop(Settings(warm_up=warm_up)) as workshop:
-        workshop.warm_up()
+    with TrainingService(Settings(warm_up=warm_up)) as service:
+        service.warm_up()
         assert len(loaded) == warm_up
-        workshop.base()
+        service.base()
         assert len(loaded) == 1

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from service import Service
-from small_base import picture_zip
 
 from lora_service.lora.reader import read_lora
+from tests.service import Service
+from tests.small_base import picture_zip
 from tools.world.subjects import write_zip
 
 DOG = Path(__file__).resolve().parents[1] / "../shared/data/pictures/dog6.zip"

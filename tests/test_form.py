@@ -10,16 +10,16 @@ from pydantic import BaseModel
 import predict
 import train
 from lora_service.generation.request import GenerateRequest
-from lora_service.generation.samplers import SAMPLERS
+from lora_service.generation.schedulers import SCHEDULERS
 from lora_service.serving import entries, signature
-from lora_service.serving.signature import Parameter
+from lora_service.serving.signature import EntryParameter
 from lora_service.training.config import TrainConfig
 
 CASES = [("train", TrainConfig), ("predict", GenerateRequest)]
 NOT_CONFIG = {"instance_data", "instance_data_urls", "image", "api_token"}
 
 
-def parameters(mode: Any) -> dict[str, Parameter]:
+def parameters(mode: Any) -> dict[str, EntryParameter]:
     found = signature.read(entries.find(mode)).parameters
     return {p.name: p for p in found if p.name not in NOT_CONFIG}
 
@@ -47,7 +47,7 @@ def test_defaults_and_limits_are_the_same(mode: str, model: type[BaseModel]) -> 
 
 
 def test_the_samplers_of_the_form_are_those_that_there_are() -> None:
-    assert list(parameters("predict")["scheduler"].choices or ()) == list(SAMPLERS)
+    assert list(parameters("predict")["scheduler"].choices or ()) == list(SCHEDULERS)
 
 
 def test_every_input_of_the_predecessors_is_there() -> None:

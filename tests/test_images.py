@@ -15,10 +15,10 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
-from small_base import pipeline_of, small_base
 
-from lora_service.models.catalog import folder_of
-from lora_service.serving.server import Server
+from lora_service.models.registry import folder_of
+from lora_service.serving.server import CogServer
+from tests.small_base import pipeline_of, small_base
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ("cog.yaml", "cog.train.yaml")
@@ -213,5 +213,5 @@ def test_the_server_starts_from_what_is_in_the_image_with_weights_at_hand_and_no
     pipeline_of(small_base()).save_pretrained(folder_of("painter/small", tmp_path))
     nobody = {"HF_ENDPOINT": "http://127.0.0.1:9"}
     environment = {"BASE_MODEL": "painter/small", "MODEL_CACHE": str(tmp_path)} | nobody
-    with Server("predict", home=image, environment=environment) as server:
+    with CogServer("predict", home=image, environment=environment) as server:
         server.wait_ready()

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from small_base import RECIPE, picture_zip, pipeline_of, small_base
 
-from lora_service import cli
+from lora_service.cli.main import cli
 from lora_service.lora.reader import read_lora
-from lora_service.models.recipe import SDXL
+from lora_service.models.defaults import SDXL
+from tests.small_base import DEFAULTS, picture_zip, pipeline_of, small_base
 
 STEPS = {"task": "object", "class_word": "dog", "seed": 7, "max_train_steps_ti": 2, "max_train_steps_tuning": 2}
 
@@ -25,8 +25,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small XL in diffusers' layout that says of itself what suits it."""
     folder = tmp_path_factory.mktemp("bases") / "small-xl"
     pipeline_of(small_base(family="sdxl")).save_pretrained(folder)
-    recipe = replace(SDXL, resolution=RECIPE.resolution, bucket_step=8, num_inference_steps=2)
-    (folder / "base.json").write_text(json.dumps(asdict(recipe)))
+    defaults = replace(SDXL, resolution=DEFAULTS.resolution, bucket_step=8, num_inference_steps=2)
+    (folder / "base.json").write_text(json.dumps(asdict(defaults)))
     return folder
 
 
@@ -62,7 +62,7 @@ def test_on_the_command_line(
 
 
 def _run(*arguments: str) -> None:
-    cli.cli.main(list(arguments), standalone_mode=False)  # what goes wrong is raised
+    cli.main(list(arguments), standalone_mode=False)  # what goes wrong is raised
 
 
 def test_through_cogs_servers(environment: dict[str, str], tmp_path: Path, start_service: Any) -> None:

@@ -11,14 +11,14 @@ from statistics import mean
 
 from PIL import Image
 
+from lora_service.demo.measures import subject_similarity
 from lora_service.demo.sheet import Row, draw_sheet
 from lora_service.demo.trial import Trial, draw_and_measure
 from lora_service.lora.reader import read_lora
-from lora_service.measures import subject_similarity
 from lora_service.models.loading import load_base, use_threads
 from lora_service.settings import Settings
 from lora_service.training.config import TrainConfig
-from lora_service.training.job import Job
+from lora_service.training.trainer import Trainer
 
 SUBJECT = Path(__file__).parent / "subject.zip"
 """Pictures of a drawn creature, with masks and captions: tools/world/subjects.py, seed 12."""
@@ -42,14 +42,14 @@ PROMPTS = (
 )
 
 
-def show(folder: Path, tell: Callable[[str], None] = print) -> Path:
+def show(folder: Path, log: Callable[[str], None] = print) -> Path:
     """Run the demonstration; the sheet ``demo.png`` and the LoRA ``demo.safetensors`` are written to ``folder``."""
     started = time.monotonic()
     settings = Settings.from_environment().model_copy(update={"base_model": "embedded"})
     use_threads(settings)
     base = load_base(settings, for_training=True)
     folder.mkdir(parents=True, exist_ok=True)
-    job = Job(base, folder, on_progress=lambda progress: tell(progress.line()), tell=tell)
+    job = Trainer(base, folder, on_progress=lambda progress: log(progress.line()), log=log)
     result = job.run(SUBJECT, TrainConfig.of(dict(TRAINING)))
     lora_path = result.path.replace(folder / "demo.safetensors")
     taught, masks = taught_pictures(SUBJECT)
@@ -62,8 +62,8 @@ def show(folder: Path, tell: Callable[[str], None] = print) -> Path:
     lines = figures.lines("1: every patch of it is found")
     draw_sheet([Row("taught with", taught[: len(PROMPTS)]), *rows], lines).save(folder / "demo.png")
     for line in lines:
-        tell(line)
-    tell(f"{folder / 'demo.png'} shows it and {lora_path} is the LoRA, after {time.monotonic() - started:.0f} s")
+        log(line)
+    log(f"{folder / 'demo.png'} shows it and {lora_path} is the LoRA, after {time.monotonic() - started:.0f} s")
     return folder / "demo.png"
 
 

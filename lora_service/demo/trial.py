@@ -8,13 +8,13 @@ from statistics import mean
 
 from PIL import Image
 
+from lora_service.demo.measures import drift
 from lora_service.demo.sheet import Row
-from lora_service.generation.drawing import Drawing
+from lora_service.generation.generator import ImageGenerator
 from lora_service.generation.request import GenerateRequest
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraWeights
-from lora_service.measures import drift
-from lora_service.models.bundle import BaseModel
+from lora_service.models.diffusion_base import DiffusionBase
 
 SEEDS = (11, 12, 13)
 OTHERS = (
@@ -43,7 +43,7 @@ class Trial:
 
 @dataclass
 class Figures:
-    """What was measured, means over prompts and seeds; see ``lora_service/measures.py``."""
+    """What was measured, means over prompts and seeds; see ``lora_service/demo/measures.py``."""
 
     similarity: dict[str, float] = field(default_factory=dict)
     drift: dict[str, float] = field(default_factory=dict)
@@ -58,9 +58,9 @@ class Figures:
         ]
 
 
-def draw_and_measure(base: BaseModel, weights: LoraWeights, trial: Trial) -> tuple[list[Row], Figures]:
+def draw_and_measure(base: DiffusionBase, weights: LoraWeights, trial: Trial) -> tuple[list[Row], Figures]:
     """Rows of pictures, drawn by the base and with the LoRA at two scales, and what they measure."""
-    drawing, figures, rows = Drawing(base), Figures(), []
+    drawing, figures, rows = ImageGenerator(base), Figures(), []
     trials = {
         "base": (0.0, trial.plain),
         "scale 0.5": (0.5, trial.taught.format("<1>")),
@@ -85,7 +85,7 @@ def draw_and_measure(base: BaseModel, weights: LoraWeights, trial: Trial) -> tup
     return rows, figures
 
 
-def _draw(drawing: Drawing, weights: LoraWeights, scale: float, prompts: Sequence[str], seed: int
+def _draw(drawing: ImageGenerator, weights: LoraWeights, scale: float, prompts: Sequence[str], seed: int
           ) -> list[Image.Image]:  # fmt: skip
     return [
         drawing.draw(GenerateRequest(prompt=prompt, seed=seed), [(weights, Scale(scale, scale))])[0].image

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from lora_service.downloads.resolve import split
 from lora_service.errors import InputError
-from lora_service.generation.samplers import check_sampler
-from lora_service.links.resolve import split
+from lora_service.generation.schedulers import check_scheduler
 from lora_service.lora.scale import Scale
-from lora_service.validation import Int, wanted
+from lora_service.validation import Int, first_error
 
 LARGEST_SIDE = 2048
 """Width and height in pixels."""
@@ -21,7 +21,7 @@ LORAS_AT_MOST = 8
 
 
 def _sampler(name: str) -> str:
-    check_sampler(name, 1)
+    check_scheduler(name, 1)
     return name
 
 
@@ -57,8 +57,7 @@ class GenerateRequest(BaseModel):
         try:
             request = GenerateRequest(**values)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise InputError(str(first["loc"][0]), values.get(str(first["loc"][0])), wanted(first)) from error
+            raise first_error(error) from error
         request.loras()
         return request
 
@@ -99,7 +98,7 @@ def parse_scale(text: str) -> Scale:
 
 
 @dataclass(frozen=True)
-class Wording:
+class ExpandedPrompt:
     """A prompt with its subjects named."""
 
     prompt: str
@@ -109,7 +108,7 @@ class Wording:
 _REFERENCE = re.compile(r"<([1-9]\d?)>")
 
 
-def name_subjects(prompt: str, subjects: list[str | None]) -> Wording:
+def expand_references(prompt: str, subjects: list[str | None]) -> ExpandedPrompt:
     """``prompt`` with ``<1>``, ``<2>`` replaced by what calls the subject of the first, second LoRA.
 
     Without any LoRA they are left out, as the form's own default prompt names one.
@@ -133,4 +132,4 @@ def name_subjects(prompt: str, subjects: list[str | None]) -> Wording:
         return subjects[number - 1] or ""
 
     named = _REFERENCE.sub(name, prompt)
-    return Wording(re.sub(r"\s+", " ", named).strip() if notes else named, tuple(notes))
+    return ExpandedPrompt(re.sub(r"\s+", " ", named).strip() if notes else named, tuple(notes))

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from lora_service.errors import LoraFileError, WrongBaseError
-from lora_service.lora.bases import base_of_lora, base_of_model
-from lora_service.lora.container import shortened
-from lora_service.lora.names import canonical
+from lora_service.lora.base_detection import base_of_lora, base_of_model
+from lora_service.lora.key_mapping import canonical
+from lora_service.lora.safetensors_header import shortened
 from lora_service.lora.scale import Scale
-from lora_service.lora.vocabulary import Vocabulary, as_text
+from lora_service.lora.token_embeddings import TokenEmbeddings, as_text
 from lora_service.lora.weights import LoraLayer, LoraWeights, WeightChange
 
 Place = tuple[str, str]
@@ -85,7 +85,7 @@ class Patcher:
             if isinstance(module, nn.Linear | nn.Conv2d)
         }
         self._sizes = {name: sum(p.numel() for p in model.parameters()) for name, model in components.items()}
-        self._vocabulary = Vocabulary(components, tokenizers)
+        self._vocabulary = TokenEmbeddings(components, tokenizers)
         self._originals: dict[Place, Tensor] = {}
         self._applied: _Plan = {}
         self._buffers: dict[Place, Tensor] = {}

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lora_service.errors import LoraFileError
-from lora_service.lora.container import Header, TensorEntry, read_header, shortened
 from lora_service.lora.content import FileContent
-from lora_service.lora.layouts import LAYOUTS
+from lora_service.lora.formats import FORMATS
+from lora_service.lora.safetensors_header import SafetensorsHeader, TensorEntry, read_header, shortened
 from lora_service.lora.weights import LoraWeights
 
 _DTYPES = {
@@ -42,15 +42,15 @@ def from_content(content: FileContent) -> LoraWeights:
         LoraFileError: no layout fits, or the one that fits finds something that is not read.
     """
     _check_finite(content.tensors)
-    layout = next((layout for layout in LAYOUTS if layout.detects(content)), None)
+    layout = next((layout for layout in FORMATS if layout.detects(content)), None)
     if layout is None:
-        known = ", ".join(layout.name for layout in LAYOUTS)
+        known = ", ".join(layout.name for layout in FORMATS)
         keys = ", ".join(repr(shortened(key)) for key in list(content.tensors)[:3])
         raise LoraFileError(f"Its keys ({keys or 'none'}) are of no LoRA layout that is known ({known}).")
     return layout.read(content)
 
 
-def _read_tensors(path: Path, header: Header) -> dict[str, Tensor]:
+def _read_tensors(path: Path, header: SafetensorsHeader) -> dict[str, Tensor]:
     # Read and not mapped: a mapped file that is cut short later would end the process with a bus error.
     with path.open("rb") as file:
         file.seek(header.data_start)

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_service.lora.bases import base_of_lora
-from lora_service.lora.container import shortened
-from lora_service.lora.layouts.tokens import TOKENS_KEY
+from lora_service.lora.base_detection import base_of_lora
+from lora_service.lora.formats.stored_tokens import TOKENS_KEY
 from lora_service.lora.reader import read_lora
+from lora_service.lora.safetensors_header import shortened
 from lora_service.lora.weights import COMPONENTS, LoraWeights
 
 _BAR_WIDTH = 40

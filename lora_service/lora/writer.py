@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from lora_service.errors import InputError, LoraFileError
-from lora_service.lora.layouts import LAYOUTS
-from lora_service.lora.layouts.tokens import TOKENS_KEY
+from lora_service.lora.formats import FORMATS
+from lora_service.lora.formats.stored_tokens import TOKENS_KEY
 from lora_service.lora.weights import LoraWeights
 
-LAYOUT_NAMES = tuple(layout.name for layout in LAYOUTS)
+FORMAT_NAMES = tuple(layout.name for layout in FORMATS)
 
 _DTYPE_NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 _MODELSPEC, _MODELSPEC_HASH = "modelspec.sai_model_spec", "modelspec.hash_sha256"
@@ -28,16 +28,16 @@ def write_lora(path: Path, weights: LoraWeights, *, layout: str = "kohya", dtype
     """Writes a LoRA file; the same weights give the same bytes.
 
     Args:
-        layout: one of ``LAYOUT_NAMES``.
+        layout: one of ``FORMAT_NAMES``.
         dtype: of the tensors; float16, bfloat16 or float32. Learned tokens in the header are fp16 always.
 
     Raises:
         InputError: there is no such layout.
         LoraFileError: the layout cannot hold these weights.
     """
-    write = next((known.write for known in LAYOUTS if known.name == layout), None)
+    write = next((known.write for known in FORMATS if known.name == layout), None)
     if write is None:
-        raise InputError("layout", layout, f"one of {', '.join(LAYOUT_NAMES)}")
+        raise InputError("layout", layout, f"one of {', '.join(FORMAT_NAMES)}")
     content = write(weights)
     kept = {key: text for key, text in weights.metadata.items() if key not in _LAYOUTS_OWN_STRINGS}
     _write_atomically(path, serialized(content.tensors, {**kept, **content.metadata}, dtype))

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from lora_service.errors import BaseModelError
-from lora_service.models.recipe import FILE_NAME
+from lora_service.models.defaults import FILE_NAME
 
 INDEX = "model_index.json"
 """diffusers' list of a model's parts."""
 
 _REQUIRED = ("scheduler", "tokenizer", "text_encoder", "unet", "vae")
-_PARTS = (*_REQUIRED, "tokenizer_2", "text_encoder_2")
+_COMPONENTS = (*_REQUIRED, "tokenizer_2", "text_encoder_2")
 _WITHOUT_WEIGHTS = ("scheduler", "tokenizer", "tokenizer_2")
 _WEIGHTS = r"(?:model|diffusion_pytorch_model)"
 _CHOICES = (rf"{_WEIGHTS}\.fp16\.safetensors", rf"{_WEIGHTS}\.safetensors", rf"{_WEIGHTS}-\d+-of-\d+\.safetensors")
@@ -60,7 +60,7 @@ class HubFile:
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == self.git_hash
 
 
-def needed(hub_id: str, files: Iterable[HubFile]) -> list[HubFile]:
+def select_files(hub_id: str, files: Iterable[HubFile]) -> list[HubFile]:
     """The files to load a model from: configurations, tokenizers, schedule, and one set of safetensors a part.
 
     Raises:
@@ -73,16 +73,16 @@ def needed(hub_id: str, files: Iterable[HubFile]) -> list[HubFile]:
             "or download its single .safetensors file and name that as BASE_MODEL."
         )
     chosen = [there[name] for name in (INDEX, FILE_NAME) if name in there]
-    for part in _PARTS:
+    for part in _COMPONENTS:
         of_part = [file for file in there.values() if PurePosixPath(file.path).parent.as_posix() == part]
         if of_part:
-            chosen += _of_part(hub_id, part, of_part)
+            chosen += _of_component(hub_id, part, of_part)
         elif part in _REQUIRED:
             raise BaseModelError(f"{hub_id!r} has no {part!r}, so it is no Stable Diffusion; choose another model.")
     return chosen
 
 
-def _of_part(hub_id: str, part: str, files: list[HubFile]) -> list[HubFile]:
+def _of_component(hub_id: str, part: str, files: list[HubFile]) -> list[HubFile]:
     by_name = {PurePosixPath(file.path).name: file for file in files}
     plain = [f for name, f in by_name.items() if name.endswith((".json", ".txt")) and ".index." not in name]
     if part in _WITHOUT_WEIGHTS:
@@ -117,7 +117,7 @@ def leave_out_the_rest(index: Path) -> None:
     if not isinstance(parts, dict):
         raise BaseModelError(f"{str(index)!r} is no JSON object of a model's parts; choose another model or revision.")
     for name, value in parts.items():
-        if isinstance(value, list) and name not in _PARTS:
+        if isinstance(value, list) and name not in _COMPONENTS:
             parts[name] = [None, None]
     if "requires_safety_checker" in parts:
         parts["requires_safety_checker"] = False

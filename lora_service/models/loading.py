@@ -12,14 +12,14 @@ from safetensors import SafetensorError
 from torch import nn
 
 from lora_service.errors import BaseModelError
-from lora_service.models.bundle import BaseModel
-from lora_service.models.catalog import recipe_of
-from lora_service.models.download import at_hand
-from lora_service.models.folder import load_folder
-from lora_service.models.parts import Parts, refusal, refuse_broken
-from lora_service.models.recipe import BaseRecipe, PredictionType
+from lora_service.models.components import Components, refusal, refuse_broken
+from lora_service.models.defaults import ModelDefaults, PredictionType
+from lora_service.models.diffusers_folder import load_folder
+from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.hub_download import ensure_local
+from lora_service.models.registry import defaults_for
 from lora_service.models.single_file import load_single_file
-from lora_service.models.text import TextSide
+from lora_service.models.text_encoders import TextEncoders
 from lora_service.settings import Settings
 
 
@@ -65,7 +65,7 @@ def vae_dtype(config: Mapping[str, Any], dtype: torch.dtype, *, is_xl: bool) -> 
     return torch.float32 if is_xl and config["force_upcast"] else dtype
 
 
-def load_base(settings: Settings, *, for_training: bool = False) -> BaseModel:
+def load_base(settings: Settings, *, for_training: bool = False) -> DiffusionBase:
     """The base model of ``BASE_MODEL``, on its device, frozen.
 
     Raises:
@@ -74,34 +74,36 @@ def load_base(settings: Settings, *, for_training: bool = False) -> BaseModel:
     _silence()
     device = choose_device(settings)
     dtype = choose_dtype(settings, device, for_training=for_training)
-    place, recipe = at_hand(settings)
-    parts = _load_parts(place, dtype, settings)
-    return assemble(settings.base_model, parts, recipe, device, dtype)
+    place, defaults = ensure_local(settings)
+    components = _load_parts(place, dtype, settings)
+    return assemble(settings.base_model, components, defaults, device, dtype)
 
 
-def assemble(name: str, parts: Parts, recipe: BaseRecipe | None, device: torch.device, dtype: torch.dtype) -> BaseModel:
-    """``parts`` as one base, frozen and on ``device``; without a recipe of its own it gets its family's.
+def assemble(
+    name: str, components: Components, defaults: ModelDefaults | None, device: torch.device, dtype: torch.dtype
+) -> DiffusionBase:
+    """``components`` as one base, frozen and on ``device``; without a recipe of its own it gets its family's.
 
     Raises:
         BaseModelError: its UNet predicts what is neither learned nor drawn here.
     """
-    is_xl = parts.unet.config.addition_embed_type == "text_time"
-    text = TextSide(parts.text_encoders, parts.tokenizers, blank_is_zero=parts.blank_is_zero)
-    schedule = dict(parts.scheduler_config)
-    if recipe and recipe.prediction_type:
-        schedule["prediction_type"] = recipe.prediction_type
+    is_xl = components.unet.config.addition_embed_type == "text_time"
+    text = TextEncoders(components.text_encoders, components.tokenizers, blank_is_zero=components.blank_is_zero)
+    schedule = dict(components.scheduler_config)
+    if defaults and defaults.prediction_type:
+        schedule["prediction_type"] = defaults.prediction_type
     if schedule.get("prediction_type", "epsilon") not in get_args(PredictionType):
         predicted = (
             f"says that it predicts {schedule['prediction_type']!r} and not {' or '.join(get_args(PredictionType))}"
         )
         raise refusal(name, predicted)
-    base = BaseModel(
+    base = DiffusionBase(
         name=name,
-        unet=parts.unet,
-        vae=parts.vae,
+        unet=components.unet,
+        vae=components.vae,
         text=text,
         scheduler_config=schedule,
-        recipe=recipe or recipe_of(is_xl, text.width, str(schedule.get("prediction_type"))),
+        defaults=defaults or defaults_for(is_xl, text.width, str(schedule.get("prediction_type"))),
         device=device,
         dtype=dtype,
     )
@@ -112,15 +114,17 @@ def assemble(name: str, parts: Parts, recipe: BaseRecipe | None, device: torch.d
     return base
 
 
-def _load_parts(place: Path, dtype: torch.dtype, settings: Settings) -> Parts:
+def _load_parts(place: Path, dtype: torch.dtype, settings: Settings) -> Components:
     name = settings.base_model
     try:
-        parts = load_single_file(place, name, dtype, settings) if place.is_file() else load_folder(place, name, dtype)
+        components = (
+            load_single_file(place, name, dtype, settings) if place.is_file() else load_folder(place, name, dtype)
+        )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise refusal(name, f"could not be loaded ({reason})") from error
-    refuse_broken(name, parts)
-    return parts
+    refuse_broken(name, components)
+    return components
 
 
 def _silence() -> None:

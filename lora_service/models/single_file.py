@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from transformers import CLIPTokenizer
 
-from lora_service.models.parts import Parts, refusal, refuse_channels
+from lora_service.models.components import Components, refusal, refuse_channels
 from lora_service.settings import Settings
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -31,16 +31,16 @@ _SECOND_PADS = "!"
 
 
 @dataclass(frozen=True)
-class Family:
+class SingleFileFamily:
     """A family as its checkpoints show it: name of its folder in ``configs/``, and each tokenizer's padding."""
 
     name: str
     pads: Mapping[str, str | None]
 
 
-SD1 = Family("sd15", {"text_encoder": None})
-SD2 = Family("sd21", {"text_encoder": _SECOND_PADS})
-XL = Family("sdxl", {"text_encoder": None, "text_encoder_2": _SECOND_PADS})
+SD1 = SingleFileFamily("sd15", {"text_encoder": None})
+SD2 = SingleFileFamily("sd21", {"text_encoder": _SECOND_PADS})
+XL = SingleFileFamily("sdxl", {"text_encoder": None, "text_encoder_2": _SECOND_PADS})
 _BY_TEXT_WIDTH = {768: SD1, 1024: SD2, 2048: XL}
 _REFINER_WIDTH = 1280
 
@@ -57,7 +57,7 @@ _OTHER_MODELS = {
 """By how one of the keys begins, first match first."""
 
 
-def load_single_file(path: Path, name: str, dtype: torch.dtype, settings: Settings) -> Parts:
+def load_single_file(path: Path, name: str, dtype: torch.dtype, settings: Settings) -> Components:
     """The parts that ``path`` holds, on the CPU.
 
     Raises:
@@ -78,10 +78,10 @@ def load_single_file(path: Path, name: str, dtype: torch.dtype, settings: Settin
     pipeline = getattr(diffusers, kind).from_single_file(
         str(path), config=str(config), dtype=dtype, local_files_only=True, **given
     )
-    return Parts.of(pipeline)
+    return Components.of(pipeline)
 
 
-def family_of(name: str, shapes: Shapes) -> Family:
+def family_of(name: str, shapes: Shapes) -> SingleFileFamily:
     """The family of a checkpoint, told by the shapes of its UNet's first convolution and text attention.
 
     Raises:
@@ -127,7 +127,7 @@ def _header(path: Path, name: str) -> tuple[dict[str, tuple[int, ...]], dict[str
         return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
-def tokenizers_for(family: Family, path: Path, name: str, settings: Settings) -> dict[str, CLIPTokenizer]:
+def tokenizers_for(family: SingleFileFamily, path: Path, name: str, settings: Settings) -> dict[str, CLIPTokenizer]:
     """A tokenizer for each text encoder, from a folder ``tokenizer`` beside the file, else from the hub.
 
     Raises:

@@ -6,7 +6,7 @@ import ast
 from dataclasses import dataclass
 from typing import Any
 
-from lora_service.serving.source import Reader
+from lora_service.serving.entry_source import EntryReader
 
 JsonSchema = dict[str, Any]
 
@@ -43,7 +43,7 @@ class InputType:
         return {"type": "array", "items": scalar} if self.many else scalar
 
 
-def read_input(reader: Reader, node: ast.expr) -> InputType:
+def read_input(reader: EntryReader, node: ast.expr) -> InputType:
     """The type of an input.
 
     Raises:
@@ -61,7 +61,7 @@ def read_input(reader: Reader, node: ast.expr) -> InputType:
     return InputType(names, optional=optional)
 
 
-def read_output(reader: Reader, node: ast.expr | None, line: ast.AST) -> JsonSchema:
+def read_output(reader: EntryReader, node: ast.expr | None, line: ast.AST) -> JsonSchema:
     """The schema of what an entry returns.
 
     Raises:
@@ -72,7 +72,7 @@ def read_output(reader: Reader, node: ast.expr | None, line: ast.AST) -> JsonSch
     return {"title": "Output"} | _output(reader, node)
 
 
-def _output(reader: Reader, node: ast.expr) -> JsonSchema:
+def _output(reader: EntryReader, node: ast.expr) -> JsonSchema:
     if (element := _element(node, _LISTS)) is not None:
         return {"type": "array", "items": _output(reader, element)}
     if (element := _element(node, _ITERATORS)) is not None:
@@ -89,7 +89,7 @@ def _output(reader: Reader, node: ast.expr) -> JsonSchema:
     raise reader.refuse(node, f"`{ast.unparse(node)}` is refused as an output type", _OUTPUTS)
 
 
-def _model(reader: Reader, name: str) -> ast.ClassDef | None:
+def _model(reader: EntryReader, name: str) -> ast.ClassDef | None:
     for statement in reader.source.tree.body:
         if isinstance(statement, ast.ClassDef) and statement.name == name:
             bases = [base.id for base in statement.bases if isinstance(base, ast.Name)]
@@ -97,7 +97,7 @@ def _model(reader: Reader, name: str) -> ast.ClassDef | None:
     return None
 
 
-def _fields(reader: Reader, model: ast.ClassDef) -> JsonSchema:
+def _fields(reader: EntryReader, model: ast.ClassDef) -> JsonSchema:
     properties: JsonSchema = {}
     required = []
     for field in model.body:
@@ -141,7 +141,7 @@ def _is_none(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value is None
 
 
-def _scalar(reader: Reader, node: ast.expr, whole: ast.expr) -> str:
+def _scalar(reader: EntryReader, node: ast.expr, whole: ast.expr) -> str:
     name = node.id if isinstance(node, ast.Name) else ""
     if name not in _SCALARS:
         raise reader.refuse(whole, f"`{ast.unparse(whole)}` is refused as an input type", _INPUTS)

@@ -17,7 +17,7 @@ _NAMES: dict[Mode, tuple[str, str]] = {"predict": ("predict.py", "Predictor"), "
 
 
 @dataclass(frozen=True)
-class Entry:
+class EntryPoint:
     """A file and the class or function in it that does the work."""
 
     path: Path
@@ -29,7 +29,7 @@ class Entry:
         return f"{self.path}:{self.name}"
 
 
-def find(mode: Mode, folder: Path = HOME) -> Entry:
+def find(mode: Mode, folder: Path = HOME) -> EntryPoint:
     """The entry of a mode.
 
     Raises:
@@ -42,4 +42,4 @@ def find(mode: Mode, folder: Path = HOME) -> Entry:
             f"The entry {file} is not in {str(folder)!r}: serve from a clone of the repository, "
             "where it lies beside the package lora_service (pip install -e .)."
         )
-    return Entry(path, name)
+    return EntryPoint(path, name)

@@ -13,7 +13,7 @@ from pathlib import Path
 from lora_service.serving import entries, signature
 from lora_service.serving.annotations import JsonSchema, title
 from lora_service.serving.entries import Mode
-from lora_service.serving.signature import Missing, Parameter, Signature
+from lora_service.serving.signature import EntryParameter, EntrySignature, Missing
 
 PLACE = Path(".cog") / "openapi_schema.json"
 """Where Cog's server looks for the document, from its working folder."""
@@ -68,7 +68,7 @@ def write(document: JsonSchema, folder: Path) -> Path:
     return path
 
 
-def openapi(*, run: Signature, train: Signature | None = None) -> JsonSchema:
+def openapi(*, run: EntrySignature, train: EntrySignature | None = None) -> JsonSchema:
     """The document of an image that runs one entry and may train with another.
 
     Raises:
@@ -92,7 +92,7 @@ def openapi(*, run: Signature, train: Signature | None = None) -> JsonSchema:
     }
 
 
-def _job_schemas(names: _Names, entry: Signature) -> JsonSchema:
+def _job_schemas(names: _Names, entry: EntrySignature) -> JsonSchema:
     given, made = f"{names.prefix}Input", f"{names.prefix}Output"
     schemas: JsonSchema = {given: _input(given, entry.parameters), made: entry.output}
     schemas |= {parameter.name: _enumeration(parameter) for parameter in entry.parameters if parameter.choices}
@@ -109,7 +109,7 @@ def _job_schemas(names: _Names, entry: Signature) -> JsonSchema:
     return schemas
 
 
-def _input(name: str, parameters: tuple[Parameter, ...]) -> JsonSchema:
+def _input(name: str, parameters: tuple[EntryParameter, ...]) -> JsonSchema:
     required = [parameter.name for parameter in parameters if parameter.required]
     return {
         "title": name,
@@ -118,7 +118,7 @@ def _input(name: str, parameters: tuple[Parameter, ...]) -> JsonSchema:
     } | ({"required": required} if required else {})
 
 
-def _property(order: int, parameter: Parameter) -> JsonSchema:
+def _property(order: int, parameter: EntryParameter) -> JsonSchema:
     schema: JsonSchema = {"x-order": order} | dict(parameter.notes)
     if parameter.choices:
         schema["allOf"] = [_reference(parameter.name)]
@@ -131,7 +131,7 @@ def _property(order: int, parameter: Parameter) -> JsonSchema:
     return schema
 
 
-def _enumeration(parameter: Parameter) -> JsonSchema:
+def _enumeration(parameter: EntryParameter) -> JsonSchema:
     return {
         "title": parameter.name,
         "description": "An enumeration.",

@@ -30,7 +30,7 @@ import requests
 
 from lora_service.errors import InputError, ServingError
 from lora_service.serving import entries, schema
-from lora_service.serving.entries import Entry, Mode
+from lora_service.serving.entries import EntryPoint, Mode
 
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _POLL = 0.05  # seconds between looks at a server that is starting
@@ -54,14 +54,14 @@ class Health(StrEnum):
 
 
 @dataclass(frozen=True)
-class Address:
+class ServerAddress:
     """Where a server listens."""
 
     host: str
     port: int
 
     @staticmethod
-    def claim(host: str, port: int) -> Address:
+    def claim(host: str, port: int) -> ServerAddress:
         """Check that a server could listen there; port 0 picks a free one.
 
         Raises:
@@ -83,7 +83,7 @@ class Address:
                 taken = error.errno == errno.EADDRINUSE
                 why = "is already in use" if taken else f"cannot be opened ({error.strerror})"
                 raise ServingError(f"Port {port} of {host} {why}: choose another with --port.") from error
-            return Address(host, probe.getsockname()[1])
+            return ServerAddress(host, probe.getsockname()[1])
 
     @property
     def url(self) -> str:
@@ -92,7 +92,7 @@ class Address:
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
-class Server:
+class CogServer:
     """One server, from a claimed port to a removed folder; a context manager.
 
         with Server("train") as server:
@@ -121,7 +121,7 @@ class Server:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.mode = mode
-        self.address = Address.claim(host, port)
+        self.address = ServerAddress.claim(host, port)
         self._document = schema.for_server(mode, home)
         self._variables = _variables(entries.find(mode, home), self.address.port) | dict(environment or {})
         self._log = log
@@ -244,7 +244,7 @@ class Server:
         return lines[-1].strip().rstrip(".") if lines else "it wrote nothing"
 
 
-def _variables(entry: Entry, port: int) -> dict[str, str]:
+def _variables(entry: EntryPoint, port: int) -> dict[str, str]:
     """The environment of a server: this interpreter first on the path, and the entry's folder importable."""
     python = Path(sys.executable).parent
     if not (python / "python").exists():

@@ -14,21 +14,21 @@ from enum import Enum
 from types import MappingProxyType
 
 from lora_service.serving.annotations import InputType, JsonSchema, read_input, read_output
-from lora_service.serving.entries import Entry
-from lora_service.serving.source import Literal, Reader, Source
+from lora_service.serving.entries import EntryPoint
+from lora_service.serving.entry_source import EntryReader, EntrySource, LiteralValue
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-_NOTES: Mapping[str, tuple[str, Callable[[Reader, ast.expr], Literal]]] = MappingProxyType(
+_NOTES: Mapping[str, tuple[str, Callable[[EntryReader, ast.expr], LiteralValue]]] = MappingProxyType(
     {
-        "description": ("description", Reader.description),
-        "ge": ("minimum", Reader.number),
-        "le": ("maximum", Reader.number),
-        "min_length": ("minLength", Reader.number),
-        "max_length": ("maxLength", Reader.number),
-        "regex": ("pattern", Reader.string),
-        "deprecated": ("deprecated", Reader.flag),
-        "accept": ("x-cog-accept", Reader.string),
+        "description": ("description", EntryReader.description),
+        "ge": ("minimum", EntryReader.number),
+        "le": ("maximum", EntryReader.number),
+        "min_length": ("minLength", EntryReader.number),
+        "max_length": ("maxLength", EntryReader.number),
+        "regex": ("pattern", EntryReader.string),
+        "deprecated": ("deprecated", EntryReader.flag),
+        "accept": ("x-cog-accept", EntryReader.string),
     }
 )
 """Arguments of ``Input`` that go into the schema as they are: their name there, and how they are read."""
@@ -41,15 +41,15 @@ class Missing(Enum):
 
 
 @dataclass(frozen=True)
-class Parameter:
+class EntryParameter:
     """One input; ``notes`` holds description and limits by their name in the schema."""
 
     name: str
     line: int
     type: InputType
-    default: Literal | Missing = Missing.DEFAULT
-    choices: tuple[Literal, ...] = ()
-    notes: Mapping[str, Literal] = field(default_factory=dict)
+    default: LiteralValue | Missing = Missing.DEFAULT
+    choices: tuple[LiteralValue, ...] = ()
+    notes: Mapping[str, LiteralValue] = field(default_factory=dict)
 
     @property
     def required(self) -> bool:
@@ -58,39 +58,39 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Signature:
+class EntrySignature:
     """What an entry takes and gives."""
 
-    entry: Entry
-    parameters: tuple[Parameter, ...]
+    entry: EntryPoint
+    parameters: tuple[EntryParameter, ...]
     output: JsonSchema
 
-    def parameter(self, name: str) -> Parameter | None:
+    def parameter(self, name: str) -> EntryParameter | None:
         """The parameter of that name, if there is one."""
         return next((parameter for parameter in self.parameters if parameter.name == name), None)
 
 
-def read(entry: Entry) -> Signature:
+def read(entry: EntryPoint) -> EntrySignature:
     """Read an entry: a class's ``run`` or a plain function.
 
     Raises:
         EntryError: Cog's build would refuse or misread it; the message names file, line, parameter and remedy.
     """
-    source = Source.read(entry.path)
-    reader = Reader(source, entry.name)
+    source = EntrySource.read(entry.path)
+    reader = EntryReader(source, entry.name)
     function = _find(reader, entry.name)
     if function.decorator_list:
         decorator = ast.unparse(function.decorator_list[0])
         problem = f"{function.name} is decorated with @{decorator}, and inputs left out would arrive as FieldInfo"
         raise reader.refuse(function.decorator_list[0], problem, "do it inside the function's body")
     parameters = tuple(
-        _read_parameter(Reader(source, argument.arg), argument, default)
+        _read_parameter(EntryReader(source, argument.arg), argument, default)
         for argument, default in _arguments(reader, function)
     )
-    return Signature(entry, parameters, read_output(reader, function.returns, function))
+    return EntrySignature(entry, parameters, read_output(reader, function.returns, function))
 
 
-def check_together(predict: Signature, train: Signature) -> None:
+def check_together(predict: EntrySignature, train: EntrySignature) -> None:
     """Refuse choices that differ under one name: an image that holds both entries keeps only those of predict.
 
     Raises:
@@ -99,13 +99,13 @@ def check_together(predict: Signature, train: Signature) -> None:
     for parameter in train.parameters:
         other = predict.parameter(parameter.name)
         if other and other.choices and parameter.choices and other.choices != parameter.choices:
-            source = Source.read(train.entry.path)
+            source = EntrySource.read(train.entry.path)
             problem = f"its choices differ from those of the input of that name in {predict.entry.path.name}, which win"
             node = ast.Pass(lineno=parameter.line)
-            raise Reader(source, parameter.name).refuse(node, problem, "give one of the two inputs another name")
+            raise EntryReader(source, parameter.name).refuse(node, problem, "give one of the two inputs another name")
 
 
-def _find(reader: Reader, name: str) -> _Function:
+def _find(reader: EntryReader, name: str) -> _Function:
     body: list[ast.stmt] = reader.source.tree.body
     for statement in body:
         if isinstance(statement, _Function) and statement.name == name:
@@ -118,7 +118,7 @@ def _find(reader: Reader, name: str) -> _Function:
     raise reader.refuse(reader.source.tree, "the file's top level does not define it", f"write def {name} there")
 
 
-def _arguments(reader: Reader, function: _Function) -> Iterator[tuple[ast.arg, ast.expr | None]]:
+def _arguments(reader: EntryReader, function: _Function) -> Iterator[tuple[ast.arg, ast.expr | None]]:
     """Each input with its default, in the order of the form."""
     arguments = function.args
     if arguments.vararg or arguments.kwarg or arguments.posonlyargs:
@@ -132,21 +132,21 @@ def _arguments(reader: Reader, function: _Function) -> Iterator[tuple[ast.arg, a
     yield from zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
 
 
-def _read_parameter(reader: Reader, argument: ast.arg, default: ast.expr | None) -> Parameter:
+def _read_parameter(reader: EntryReader, argument: ast.arg, default: ast.expr | None) -> EntryParameter:
     if argument.annotation is None:
         raise reader.refuse(argument, "the type is missing", f"write {argument.arg}: str, or another type")
     kind = read_input(reader, argument.annotation)
     if default is None:
-        parameter = Parameter(argument.arg, argument.lineno, kind)
+        parameter = EntryParameter(argument.arg, argument.lineno, kind)
     elif isinstance(default, ast.Call):
-        parameter = _read_call(reader, Parameter(argument.arg, argument.lineno, kind), default)
+        parameter = _read_call(reader, EntryParameter(argument.arg, argument.lineno, kind), default)
     else:
-        parameter = Parameter(argument.arg, argument.lineno, kind, reader.default(default))
+        parameter = EntryParameter(argument.arg, argument.lineno, kind, reader.default(default))
     _check(reader, argument, parameter)
     return parameter
 
 
-def _read_call(reader: Reader, bare: Parameter, call: ast.Call) -> Parameter:
+def _read_call(reader: EntryReader, bare: EntryParameter, call: ast.Call) -> EntryParameter:
     """A parameter whose default is ``Input(...)``."""
     if not (isinstance(call.func, ast.Name) and call.func.id == "Input"):
         problem = f"the default calls `{ast.unparse(call.func)}`"
@@ -158,7 +158,7 @@ def _read_call(reader: Reader, bare: Parameter, call: ast.Call) -> Parameter:
     for name in values.keys() - _NOTES.keys() - {"default", "choices"}:
         problem = f"Input(`{name or '**'}`) cannot be read without running the file"
         raise reader.refuse(call, problem, "write default=... and the limits as literals")
-    return Parameter(
+    return EntryParameter(
         bare.name,
         bare.line,
         bare.type,
@@ -168,7 +168,7 @@ def _read_call(reader: Reader, bare: Parameter, call: ast.Call) -> Parameter:
     )
 
 
-def _check(reader: Reader, argument: ast.arg, parameter: Parameter) -> None:
+def _check(reader: EntryReader, argument: ast.arg, parameter: EntryParameter) -> None:
     """What the build lets through although no client can use it; the server does not check defaults either."""
     kind, default, notes = parameter.type, parameter.default, parameter.notes
     if parameter.choices and (kind.many or len(kind.names) > 1):

@@ -21,7 +21,7 @@ from types import MappingProxyType
 from lora_service.errors import ServingError
 from lora_service.serving import entries
 from lora_service.serving.entries import Mode
-from lora_service.serving.server import Health, Server
+from lora_service.serving.server import CogServer, Health
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ _EXAMPLES: Mapping[Mode, str] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Patience:
+class RestartPolicy:
     """When to restart, and when to give up; times in seconds.
 
     A death soon after the last doubles the pause before the next start, so that a job which kills its worker each time
@@ -56,31 +56,31 @@ class Patience:
         return min(self.longest_pause, self.interval * (2.0**deaths - 1))
 
 
-def supervise(server: Server, *, stop: threading.Event | None = None, patience: Patience | None = None) -> None:
+def supervise(server: CogServer, *, stop: threading.Event | None = None, policy: RestartPolicy | None = None) -> None:
     """Watch a server that is ready, and restart it when it dies, until ``stop`` is set.
 
     Raises:
         ServingError: it could not be started again.
     """
-    stop, patience = stop or threading.Event(), patience or Patience()
+    stop, policy = stop or threading.Event(), policy or RestartPolicy()
     sightings = deaths = 0
     born = time.monotonic()
-    while not stop.wait(patience.interval):
+    while not stop.wait(policy.interval):
         health = server.health()
         sightings = sightings + 1 if health in (Health.UNHEALTHY, Health.DEFUNCT) else 0
-        if health is not Health.EXITED and sightings < patience.sightings:
+        if health is not Health.EXITED and sightings < policy.sightings:
             continue
-        deaths = deaths + 1 if time.monotonic() - born < patience.steady else 0
+        deaths = deaths + 1 if time.monotonic() - born < policy.steady else 0
         what = "ended" if health is Health.EXITED else "lost its worker"
         logger.warning("The %s server %s; starting it again.", server.mode, what)
-        _revive(server, stop, patience, deaths)
+        _revive(server, stop, policy, deaths)
         sightings, born = 0, time.monotonic()
 
 
-def _revive(server: Server, stop: threading.Event, patience: Patience, deaths: int) -> None:
-    for attempt in range(patience.starts):
+def _revive(server: CogServer, stop: threading.Event, policy: RestartPolicy, deaths: int) -> None:
+    for attempt in range(policy.starts):
         server.stop(grace=0)
-        if stop.wait(patience.pause(deaths + attempt)):
+        if stop.wait(policy.pause(deaths + attempt)):
             return
         server.start()
         try:
@@ -90,7 +90,7 @@ def _revive(server: Server, stop: threading.Event, patience: Patience, deaths: i
             failure = error
         else:
             return
-    raise ServingError(f"The {server.mode} server failed to start {patience.starts} times: {failure}") from failure
+    raise ServingError(f"The {server.mode} server failed to start {policy.starts} times: {failure}") from failure
 
 
 def serve(
@@ -119,7 +119,7 @@ def serve(
         EntryError: Cog's build would refuse or misread the entry.
     """
     readable = {"LOG_FORMAT": "console"} if sys.stderr.isatty() and "LOG_FORMAT" not in os.environ else {}
-    server = Server(
+    server = CogServer(
         mode,
         host=host,
         port=DEFAULT_PORTS[mode] if port is None else port,
@@ -136,7 +136,7 @@ def serve(
     return 0
 
 
-def _run(server: Server) -> None:
+def _run(server: CogServer) -> None:
     try:
         server.wait_ready(math.inf)
         print(_welcome(server), flush=True)
@@ -148,7 +148,7 @@ def _run(server: Server) -> None:
         server.stop(grace=None if busy else 5.0)
 
 
-def _welcome(server: Server) -> str:
+def _welcome(server: CogServer) -> str:
     return (
         f"Ready: {server.url} (inputs: {server.url}/openapi.json), for example: "
         f"curl -s {server.url}/predictions -H 'Content-Type: application/json' -d '{_EXAMPLES[server.mode]}'"

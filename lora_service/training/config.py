@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from lora_service.dataset.captions.templates import parse_prompts
+from lora_service.dataset.choices import CaptionMode, MaskMode, Task
 from lora_service.errors import InputError
-from lora_service.models.recipe import BaseRecipe
-from lora_service.pictures.captions import parse_prompts
-from lora_service.pictures.kinds import CaptionMode, MaskMode, Task
-from lora_service.validation import Int, wanted
+from lora_service.models.defaults import ModelDefaults
+from lora_service.validation import Int, first_error
 
 PLACEHOLDER = re.compile(r"<[^<>|\s]{1,30}>")
 
@@ -20,7 +20,7 @@ PLACEHOLDER = re.compile(r"<[^<>|\s]{1,30}>")
 class TrainConfig(BaseModel):
     """The inputs of a training, as given and validated; the fields are the form's, in its order.
 
-    ``None`` means "what suits the task or the base": :func:`plan` says what it became.
+    ``None`` means "what suits the task or the base": :func:`resolve_config` says what it became.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,9 +76,7 @@ class TrainConfig(BaseModel):
         try:
             return TrainConfig(**values)
         except ValidationError as error:
-            first = error.errors()[0]
-            name = str(first["loc"][0]) if first["loc"] else "max_train_steps_tuning"
-            raise InputError(name, values.get(name), wanted(first)) from error
+            raise first_error(error) from error
 
     @model_validator(mode="after")
     def _some_steps(self) -> TrainConfig:
@@ -117,25 +115,25 @@ class TrainConfig(BaseModel):
 
 @dataclass(frozen=True)
 class TaskDefaults:
-    """What suits a task; ``high_noise`` is explained at :func:`objective.draw_timesteps`."""
+    """What suits a task; ``timestep_bias`` is explained at :func:`loss.sample_timesteps`."""
 
     lora_rank: int
     flip: bool
     noise_offset: float
-    high_noise: float
+    timestep_bias: float
     caption_dropout: float
 
 
 TASKS: dict[str, TaskDefaults] = {
-    "face": TaskDefaults(lora_rank=16, flip=False, noise_offset=0.0, high_noise=-0.3, caption_dropout=0.05),
-    "object": TaskDefaults(lora_rank=8, flip=True, noise_offset=0.0, high_noise=-0.3, caption_dropout=0.05),
-    "style": TaskDefaults(lora_rank=16, flip=True, noise_offset=0.03, high_noise=0.3, caption_dropout=0.1),
-    "location": TaskDefaults(lora_rank=16, flip=False, noise_offset=0.03, high_noise=0.0, caption_dropout=0.05),
+    "face": TaskDefaults(lora_rank=16, flip=False, noise_offset=0.0, timestep_bias=-0.3, caption_dropout=0.05),
+    "object": TaskDefaults(lora_rank=8, flip=True, noise_offset=0.0, timestep_bias=-0.3, caption_dropout=0.05),
+    "style": TaskDefaults(lora_rank=16, flip=True, noise_offset=0.03, timestep_bias=0.3, caption_dropout=0.1),
+    "location": TaskDefaults(lora_rank=16, flip=False, noise_offset=0.03, timestep_bias=0.0, caption_dropout=0.05),
 }
 
 
 @dataclass(frozen=True)
-class TrainPlan:
+class ResolvedConfig:
     """A training with nothing left open: every number as it will be used.
 
     ``config`` holds no ``None`` any more; ``tokens`` are the new tokens' names
@@ -146,7 +144,7 @@ class TrainPlan:
     config: TrainConfig
     tokens: tuple[str, ...]
     initializers: tuple[str, ...]
-    high_noise: float
+    timestep_bias: float
 
     @property
     def trigger(self) -> str:
@@ -154,11 +152,11 @@ class TrainPlan:
         return self.config.trigger if self.config.max_train_steps_tuning else ""
 
     @property
-    def spelling(self) -> str:
+    def subject_text(self) -> str:
         """How captions spell the learned tokens, or the trigger where there are none."""
         return "".join(self.tokens) or self.trigger
 
-    def story(self, asked: TrainConfig) -> str:
+    def describe_defaults(self, asked: TrainConfig) -> str:
         """What the inputs that ``asked`` left open became."""
         became = self.config.model_dump()
         return ", ".join(
@@ -179,21 +177,21 @@ class TrainPlan:
         return self.config.model_dump(exclude={"custom_prompts"})
 
 
-def plan(config: TrainConfig, recipe: BaseRecipe, trigger: str, seed: int) -> TrainPlan:
-    """``config`` on a base with ``recipe``: whatever was left open is decided here.
+def resolve_config(config: TrainConfig, defaults: ModelDefaults, trigger: str, seed: int) -> ResolvedConfig:
+    """``config`` on a base with ``defaults``: whatever was left open is resolved here.
 
     Raises:
         InputError: the inputs do not fit together.
     """
     task = TASKS[config.task]
     rank = config.lora_rank or task.lora_rank
-    decided: dict[str, Any] = {
+    resolved: dict[str, Any] = {
         "trigger": trigger,
         "seed": seed,
-        "resolution": recipe.resolution,
-        "learning_rate_ti": recipe.learning_rate_ti,
-        "learning_rate_text": recipe.learning_rate_text,
-        "learning_rate_unet": recipe.learning_rate_unet,
+        "resolution": defaults.resolution,
+        "learning_rate_ti": defaults.learning_rate_ti,
+        "learning_rate_text": defaults.learning_rate_text,
+        "learning_rate_unet": defaults.learning_rate_unet,
         "lora_rank": rank,
         "lora_alpha": float(rank),
         "caption_dropout": task.caption_dropout,
@@ -201,14 +199,14 @@ def plan(config: TrainConfig, recipe: BaseRecipe, trigger: str, seed: int) -> Tr
         "flip": task.flip,
         "snr_gamma": 5.0,
         "noise_offset": task.noise_offset,
-        "continue_inversion": recipe.continue_inversion,
-        "continue_inversion_lr": recipe.continue_inversion_lr,
+        "continue_inversion": defaults.continue_inversion,
+        "continue_inversion_lr": defaults.continue_inversion_lr,
     }
     if config.lr_scheduler == "constant" and config.lr_warmup_steps:
         config = config.model_copy(
             update={"lr_scheduler": "constant_with_warmup"}
         )  # "constant" itself knows no warm-up
-    left_open = {k: v for k, v in decided.items() if getattr(config, k) in (None, "")}
+    left_open = {k: v for k, v in resolved.items() if getattr(config, k) in (None, "")}
     whole = config.model_copy(update=left_open)
     if whole.max_train_steps_tuning and not whole.learning_rate_unet and not whole.learning_rate_text:
         wanted = "above 0 when learning_rate_text is 0 too: stage 2 would teach nothing"
@@ -222,4 +220,4 @@ def plan(config: TrainConfig, recipe: BaseRecipe, trigger: str, seed: int) -> Tr
         raise InputError(
             "initializer_tokens", config.initializer_tokens, "empty when max_train_steps_ti is 0: no token is new"
         )
-    return TrainPlan(whole, names, words, task.high_noise)
+    return ResolvedConfig(whole, names, words, task.timestep_bias)

@@ -10,23 +10,23 @@ from pathlib import Path
 import torch
 
 from lora_service import __version__
-from lora_service.lora.metadata import MODELSPEC_PREDICTIONS, LoraDescription, header_strings
-from lora_service.lora.names import canonical
+from lora_service.dataset import DatasetReport
+from lora_service.lora.key_mapping import canonical
 from lora_service.lora.weights import LoraLayer, LoraWeights
 from lora_service.lora.writer import write_lora
-from lora_service.models.bundle import BaseModel
-from lora_service.pictures import PictureReport
-from lora_service.training.config import TrainPlan
-from lora_service.training.layers import Layers
-from lora_service.training.loop import StageReport
-from lora_service.training.tokens import NewTokens
+from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.training.config import ResolvedConfig
+from lora_service.training.loop import LoopReport
+from lora_service.training.lora_layers import Layers
+from lora_service.training.lora_metadata import MODELSPEC_PREDICTIONS, LoraMetadata, metadata_strings
+from lora_service.training.textual_inversion import AddedTokens
 
 
 @dataclass
-class Learned:
+class TrainedAdapter:
     """What the stages taught: the new tokens, and the LoRA layers."""
 
-    tokens: NewTokens | None
+    tokens: AddedTokens | None
     layers: Layers = field(default_factory=dict)
 
     def weights(self, names: tuple[str, ...], metadata: Mapping[str, str]) -> LoraWeights:
@@ -45,43 +45,43 @@ class Learned:
         return LoraWeights(layers=layers, embeddings=embeddings, metadata=metadata)
 
 
-def write(
+def export_lora(
     path: Path,
-    learned: Learned,
-    base: BaseModel,
-    plan: TrainPlan,
-    pictures: PictureReport,
-    stages: Mapping[str, StageReport],
+    learned: TrainedAdapter,
+    base: DiffusionBase,
+    resolved: ResolvedConfig,
+    pictures: DatasetReport,
+    stages: Mapping[str, LoopReport],
 ) -> Path:
     """Write the file. No clock, path or temporary name is in it: the same training gives the same bytes."""
-    config = plan.config
+    config = resolved.config
     report = {
-        "base": base.recipe.title,
-        "settings": plan.as_json(),
-        "prompt": plan.prompt,
+        "base": base.defaults.title,
+        "settings": resolved.as_json(),
+        "prompt": resolved.prompt,
         "pictures": pictures.counts(),
         "losses": {name: stage.losses for name, stage in stages.items()},
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
     side = config.resolution or 0
-    description = LoraDescription(
-        architecture=base.recipe.architecture,
-        base_version=base.recipe.version,
-        base_name=base.recipe.title,
+    description = LoraMetadata(
+        architecture=base.defaults.architecture,
+        base_version=base.defaults.version,
+        base_name=base.defaults.title,
         # Unique per training: A1111 calls a LoRA by its title.
-        title=f"{(plan.trigger or plan.config.task).replace(' ', '-')}-{config.seed or 0:08x}",
-        trigger=plan.trigger,
+        title=f"{(resolved.trigger or resolved.config.task).replace(' ', '-')}-{config.seed or 0:08x}",
+        trigger=resolved.trigger,
         resolution=(side, side),
         rank=config.lora_rank or 0,
         alpha=config.lora_alpha or 0.0,
         steps=config.max_train_steps_tuning,
         learning_rate=config.learning_rate_unet or 0.0,
         prediction_type=MODELSPEC_PREDICTIONS[base.prediction_type],
-        usage_hint=f"Write {plan.trigger!r} in the prompt, like: {plan.prompt_with(plan.trigger)}"
-        if plan.trigger
+        usage_hint=f"Write {resolved.trigger!r} in the prompt, like: {resolved.prompt_with(resolved.trigger)}"
+        if resolved.trigger
         else "",
     )
-    metadata = header_strings(description, __version__) | {"lora_service.report": json.dumps(report, sort_keys=True)}
-    write_lora(path, learned.weights(plan.tokens, metadata), layout=config.lora_format)
+    metadata = metadata_strings(description, __version__) | {"lora_service.report": json.dumps(report, sort_keys=True)}
+    write_lora(path, learned.weights(resolved.tokens, metadata), layout=config.lora_format)
     return path

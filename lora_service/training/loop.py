@@ -16,7 +16,7 @@ from lora_service.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """Where a training is; ``loss`` is the mean since the last report."""
 
     stage: str
@@ -34,11 +34,11 @@ class Progress:
         )
 
 
-OnProgress = Callable[[Progress], None]
+OnProgress = Callable[[TrainingProgress], None]
 
 
 @dataclass(frozen=True)
-class Stage:
+class LoopSpec:
     """One stage's steps: what learns, what a micro-batch costs, what follows a step.
 
     ``groups`` are the optimiser's parameter groups; ``loss_of_batch(i)`` is the loss
@@ -51,14 +51,14 @@ class Stage:
     groups: list[dict[str, Any]]
     loss_of_batch: Callable[[int], torch.Tensor]
     autocast: torch.dtype | None = None
-    after_step: Callable[[Sequence[float]], None] = lambda rates: None
+    after_step: Callable[[Sequence[float]], None] = lambda lrs: None
     report_seconds: float = 5.0
     keep_losses: int = 32
     """How many means of the loss, evenly spread over the stage, go into the report."""
 
 
 @dataclass
-class StageReport:
+class LoopReport:
     """What a stage did."""
 
     steps: int
@@ -66,7 +66,7 @@ class StageReport:
     losses: list[float] = field(default_factory=list)
 
 
-def run(stage: Stage, config: TrainConfig, on_progress: OnProgress) -> StageReport:
+def run_loop(stage: LoopSpec, config: TrainConfig, on_progress: OnProgress) -> LoopReport:
     """Run all of ``stage``.
 
     Each optimiser step averages exactly ``gradient_accumulation_steps`` micro-batches;
@@ -83,7 +83,7 @@ def run(stage: Stage, config: TrainConfig, on_progress: OnProgress) -> StageRepo
     scaler = torch.amp.GradScaler(device.type, enabled=stage.autocast == torch.float16)
     losses = torch.zeros(stage.steps, device=device)
     micro = config.gradient_accumulation_steps
-    clock = _Clock(stage, micro, on_progress)
+    clock = ProgressReporter(stage, micro, on_progress)
     for step in range(stage.steps):
         for i in range(step * micro, (step + 1) * micro):
             with torch.autocast(device.type, stage.autocast) if stage.autocast else nullcontext():
@@ -98,13 +98,13 @@ def run(stage: Stage, config: TrainConfig, on_progress: OnProgress) -> StageRepo
         stage.after_step([group["lr"] for group in optimizer.param_groups])
         schedule.step()
         clock.tick(step + 1, losses)
-    return StageReport(stage.steps, clock.seconds(), _means(losses, stage.keep_losses))
+    return LoopReport(stage.steps, clock.seconds(), _means(losses, stage.keep_losses))
 
 
-class _Clock:
+class ProgressReporter:
     """Reports now and then; reading the losses is the only time the host waits for the device."""
 
-    def __init__(self, stage: Stage, micro: int, on_progress: OnProgress) -> None:
+    def __init__(self, stage: LoopSpec, micro: int, on_progress: OnProgress) -> None:
         self.stage, self.micro, self.on_progress = stage, micro, on_progress
         self.started = self.told = time.monotonic()
         self.told_step = 0
@@ -115,13 +115,13 @@ class _Clock:
     def tick(self, step: int, losses: torch.Tensor) -> None:
         now = time.monotonic()
         if step == self.stage.steps and not bool(losses.isfinite().all()):
-            rates = ", ".join(f"{group['lr']:g}" for group in self.stage.groups)
-            raise DivergedError(f"The loss of {self.stage.name} was no longer a number; try lower rates than {rates}.")
+            lrs = ", ".join(f"{group['lr']:g}" for group in self.stage.groups)
+            raise DivergedError(f"The loss of {self.stage.name} was no longer a number; try lower rates than {lrs}.")
         if step < self.stage.steps and now - self.told < self.stage.report_seconds:
             return
         pace = max(now - self.started, 1e-9) / step
         self.on_progress(
-            Progress(
+            TrainingProgress(
                 stage=self.stage.name,
                 step=step,
                 steps=self.stage.steps,

@@ -16,7 +16,7 @@ In bytes, for batches of ``b`` pictures:
 
 x, y, z and w are what autograd was counted to keep, at full size, by ``python -m benchmarks.activations``; they hold to
 about a tenth for 1.x, 2.x and XL. What the device's allocator and kernels take on top was not measured on a GPU:
-``UNSEEN`` stands for it.
+``OVERHEAD`` stands for it.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
 from lora_service.errors import InputError
-from lora_service.models.bundle import BaseModel
-from lora_service.models.text import TextEncoder
+from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.text_encoders import TextEncoder
 from lora_service.training.config import TrainConfig
-from lora_service.training.layers import targets_in
-from lora_service.training.stages import TEXT_CACHE_BYTES
+from lora_service.training.lora_layers import targets_in
+from lora_service.training.stages import PROMPT_CACHE_BYTES
 
 GIB = 2**30
-UNSEEN = 1.15
+OVERHEAD = 1.15
 """Factor for fragments, workspaces and gradients on their way; a run that fits only without it may not fit."""
 
 _BYTES_LEARNED = 16
@@ -64,7 +64,7 @@ _FULL = _Kept(residual=18.5, transformer=92, inputs=10, encoder=80)
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryEstimate:
     """Bytes on the device, as the module's formula names them."""
 
     weights: int
@@ -83,19 +83,19 @@ class Need:
         return max(self.encoding, self.learned + self.captions + self.step)
 
 
-def estimate(base: BaseModel, config: TrainConfig, *, checkpointing: bool) -> Need:
+def estimate(base: DiffusionBase, config: TrainConfig, *, checkpointing: bool) -> MemoryEstimate:
     """What the training of ``config``, with nothing left open, needs on ``base``."""
-    side, batch = config.resolution or base.recipe.resolution, config.train_batch_size
+    side, batch = config.resolution or base.defaults.resolution, config.train_batch_size
     models = [*base.components.values(), base.vae]
     teaches_text = bool(config.max_train_steps_tuning and config.learning_rate_text)
     step = unet_bytes(base.unet, side // base.pixels_per_latent, base.dtype, checkpointing=checkpointing)
     if teaches_text or config.max_train_steps_ti:
         step += sum(encoder_bytes(e, base.text.positions, base.dtype) for e in base.text.encoders.values())
     captions = 0 if teaches_text else config.max_train_steps_tuning * base.text.positions * base.text.width
-    return Need(
+    return MemoryEstimate(
         weights=sum(p.numel() * p.element_size() for model in models for p in model.parameters()),
         learned=_BYTES_LEARNED * _learned(base, config),
-        captions=min(TEXT_CACHE_BYTES, captions * base.dtype.itemsize),
+        captions=min(PROMPT_CACHE_BYTES, captions * base.dtype.itemsize),
         step=round(batch * step),
         encoding=4 * side**2 * base.vae.config.block_out_channels[0] * base.vae.dtype.itemsize,
     )
@@ -133,7 +133,7 @@ def _blocks(unet: UNet2DConditionModel, positions: int) -> Iterator[tuple[Any, i
             yield module, positions // 4**level
 
 
-def _learned(base: BaseModel, config: TrainConfig) -> int:
+def _learned(base: DiffusionBase, config: TrainConfig) -> int:
     """Numbers that learn in stage 2, which are more than stage 1's."""
     rank = config.lora_rank or 1
     return sum(
@@ -145,12 +145,12 @@ def _learned(base: BaseModel, config: TrainConfig) -> int:
 
 
 def choose_checkpointing(
-    base: BaseModel, config: TrainConfig, tell: Callable[[str], None], free: int | None = None
+    base: DiffusionBase, config: TrainConfig, log: Callable[[str], None], free: int | None = None
 ) -> bool:
     """Whether gradients are checkpointed: as ``gradient_checkpointing`` says, where that is ``auto`` only if needed.
 
     Args:
-        tell: called with a warning where it may not fit.
+        log: called with a warning where it may not fit.
         free: bytes that are left on the device beside the base; None: as it says now, unlimited on a CPU.
 
     Raises:
@@ -161,19 +161,19 @@ def choose_checkpointing(
     if free is None:
         return asked == "on"
     plain, checkpointed = (estimate(base, config, checkpointing=on).beyond_weights for on in (False, True))
-    checkpointing = asked == "on" or (asked == "auto" and plain * UNSEEN > free)
+    checkpointing = asked == "on" or (asked == "auto" and plain * OVERHEAD > free)
     need = checkpointed if checkpointing else plain
     if need > free:
         raise _too_large(base, config, _figures(need, free), checkpointing=checkpointing, share=free / need)
-    if need * UNSEEN > free:
-        tell(f"warning: this training may not fit: {_figures(need, free)}")
+    if need * OVERHEAD > free:
+        log(f"warning: this training may not fit: {_figures(need, free)}")
     elif checkpointing and asked == "auto":
-        tell(f"gradient_checkpointing is on, as {_figures(plain, free)} without")
+        log(f"gradient_checkpointing is on, as {_figures(plain, free)} without")
     return checkpointing
 
 
 @contextmanager
-def out_of_memory_told(base: BaseModel, config: TrainConfig, *, checkpointing: bool) -> Iterator[None]:
+def explain_out_of_memory(base: DiffusionBase, config: TrainConfig, *, checkpointing: bool) -> Iterator[None]:
     """Within it a device that runs out of memory after all is told as a user's error, with what to lower."""
     try:
         yield
@@ -190,7 +190,7 @@ def _free(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0] + reserve
 
 
-def _too_large(base: BaseModel, config: TrainConfig, why: str, *, checkpointing: bool, share: float) -> InputError:
+def _too_large(base: DiffusionBase, config: TrainConfig, why: str, *, checkpointing: bool, share: float) -> InputError:
     """The error that names what to lower: checkpointing's choice, else the batch, else the resolution.
 
     Args:
@@ -200,7 +200,7 @@ def _too_large(base: BaseModel, config: TrainConfig, why: str, *, checkpointing:
         return InputError("gradient_checkpointing", config.gradient_checkpointing, f"on at this size, as {why}")
     if config.train_batch_size > 1:
         return InputError("train_batch_size", config.train_batch_size, f"less, as {why}")
-    side = config.resolution or base.recipe.resolution
+    side = config.resolution or base.defaults.resolution
     fitting = base.nearest_side(side * math.sqrt(share) - base.size_step)
     return InputError("resolution", side, f"about {fitting} or less, as {why}")
 

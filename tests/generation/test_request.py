@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lora_service.errors import InputError
-from lora_service.generation.request import GenerateRequest, name_subjects, parse_scale
+from lora_service.generation.request import GenerateRequest, expand_references, parse_scale
 from lora_service.lora.scale import Scale
 
 
@@ -48,21 +48,21 @@ def test_scales_that_are_none(text: str) -> None:
 
 
 def test_references_are_what_the_loras_learned() -> None:
-    wording = name_subjects("<1> and <2> on the beach", ["<s1><s2>", "ohwx dog"])
+    wording = expand_references("<1> and <2> on the beach", ["<s1><s2>", "ohwx dog"])
     assert wording.prompt == "<s1><s2> and ohwx dog on the beach"
     assert wording.notes == ()
 
 
 def test_without_a_lora_the_default_prompt_still_draws_and_says_what_was_left_out() -> None:
-    wording = name_subjects("a photo of <1>", [])
+    wording = expand_references("a photo of <1>", [])
     assert wording.prompt == "a photo of"
     assert "No LoRA was given, so <1> was left out" in wording.notes[0]
 
 
 def test_a_reference_to_a_lora_that_is_not_there_is_an_error() -> None:
     with pytest.raises(InputError, match="names <1> to <1>"):
-        name_subjects("<2>", ["x"])
+        expand_references("<2>", ["x"])
 
 
 def test_other_brackets_are_left_alone() -> None:
-    assert name_subjects("a <lora:x:1> <s1> <0>", ["y"]).prompt == "a <lora:x:1> <s1> <0>"
+    assert expand_references("a <lora:x:1> <s1> <0>", ["y"]).prompt == "a <lora:x:1> <s1> <0>"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from small_models import SmallModels, small_models
 
 from lora_service.lora.patcher import Patcher
+from tests.small_models import SmallModels, small_models
 
 
 @pytest.fixture

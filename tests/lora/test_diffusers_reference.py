@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
-from lora_fakes import is_attention, is_cloneofsimo_target, is_convolution, random_lora
 from safetensors.torch import load_file, save_file
-from small_models import FAMILIES, SmallModels, small_models
 from torch import Tensor, nn
 
 from lora_service.lora.patcher import Patcher, Scale
 from lora_service.lora.reader import read_lora
 from lora_service.lora.writer import write_lora
+from tests.lora.lora_fakes import is_attention, is_cloneofsimo_target, is_convolution, random_lora
+from tests.small_models import FAMILIES, SmallModels, small_models
 
 
 def pipeline_of(models: SmallModels) -> Any:

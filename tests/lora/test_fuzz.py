@@ -13,19 +13,19 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lora_fakes import assert_same_state, random_lora, raw_file, state_of
-from small_models import small_models
 from torch import Tensor
 
 from lora_service.errors import LoraFileError
-from lora_service.lora.container import read_header
 from lora_service.lora.content import FileContent
-from lora_service.lora.layouts import LAYOUTS
+from lora_service.lora.formats import FORMATS
 from lora_service.lora.patcher import Patcher, Scale
 from lora_service.lora.reader import from_content, read_lora
+from lora_service.lora.safetensors_header import read_header
 from lora_service.lora.summary import as_json, as_text, summary_of
 from lora_service.lora.weights import LoraWeights
 from lora_service.lora.writer import serialized, write_lora
+from tests.lora.lora_fakes import assert_same_state, random_lora, raw_file, state_of
+from tests.small_models import small_models
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))
 many = settings(
@@ -131,7 +131,7 @@ def use(weights: LoraWeights, folder: Path) -> None:
         pass
     else:
         patcher.restore()
-    for layout in LAYOUTS:
+    for layout in FORMATS:
         try:
             write_lora(folder / "again.safetensors", weights, layout=layout.name)
         except LoraFileError:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from named_weights import full_size_text_encoder, full_size_tokenizer, full_size_unet
 from safetensors.torch import load_file
 
 from lora_service.lora.patcher import Patcher
 from lora_service.lora.reader import read_lora
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraWeights
+from tests.named_weights import full_size_text_encoder, full_size_tokenizer, full_size_unet
 
 DATA = Path(__file__).resolve().parents[2] / "../shared/data"
 TOLERANCE = 1e-4

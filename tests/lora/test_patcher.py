@@ -13,7 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from lora_fakes import (
+from torch import Tensor
+
+from lora_service.errors import LoraFileError, WrongBaseError
+from lora_service.lora import patcher as patcher_module
+from lora_service.lora.lycoris import DoraLayer
+from lora_service.lora.patcher import Patcher, PatchReport, Scale
+from lora_service.lora.weights import LoraLayer, LoraWeights
+from tests.lora.lora_fakes import (
     TOKEN_NAMES,
     assert_same_state,
     is_attention,
@@ -22,14 +29,7 @@ from lora_fakes import (
     state_of,
     weights_of,
 )
-from small_models import FAMILIES, SmallModels, small_models
-from torch import Tensor
-
-from lora_service.errors import LoraFileError, WrongBaseError
-from lora_service.lora import patcher as patcher_module
-from lora_service.lora.kinds import DoraLayer
-from lora_service.lora.patcher import Patcher, PatchReport, Scale
-from lora_service.lora.weights import LoraLayer, LoraWeights
+from tests.small_models import FAMILIES, SmallModels, small_models
 
 FULL = Scale(1.0, 1.0)
 

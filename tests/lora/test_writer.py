@@ -11,19 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lora_fakes import TOKEN_NAMES, random_lora, raw_file, save
 from safetensors import safe_open
 from safetensors.torch import load_file
-from small_models import small_models
 
 from lora_service.errors import LoraFileError
-from lora_service.lora.container import read_header
-from lora_service.lora.metadata import LoraDescription, header_strings
 from lora_service.lora.reader import read_lora
+from lora_service.lora.safetensors_header import read_header
 from lora_service.lora.weights import LoraLayer, LoraWeights
 from lora_service.lora.writer import write_lora
+from lora_service.training.lora_metadata import LoraMetadata, metadata_strings
+from tests.lora.lora_fakes import TOKEN_NAMES, random_lora, raw_file, save
+from tests.small_models import small_models
 
-DESCRIPTION = LoraDescription(
+DESCRIPTION = LoraMetadata(
     architecture="stable-diffusion-v1",
     base_version="sd_v1",
     base_name="small",
@@ -41,7 +41,7 @@ DESCRIPTION = LoraDescription(
 @pytest.fixture
 def lora() -> LoraWeights:
     weights = random_lora(small_models("sd1").components, tokens=TOKEN_NAMES)
-    return replace(weights, metadata=header_strings(DESCRIPTION, "1.2.3"))
+    return replace(weights, metadata=metadata_strings(DESCRIPTION, "1.2.3"))
 
 
 def header_of(path: Path) -> tuple[dict[str, str], list[str]]:

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from clip_vocabulary import ENTRIES, clip_folder
-from small_base import small_base
 
-from lora_service.lora.vocabulary import Vocabulary
-from lora_service.models.bundle import BaseModel
+from lora_service.lora.token_embeddings import TokenEmbeddings
+from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.single_file import SD2, XL, tokenizers_for
-from lora_service.models.text import TextSide, TokenIds
+from lora_service.models.text_encoders import TextEncoders, TokenIds
 from lora_service.settings import Settings
-from lora_service.training.tokens import added_tokens
+from lora_service.training.textual_inversion import added_tokens
+from tests.clip_vocabulary import ENTRIES, clip_folder
+from tests.small_base import small_base
 
 START, END, PAD = 49406, 49407, 0
 CAPTION = "a photo of <s1><s2> on the beach"
@@ -27,13 +27,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def base(checkpoint: Path) -> BaseModel:
+def base(checkpoint: Path) -> DiffusionBase:
     """A tiny XL that reads by the real tokenizers."""
     base = small_base(family="sdxl")
     for encoder in base.text.encoders.values():
         encoder.resize_token_embeddings(ENTRIES, mean_resizing=False)
         encoder.requires_grad_(False)
-    base.text = TextSide(base.text.encoders, tokenizers_for(XL, checkpoint, "any", Settings()), blank_is_zero=True)
+    base.text = TextEncoders(base.text.encoders, tokenizers_for(XL, checkpoint, "any", Settings()), blank_is_zero=True)
     return base
 
 
@@ -43,19 +43,19 @@ def words(ids: TokenIds, encoder: str) -> list[int]:
     return found[: found.index(END) + 1]
 
 
-def rows_of(base: BaseModel, word: str) -> dict[str, torch.Tensor]:
+def rows_of(base: DiffusionBase, word: str) -> dict[str, torch.Tensor]:
     ids = {name: t(word, add_special_tokens=False).input_ids for name, t in base.tokenizers.items()}
     return {name: e.get_input_embeddings().weight[ids[name]].clone() for name, e in base.text.encoders.items()}
 
 
-def test_words_have_clips_ids(base: BaseModel) -> None:
+def test_words_have_clips_ids(base: DiffusionBase) -> None:
     """As in the documentation of the published tokenizer."""
     for encoder, tokenizer in base.tokenizers.items():
         assert len(tokenizer) == ENTRIES
         assert words(base.text.tokenize(["A photo of a Cat"]), encoder) == [START, 320, 1125, 539, 320, 2368, END]
 
 
-def test_the_first_tokenizer_pads_with_its_end_and_openclips_with_0(base: BaseModel, checkpoint: Path) -> None:
+def test_the_first_tokenizer_pads_with_its_end_and_openclips_with_0(base: DiffusionBase, checkpoint: Path) -> None:
     ids = base.text.tokenize(["cat"]).by_encoder
     assert ids["text_encoder"][0, 3:].unique().tolist() == [END]
     assert ids["text_encoder_2"][0, 3:].unique().tolist() == [PAD]
@@ -63,7 +63,7 @@ def test_the_first_tokenizer_pads_with_its_end_and_openclips_with_0(base: BaseMo
     assert second.pad_token_id == PAD
 
 
-def test_new_tokens_stand_for_themselves_behind_the_vocabulary(base: BaseModel) -> None:
+def test_new_tokens_stand_for_themselves_behind_the_vocabulary(base: DiffusionBase) -> None:
     rows = {name: torch.cat([row, row]) for name, row in rows_of(base, "cat").items()}
     with added_tokens(base, ("<s1>", "<s2>"), rows) as tokens:
         for encoder in base.text.encoders:
@@ -74,14 +74,14 @@ def test_new_tokens_stand_for_themselves_behind_the_vocabulary(base: BaseModel) 
     assert all(len(tokenizer) == ENTRIES for tokenizer in base.tokenizers.values())
 
 
-def test_training_and_drawing_read_a_prompt_alike(base: BaseModel) -> None:
+def test_training_and_drawing_read_a_prompt_alike(base: DiffusionBase) -> None:
     rows = {name: torch.cat([row, row]) for name, row in rows_of(base, "cat").items()}
     by_token = {f"<s{i + 1}>": {name: found[i] for name, found in rows.items()} for i in range(2)}
     with added_tokens(base, ("<s1>", "<s2>"), rows) as tokens:
         trained = tokens.text.tokenize([CAPTION])
         with torch.no_grad():
             learned = tokens.text.encode(trained)
-    vocabulary = Vocabulary(base.components, base.tokenizers)
+    vocabulary = TokenEmbeddings(base.components, base.tokenizers)
     vocabulary.set([by_token])
     text = base.text.with_tokenizers(vocabulary.tokenizers)
     drawn = text.tokenize([CAPTION])
@@ -94,7 +94,7 @@ def test_training_and_drawing_read_a_prompt_alike(base: BaseModel) -> None:
     torch.testing.assert_close(told.pooled, learned.pooled)
 
 
-def test_the_pooled_state_is_that_of_the_texts_end_with_tokens_above_it(base: BaseModel) -> None:
+def test_the_pooled_state_is_that_of_the_texts_end_with_tokens_above_it(base: DiffusionBase) -> None:
     with torch.no_grad():
         plain = base.text.encode(base.text.tokenize(["a photo of a cat on the beach"]))
         with added_tokens(base, ("<s1>",), rows_of(base, "cat")) as tokens:
@@ -102,6 +102,6 @@ def test_the_pooled_state_is_that_of_the_texts_end_with_tokens_above_it(base: Ba
     torch.testing.assert_close(learned.pooled, plain.pooled)
 
 
-def test_a_word_of_several_pieces_and_long_texts_are_counted_in_pieces(base: BaseModel) -> None:
+def test_a_word_of_several_pieces_and_long_texts_are_counted_in_pieces(base: DiffusionBase) -> None:
     assert base.text.count("zkvi") > 1
     assert base.text.tokenize(["cat " * 100]).by_encoder["text_encoder"][0, -1].item() == END

@@ -3,7 +3,7 @@
 import pytest
 
 from lora_service.errors import BaseModelError
-from lora_service.models.hub_files import HubFile, needed
+from lora_service.models.hub_files import HubFile, select_files
 
 SD15 = """
 .gitattributes README.md model_index.json v1-5-pruned.ckpt v1-5-pruned-emaonly.safetensors v1-inference.yaml
@@ -39,7 +39,7 @@ ONE_OF_EACH = {"model.safetensors", "diffusion_pytorch_model.safetensors"}
 
 def chosen(listing: str) -> dict[str, str]:
     """Path in the repository -> path in the folder."""
-    return {file.path: file.kept_as for file in needed("a/b", (HubFile(name, 1) for name in listing.split()))}
+    return {file.path: file.kept_as for file in select_files("a/b", (HubFile(name, 1) for name in listing.split()))}
 
 
 def without(listing: str, *names: str) -> str:

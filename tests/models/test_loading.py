@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_base import pipeline_of, small_base
 
 from lora_service.errors import BaseModelError
-from lora_service.models.catalog import EMBEDDED, locate
+from lora_service.models.defaults import SD15, SD21, SD21_BASE, SDXL, ModelDefaults
 from lora_service.models.loading import choose_device, choose_dtype, load_base
-from lora_service.models.recipe import SD15, SD21, SD21_BASE, SDXL, BaseRecipe
+from lora_service.models.registry import EMBEDDED, locate
 from lora_service.settings import Settings
+from tests.small_base import pipeline_of, small_base
 
 WEIGHTS, SCHEDULE = "diffusion_pytorch_model.safetensors", "scheduler_config.json"
 
@@ -37,7 +37,7 @@ def test_a_folder_is_loaded_frozen_with_its_own_weights(folder: Path) -> None:
             assert torch.equal(part.state_dict()[key], value), key
     assert not any(p.requires_grad for p in loaded.vae.parameters())
     assert loaded.prediction_type == "epsilon"
-    assert loaded.recipe == SD15
+    assert loaded.defaults == SD15
     assert (loaded.pixels_per_latent, loaded.size_step) == (4, 8)
 
 
@@ -49,7 +49,7 @@ def test_a_folder_of_an_xl_is_loaded_whole(tmp_path: Path, variant: str | None) 
     for name, part in own.components.items():
         for key, value in part.state_dict().items():
             assert torch.equal(loaded.components[name].state_dict()[key], value), (name, key)
-    assert (loaded.recipe, loaded.prediction_type, loaded.is_xl) == (SDXL, "v_prediction", True)
+    assert (loaded.defaults, loaded.prediction_type, loaded.is_xl) == (SDXL, "v_prediction", True)
     assert loaded.text.blank_is_zero
 
 
@@ -141,7 +141,7 @@ def test_a_unet_that_takes_more_than_latents_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "prediction", "recipe"),
+    ("config", "prediction", "defaults"),
     [
         ({"cross_attention_dim": 768}, "epsilon", SD15),
         ({"cross_attention_dim": 1024}, "v_prediction", SD21),
@@ -151,7 +151,7 @@ def test_a_unet_that_takes_more_than_latents_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_folders_recipe_is_its_familys_before_anything_is_loaded(
-    tmp_path: Path, config: dict[str, object], prediction: str, recipe: BaseRecipe | None
+    tmp_path: Path, config: dict[str, object], prediction: str, defaults: ModelDefaults | None
 ) -> None:
     for name, content in (
         ("unet/config.json", config),
@@ -159,7 +159,7 @@ def test_a_folders_recipe_is_its_familys_before_anything_is_loaded(
     ):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(json.dumps(content))
-    assert locate(str(tmp_path), tmp_path / "cache") == (tmp_path, recipe)
+    assert locate(str(tmp_path), tmp_path / "cache") == (tmp_path, defaults)
 
 
 def test_a_recipe_says_what_the_weights_own_schedule_says_wrong(folder: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_recipe_says_what_the_weights_own_schedule_says_wrong(folder: Path) ->
 
 def test_a_recipe_beside_the_weights_is_read(folder: Path) -> None:
     (folder / "base.json").write_text(json.dumps({"title": "mine", "resolution": 96}))
-    assert load_base(Settings(base_model=str(folder))).recipe == BaseRecipe(title="mine", resolution=96)
+    assert load_base(Settings(base_model=str(folder))).defaults == ModelDefaults(title="mine", resolution=96)
 
 
 @pytest.mark.parametrize(
@@ -228,4 +228,4 @@ def test_the_embedded_base_is_small_and_loads_with_plain_diffusers() -> None:
     pipeline.set_progress_bar_config(disable=True)
     picture = pipeline("a red star", width=64, height=64, num_inference_steps=2).images[0]
     assert picture.size == (64, 64)
-    assert load_base(Settings(base_model="embedded")).recipe.title == "lora-service embedded"
+    assert load_base(Settings(base_model="embedded")).defaults.title == "lora-service embedded"

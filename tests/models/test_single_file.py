@@ -4,22 +4,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-import original_layout
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_base import pipeline_of, small_base, small_parts
-from small_models import FAMILIES
 
 from benchmarks.random_models import bare_text_encoder, bare_unet, bare_vae
 from lora_service.errors import BaseModelError
-from lora_service.generation.drawing import Drawing
+from lora_service.generation.generator import ImageGenerator
 from lora_service.generation.request import GenerateRequest
-from lora_service.generation.samplers import SAMPLERS
+from lora_service.generation.schedulers import SCHEDULERS
 from lora_service.models import single_file
 from lora_service.models.loading import load_base
-from lora_service.models.single_file import CONFIGS, SD1, SD2, XL, Family, family_of, schedule_of
+from lora_service.models.single_file import CONFIGS, SD1, SD2, XL, SingleFileFamily, family_of, schedule_of
 from lora_service.settings import Settings
+from tests import original_layout
+from tests.small_base import pipeline_of, small_base, small_parts
+from tests.small_models import FAMILIES
 
 FOLDERS = {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}
 SMALL_WIDTHS = {"sd1": 32, "sd2": 32, "sdxl": 80}
@@ -64,7 +64,7 @@ def test_a_single_file_draws_what_its_models_draw(family: str, write: Any) -> No
     loaded.text = loaded.text.with_tokenizers(own.tokenizers)  # small models know no "!" with the id 0 to pad with
     asked = {"prompt": "a dog", "seed": 1, "num_inference_steps": 2, "guidance_scale": 4.0, "width": 32, "height": 32}
     request = GenerateRequest.of(asked)
-    pictures = [Drawing(base).draw(request, [])[0].image.tobytes() for base in (loaded, own)]
+    pictures = [ImageGenerator(base).draw(request, [])[0].image.tobytes() for base in (loaded, own)]
     assert pictures[0] == pictures[1]
 
 
@@ -88,7 +88,7 @@ def test_the_prediction_is_what_the_file_says_or_its_familys(
 def test_a_schedule_without_signal_at_its_end_is_known_by_its_mark() -> None:
     schedule = schedule_of(CONFIGS / "sdxl", {"v_pred": (0,), "ztsnr": (0,)}, {})
     assert schedule["prediction_type"] == "v_prediction"
-    sampler = SAMPLERS["DDIM"].make(schedule)
+    sampler = SCHEDULERS["DDIM"].make(schedule)
     sampler.set_timesteps(30)
     assert sampler.timesteps[0] == 999
     assert sampler.alphas_cumprod[999] == 0
@@ -98,7 +98,7 @@ def test_a_recipe_beside_the_file_decides_the_prediction(write: Any) -> None:
     path = write("sd2")
     path.with_name("model.base.json").write_text(json.dumps({"title": "mine", "prediction_type": "epsilon"}))
     base = load_base(Settings(base_model=str(path)))
-    assert (base.prediction_type, base.recipe.title) == ("epsilon", "mine")
+    assert (base.prediction_type, base.defaults.title) == ("epsilon", "mine")
 
 
 def test_without_a_tokenizer_it_is_said_what_is_needed(
@@ -129,7 +129,7 @@ def full_size_shapes(family: str) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize(("folder", "family"), [("sd15", SD1), ("sd21", SD2), ("sdxl", XL)])
-def test_families_are_told_by_their_shapes(folder: str, family: Family) -> None:
+def test_families_are_told_by_their_shapes(folder: str, family: SingleFileFamily) -> None:
     assert family_of("any", full_size_shapes(folder)) is family
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from lora_service.serving import entries, signature
-from lora_service.serving.signature import Signature
+from lora_service.serving.signature import EntrySignature
 
 MODES: tuple[entries.Mode, ...] = ("predict", "train")
 FILES = {"predict": "predict.py", "train": "train.py"}
 
 
-def read(mode: entries.Mode) -> Signature:
+def read(mode: entries.Mode) -> EntrySignature:
     if not (entries.HOME / FILES[mode]).exists():
         pytest.skip(f"{FILES[mode]} does not exist yet")
     return signature.read(entries.find(mode))

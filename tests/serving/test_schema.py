@@ -9,7 +9,7 @@ import pytest
 
 from lora_service.errors import EntryError
 from lora_service.serving import schema, signature
-from lora_service.serving.entries import Entry
+from lora_service.serving.entries import EntryPoint
 
 PREDICT = """
 from cog import BaseRunner, Input, Path, Secret
@@ -143,7 +143,8 @@ def test_requests_and_answers_are_described(home) -> None:
 
 def test_an_image_with_both_entries_keeps_each_ones_inputs(home) -> None:
     run, train = (
-        signature.read(Entry(home / file, name)) for file, name in (("predict.py", "Predictor"), ("train.py", "train"))
+        signature.read(EntryPoint(home / file, name))
+        for file, name in (("predict.py", "Predictor"), ("train.py", "train"))
     )
     schemas = schema.openapi(run=run, train=train)["components"]["schemas"]
     assert "prompt" in schemas["Input"]["properties"]
@@ -155,7 +156,7 @@ def test_an_image_with_both_entries_keeps_each_ones_inputs(home) -> None:
 def test_an_image_whose_choices_clash_is_refused(home) -> None:
     path = home / "train.py"
     path.write_text(TRAIN.replace("mode", "scheduler"))
-    run, train = signature.read(Entry(home / "predict.py", "Predictor")), signature.read(Entry(path, "train"))
+    run, train = signature.read(EntryPoint(home / "predict.py", "Predictor")), signature.read(EntryPoint(path, "train"))
     with pytest.raises(EntryError, match="scheduler: its choices differ"):
         schema.openapi(run=run, train=train)
 

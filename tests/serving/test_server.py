@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from lora_service.errors import EntryError, InputError, ServingError
-from lora_service.serving.server import Address, Health, Server
+from lora_service.serving.server import CogServer, Health, ServerAddress
 
 PREDICT = """
 import os, time
@@ -142,10 +142,10 @@ def test_two_servers_keep_to_their_own_folders(service, trainer) -> None:
 
 
 def test_a_given_folder_is_kept_and_a_temporary_one_removed(home, tmp_path) -> None:
-    with Server("train", home=home, folder=tmp_path / "work") as kept:
+    with CogServer("train", home=home, folder=tmp_path / "work") as kept:
         pass
     assert (kept.folder / ".cog" / "openapi_schema.json").exists()
-    with Server("train", home=home) as removed:
+    with CogServer("train", home=home) as removed:
         assert removed.folder.exists()
     assert not removed.folder.exists()
     assert removed.health() is Health.EXITED
@@ -164,7 +164,7 @@ def test_a_given_folder_is_kept_and_a_temporary_one_removed(home, tmp_path) -> N
 def test_a_failing_setup_is_said(tmp_path, body, reason) -> None:
     source = f"from cog import BaseRunner\nclass Predictor(BaseRunner):\n{body}    def run(self) -> str: ...\n"
     (tmp_path / "predict.py").write_text(source)
-    with Server("predict", home=tmp_path) as server, pytest.raises(ServingError, match=f"setup failed: .*{reason}"):
+    with CogServer("predict", home=tmp_path) as server, pytest.raises(ServingError, match=f"setup failed: .*{reason}"):
         server.wait_ready()
 
 
@@ -172,7 +172,7 @@ def test_a_slow_setup_runs_out_of_time(tmp_path) -> None:
     source = "import time\ntime.sleep(60)\ndef train() -> str: ...\n"
     (tmp_path / "train.py").write_text(source)
     with (
-        Server("train", home=tmp_path) as server,
+        CogServer("train", home=tmp_path) as server,
         pytest.raises(ServingError, match="train server is not ready after 1 s"),
     ):
         server.wait_ready(timeout=1)
@@ -180,23 +180,23 @@ def test_a_slow_setup_runs_out_of_time(tmp_path) -> None:
 
 def test_a_server_that_ends_at_once_is_said(home) -> None:
     said = pytest.raises(ServingError, match="ended while it started: ValueError: invalid literal")
-    with Server("train", home=home, environment={"PORT": "none"}) as server, said:
+    with CogServer("train", home=home, environment={"PORT": "none"}) as server, said:
         server.wait_ready()
 
 
 def test_an_entry_the_build_would_break_is_refused_before_anything_starts(tmp_path) -> None:
     (tmp_path / "train.py").write_text("def train(x: bytes) -> str: ...\n")
     with pytest.raises(EntryError, match=r"train\.py:1: x: `bytes` is refused"):
-        Server("train", home=tmp_path)
+        CogServer("train", home=tmp_path)
     with pytest.raises(ServingError, match=r"The entry predict\.py is not in"):
-        Server("predict", home=tmp_path)
+        CogServer("predict", home=tmp_path)
 
 
 def test_a_taken_port_is_said() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ServingError, match=f"Port {port} of 127.0.0.1 is already in use: choose another"):
-            Address.claim("127.0.0.1", port)
+            ServerAddress.claim("127.0.0.1", port)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_a_taken_port_is_said() -> None:
 )
 def test_addresses_that_cannot_be_used(host, port, message) -> None:
     with pytest.raises((InputError, ServingError), match=message):
-        Address.claim(host, port)
+        ServerAddress.claim(host, port)
 
 
 @pytest.mark.parametrize(
@@ -217,4 +217,4 @@ def test_addresses_that_cannot_be_used(host, port, message) -> None:
     [("0.0.0.0", "http://127.0.0.1:80"), ("::", "http://[::1]:80"), ("192.0.2.7", "http://192.0.2.7:80")],
 )
 def test_the_url_is_one_for_a_client(host, url) -> None:
-    assert Address(host, 80).url == url
+    assert ServerAddress(host, 80).url == url

@@ -8,8 +8,8 @@ import pytest
 
 from lora_service.errors import EntryError
 from lora_service.serving import signature
-from lora_service.serving.entries import Entry
-from lora_service.serving.signature import Missing, Parameter, Signature
+from lora_service.serving.entries import EntryPoint
+from lora_service.serving.signature import EntryParameter, EntrySignature, Missing
 
 HEAD = """\
 from typing import Iterator, List, Optional, Union
@@ -28,17 +28,17 @@ TWICE = 2
 """
 
 
-def read(folder: Path, source: str, name: str = "train", file: str = "train.py") -> Signature:
+def read(folder: Path, source: str, name: str = "train", file: str = "train.py") -> EntrySignature:
     path = folder / file
     path.write_text(HEAD + source)
-    return signature.read(Entry(path, name))
+    return signature.read(EntryPoint(path, name))
 
 
 @pytest.fixture
 def one(tmp_path: Path):
     """Reads a function with one input, given as ``name: type = default``."""
 
-    def parameter(argument: str) -> Parameter:
+    def parameter(argument: str) -> EntryParameter:
         (only,) = read(tmp_path, f"def train({argument}) -> Path: ...\n").parameters
         return only
 
@@ -231,7 +231,7 @@ def test_a_path_that_is_not_cogs_is_refused(tmp_path) -> None:
     path = tmp_path / "train.py"
     path.write_text("from pathlib import Path\ndef train(x: Path) -> str: ...\n")
     with pytest.raises(EntryError, match=r"train\.py:2: x: Path is not imported from cog.*write from cog import Path"):
-        signature.read(Entry(path, "train"))
+        signature.read(EntryPoint(path, "train"))
 
 
 @pytest.mark.parametrize("default", ["None", "Input(default=None)"])

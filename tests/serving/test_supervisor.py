@@ -18,8 +18,8 @@ import pytest
 import requests
 
 from lora_service.errors import ServingError
-from lora_service.serving.server import Health, Server
-from lora_service.serving.supervisor import Patience, serve, supervise
+from lora_service.serving.server import CogServer, Health
+from lora_service.serving.supervisor import RestartPolicy, serve, supervise
 
 ENTRY = """
 import os, pathlib, time
@@ -35,7 +35,7 @@ class Predictor(BaseRunner):
         while time.monotonic() < end: time.sleep(0.01)
         return {"pid": os.getpid()}
 """
-QUICK = Patience(interval=0.05, starts=2)
+QUICK = RestartPolicy(interval=0.05, starts=2)
 
 
 @pytest.fixture
@@ -45,10 +45,10 @@ def home(tmp_path) -> Path:
 
 
 @contextmanager
-def supervised(server: Server) -> Iterator[None]:
+def supervised(server: CogServer) -> Iterator[None]:
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(supervise, server, stop=stop, patience=QUICK)
+        future = pool.submit(supervise, server, stop=stop, policy=QUICK)
         try:
             yield
         finally:
@@ -92,7 +92,7 @@ def eventually(look: Callable[[], Any], seconds: float = 20) -> Any:
 
 
 def test_a_killed_worker_is_replaced(home) -> None:
-    with Server("predict", home=home) as server:
+    with CogServer("predict", home=home) as server:
         server.wait_ready()
         first = worker_of(server.url)
         with supervised(server):
@@ -101,7 +101,7 @@ def test_a_killed_worker_is_replaced(home) -> None:
 
 
 def test_a_worker_killed_in_a_job_fails_the_job_and_is_replaced(home) -> None:
-    with Server("predict", home=home) as server, ThreadPoolExecutor(1) as pool:
+    with CogServer("predict", home=home) as server, ThreadPoolExecutor(1) as pool:
         server.wait_ready()
         worker = worker_of(server.url)
         with supervised(server):
@@ -112,12 +112,12 @@ def test_a_worker_killed_in_a_job_fails_the_job_and_is_replaced(home) -> None:
 
 
 def test_a_server_that_cannot_start_again_is_given_up_with_its_reason(home) -> None:
-    with Server("predict", home=home) as server:
+    with CogServer("predict", home=home) as server:
         server.wait_ready()
         (server.folder / "broken").touch()
         os.kill(worker_of(server.url), signal.SIGKILL)
         with pytest.raises(ServingError, match=r"failed to start 2 times: .*it broke"):
-            supervise(server, patience=QUICK)
+            supervise(server, policy=QUICK)
 
 
 class FakeServer:
@@ -147,7 +147,7 @@ class FakeServer:
 def watch(*script: Health) -> list[str]:
     stop = threading.Event()
     server = FakeServer(*script, stop=stop)
-    supervise(server, stop=stop, patience=Patience(interval=0.001))
+    supervise(server, stop=stop, policy=RestartPolicy(interval=0.001))
     return server.done
 
 
@@ -163,8 +163,8 @@ def test_two_sightings_in_a_row_and_an_ended_process_restart() -> None:
 
 
 def test_pauses_double_up_to_a_limit() -> None:
-    patience = Patience(interval=1, longest_pause=10)
-    assert [patience.pause(deaths) for deaths in range(6)] == [0, 1, 3, 7, 10, 10]
+    policy = RestartPolicy(interval=1, longest_pause=10)
+    assert [policy.pause(deaths) for deaths in range(6)] == [0, 1, 3, 7, 10, 10]
 
 
 @pytest.fixture

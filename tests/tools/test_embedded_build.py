@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from lora_service.models.catalog import EMBEDDED
 from lora_service.models.loading import load_base
+from lora_service.models.registry import EMBEDDED
 from lora_service.settings import Settings
 from tools.embedded import build, tokenizer, vae
 from tools.embedded.components import CHANNELS, Components

@@ -5,17 +5,17 @@ import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
-from small_base import small_base
 
 from benchmarks import prompt_following
 from benchmarks.bases import through_vae
 from benchmarks.likeness import LESSONS, likeness
 from lora_service.demo import trial
-from lora_service.generation.drawing import Drawing
-from lora_service.lora.kinds import LoraLayer
-from lora_service.lora.names import canonical
+from lora_service.generation.generator import ImageGenerator
+from lora_service.lora.key_mapping import canonical
+from lora_service.lora.lycoris import LoraLayer
 from lora_service.lora.weights import LoraWeights
-from lora_service.models.bundle import BaseModel
+from lora_service.models.diffusion_base import DiffusionBase
+from tests.small_base import small_base
 from tools.judges.questions import answers
 from tools.judges.reader import Reader
 from tools.judges.validate import renders, shares_right
@@ -30,7 +30,7 @@ class Redness:
         return float(np.mean([np.asarray(picture)[..., 0] for picture in pictures]))
 
 
-def nothing_learned(base: BaseModel) -> LoraWeights:
+def nothing_learned(base: DiffusionBase) -> LoraWeights:
     """A LoRA whose one layer changes nothing."""
     path, module = next((path, module) for path, module in base.unet.named_modules() if path.endswith("attn1.to_q"))
     layer = LoraLayer(torch.ones(1, module.in_features), torch.zeros(module.out_features, 1), 1.0)
@@ -66,7 +66,7 @@ def test_through_the_vae_is_what_diffusers_makes_of_a_picture() -> None:
 
 def test_prompts_are_drawn_read_and_tabled() -> None:
     base, asked, reader = small_base(), held_out_prompts(4, 5), Reader.load()
-    drawn = prompt_following.draw_prompts(Drawing(base), asked)
+    drawn = prompt_following.draw_prompts(ImageGenerator(base), asked)
     assert [picture.size for picture in drawn] == [(32, 32)] * 4
     lines = prompt_following.table(reader.read(drawn), asked, reader, through_vae(base, renders(asked)))
     assert [line.split()[0] for line in lines[1:]] == list(prompt_following.TARGETS)

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from lora_service.errors import InputError
-from lora_service.models.recipe import SD15
-from lora_service.training.config import TrainConfig, plan
+from lora_service.models.defaults import SD15
+from lora_service.training.config import TrainConfig, resolve_config
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_whole_numbers_may_come_as_floats_and_texts() -> None:
 
 @pytest.mark.parametrize(("task", "rank"), [("face", 16), ("object", 8), ("style", 16), ("location", 16)])
 def test_open_inputs_become_what_task_and_base_want(task: str, rank: int) -> None:
-    config = plan(TrainConfig.of({"task": task}), SD15, "ohwx", 3).config
+    config = resolve_config(TrainConfig.of({"task": task}), SD15, "ohwx", 3).config
     assert (config.lora_rank, config.lora_alpha) == (rank, float(rank))
     assert (config.learning_rate_ti, config.learning_rate_text, config.learning_rate_unet) == (5e-4, 1e-5, 2e-4)
     assert (config.resolution, config.seed, config.trigger) == (512, 3, "ohwx")
@@ -50,23 +50,23 @@ def test_open_inputs_become_what_task_and_base_want(task: str, rank: int) -> Non
 
 def test_rates_are_used_as_given() -> None:
     asked = TrainConfig.of({"learning_rate_unet": 0.0003, "gradient_accumulation_steps": 4, "learning_rate_ti": 0})
-    config = plan(asked, SD15, "ohwx", 3).config
+    config = resolve_config(asked, SD15, "ohwx", 3).config
     assert (config.learning_rate_unet, config.learning_rate_ti) == (0.0003, 0)
 
 
 def test_a_constant_rate_with_a_warm_up_has_one() -> None:
-    config = plan(TrainConfig.of({"lr_warmup_steps": 10}), SD15, "ohwx", 3).config
+    config = resolve_config(TrainConfig.of({"lr_warmup_steps": 10}), SD15, "ohwx", 3).config
     assert config.lr_scheduler == "constant_with_warmup"
 
 
 def test_initializers_keep_their_places_and_the_class_word_is_the_first() -> None:
-    assert plan(TrainConfig.of({"initializer_tokens": "|dog"}), SD15, "ohwx", 3).initializers == ("", "dog")
-    assert plan(TrainConfig.of({"class_word": " big  dog "}), SD15, "ohwx", 3).initializers == ("big dog",)
+    assert resolve_config(TrainConfig.of({"initializer_tokens": "|dog"}), SD15, "ohwx", 3).initializers == ("", "dog")
+    assert resolve_config(TrainConfig.of({"class_word": " big  dog "}), SD15, "ohwx", 3).initializers == ("big dog",)
 
 
 def test_what_was_left_open_is_told() -> None:
     asked = TrainConfig.of({"lora_rank": 4, "seed": 9})
-    told = plan(asked, SD15, "ohwx", 9).story(asked)
+    told = resolve_config(asked, SD15, "ohwx", 9).describe_defaults(asked)
     assert "trigger ohwx" in told
     assert "learning_rate_unet 0.0002" in told
     assert "seed" not in told

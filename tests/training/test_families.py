@@ -7,25 +7,25 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from small_base import hashes, picture, picture_zip, pipeline_of, small_base
-from small_models import FAMILIES
 
-from lora_service.generation.drawing import Drawing
+from lora_service.generation.generator import ImageGenerator
 from lora_service.generation.request import GenerateRequest
 from lora_service.lora.reader import read_lora
 from lora_service.lora.scale import Scale
-from lora_service.models.bundle import BaseModel
+from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.training.config import TrainConfig
-from lora_service.training.job import Job
-from lora_service.training.latents import encode, size_conditioning
+from lora_service.training.latent_cache import cache_latents, size_conditioning
+from lora_service.training.trainer import Trainer
+from tests.small_base import hashes, picture, picture_zip, pipeline_of, small_base
+from tests.small_models import FAMILIES
 
 STEPS = {"task": "object", "seed": 1, "max_train_steps_ti": 2, "max_train_steps_tuning": 2, "class_word": "dog"}
 FAST = {"learning_rate_ti": 0.01, "learning_rate_text": 0.03, "learning_rate_unet": 0.03}
 ENCODERS = {"sd1": ["text_encoder"], "sd2": ["text_encoder"], "sdxl": ["text_encoder", "text_encoder_2"]}
 
 
-def train(folder: Path, base: BaseModel, **inputs: Any) -> Path:
-    return Job(base, folder / "job").run(picture_zip(folder / "p.zip"), TrainConfig.of(STEPS | inputs)).path
+def train(folder: Path, base: DiffusionBase, **inputs: Any) -> Path:
+    return Trainer(base, folder / "job").run(picture_zip(folder / "p.zip"), TrainConfig.of(STEPS | inputs)).path
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -47,7 +47,7 @@ def test_plain_diffusers_draws_with_the_file_as_we_do(family: str, tmp_path: Pat
     weights = read_lora(path)
     call = {"num_inference_steps": 2, "guidance_scale": 4.0, "width": 32, "height": 32}
 
-    ours = Drawing(small_base(family=family))
+    ours = ImageGenerator(small_base(family=family))
     asked = GenerateRequest.of({"prompt": "a photo of <1>", "scheduler": "DDIM", "seed": 3, **call})
     scaled, bare = (
         np.asarray(ours.draw(asked, [(weights, scale)])[0].image, float) for scale in (Scale(1.0, 1.0), Scale(0.0, 0.0))
@@ -87,7 +87,7 @@ def test_the_loss_of_an_xl_is_that_of_diffusers_own_conditioning() -> None:
     """As train_dreambooth_lora_sdxl.py conditions the UNet: encode_prompt, and original size, crop and target size."""
     base, caption = small_base(family="sdxl"), "a photo of a dog"
     shown = picture(size=(32, 32), original=(100, 80), crop=(10, 0, 90, 80))
-    (cache,) = encode([shown], base, flip=False, color_jitter=False, seed=0)
+    (cache,) = cache_latents([shown], base, flip=False, color_jitter=False, seed=0)
     generator = torch.Generator().manual_seed(0)
     noisy, timesteps = torch.randn(1, 4, 8, 8, generator=generator), torch.tensor([400])
     zero = torch.zeros(1, dtype=torch.long)
@@ -122,16 +122,16 @@ def test_sizes_are_told_as_xl_was_taught_them(
 
 def test_mirrored_versions_are_told_their_own_crop() -> None:
     shown = picture(size=(32, 32), original=(100, 80), crop=(0, 0, 80, 80))
-    (cache,) = encode([shown], small_base(family="sdxl"), flip=True, color_jitter=False, seed=0)
+    (cache,) = cache_latents([shown], small_base(family="sdxl"), flip=True, color_jitter=False, seed=0)
     assert cache.sizes is not None
     assert cache.sizes[:, 0, 3].tolist() == [0, 8]
-    (cache,) = encode([shown], small_base(), flip=True, color_jitter=False, seed=0)
+    (cache,) = cache_latents([shown], small_base(), flip=True, color_jitter=False, seed=0)
     assert cache.sizes is None
 
 
 def test_pictures_of_one_size_from_different_originals_keep_their_own() -> None:
     first, second = picture("red"), picture("green", original=(64, 64), crop=(0, 0, 64, 64))
-    (cache,) = encode([first, second], small_base(family="sdxl"), flip=False, color_jitter=False, seed=0)
+    (cache,) = cache_latents([first, second], small_base(family="sdxl"), flip=False, color_jitter=False, seed=0)
     told = cache.conditioning(torch.tensor([0, 0]), torch.tensor([1, 0]))
     assert told is not None
     assert told[:, 0].tolist() == [64, 32]
@@ -140,13 +140,13 @@ def test_pictures_of_one_size_from_different_originals_keep_their_own() -> None:
 def test_tokens_start_as_long_as_the_tables_rows_where_the_recipe_leaves_it_open() -> None:
     from dataclasses import replace
 
-    from lora_service.training.tokens import NormPull, added_tokens, first_rows
+    from lora_service.training.textual_inversion import NormPull, added_tokens, initial_embeddings
 
     base = small_base(family="sdxl")
-    base.recipe = replace(base.recipe, token_norm=None, token_std=None)
+    base.defaults = replace(base.defaults, token_norm=None, token_std=None)
     tables = {name: encoder.get_input_embeddings().weight for name, encoder in base.text.encoders.items()}
     usual = {name: table.norm(dim=-1).median().item() for name, table in tables.items()}
-    rows = first_rows(base, [f"<s{i}>" for i in range(200)], (), torch.Generator().manual_seed(0))
+    rows = initial_embeddings(base, [f"<s{i}>" for i in range(200)], (), torch.Generator().manual_seed(0))
     for name, found in rows.items():
         assert found.norm(dim=-1).mean().item() == pytest.approx(usual[name], rel=0.05)
     ones = {name: torch.ones_like(found[:2]) for name, found in rows.items()}

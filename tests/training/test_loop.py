@@ -8,7 +8,7 @@ from torch import nn
 
 from lora_service.errors import DivergedError
 from lora_service.training.config import TrainConfig
-from lora_service.training.loop import Progress, Stage, run
+from lora_service.training.loop import LoopSpec, TrainingProgress, run_loop
 
 
 def test_each_step_takes_a_whole_group_of_batches_and_none_is_left_over() -> None:
@@ -18,8 +18,8 @@ def test_each_step_takes_a_whole_group_of_batches_and_none_is_left_over() -> Non
         seen.append(i)
         return (weight.sum() * 0 + i).float()
 
-    stage = Stage("s", 2, 1, [{"params": [weight], "lr": 0.1}], loss_of_batch)
-    report = run(stage, TrainConfig(gradient_accumulation_steps=3), lambda progress: None)
+    stage = LoopSpec("s", 2, 1, [{"params": [weight], "lr": 0.1}], loss_of_batch)
+    report = run_loop(stage, TrainConfig(gradient_accumulation_steps=3), lambda progress: None)
     assert seen == [0, 1, 2, 3, 4, 5]
     assert report.losses == [1.0, 4.0]
 
@@ -33,8 +33,8 @@ def test_the_gradient_of_a_step_is_the_mean_of_its_batches() -> None:
         return -targets[i] * weight.sum()
 
     weight.register_post_accumulate_grad_hook(lambda p: grads.append(p.grad.item()))  # type: ignore[union-attr]
-    stage = Stage("s", 1, 1, [{"params": [weight], "lr": 0.1}], loss_of_batch)
-    run(stage, TrainConfig(gradient_accumulation_steps=3), lambda progress: None)
+    stage = LoopSpec("s", 1, 1, [{"params": [weight], "lr": 0.1}], loss_of_batch)
+    run_loop(stage, TrainConfig(gradient_accumulation_steps=3), lambda progress: None)
     assert grads[-1] == pytest.approx(-sum(targets) / 3)
 
 
@@ -52,20 +52,20 @@ def test_the_gradient_of_a_step_is_the_mean_of_its_batches() -> None:
 def test_rates_follow_the_schedule_and_reach_what_follows_a_step(
     scheduler: Any, warmup: int, expected: list[float]
 ) -> None:
-    weight, rates = nn.Parameter(torch.zeros(1)), list[float]()
+    weight, lrs = nn.Parameter(torch.zeros(1)), list[float]()
     groups = [{"params": [weight], "lr": 0.1}]
-    stage = Stage("s", 4, 1, groups, lambda i: weight.sum(), after_step=lambda now: rates.extend(now))
-    run(stage, TrainConfig(lr_scheduler=scheduler, lr_warmup_steps=warmup), lambda progress: None)
-    assert rates == pytest.approx(expected, abs=1e-4)
+    stage = LoopSpec("s", 4, 1, groups, lambda i: weight.sum(), after_step=lambda now: lrs.extend(now))
+    run_loop(stage, TrainConfig(lr_scheduler=scheduler, lr_warmup_steps=warmup), lambda progress: None)
+    assert lrs == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_loss_that_is_no_number_is_said_with_the_rates() -> None:
     weight = nn.Parameter(torch.zeros(1))
-    stage = Stage("stage 1", 2, 1, [{"params": [weight], "lr": 0.5}], lambda i: weight.sum() * float("nan"))
+    stage = LoopSpec("stage 1", 2, 1, [{"params": [weight], "lr": 0.5}], lambda i: weight.sum() * float("nan"))
     with pytest.raises(DivergedError, match="stage 1 was no longer a number; try lower rates than 0.5"):
-        run(stage, TrainConfig(), lambda progress: None)
+        run_loop(stage, TrainConfig(), lambda progress: None)
 
 
 def test_a_progress_line_reads_well() -> None:
-    line = Progress("stage 1 (tokens)", 40, 700, 0.12345, 11.96, 320).line()
+    line = TrainingProgress("stage 1 (tokens)", 40, 700, 0.12345, 11.96, 320).line()
     assert line == "stage 1 (tokens): step 40 of 700, loss 0.1235, 12.0 pictures/s, 5 min left"

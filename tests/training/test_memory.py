@@ -1,4 +1,4 @@
-"""The memory formula against what autograd keeps at full size, and what is decided by it."""
+"""The memory formula against what autograd keeps at full size, and what is resolved by it."""
 
 import functools
 from collections.abc import Callable
@@ -6,49 +6,49 @@ from typing import Any
 
 import pytest
 import torch
-from small_base import small_base
 
 from benchmarks.activations import count_encoder, count_unet
-from benchmarks.random_models import RECIPES, bare_text_encoder, bare_unet, bare_vae
+from benchmarks.random_models import DEFAULTS, bare_text_encoder, bare_unet, bare_vae
 from lora_service.errors import InputError
-from lora_service.models.bundle import BaseModel
+from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.loading import vae_dtype
-from lora_service.models.text import TextSide
-from lora_service.training.config import TrainConfig, plan
+from lora_service.models.text_encoders import TextEncoders
+from lora_service.training.config import TrainConfig, resolve_config
 from lora_service.training.memory import (
-    UNSEEN,
+    OVERHEAD,
     choose_checkpointing,
     encoder_bytes,
     estimate,
-    out_of_memory_told,
+    explain_out_of_memory,
     unet_bytes,
 )
+from tests.small_base import small_base
 
 BF16 = torch.bfloat16
 SLOW = pytest.mark.slow
 
 
 @functools.cache
-def full_base(family: str) -> BaseModel:
+def full_base(family: str) -> DiffusionBase:
     """A full-size base in bf16 without values."""
     xl = family == "sdxl"
     parts = ["text_encoder", "text_encoder_2"] if xl else ["text_encoder"]
     encoders = {part: torch.nn.Module.to(bare_text_encoder(family, part), BF16) for part in parts}
     vae = bare_vae(family)
-    return BaseModel(
+    return DiffusionBase(
         name=family,
         unet=torch.nn.Module.to(bare_unet(family), BF16),
         vae=torch.nn.Module.to(vae, vae_dtype(vae.config, BF16, is_xl=xl)),
-        text=TextSide(encoders, {}),
+        text=TextEncoders(encoders, {}),
         scheduler_config={},
-        recipe=RECIPES[family],
+        defaults=DEFAULTS[family],
         device=torch.device("meta"),
         dtype=BF16,
     )
 
 
-def decided(base: BaseModel, **inputs: Any) -> TrainConfig:
-    return plan(TrainConfig.of({"task": "face"} | inputs), base.recipe, "ohwx", 1).config
+def resolved(base: DiffusionBase, **inputs: Any) -> TrainConfig:
+    return resolve_config(TrainConfig.of({"task": "face"} | inputs), base.defaults, "ohwx", 1).config
 
 
 @pytest.mark.parametrize(
@@ -87,15 +87,15 @@ def test_the_families_fit_the_cards_they_should(
     family: str, inputs: dict[str, Any], checkpointing: bool, gigabytes: int
 ) -> None:
     base = full_base(family)
-    need = estimate(base, decided(base, **inputs), checkpointing=checkpointing)
+    need = estimate(base, resolved(base, **inputs), checkpointing=checkpointing)
     context = 0.7e9  # what CUDA itself takes
-    assert need.weights + need.beyond_weights * UNSEEN + context < gigabytes * 1e9
+    assert need.weights + need.beyond_weights * OVERHEAD + context < gigabytes * 1e9
 
 
 def test_more_pictures_and_larger_ones_need_more() -> None:
     base = full_base("sd15")
     one, four, large = (
-        estimate(base, decided(base, **inputs), checkpointing=False).step
+        estimate(base, resolved(base, **inputs), checkpointing=False).step
         for inputs in ({}, {"train_batch_size": 4}, {"resolution": 1024})
     )
     assert four == pytest.approx(4 * one, rel=1e-6)
@@ -105,7 +105,7 @@ def test_more_pictures_and_larger_ones_need_more() -> None:
 def test_captions_are_kept_only_where_nothing_learns_in_the_text_encoder() -> None:
     base = full_base("sdxl")
     learning, still = (
-        estimate(base, decided(base, learning_rate_text=rate), checkpointing=True) for rate in (1e-5, 0.0)
+        estimate(base, resolved(base, learning_rate_text=rate), checkpointing=True) for rate in (1e-5, 0.0)
     )
     assert learning.captions == 0
     assert still.captions == 700 * 77 * 2048 * 2
@@ -115,7 +115,7 @@ def test_captions_are_kept_only_where_nothing_learns_in_the_text_encoder() -> No
 @pytest.fixture
 def need() -> Callable[..., int]:
     base = small_base()
-    return lambda on, **inputs: estimate(base, decided(base, **inputs), checkpointing=on).beyond_weights
+    return lambda on, **inputs: estimate(base, resolved(base, **inputs), checkpointing=on).beyond_weights
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_auto_checkpoints_only_where_it_would_not_fit_otherwise(
     asked: str, share_of_plain: float, expected: bool, need: Callable[..., int]
 ) -> None:
     base, said = small_base(), list[str]()
-    config = decided(base, gradient_checkpointing=asked)
+    config = resolved(base, gradient_checkpointing=asked)
     free = round(need(False) * share_of_plain)
     assert choose_checkpointing(base, config, said.append, free) is expected
     assert [line.startswith("gradient_checkpointing is on") for line in said] == [True] * (asked == "auto" and expected)
@@ -134,8 +134,8 @@ def test_auto_checkpoints_only_where_it_would_not_fit_otherwise(
 
 def test_on_a_cpu_nothing_is_checkpointed_unless_asked() -> None:
     base = small_base()
-    assert not choose_checkpointing(base, decided(base), print)
-    assert choose_checkpointing(base, decided(base, gradient_checkpointing="on"), print)
+    assert not choose_checkpointing(base, resolved(base), print)
+    assert choose_checkpointing(base, resolved(base, gradient_checkpointing="on"), print)
 
 
 @pytest.mark.parametrize(
@@ -149,21 +149,21 @@ def test_on_a_cpu_nothing_is_checkpointed_unless_asked() -> None:
 def test_what_cannot_fit_is_refused_before_it_starts(inputs: dict[str, Any], message: str) -> None:
     base = small_base()
     with pytest.raises(InputError, match=f"{message}, as about .* GiB are needed beside the base and 0.0 GiB are free"):
-        choose_checkpointing(base, decided(base, **inputs), print, free=100_000)
+        choose_checkpointing(base, resolved(base, **inputs), print, free=100_000)
 
 
 def test_what_may_not_fit_is_warned_of(need: Callable[..., int]) -> None:
     base, said = small_base(), list[str]()
-    free = round(need(True) * (1 + UNSEEN) / 2)
-    assert choose_checkpointing(base, decided(base, gradient_checkpointing="on"), said.append, free)
+    free = round(need(True) * (1 + OVERHEAD) / 2)
+    assert choose_checkpointing(base, resolved(base, gradient_checkpointing="on"), said.append, free)
     assert [line.startswith("warning: this training may not fit") for line in said] == [True]
 
 
 def test_a_device_that_runs_out_of_memory_is_told_in_one_sentence() -> None:
     base = small_base()
-    config = decided(base, train_batch_size=2)
+    config = resolved(base, train_batch_size=2)
     with (
         pytest.raises(InputError, match="train_batch_size is 2, but it must be less, as the device ran out of memory"),
-        out_of_memory_told(base, config, checkpointing=True),
+        explain_out_of_memory(base, config, checkpointing=True),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory")

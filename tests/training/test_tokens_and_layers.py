@@ -3,11 +3,11 @@
 import peft
 import pytest
 import torch
-from small_base import hashes, small_base
 
 from lora_service.errors import InputError
-from lora_service.training.layers import LoraLinear, lora_layers
-from lora_service.training.tokens import added_tokens, first_rows, pull_norms
+from lora_service.training.lora_layers import LoraLinear, lora_layers
+from lora_service.training.textual_inversion import added_tokens, initial_embeddings, pull_norms
+from tests.small_base import hashes, small_base
 
 ENCODER = "text_encoder"
 
@@ -55,11 +55,11 @@ def test_a_word_that_the_base_knows_cannot_be_a_new_token() -> None:
 
 def test_rows_start_at_the_given_words_and_the_rest_at_random() -> None:
     base = small_base()
-    rows = first_rows(base, ("<s1>", "<s2>"), ("dog",), torch.Generator().manual_seed(0))[ENCODER]
+    rows = initial_embeddings(base, ("<s1>", "<s2>"), ("dog",), torch.Generator().manual_seed(0))[ENCODER]
     ids = base.tokenizers[ENCODER]("dog", add_special_tokens=False).input_ids
     table = base.text.encoders[ENCODER].get_input_embeddings().weight
     torch.testing.assert_close(rows[0], table[ids].mean(dim=0))
-    assert rows[1].std().item() == pytest.approx(base.recipe.token_std, rel=0.5)
+    assert rows[1].std().item() == pytest.approx(base.defaults.token_std, rel=0.5)
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(1.0, 0.4), (0.005, 0.7), (0.0, 1.0)])

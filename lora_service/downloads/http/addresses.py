@@ -1,0 +1,126 @@
+"""Which addresses a server that fetches what strangers paste may connect to.
+
+The tables name the ranges themselves instead of asking ``ipaddress`` alone, whose answers differ between
+Python's patch releases. Sources: the IANA special-purpose registries for IPv4 and IPv6 (RFC 6890 and after).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+
+from lora_service.downloads.http.fetch_errors import ForbiddenAddressError
+
+PORTS = frozenset({80, 443, 8080, 8443})
+
+_IPV4_FORBIDDEN = tuple(
+    map(
+        IPv4Network,
+        (
+            "0.0.0.0/8",
+            "10.0.0.0/8",
+            "100.64.0.0/10",  # carrier-grade NAT; a cloud's metadata at 100.100.100.200
+            "127.0.0.0/8",
+            "168.63.129.16/32",  # a cloud's metadata at an address that is otherwise public
+            "169.254.0.0/16",  # link-local; most clouds' metadata at 169.254.169.254
+            "172.16.0.0/12",
+            "192.0.0.0/24",  # a cloud's metadata at 192.0.0.192
+            "192.0.2.0/24",
+            "192.31.196.0/24",
+            "192.52.193.0/24",
+            "192.88.99.0/24",
+            "192.168.0.0/16",
+            "192.175.48.0/24",
+            "198.18.0.0/15",
+            "198.51.100.0/24",
+            "203.0.113.0/24",
+            "224.0.0.0/4",
+            "240.0.0.0/4",
+        ),
+    )
+)
+_IPV6_GLOBAL = IPv6Network("2000::/3")
+"""Only here are global unicast addresses; loopback, private, link-local, multicast, IPv4-mapped and NAT64 are not."""
+_IPV6_FORBIDDEN = tuple(
+    map(
+        IPv6Network,
+        (
+            "2001::/23",  # protocols' own, Teredo with an IPv4 address inside among them
+            "2001:db8::/32",
+            "2002::/16",  # 6to4: an IPv4 address inside
+            "2620:4f:8000::/48",
+            "3fff::/20",
+        ),
+    )
+)
+
+
+def is_public(address: str) -> bool:
+    """Whether an address is one of the public internet's; anything else, or unreadable, is not."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return False
+    return _is_public_v4(parsed) if isinstance(parsed, IPv4Address) else _is_public_v6(parsed)
+
+
+def _is_public_v4(address: IPv4Address) -> bool:
+    return address.is_global and not any(address in network for network in _IPV4_FORBIDDEN)
+
+
+def _is_public_v6(address: IPv6Address) -> bool:
+    return (
+        address.scope_id is None
+        and address in _IPV6_GLOBAL
+        and address.is_global
+        and not any(address in network for network in _IPV6_FORBIDDEN)
+    )
+
+
+@dataclass(frozen=True)
+class AddressPolicy:
+    """What may be connected to.
+
+    Attributes:
+        allowed: ``host:port`` or ``host:*`` that may be fetched although private; a host is a name as the link
+            has it, or an address as it was resolved.
+    """
+
+    allowed: tuple[str, ...] = ()
+
+    def check_port(self, host: str, port: int) -> None:
+        """Refuse a port where no web server is expected.
+
+        Raises:
+            ForbiddenAddressError: the port is neither common for the web nor listed.
+        """
+        if port not in PORTS and not self._lists(host, port):
+            ports = ", ".join(map(str, sorted(PORTS)))
+            raise ForbiddenAddressError(
+                f"The link leads to port {port} of {host!r}, but only the ports {ports} are fetched from, "
+                "and what ALLOW_PRIVATE_ADDRESSES lists."
+            )
+
+    def check_addresses(self, host: str, port: int, addresses: list[tuple[str, int]]) -> None:
+        """Refuse a host when any address it resolved to is not public.
+
+        Args:
+            host: the name in the link.
+            port: the port in the link.
+            addresses: what the name resolved to, as address and port.
+
+        Raises:
+            ForbiddenAddressError: one of them is private and not listed.
+        """
+        if self._lists(host, port):
+            return
+        for address, actual_port in addresses:
+            if not is_public(address) and not self._lists(address, actual_port):
+                raise ForbiddenAddressError(
+                    f"The link leads to {host!r}, whose address {address} is not on the public internet; "
+                    f"paste a public link, or have {host}:{port} listed in ALLOW_PRIVATE_ADDRESSES."
+                )
+
+    def _lists(self, host: str, port: int) -> bool:
+        host = f"[{host}]" if ":" in host else host
+        return any(entry.lower() in (f"{host}:{port}", f"{host}:*") for entry in self.allowed)

@@ -1,0 +1,186 @@
+"""One training, from pictures to a LoRA file."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from lora_service.dataset import DatasetOptions, TrainingDataset, TrainingImage, UploadLimits, load_dataset
+from lora_service.dataset.captions.model import CaptionModelRef
+from lora_service.dataset.captions.templates import DEFAULT_MARKS
+from lora_service.errors import InputError
+from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.settings import Settings
+from lora_service.training.config import ResolvedConfig, TrainConfig, resolve_config
+from lora_service.training.export import TrainedAdapter, export_lora
+from lora_service.training.latent_cache import CachedLatents, cache_latents
+from lora_service.training.loop import LoopReport, OnProgress
+from lora_service.training.lora_layers import Layers, lora_layers
+from lora_service.training.memory import choose_checkpointing, explain_out_of_memory
+from lora_service.training.stages import TrainingContext, train_lora, train_textual_inversion
+from lora_service.training.textual_inversion import added_tokens, initial_embeddings
+
+# Rare words that mean nothing to a base model and read well enough to be typed.
+TRIGGERS = ("ohwx", "zkvi", "qlum", "vrep", "xabo", "nujx", "wizq", "bovk", "jyru", "kexo", "plyv", "gwoz")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training made, and how it went."""
+
+    path: Path
+    resolved: ResolvedConfig
+    pictures: TrainingDataset
+    stages: dict[str, LoopReport]
+    seconds: dict[str, float]
+
+    @property
+    def prompt(self) -> str:
+        """A prompt to start with."""
+        return self.resolved.prompt
+
+
+@dataclass
+class Trainer:
+    """Runs one training.
+
+    Args:
+        base: the base model; its weights are as before when :meth:`run` ends, however it ends.
+        folder: the job's own working folder; the LoRA file is written there.
+        on_progress: called now and then with the stage, the step and the loss.
+        log: called with lines for the person who waits.
+        settings: limits of what is read, and the models that find faces and write captions.
+    """
+
+    base: DiffusionBase
+    folder: Path
+    on_progress: OnProgress = lambda progress: None
+    log: Callable[[str], None] = lambda line: None
+    settings: Settings = field(default_factory=Settings)
+    _seconds: dict[str, float] = field(default_factory=dict, init=False)
+
+    def run(self, source: Path | Sequence[Path], config: TrainConfig) -> TrainResult:
+        """Train on the pictures of ``source`` as ``config`` asks.
+
+        Raises:
+            PicturesError: the pictures cannot be used.
+            InputError: an input cannot be used on this base.
+        """
+        resolved = self._decide(config)
+        checkpointing = choose_checkpointing(self.base, resolved.config, self.log)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._timed("pictures"):
+            pictures = load_dataset(source, self._picture_options(resolved), self.folder)
+        for line in pictures.report.lines():
+            self.log(line)
+        self.log(f"base: {self.base.defaults.title}; {resolved.describe_defaults(config)}")
+        with explain_out_of_memory(self.base, resolved.config, checkpointing=checkpointing):
+            with self._timed("latents"):
+                cache = self._encode(pictures.pictures, resolved)
+            with precision(self.base, resolved, checkpointing=checkpointing) as autocast:
+                context = TrainingContext(self.base, pictures.pictures, cache, resolved, self.base.text, autocast)
+                learned, stages = self._learn(context)
+        path = export_lora(self.folder / "lora.safetensors", learned, self.base, resolved, pictures.report, stages)
+        return TrainResult(path, resolved, pictures, stages, dict(self._seconds))
+
+    def _encode(self, pictures: tuple[TrainingImage, ...], resolved: ResolvedConfig) -> list[CachedLatents]:
+        config = resolved.config
+        flip, jitter = bool(config.flip), bool(config.color_jitter)
+        return cache_latents(pictures, self.base, flip=flip, color_jitter=jitter, seed=config.seed or 0)
+
+    def _learn(self, context: TrainingContext) -> tuple[TrainedAdapter, dict[str, LoopReport]]:
+        """Both stages; the base is as before afterwards, and what was learned is beside it."""
+        resolved = context.resolved
+        generator = torch.Generator().manual_seed(resolved.config.seed or 0)
+        learned = TrainedAdapter(None)
+        stages: dict[str, LoopReport] = {}
+        with ExitStack() as changes:
+            if resolved.tokens:
+                start = initial_embeddings(self.base, resolved.tokens, resolved.initializers, generator)
+                learned.tokens = changes.enter_context(added_tokens(self.base, resolved.tokens, start))
+                context = replace(context, text=learned.tokens.text)
+                with self._timed("stage 1"):
+                    stages["stage 1"] = train_textual_inversion(context, learned.tokens, self.on_progress)
+            if resolved.config.max_train_steps_tuning:
+                learned.layers = self._add_layers(changes, resolved, generator)
+                with self._timed("stage 2"):
+                    stages["stage 2"] = train_lora(context, learned.layers, learned.tokens, self.on_progress)
+        return learned, stages
+
+    def _decide(self, config: TrainConfig) -> ResolvedConfig:
+        seed = random.SystemRandom().randrange(2**32) if config.seed is None else config.seed
+        trigger = config.trigger or " ".join(
+            word for word in (random.Random(seed).choice(TRIGGERS), config.class_word) if word
+        )
+        resolved = resolve_config(config, self.base.defaults, trigger, seed)
+        self.base.check_side("resolution", resolved.config.resolution or self.base.defaults.resolution)
+        return resolved
+
+    def _picture_options(self, resolved: ResolvedConfig) -> DatasetOptions:
+        config = resolved.config
+        return DatasetOptions(
+            resolution=config.resolution or self.base.defaults.resolution,
+            task=config.task,
+            mask_mode=config.mask_mode,
+            caption_mode=config.caption_mode,
+            aspect_ratio_buckets=config.aspect_ratio_buckets,
+            bucket_step=self.base.defaults.bucket_step,
+            custom_prompts=config.templates,
+            trigger_words=(*DEFAULT_MARKS, resolved.trigger, "".join(resolved.tokens)),
+            limits=UploadLimits.from_settings(self.settings),
+            face_model=self.settings.face_model,
+            caption_model=CaptionModelRef.from_settings(self.settings),
+        )
+
+    def _add_layers(self, changes: ExitStack, resolved: ResolvedConfig, generator: torch.Generator) -> Layers:
+        """LoRA layers in the UNet and in the text encoders, until ``changes`` ends; none where the rate is 0."""
+        config = resolved.config
+        rank, alpha = config.lora_rank or 1, config.lora_alpha or 1.0
+        layers = {}
+        for component, model in self.base.components.items():
+            if config.learning_rate_unet if component == "unet" else config.learning_rate_text:
+                layers[component] = changes.enter_context(lora_layers(component, model, rank, alpha, generator))
+        return layers
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self._seconds[phase] = round(time.monotonic() - started, 2)
+
+
+@contextmanager
+def precision(base: DiffusionBase, resolved: ResolvedConfig, *, checkpointing: bool) -> Iterator[torch.dtype | None]:
+    """The dtype to compute in, None for fp32; within it the UNet's gradients are checkpointed where asked for.
+
+    ``auto`` is what the base's weights are held in: fp32 on a CPU, which gains
+    nothing from less, bf16 on a card that has it, fp16 (with scaled gradients) on older ones.
+
+    Raises:
+        InputError: fp16 on a CPU, which has no gradient scaling; or full precision of weights that are held in half.
+    """
+    asked = resolved.config.mixed_precision
+    if asked == "fp16" and base.device.type != "cuda":
+        raise InputError("mixed_precision", asked, f"auto, no or bf16 on a {base.device.type} device")
+    if asked == "no" and base.dtype != torch.float32:
+        raise InputError(
+            "mixed_precision", asked, "auto, fp16 or bf16 here, as the server holds the base in half precision"
+        )
+    held = None if base.dtype == torch.float32 else base.dtype
+    dtype = {"auto": held, "no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[asked]
+    if not checkpointing:
+        yield dtype
+        return
+    base.unet.enable_gradient_checkpointing()
+    base.unet.train()  # diffusers checkpoints in training mode only; no part of these UNets has dropout
+    try:
+        yield dtype
+    finally:
+        base.unet.eval()
+        base.unet.disable_gradient_checkpointing()

@@ -1,0 +1,126 @@
+"""``inspect`` and ``convert`` on the command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from lora_service.cli.lora_files import convert_command, inspect_command
+from lora_service.errors import InputError, LoraFileError
+from lora_service.lora.lycoris import DoraLayer
+from lora_service.lora.reader import read_lora
+from lora_service.lora.summary import as_text, summary_of
+from lora_service.lora.weights import LoraLayer, LoraWeights
+from lora_service.lora.writer import FORMAT_NAMES, write_lora
+from tests.lora.lora_fakes import TOKEN_NAMES, assert_same_changes, is_cloneofsimo_target, random_lora, save
+from tests.small_models import small_models
+
+STRINGS = {
+    "modelspec.trigger_phrase": "rexdog",
+    "modelspec.thumbnail": "data:image/jpeg;base64," + "A" * 4000,
+    "modelspec.title": "a \x1b[31mred\x1b[0m title",
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    lora = random_lora(small_models("sd1").components, wanted=is_cloneofsimo_target, tokens=TOKEN_NAMES)
+    write_lora(tmp_path / "rex.safetensors", replace(lora, metadata=STRINGS))
+    return tmp_path / "rex.safetensors"
+
+
+def run(command: object, *arguments: object) -> Result:
+    return CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def test_inspect_prints_one_object_for_programs(file: Path) -> None:
+    found = json.loads(run(inspect_command, file, "--json").output)
+    assert found["layout"] == "kohya"
+    assert found["base"] == "a base with a text width of 32"
+    assert (found["rank"], found["alpha"]) == (4, 4.0)
+    assert found["modules"] == {"unet": 54, "text_encoder": 8}
+    assert found["tokens"] == ["<s1>", "<s2>"]
+    assert found["trigger"] == "rexdog"
+    assert found["thumbnail"] == "jpeg, 3 kB"
+    assert found["metadata"]["modelspec.title"] == STRINGS["modelspec.title"]
+
+
+def test_inspect_prints_lines_with_bars_for_people(file: Path) -> None:
+    text = run(inspect_command, file).output
+    for wanted in ("kohya", "unet 54, text_encoder 8", "<s1> <s2>", "rexdog", "jpeg, 3 kB", "unet down_blocks.0", "█"):
+        assert wanted in text
+    assert "\x1b" not in text
+    assert "AAAA" not in text
+
+
+def test_the_size_of_the_change_is_that_of_the_product() -> None:
+    generator = torch.Generator().manual_seed(0)
+    down, up = torch.randn(3, 6, generator=generator), torch.randn(5, 3, generator=generator)
+    layers = {"down_blocks.1.a": LoraLayer(down, up, 6.0), "down_blocks.1.b": LoraLayer(down, up, 3.0)}
+    change = summary_of(LoraWeights({"unet": layers})).change
+    product = (up @ down).norm().item()
+    assert change == {"unet down_blocks.1": pytest.approx((4 + 1) ** 0.5 * product, rel=1e-5)}
+
+
+def test_blocks_stand_in_the_order_of_the_model() -> None:
+    layer = LoraLayer(torch.ones(1, 2), torch.ones(2, 1), 1.0)
+    paths = ("up_blocks.10.x", "mid_block.x", "up_blocks.2.x", "down_blocks.1.x", "conv_in", "down_blocks.0.x")
+    lora = LoraWeights({"text_encoder": {"encoder.layers.3.x": layer}, "unet": dict.fromkeys(paths, layer)})
+    assert list(summary_of(lora).change) == [
+        "unet down_blocks.0", "unet down_blocks.1", "unet mid_block", "unet up_blocks.2", "unet up_blocks.10",
+        "unet conv_in", "text_encoder layers.3",
+    ]  # fmt: skip
+
+
+def test_a_change_that_depends_on_the_base_has_no_bar() -> None:
+    layer = DoraLayer(LoraLayer(torch.ones(1, 2), torch.ones(2, 1), 1.0), torch.ones(2, 1))
+    text = as_text(summary_of(LoraWeights({"unet": {"mid_block.x": layer}})))
+    assert "DoRA over LoRA" in text
+    assert "unet mid_block depends on the base's weights" in text
+
+
+def test_a_file_of_tokens_only_has_no_bars(tmp_path: Path) -> None:
+    text = run(inspect_command, save(tmp_path / "cat.safetensors", {"emb_params": torch.ones(1, 768)})).output
+    assert "learned tokens only" in text
+    assert "Stable Diffusion 1.x" in text
+    assert "by block" not in text
+
+
+@pytest.mark.parametrize("layout", ["kohya", "diffusers", "cloneofsimo"])
+def test_convert_writes_the_same_changes_beside_the_file(layout: str, file: Path) -> None:
+    output = run(convert_command, file, "--to", layout).output
+    target = file.with_name(f"rex-{layout}.safetensors")
+    assert str(target) in output
+    assert read_lora(target).layout == layout
+    assert_same_changes(read_lora(file), read_lora(target))
+    assert read_lora(target).trigger == "rexdog"
+
+
+def test_convert_writes_where_it_is_told_and_keeps_full_precision_if_told(file: Path, tmp_path: Path) -> None:
+    target = tmp_path / "other.safetensors"
+    for _ in range(2):  # a file named with -o is overwritten
+        run(convert_command, file, "--to", "diffusers", "-o", target, "--dtype", "float32")
+    assert {layer.down.dtype for _, _, layer in read_lora(target)} == {torch.float32}
+
+
+def test_convert_does_not_overwrite_a_file_that_was_not_named(file: Path) -> None:
+    run(convert_command, file, "--to", "kohya")
+    with pytest.raises(InputError, match="rex-kohya"):
+        run(convert_command, file, "--to", "kohya")
+
+
+def test_every_layout_that_can_be_written_can_be_asked_for() -> None:
+    option = next(parameter for parameter in convert_command.params if parameter.name == "layout")
+    assert tuple(option.type.choices) == FORMAT_NAMES
+
+
+def test_a_file_that_is_no_lora_is_an_error_of_one_sentence(tmp_path: Path) -> None:
+    page = tmp_path / "page.safetensors"
+    page.write_text("<html>Sign in</html>")
+    with pytest.raises(LoraFileError, match="web page"):
+        run(inspect_command, page)

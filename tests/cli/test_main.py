@@ -1,0 +1,114 @@
+"""The command line as a person types it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lora_service.cli import main
+from lora_service.lora.reader import read_lora
+from tests.small_base import picture_zip
+
+QUICK = ["--task", "object", "--max_train_steps_ti", "2", "--max-train-steps-tuning", "2", "--seed", "1"]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Its exit status."""
+    monkeypatch.setattr(sys, "argv", ["lora-service", *arguments])
+    try:
+        main.main()
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    return 0
+
+
+def test_a_zip_becomes_a_lora_and_the_lora_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive, lora, pictures = picture_zip(tmp_path / "p.zip"), tmp_path / "new" / "dog.safetensors", tmp_path / "out"
+    assert run(monkeypatch, "train", str(archive), "-o", str(lora), *QUICK) == 0
+    said = capsys.readouterr().out
+    assert "stage 1 (tokens): step 2 of 2" in said
+    assert f"lora-service generate 'a photo of <1>' --lora {lora}" in said
+    assert read_lora(lora).tokens == ("<s1>", "<s2>")
+    assert [path.name for path in lora.parent.iterdir()] == ["dog.safetensors"]
+    draw = [
+        "generate",
+        "a photo of <1>",
+        "--lora",
+        f"{lora}@0.7/0.5",
+        "-o",
+        str(pictures),
+        "--num_inference_steps",
+        "2",
+    ]
+    assert run(monkeypatch, *draw) == 0
+    assert run(monkeypatch, *draw) == 0
+    assert sorted(path.name for path in pictures.iterdir()) == ["picture-1.png", "picture-2.png"]
+    with Image.open(pictures / "picture-1.png") as picture:
+        assert picture.size == (64, 64)
+        assert '"lora_scales": "0.7/0.5"' in picture.text["parameters"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "PLAIN"], "error: "),
+        (["train", "ZIP", "--lora_rank", "0"], "error: lora_rank is '0', but it must be at least 1."),
+        (["train"], "error: instance_data is None, but it must be a zip of pictures"),
+        (["train", "ZIP", "--lora_rnk", "3"], "No such option"),
+        (["train", "gone.zip"], "does not exist"),
+        (["generate", "a cat", "--lora", "PLAIN"], "error: "),
+        (["generate", "a cat", "--width", "65"], "error: width is 65, but it must be a multiple of 8"),
+        (["generate", "<2>", "--lora", "PLAIN@9"], "error: lora_scales is '9'"),
+        (["inspect", "PLAIN"], "error: "),
+        (["download-base", "sd3000"], "error: the base model is 'sd3000', but it must be sd15, "),
+        (["download-base", "sd15@a", "--revision", "b"], "error: --revision is 'b', but it must be left out beside 's"),
+        (["download-base", "sd15", "--to", "~nobody-here/x"], "error: --to is '~nobody-here/x', but it must be a fol"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain.txt").write_text("no lora, no zip")
+    names = {"PLAIN": "plain.txt", "ZIP": str(picture_zip(tmp_path / "p.zip"))}
+    given = [names.get(a.split("@")[0], a.split("@")[0]) + a[len(a.split("@")[0]) :] for a in arguments]
+    assert run(monkeypatch, *given) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.zip", "plain.txt"]
+
+
+@pytest.mark.parametrize("kind", ["predict", "train"])
+def test_a_server_is_not_started_on_what_can_be_no_base(
+    kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[str] = []
+    monkeypatch.setattr("lora_service.serving.supervisor.serve", lambda kind, **_: started.append(kind) or 0)
+    monkeypatch.setenv("BASE_MODEL", "sd3000")
+    assert run(monkeypatch, "serve", kind) == 2
+    assert "error: BASE_MODEL is 'sd3000', but there is no such folder or file" in capsys.readouterr().err
+    assert started == []
+    monkeypatch.setenv("BASE_MODEL", "someone/on-the-hub")  # is fetched once it is needed
+    assert run(monkeypatch, "serve", kind) == 0
+    assert started == [kind]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a.safetensors@0.5", ("a.safetensors", "0.5")),
+        ("a.safetensors@-1/0.5", ("a.safetensors", "-1/0.5")),
+        ("a.safetensors", ("a.safetensors", "0.8")),
+        ("https://host/@someone/a.safetensors", ("https://host/@someone/a.safetensors", "0.8")),
+    ],
+)
+def test_a_scale_is_split_off_at_the_last_at_sign(text: str, parts: tuple[str, str]) -> None:
+    assert main._link_and_scale(text) == parts

@@ -1,0 +1,170 @@
+"""LoHa, LoKr and DoRA against peft's own layers, and files of them against the formulas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lora_service.errors import LoraFileError
+from lora_service.lora.reader import read_lora
+from lora_service.lora.weights import LoraWeights, WeightChange
+from lora_service.lora.writer import write_lora
+from tests.lora.lora_fakes import save
+
+KEY = "lora_unet_down_blocks_0_attentions_0_proj_in"
+PATH = "down_blocks.0.attentions.0.proj_in"
+RANK, ALPHA = 2, 3.0
+
+
+class Linear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj_in = nn.Linear(12, 20, bias=False)
+
+
+class Convolution(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj_in = nn.Conv2d(12, 20, 3, bias=False)
+
+
+CONFIGURATIONS = {
+    "LoRA": LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["proj_in"], init_lora_weights=False),
+    "DoRA": LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["proj_in"], init_lora_weights=False, use_dora=True),
+    "LoHa": LoHaConfig(r=RANK, alpha=ALPHA, target_modules=["proj_in"], init_weights=False),
+    "LoHa with a core": LoHaConfig(
+        r=RANK, alpha=ALPHA, target_modules=["proj_in"], init_weights=False, use_effective_conv2d=True
+    ),
+    "LoKr": LoKrConfig(r=RANK, alpha=ALPHA, target_modules=["proj_in"], init_weights=False, decompose_factor=2),
+    "LoKr of two splits": LoKrConfig(
+        r=1, alpha=ALPHA, target_modules=["proj_in"], init_weights=False, decompose_both=True, decompose_factor=4
+    ),
+    "LoKr with a core": LoKrConfig(
+        r=RANK,
+        alpha=ALPHA,
+        target_modules=["proj_in"],
+        init_weights=False,
+        use_effective_conv2d=True,
+        decompose_factor=2,
+    ),
+}
+
+
+def trained_by_peft(kind: str, base: nn.Module) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """The base's weight, a file's tensors in the kohya layout, and the weight that peft merges them to."""
+    weight = base.proj_in.weight.detach().clone()
+    model = get_peft_model(base, CONFIGURATIONS[kind])
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        if "magnitude" in name:  # it begins as the lengths there are, where it does nothing
+            parameter.data *= torch.linspace(0.5, 2, parameter.numel()).reshape_as(parameter)
+        _, _, part = name.partition("proj_in.")
+        if ".default" in f".{part}":
+            tensors[part.replace(".default", "")] = parameter.detach().clone()
+    model.merge_adapter()
+    return weight, tensors, model.base_model.model.proj_in.base_layer.weight.detach()
+
+
+def only_change(weights: LoraWeights) -> WeightChange:
+    ((component, path, change),) = weights
+    assert (component, path) == ("unet", PATH)
+    return change
+
+
+@pytest.mark.parametrize("base", [Linear, Convolution])
+@pytest.mark.parametrize("kind", CONFIGURATIONS)
+def test_the_change_of_each_kind_is_what_peft_merges(kind: str, base: type[nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weight, tensors, merged = trained_by_peft(kind, base())
+    names = {
+        "lora_A.weight": "lora_down.weight",
+        "lora_B.weight": "lora_up.weight",
+        "lora_magnitude_vector.weight": "dora_scale",
+    }
+    file = {f"{KEY}.{names.get(part, part)}": tensor for part, tensor in tensors.items()}
+    file[f"{KEY}.alpha"] = torch.tensor(ALPHA)
+    for name, tensor in list(file.items()):
+        if name.endswith("dora_scale"):
+            file[name] = tensor.reshape(20, *[1] * (weight.dim() - 1))  # as LyCORIS shapes it
+    found = read_lora(save(tmp_path / "lora.safetensors", file))
+    change = only_change(found)
+    assert change.kind.split()[0] == kind.split()[0]
+    torch.testing.assert_close(weight + change.delta(weight), merged)
+
+    write_lora(tmp_path / "again.safetensors", found, dtype=torch.float32)
+    again = only_change(read_lora(tmp_path / "again.safetensors"))
+    torch.testing.assert_close(again.delta(weight), change.delta(weight))
+    if change.norm() is not None:
+        assert change.norm() == pytest.approx(change.delta(weight).norm().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("base", [Linear, Convolution])
+def test_a_dora_file_of_peft_is_read_and_written_for_diffusers(base: type[nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weight, tensors, merged = trained_by_peft("DoRA", base())
+    file = {f"unet.{PATH}.{part}": tensor for part, tensor in tensors.items()}
+    config = {"lora_adapter_metadata": f'{{"unet.lora_alpha": {ALPHA}}}'}
+    found = read_lora(save(tmp_path / "lora.safetensors", file, config))
+    torch.testing.assert_close(weight + only_change(found).delta(weight), merged)
+    write_lora(tmp_path / "again.safetensors", found, layout="diffusers", dtype=torch.float32)
+    again = only_change(read_lora(tmp_path / "again.safetensors"))
+    torch.testing.assert_close(weight + again.delta(weight), merged)
+    written = load_file(tmp_path / "again.safetensors")
+    assert written[f"unet.{PATH}.lora_magnitude_vector"].shape == tensors["lora_magnitude_vector.weight"].shape
+
+
+def test_magnitudes_per_column_bring_columns_to_their_lengths(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, down, up = (torch.randn(shape, generator=generator) for shape in ((5, 3), (2, 3), (5, 2)))
+    lengths = torch.tensor([[1.0, 2.0, 3.0]])
+    tensors = {f"{KEY}.lora_down.weight": down, f"{KEY}.lora_up.weight": up, f"{KEY}.dora_scale": lengths}
+    change = only_change(read_lora(save(tmp_path / "lora.safetensors", tensors)))
+    changed = weight + change.delta(weight)
+    torch.testing.assert_close(changed.norm(dim=0, keepdim=True), lengths)
+    with pytest.raises(LoraFileError, match="per input"):
+        write_lora(tmp_path / "again.safetensors", read_lora(tmp_path / "lora.safetensors"), layout="diffusers")
+    torch.testing.assert_close(
+        nn.functional.normalize(changed, dim=0), nn.functional.normalize(weight + up @ down, dim=0)
+    )
+
+
+def test_a_dora_file_read_as_plain_lora_would_be_wrong(tmp_path: Path) -> None:
+    """What other tools do in silence: the change is far from what was trained."""
+    torch.manual_seed(0)
+    weight, tensors, merged = trained_by_peft("DoRA", Linear())
+    plain = weight + ALPHA / RANK * tensors["lora_B.weight"] @ tensors["lora_A.weight"]
+    assert (plain - merged).norm() > 0.5 * (merged - weight).norm()
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 5), (6, 1)])
+def test_magnitudes_that_fit_neither_rows_nor_columns_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    tensors = {f"{KEY}.lora_down.weight": torch.ones(2, 3), f"{KEY}.lora_up.weight": torch.ones(5, 2)}
+    tensors[f"{KEY}.dora_scale"] = torch.ones(shape)
+    with pytest.raises(LoraFileError, match="magnitudes"):
+        read_lora(save(tmp_path / "lora.safetensors", tensors))
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "cloneofsimo"])
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr"])
+def test_kinds_that_a_layout_cannot_hold_are_refused_when_written(kind: str, layout: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    _, tensors, _ = trained_by_peft(kind, Linear())
+    key = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    found = read_lora(save(tmp_path / "lora.safetensors", {f"{key}.{part}": t for part, t in tensors.items()}))
+    with pytest.raises(LoraFileError, match=kind):
+        write_lora(tmp_path / "again.safetensors", found, layout=layout)
+    assert not (tmp_path / "again.safetensors").exists()
+
+
+def test_a_layer_moves_with_everything_inside_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    _, tensors, _ = trained_by_peft("LoKr with a core", Convolution())
+    found = read_lora(save(tmp_path / "lora.safetensors", {f"{KEY}.{part}": t for part, t in tensors.items()}))
+    moved = only_change(found.to(torch.device("meta")))
+    assert {tensor.device.type for tensor in moved.tensors.values()} == {"meta"}
+    assert moved.tensors.keys() == only_change(found).tensors.keys()

@@ -1,0 +1,166 @@
+"""Whole trainings on a tiny base: the file, the base afterwards, and what each input does."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lora_service.errors import InputError, PicturesError
+from lora_service.lora.reader import read_lora
+from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.training.config import TrainConfig
+from lora_service.training.loop import TrainingProgress
+from lora_service.training.trainer import Trainer, TrainResult
+from tests.small_base import hashes, picture_zip, pipeline_of, small_base
+
+STEPS = {"task": "object", "seed": 1, "max_train_steps_ti": 2, "max_train_steps_tuning": 2, "resolution": 32}
+
+
+def train(tmp_path: Path, base: DiffusionBase | None = None, **inputs: Any) -> TrainResult:
+    folder = tmp_path / "job"
+    job = Trainer(base or small_base(), folder)
+    return job.run(picture_zip(tmp_path / "pictures.zip"), TrainConfig.of(STEPS | inputs))
+
+
+def test_the_file_holds_the_layers_the_tokens_and_the_story(tmp_path: Path) -> None:
+    weights = read_lora(train(tmp_path, lora_rank=3).path)
+    assert weights.layout == "kohya"
+    assert (weights.rank, weights.alpha) == (3, 3.0)
+    # 6 transformer blocks of 2 × 4 attention projections and one GEGLU; 2 layers of 4.
+    assert {component: len(layers) for component, layers in weights.layers.items()} == {
+        "unet": 6 * 9,
+        "text_encoder": 2 * 4,
+    }
+    assert weights.tokens == ("<s1>", "<s2>")
+    report = json.loads(weights.metadata["lora_service.report"])
+    assert report["settings"]["max_train_steps_ti"] == 2
+    assert report["pictures"]["used"] == 3
+    assert len(report["losses"]["stage 1"]) == 2
+    assert weights.trigger == weights.metadata["modelspec.trigger_phrase"] == report["settings"]["trigger"]
+
+
+def test_the_base_is_bit_identical_afterwards(tmp_path: Path) -> None:
+    base = small_base()
+    before = hashes(base)
+    train(tmp_path, base)
+    assert hashes(base) == before
+    assert not base.unet.training
+    assert not any(p.requires_grad for part in base.components.values() for p in part.parameters())
+
+
+def test_the_base_is_bit_identical_after_an_interruption(tmp_path: Path) -> None:
+    base = small_base()
+    before = hashes(base)
+
+    def stop(progress: TrainingProgress) -> None:
+        if progress.stage.startswith("stage 2"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(base, tmp_path / "job", on_progress=stop).run(picture_zip(tmp_path / "p.zip"), TrainConfig.of(STEPS))
+    assert hashes(base) == before
+    assert not (tmp_path / "job" / "lora.safetensors").exists()
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path: Path) -> None:
+    one, same, other = (
+        train(tmp_path / str(i), seed=seed, flip=True, color_jitter=True).path.read_bytes()
+        for i, seed in enumerate((5, 5, 6))
+        if not (tmp_path / str(i)).mkdir()
+    )
+    assert one == same
+    assert one != other
+
+
+def test_plain_diffusers_loads_the_file_and_draws_as_we_do(tmp_path: Path) -> None:
+    from lora_service.lora.patcher import Patcher
+    from lora_service.lora.scale import Scale
+
+    base = small_base()
+    path = train(tmp_path, base, learning_rate_unet=0.05, learning_rate_text=0.05).path
+    pipeline = pipeline_of(base)
+    x, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
+    ids = base.text.tokenize(["a photo of a dog"])
+
+    def output() -> torch.Tensor:
+        with torch.inference_mode():
+            return base.denoise(x, t, base.text.encode(ids)).clone()
+
+    bare = output()
+    pipeline.load_lora_weights(path)
+    theirs = output()
+    pipeline.unload_lora_weights()
+    Patcher(base.components, base.tokenizers).apply([(read_lora(path), Scale(1.0, 1.0))])
+    assert (theirs - bare).abs().max() > 1e-3
+    torch.testing.assert_close(output(), theirs, atol=2e-5, rtol=1e-4)
+
+
+def test_without_stage_1_there_are_no_tokens(tmp_path: Path) -> None:
+    result = train(tmp_path, max_train_steps_ti=0, trigger="ohwx")
+    weights = read_lora(result.path)
+    assert weights.tokens == ()
+    assert weights.trigger == "ohwx"
+
+
+def test_without_stage_2_there_are_only_tokens(tmp_path: Path) -> None:
+    weights = read_lora(train(tmp_path, max_train_steps_tuning=0).path)
+    assert weights.tokens == ("<s1>", "<s2>")
+    assert not any(weights.layers.values())
+
+
+def test_a_rate_of_0_leaves_the_text_encoder_alone(tmp_path: Path) -> None:
+    weights = read_lora(train(tmp_path, learning_rate_text=0).path)
+    assert set(weights.layers) == {"unet"}
+
+
+def test_tokens_go_on_learning_in_stage_2_only_when_told(tmp_path: Path) -> None:
+    def row(folder: str, **inputs: Any) -> torch.Tensor:
+        (tmp_path / folder).mkdir()
+        return read_lora(train(tmp_path / folder, **inputs).path).embeddings["<s1>"]["text_encoder"]
+
+    alone = row("a", max_train_steps_tuning=0)
+    assert torch.equal(row("b", continue_inversion=False), alone)
+    assert not torch.equal(row("c", continue_inversion=True, continue_inversion_lr=0.01), alone)
+
+
+@pytest.mark.parametrize("inputs", [{"gradient_checkpointing": "on"}, {"mixed_precision": "bf16"}, {"snr_gamma": 0}])
+def test_options_for_memory_and_loss_run_to_the_end(tmp_path: Path, inputs: dict[str, Any]) -> None:
+    assert train(tmp_path, **inputs).path.exists()
+
+
+def test_checkpointing_gives_the_same_gradients(tmp_path: Path) -> None:
+    rows = []
+    for i, mode in enumerate(("off", "on")):
+        (tmp_path / str(i)).mkdir()
+        weights = read_lora(train(tmp_path / str(i), gradient_checkpointing=mode).path)
+        rows.append(weights.embeddings["<s1>"]["text_encoder"].float())
+    torch.testing.assert_close(rows[0], rows[1], atol=1e-3, rtol=1e-3)
+
+
+def test_v_prediction_is_trained_too(tmp_path: Path) -> None:
+    weights = read_lora(train(tmp_path, small_base("v_prediction")).path)
+    assert weights.metadata["modelspec.prediction_type"] == "v"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"resolution": 36}, "resolution is 36, but it must be a multiple of 8 for small"),
+        ({"mixed_precision": "fp16"}, "mixed_precision is 'fp16'"),
+        ({"initializer_tokens": "a|b|c"}, "initializer_tokens is 'a|b|c'"),
+        ({"learning_rate_unet": 0, "learning_rate_text": 0}, "learning_rate_unet is 0"),
+    ],
+)
+def test_what_this_base_cannot_do_is_said(tmp_path: Path, inputs: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as raised:
+        train(tmp_path, **inputs)
+    assert message in str(raised.value)
+
+
+def test_no_pictures_is_an_error_of_its_own(tmp_path: Path) -> None:
+    empty = tmp_path / "not.zip"
+    empty.write_bytes(b"nothing")
+    with pytest.raises(PicturesError):
+        Trainer(small_base(), tmp_path / "job").run(empty, TrainConfig.of(STEPS))
