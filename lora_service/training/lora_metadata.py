@@ -1,11 +1,10 @@
-"""The ModelSpec and kohya strings of a LoRA file's header, by which other tools know what it is.
+"""The ModelSpec and kohya strings of a LoRA file's header, by which other tools recognise it.
 
-Left out on purpose: clocks and temporary names (equal trainings give equal files), paths and captions (private).
+Left out on purpose: timestamps and temporary names (equal trainings give equal files), paths and captions (private).
 """
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +12,12 @@ from typing import Literal
 
 PredictionType = Literal["epsilon", "v", ""]
 MODELSPEC_PREDICTIONS: Mapping[str, PredictionType] = {"epsilon": "epsilon", "v_prediction": "v", "sample": ""}
-"""ModelSpec's names of diffusers' ``prediction_type``; it has none for the latents themselves."""
+"""diffusers' ``prediction_type`` -> ModelSpec's name of it; there is none for predicting the latents themselves."""
 
 
 @dataclass(frozen=True)
 class LoraMetadata:
-    """What a header tells about a LoRA.
+    """The facts about a LoRA that its header holds.
 
     Attributes:
         architecture: ModelSpec's name of the base's architecture, without ``/lora``.
@@ -28,7 +27,6 @@ class LoraMetadata:
         trigger: the plain word that calls the subject.
         resolution: width and height it was trained at, in pixels.
         steps: optimiser steps of the LoRA's stage.
-        thumbnail: a JPEG of at most 256 pixels a side; empty for none.
     """
 
     architecture: str
@@ -43,13 +41,12 @@ class LoraMetadata:
     learning_rate: float
     prediction_type: PredictionType = "epsilon"
     usage_hint: str = ""
-    thumbnail: bytes = b""
 
 
 def metadata_strings(description: LoraMetadata, version: str) -> dict[str, str]:
-    """The header strings of ModelSpec 1.0.1 (https://github.com/Stability-AI/ModelSpec) and kohya's scripts.
+    """Return the header strings of ModelSpec 1.0.1 (https://github.com/Stability-AI/ModelSpec) and kohya's scripts.
 
-    ``modelspec.hash_sha256`` is added where the file is written, as it depends on the layout and the dtype.
+    ``modelspec.hash_sha256`` is added where the file is written, as it depends on the format and the dtype.
 
     Args:
         version: of this package.
@@ -57,33 +54,31 @@ def metadata_strings(description: LoraMetadata, version: str) -> dict[str, str]:
     return {key: text for key, text in (_modelspec(description) | _kohya(description, version)).items() if text}
 
 
-def _modelspec(described: LoraMetadata) -> dict[str, str]:
-    width, height = described.resolution
-    thumbnail = base64.b64encode(described.thumbnail).decode("ascii")
+def _modelspec(description: LoraMetadata) -> dict[str, str]:
+    width, height = description.resolution
     return {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{described.architecture}/lora",
+        "modelspec.architecture": f"{description.architecture}/lora",
         "modelspec.implementation": "diffusers",
-        "modelspec.title": described.title,
+        "modelspec.title": description.title,
         "modelspec.resolution": f"{width}x{height}",
-        "modelspec.trigger_phrase": described.trigger,
-        "modelspec.usage_hint": described.usage_hint,
-        "modelspec.prediction_type": described.prediction_type,
-        "modelspec.thumbnail": thumbnail and f"data:image/jpeg;base64,{thumbnail}",
+        "modelspec.trigger_phrase": description.trigger,
+        "modelspec.usage_hint": description.usage_hint,
+        "modelspec.prediction_type": description.prediction_type,
     }
 
 
-def _kohya(described: LoraMetadata, version: str) -> dict[str, str]:
+def _kohya(description: LoraMetadata, version: str) -> dict[str, str]:
     return {
-        "ss_base_model_version": described.base_version,
-        "ss_sd_model_name": described.base_name,
+        "ss_base_model_version": description.base_version,
+        "ss_sd_model_name": description.base_name,
         "ss_network_module": "networks.lora",
-        "ss_network_dim": str(described.rank),
-        "ss_network_alpha": str(described.alpha),
-        "ss_output_name": described.title,
-        # Only the trigger: whole captions would publish what a user wrote about the pictures.
-        "ss_tag_frequency": json.dumps({"subject": {described.trigger: 1}}) if described.trigger else "",
-        "ss_steps": str(described.steps),
-        "ss_learning_rate": str(described.learning_rate),
+        "ss_network_dim": str(description.rank),
+        "ss_network_alpha": str(description.alpha),
+        "ss_output_name": description.title,
+        # Only the trigger: whole captions would publish a user's descriptions of the pictures.
+        "ss_tag_frequency": json.dumps({"subject": {description.trigger: 1}}) if description.trigger else "",
+        "ss_steps": str(description.steps),
+        "ss_learning_rate": str(description.learning_rate),
         "lora_service.version": version,
     }
