@@ -1,4 +1,4 @@
-"""A base's weights under the keys of the original model's checkpoints, as single files in circulation have them."""
+"""Renames a base's weights to the keys of original Stable Diffusion checkpoints, as single-file models have them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _OPEN_CLIP = {
 
 
 def checkpoint(parts: Any, family: str) -> dict[str, Tensor]:
-    """The weights of ``parts`` (:class:`lora_service.models.components.Parts`) as one checkpoint of a family."""
+    """Return the weights of ``parts`` (:class:`lora_service.models.components.Components`) as one checkpoint."""
     encoders = {name: encoder.state_dict() for name, encoder in parts.text_encoders.items()}
     text = {
         "sd1": lambda: _clip(encoders["text_encoder"], "cond_stage_model.transformer."),
@@ -53,7 +53,7 @@ def checkpoint(parts: Any, family: str) -> dict[str, Tensor]:
 
 
 def unet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A UNet's weights under their original keys."""
+    """Return a UNet's weights under their original keys."""
     with_attention = {int(m[1]) for key in state if (m := re.match(r"up_blocks\.(\d)\.attentions", key))}
     return {f"model.diffusion_model.{_unet_key(key, with_attention)}": tensor for key, tensor in state.items()}
 
@@ -67,14 +67,14 @@ def _unet_key(key: str, with_attention: set[int]) -> str:
         return f"middle_block.{number}.{_inside(match[1], match[3])}"
     match = re.match(r"(down|up)_blocks\.(\d)\.(\w+)\.(\d)\.(.+)", key)
     assert match, key
-    way, level, group, index, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
+    direction, level, group, index, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
     if group == "downsamplers":
         return f"input_blocks.{_PER_LEVEL * (level + 1)}.0.op.{kind}"
     if group == "upsamplers":
         slot = 2 if level in with_attention else 1
         return f"output_blocks.{_PER_LEVEL * level + _PER_LEVEL - 1}.{slot}.conv.{kind}"
-    number = _PER_LEVEL * level + index + (way == "down")
-    side, slot = {"down": "input", "up": "output"}[way], 0 if group == "resnets" else 1
+    number = _PER_LEVEL * level + index + (direction == "down")
+    side, slot = {"down": "input", "up": "output"}[direction], 0 if group == "resnets" else 1
     return f"{side}_blocks.{number}.{slot}.{_inside(group, rest)}"
 
 
@@ -108,7 +108,7 @@ def _vae_attention(match: re.Match[str]) -> str:
 
 
 def _as_kernel(key: str, tensor: Tensor) -> Tensor:
-    """The original VAE's attention is of 1 × 1 convolutions."""
+    """Return a VAE's attention weight as a 1 × 1 convolution's, which the original has in its place."""
     return tensor[:, :, None, None] if "attentions" in key and tensor.dim() == 2 else tensor
 
 
@@ -117,20 +117,21 @@ def _clip(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _open_clip(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    bare = {key.removeprefix("text_model."): tensor for key, tensor in state.items()}
-    found = {
-        "token_embedding.weight": bare["embeddings.token_embedding.weight"],
-        "positional_embedding": bare["embeddings.position_embedding.weight"],
-        "ln_final.weight": bare["final_layer_norm.weight"],
-        "ln_final.bias": bare["final_layer_norm.bias"],
+    by_key = {key.removeprefix("text_model."): tensor for key, tensor in state.items()}
+    renamed = {
+        "token_embedding.weight": by_key["embeddings.token_embedding.weight"],
+        "positional_embedding": by_key["embeddings.position_embedding.weight"],
+        "ln_final.weight": by_key["final_layer_norm.weight"],
+        "ln_final.bias": by_key["final_layer_norm.bias"],
     }
-    if "text_projection.weight" in bare:
-        found["text_projection"] = bare["text_projection.weight"].T.contiguous()
-    layers = {match[1] for key in bare if (match := re.match(r"encoder\.layers\.(\d+)\.", key))}
+    if "text_projection.weight" in by_key:
+        renamed["text_projection"] = by_key["text_projection.weight"].T.contiguous()
+    layers = {match[1] for key in by_key if (match := re.match(r"encoder\.layers\.(\d+)\.", key))}
     for layer in layers:
-        ours, theirs = f"encoder.layers.{layer}.", f"transformer.resblocks.{layer}."
+        old, new = f"encoder.layers.{layer}.", f"transformer.resblocks.{layer}."
         for kind in ("weight", "bias"):
-            joined = [bare[f"{ours}self_attn.{name}.{kind}"] for name in ("q_proj", "k_proj", "v_proj")]
-            found[f"{theirs}attn.in_proj_{kind}"] = torch.cat(joined)
-            found |= {f"{theirs}{new}.{kind}": bare[f"{ours}{old}.{kind}"] for old, new in _OPEN_CLIP.items()}
-    return {prefix + key: tensor.clone() for key, tensor in found.items()}
+            joined = [by_key[f"{old}self_attn.{name}.{kind}"] for name in ("q_proj", "k_proj", "v_proj")]
+            renamed[f"{new}attn.in_proj_{kind}"] = torch.cat(joined)
+            for name, original_name in _OPEN_CLIP.items():
+                renamed[f"{new}{original_name}.{kind}"] = by_key[f"{old}{name}.{kind}"]
+    return {prefix + key: tensor.clone() for key, tensor in renamed.items()}
