@@ -32,7 +32,7 @@ from PIL import Image
 from benchmarks.random_models import DEFAULTS, write_folder
 from lora_service.generation.generator import ImageGenerator
 from lora_service.generation.request import GenerateRequest
-from lora_service.lora.reader import read_lora
+from lora_service.lora.files import read_lora
 from lora_service.lora.scale import Scale
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.loading import load_base, use_threads

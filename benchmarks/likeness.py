@@ -21,7 +21,7 @@ from benchmarks.bases import base_for_judging, through_vae
 from lora_service.demo.sheet import Row, draw_sheet
 from lora_service.demo.show import PROMPTS
 from lora_service.demo.trial import Figures, Trial, draw_and_measure
-from lora_service.lora.reader import read_lora
+from lora_service.lora.files import read_lora
 from lora_service.lora.weights import LoraWeights
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.training.config import TrainConfig

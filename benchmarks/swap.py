@@ -25,12 +25,11 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLP
 from torch import Tensor, nn
 
 from benchmarks import random_models
-from lora_service.lora.key_mapping import canonical
+from lora_service.lora.files import read_lora, write_lora
+from lora_service.lora.key_mapping import strip_text_model
 from lora_service.lora.patcher import Patcher
-from lora_service.lora.reader import read_lora
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraLayer, LoraWeights
-from lora_service.lora.writer import write_lora
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.text_encoders import PromptEmbeds
 
@@ -111,7 +110,7 @@ def _random_lora(models: dict[str, nn.Module], rank: int) -> LoraWeights:
     return LoraWeights(
         {
             component: {
-                canonical(path): layer(module)
+                strip_text_model(path): layer(module)
                 for path, module in model.named_modules()
                 if isinstance(module, nn.Linear) and "attn" in path
             }

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lora_service.lora.reader import read_lora
+from lora_service.lora.files import read_lora
 from tests.service import Service
 from tests.small_base import picture_zip
 from tools.world.subjects import write_zip
@@ -196,8 +196,8 @@ def test_bad_requests_are_told_in_one_sentence_and_leave_the_base_as_it_was(
 ) -> None:
     import torch
 
+    from lora_service.lora.files import write_lora
     from lora_service.lora.weights import LoraLayer, LoraWeights
-    from lora_service.lora.writer import write_lora
 
     base = drawer.output(**PICTURE)
     path = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"

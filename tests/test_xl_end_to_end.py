@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from lora_service.cli.main import cli
-from lora_service.lora.reader import read_lora
+from lora_service.lora.files import read_lora
 from lora_service.models.defaults import SDXL
 from tests.small_base import DEFAULTS, picture_zip, pipeline_of, small_base
 

@@ -18,18 +18,19 @@ _FILE = click.Path(path_type=Path)
 @click.argument("file", type=_FILE)
 @click.option("--json", "as_object", is_flag=True, help="Print one JSON object instead of lines for a person.")
 def inspect_command(file: Path, as_object: bool) -> None:
-    """Show what a LoRA file holds: layout, base, rank, size of the change per block, tokens, trigger, header."""
-    from lora_service.lora import summary
+    """Show what a LoRA file holds: format, base, rank, size of the change per block, tokens, trigger, header."""
+    from lora_service.lora.files import read_lora
+    from lora_service.lora.summary import as_json, as_text, summarize
 
-    found = summary.summarize(file)
-    click.echo(summary.as_json(found) if as_object else summary.as_text(found))
+    summary = summarize(read_lora(file))
+    click.echo(as_json(summary) if as_object else as_text(summary))
 
 
 @click.command("convert")
 @click.argument("file", type=_FILE)
 @click.option(
     "--to",
-    "layout",
+    "lora_format",
     required=True,
     type=click.Choice(["kohya", "diffusers", "cloneofsimo", "embedding"]),
     help="kohya: every tool; diffusers: its pipelines; cloneofsimo: the first Replicate trainers; "
@@ -40,21 +41,20 @@ def inspect_command(file: Path, as_object: bool) -> None:
     "--dtype", type=click.Choice(["float16", "bfloat16", "float32"]), default="float16", show_default=True,
     help="Number format of the tensors.",
 )  # fmt: skip
-def convert_command(file: Path, layout: str, output: Path | None, dtype: str) -> None:
-    """Write a LoRA file in another layout."""
+def convert_command(file: Path, lora_format: str, output: Path | None, dtype: str) -> None:
+    """Write a LoRA file in another format."""
     import torch
 
-    from lora_service.lora.reader import read_lora
-    from lora_service.lora.writer import write_lora
+    from lora_service.lora.files import read_lora, write_lora
 
     weights = read_lora(file)
-    target = output or _beside(file, layout)
-    write_lora(target, weights, layout=layout, dtype=getattr(torch, dtype))
-    click.echo(f"{target}: {layout} from {weights.layout}")
+    target = output or _beside(file, lora_format)
+    write_lora(target, weights, format=lora_format, dtype=getattr(torch, dtype))
+    click.echo(f"{target}: {lora_format} from {weights.format}")
 
 
-def _beside(file: Path, layout: str) -> Path:
-    target = file.with_name(f"{file.stem}-{layout}.safetensors")
+def _beside(file: Path, lora_format: str) -> Path:
+    target = file.with_name(f"{file.stem}-{lora_format}.safetensors")
     if target.exists():
         raise InputError("the output", str(target), "a new file; name one with -o, which is overwritten if it exists")
     return target

@@ -14,7 +14,7 @@ from PIL import Image
 from lora_service.demo.measures import subject_similarity
 from lora_service.demo.sheet import Row, draw_sheet
 from lora_service.demo.trial import Trial, draw_and_measure
-from lora_service.lora.reader import read_lora
+from lora_service.lora.files import read_lora
 from lora_service.models.loading import load_base, use_threads
 from lora_service.settings import Settings
 from lora_service.training.config import TrainConfig

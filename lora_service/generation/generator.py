@@ -73,7 +73,7 @@ class ImageGenerator:
         with self._patched(loras) as report:
             if report.warning:
                 log(f"warning: {report.warning}")
-            subjects = [None if s.is_nothing else name for name, (_, s) in zip(report.subjects, loras, strict=True)]
+            subjects = [None if s.is_zero else name for name, (_, s) in zip(report.subjects, loras, strict=True)]
             wording = expand_references(request.prompt, subjects)
             for note in wording.notes:
                 log(note)
@@ -129,7 +129,7 @@ class ImageGenerator:
             "height": size[1],
             "scheduler": request.scheduler,
             # What did nothing is not told: at scale 0 the file is the base's own, byte for byte.
-            "lora_scales": "" if all(scale.is_nothing for _, scale in request.loras()) else request.lora_scales,
+            "lora_scales": "" if all(scale.is_zero for _, scale in request.loras()) else request.lora_scales,
             "base": defaults.title,
         }
         if image is not None:

@@ -1,18 +1,18 @@
-"""A LoRA in memory, every file layout that holds one, and patching a model with it.
+"""LoRAs in memory, the file formats that hold them, and patching a model with them.
 
-    container.py    the safetensors header, read with bounds and without torch
-    weights.py      the one in-memory form: ``LoraWeights``
-    kinds.py        what a change of a weight can be: LoRA, LoHa, LoKr, DoRA
-    names.py        keys of other tools <-> module paths of the diffusers model
-    layouts/        one module per file layout, and the registry of them
-    reader.py       file -> ``LoraWeights``
-    writer.py       ``LoraWeights`` -> file
-    bases.py        which base a LoRA or a model belongs to
-    patcher.py      ``LoraWeights`` -> patched model, and exactly back
-    vocabulary.py   tokens of LoRAs in copies of tokenizers and in embedding tables
-    metadata.py     the ModelSpec and kohya strings of a header
-    summary.py      what ``lora-service inspect`` shows
-    commands.py     ``inspect`` and ``convert``
+    weights.py             the one in-memory form: ``LoraWeights``, its ``LoraLayer``
+    lycoris.py             other changes of a weight: LoHa, LoKr, DoRA
+    scale.py               the factors a LoRA is applied with; imports no torch
+    files.py               ``read_lora``, ``write_lora``, the registry of formats
+    formats/               one module per file format
+    layer_builder.py       tensors of one module -> its change
+    key_mapping.py         keys of other tools <-> module paths of the diffusers model
+    safetensors_header.py  the header of a safetensors file, read within bounds; imports no torch
+    safetensors_file.py    its tensors read, its bytes written
+    base_detection.py      the base that a LoRA or a model belongs to
+    patcher.py             ``LoraWeights`` -> patched model, and exactly back
+    token_embeddings.py    learned tokens in copies of tokenizers and in embedding tables
+    summary.py             the contents that ``lora-service inspect`` shows
 
-Importing the package imports no torch: links check a header without it.
+Importing the package imports no torch: the downloads check a header without it.
 """

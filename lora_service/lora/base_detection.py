@@ -1,4 +1,4 @@
-"""Which base a LoRA or a model belongs to, told by the width of the text it listens to."""
+"""The base model that a LoRA or a model belongs to, by the width of its cross-attention, else by the header."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from lora_service.lora.weights import LoraWeights
 
 Shape = tuple[int, ...]
 
-_BASE_BY_TEXT_WIDTH = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
-_BASE_BY_STRING = {
+_BASE_BY_CROSS_ATTENTION_DIM = {
+    768: "Stable Diffusion 1.x",
+    1024: "Stable Diffusion 2.x",
+    2048: "Stable Diffusion XL",
+}
+_BASE_BY_HEADER_PREFIX = {
     "sdxl": "Stable Diffusion XL",
     "stable-diffusion-xl": "Stable Diffusion XL",
     "sd_v1": "Stable Diffusion 1.x",
@@ -19,48 +23,49 @@ _BASE_BY_STRING = {
 }
 
 
-def base_of_lora(weights: LoraWeights) -> str | None:
-    """The base that a LoRA was made for, by its shapes, else by its header; None if neither tells."""
+def detect_lora_base(weights: LoraWeights) -> str | None:
+    """Return the name of the base that a LoRA was made for; None if neither shapes nor header identify it."""
     shapes = {component: _shapes(weights, component) for component in weights.layers}
-    by_shapes = _base(shapes.get("unet", ()), shapes.get("text_encoder", ()), "text_encoder_2" in weights.layers)
-    if by_shapes is None and weights.embeddings:
+    base = _from_shapes(shapes.get("unet", ()), shapes.get("text_encoder", ()), "text_encoder_2" in weights.layers)
+    if base is None and weights.embeddings:
         rows = next(iter(weights.embeddings.values()))
-        by_shapes = _BASE_BY_TEXT_WIDTH[2048] if "text_encoder_2" in rows else _named(rows["text_encoder"].shape[-1])
-    return by_shapes or _base_of_header(weights.metadata)
+        base = _base_name(2048 if "text_encoder_2" in rows else rows["text_encoder"].shape[-1])
+    return base or _from_header(weights.metadata)
 
 
-def base_of_model(unet: Iterable[tuple[str, Shape]], text_encoder: Iterable[tuple[str, Shape]]) -> str | None:
-    """The base that a model is, from (module path, shape of the weight) of its parts."""
-    return _base(unet, text_encoder, False)
+def detect_model_base(unet: Iterable[tuple[str, Shape]], text_encoder: Iterable[tuple[str, Shape]]) -> str | None:
+    """Return the name of a model's base from the (module path, shape of the weight) pairs of its components."""
+    return _from_shapes(unet, text_encoder, False)
 
 
 def _shapes(weights: LoraWeights, component: str) -> Iterable[tuple[str, Shape]]:
     return [(path, layer.shape) for path, layer in weights.layers[component].items()]
 
 
-def _base(
-    unet: Iterable[tuple[str, Shape]], text_encoder: Iterable[tuple[str, Shape]], second_encoder: bool
+def _from_shapes(
+    unet: Iterable[tuple[str, Shape]], text_encoder: Iterable[tuple[str, Shape]], has_second_encoder: bool
 ) -> str | None:
     for path, shape in unet:
         if path.endswith(("attn2.to_k", "attn2.to_v")):
-            return _named(shape[1])
-    if second_encoder:
-        return _BASE_BY_TEXT_WIDTH[2048]
+            return _base_name(shape[1])
+    if has_second_encoder:
+        return _base_name(2048)
     for path, shape in text_encoder:
-        # SDXL's first text encoder is that of 1.x, so a width of 768 alone tells nothing.
+        # SDXL's first text encoder is that of 1.x, so a width of 768 alone identifies neither.
         if path.endswith(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")) and shape[1] != 768:
-            return _named(shape[1])
+            return _base_name(shape[1])
     return None
 
 
-def _named(text_width: int) -> str:
-    return _BASE_BY_TEXT_WIDTH.get(text_width, f"a base with a text width of {text_width}")
+def _base_name(cross_attention_dim: int) -> str:
+    unknown = f"a base with a cross_attention_dim of {cross_attention_dim}"
+    return _BASE_BY_CROSS_ATTENTION_DIM.get(cross_attention_dim, unknown)
 
 
-def _base_of_header(metadata: Mapping[str, str]) -> str | None:
+def _from_header(metadata: Mapping[str, str]) -> str | None:
     for key in ("ss_base_model_version", "modelspec.architecture"):
-        text = metadata.get(key, "").lower()
-        for start, base in _BASE_BY_STRING.items():
-            if text.startswith(start):
+        value = metadata.get(key, "").lower()
+        for prefix, base in _BASE_BY_HEADER_PREFIX.items():
+            if value.startswith(prefix):
                 return base
     return None

@@ -1,4 +1,7 @@
-"""Named tensors of one module -> its change: what the layouts share, once a key is split into module and part."""
+"""The tensors of one module -> its change of a weight; what the formats share once keys are split.
+
+A key is a component, a module path and a suffix; suffixes are those of the kohya format here.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,15 @@ from lora_service.lora.safetensors_header import shortened
 from lora_service.lora.weights import LoraLayer, WeightChange
 
 MAX_RANK = 4096
-"""Above every dimension of the models served; more could only be a mistake or an attack."""
+"""The highest rank that is read: above every dimension of the models served, so more is a mistake or an attack."""
 MAX_WEIGHT_ITEMS = 32 * 1024**2
-"""Of a weight that is changed; the largest in the models served, a convolution of 2,560 channels, has 29 million."""
+"""The largest weight that may be changed; a convolution of 2,560 channels, the largest served, has 29 million items."""
 
 LayerTensors = dict[str, Tensor]
+"""Key suffix -> tensor, of one module."""
+HeaderAlpha = Callable[[str, str, int], float | None]
+"""(component, module path, rank) -> alpha by the header; None where it names none."""
+AlphaByRank = Callable[[int], float]
 
 TENSOR_ALIASES = {
     "lora_A": "lora_down.weight", "lora_B": "lora_up.weight",
@@ -31,9 +38,9 @@ TENSOR_ALIASES = {
     "lora_magnitude_vector.default.weight": "dora_scale",
     "alpha": "alpha", "lora.alpha": "alpha",
 }  # fmt: skip
-"""Names of parts in other layouts -> in the kohya layout."""
+"""Key suffixes of diffusers and PEFT -> of kohya."""
 
-_UNREAD_KINDS = {
+_UNSUPPORTED_KINDS = {
     "oft": "OFT", "boft": "BOFT", "on_input": "IA³", "a1.weight": "GLoRA", "b1.weight": "GLoRA", "glora": "GLoRA",
     "diff_b": "bias difference", "diff": "full difference", "set_weight": "weight replacement",
     "w_norm": "norm difference", "b_norm": "norm difference", "norm": "norm difference",
@@ -44,111 +51,112 @@ _UNREAD_KINDS = {
 
 @dataclass
 class TensorsByModule:
-    """Collects a file's tensors by component and module path, and tells apart what it cannot place."""
+    """A file's tensors, grouped by component and module path."""
 
     modules: dict[str, dict[str, LayerTensors]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(dict)))
 
-    def add(self, component: str, path: str, part: str, tensor: Tensor) -> None:
-        """Puts a tensor with the parts of its module.
+    def add(self, component: str, path: str, suffix: str, tensor: Tensor) -> None:
+        """Add a tensor to those of its module.
 
         Raises:
-            LoraFileError: the module already has such a part, under another spelling of its name.
+            LoraFileError: the module has one of this suffix already, from another key (``duplicate_tensor``).
         """
-        parts = self.modules[component][path]
-        if part in parts:
-            raise LoraFileError(f"The LoRA has two tensors {part!r} for {component}.{shortened(path)}; keep one.")
-        parts[part] = tensor
+        tensors = self.modules[component][path]
+        if suffix in tensors:
+            raise LoraFileError(
+                f"The LoRA has two tensors {suffix!r} for {component}.{shortened(path)}; keep one.",
+                code="duplicate_tensor",
+            )
+        tensors[suffix] = tensor
 
-    def layers(
-        self, alpha_of: Callable[[str, str, int], float | None] | None = None
-    ) -> dict[str, dict[str, WeightChange]]:
-        """Every module's change.
+    def layers(self, header_alpha: HeaderAlpha | None = None) -> dict[str, dict[str, WeightChange]]:
+        """Return every module's change as component -> module path -> change.
 
-        Args:
-            alpha_of: (component, path, rank) -> alpha where the file keeps it apart from the tensors.
+        Raises:
+            LoraFileError: as of :func:`build_layer`.
         """
         return {
             component: {
-                path: build_layer(f"{component}.{path}", parts, alpha_of and _bind(alpha_of, component, path))
-                for path, parts in modules.items()
+                path: build_layer(
+                    f"{component}.{path}", tensors, header_alpha and _alpha_of_module(header_alpha, component, path)
+                )
+                for path, tensors in modules.items()
             }
             for component, modules in self.modules.items()
         }
 
 
-def _bind(
-    alpha_of: Callable[[str, str, int], float | None], component: str, path: str
-) -> Callable[[int], float | None]:
-    return lambda rank: alpha_of(component, path, rank)
+def _alpha_of_module(header_alpha: HeaderAlpha, component: str, path: str) -> Callable[[int], float | None]:
+    return lambda rank: header_alpha(component, path, rank)
 
 
 def build_layer(
-    name: str, parts: Mapping[str, Tensor], alpha_of: Callable[[int], float | None] | None = None
+    module: str, tensors: Mapping[str, Tensor], header_alpha: Callable[[int], float | None] | None = None
 ) -> WeightChange:
-    """The change that a module's tensors describe; parts are named as in the kohya layout.
+    """Return the change that a module's tensors describe.
 
     Args:
-        name: the module, for messages.
-        alpha_of: rank -> alpha, asked when the parts hold no ``alpha``; None, or None from it, means alpha = rank.
+        module: its name, for messages.
+        tensors: by key suffix, as in the kohya format.
+        header_alpha: rank -> alpha, used without a tensor ``alpha``; where there is neither, alpha = rank.
 
     Raises:
-        LoraFileError: a part is missing, of an unknown kind, or its shape contradicts the others.
+        LoraFileError: a tensor is missing (``missing_tensor``), unknown (``unknown_key``), of an algorithm that is
+            not read (``unsupported_kind``), does not fit the others (``shape_mismatch``), or is too large
+            (``too_large``); or alpha is not one finite number (``bad_alpha``).
     """
-    rest = dict(parts)
-    stored_alpha = rest.pop("alpha", None)
-    magnitude = rest.pop("dora_scale", None)
-    builder = next((build for part, build in _BUILDERS.items() if any(key.startswith(part) for key in rest)), None)
+    remaining = dict(tensors)
+    stored_alpha = remaining.pop("alpha", None)
+    magnitude = remaining.pop("dora_scale", None)
+    builder = next((build for start, build in _BUILDERS.items() if any(s.startswith(start) for s in remaining)), None)
     if builder is None:
-        raise _unread(name, rest)
+        raise _unsupported(module, remaining)
     try:
-        layer = builder(rest, _alpha(name, stored_alpha, alpha_of))
-    except (KeyError, ValueError) as error:
-        missing = f"has no {error.args[0]!r}" if isinstance(error, KeyError) else "has parts that do not fit each other"
-        raise LoraFileError(f"The LoRA's module {shortened(name)} {missing} ({_shapes(parts)}).") from error
-    if rest:
-        raise _unread(name, rest)
-    if not math.isfinite(layer.alpha):
+        layer = builder(remaining, _alpha_by_rank(module, stored_alpha, header_alpha))
+    except KeyError as error:
         raise LoraFileError(
-            f"The LoRA's module {shortened(name)} has the alpha {layer.alpha}; it must be a finite number."
-        )
-    if math.prod(layer.shape) > MAX_WEIGHT_ITEMS:
+            f"The LoRA's module {shortened(module)} has no {error.args[0]!r} ({_shapes(tensors)}).",
+            code="missing_tensor",
+        ) from error
+    except _ShapeMismatch as error:
         raise LoraFileError(
-            f"The LoRA's module {shortened(name)} changes a weight of the shape {layer.shape}; no base served has one."
-        )
-    if layer.rank > MAX_RANK:
-        raise LoraFileError(
-            f"The LoRA's module {shortened(name)} has the rank {layer.rank}; at most {MAX_RANK} is read."
-        )
-    return layer if magnitude is None else _dora(name, layer, magnitude)
+            f"The LoRA's module {shortened(module)} has tensors that do not fit each other ({_shapes(tensors)}).",
+            code="shape_mismatch",
+        ) from error
+    if remaining:
+        raise _unsupported(module, remaining)
+    _check_limits(module, layer)
+    return layer if magnitude is None else _dora(module, layer, magnitude)
 
 
-AlphaFor = Callable[[int], float]
+class _ShapeMismatch(ValueError):
+    """Tensors of one module whose shapes contradict each other."""
 
 
-def _lora(parts: LayerTensors, alpha_for: AlphaFor) -> LoraLayer:
-    down, up = _factor(parts.pop("lora_down.weight")), _factor(parts.pop("lora_up.weight"))
-    mid = parts.pop("lora_mid.weight", None)
+def _lora(tensors: LayerTensors, alpha: AlphaByRank) -> LoraLayer:
+    down, up = _factor(tensors.pop("lora_down.weight")), _factor(tensors.pop("lora_up.weight"))
+    mid = tensors.pop("lora_mid.weight", None)
     rank = down.shape[0]
     _require(up.shape[1] == rank and up.shape[2:].numel() == 1)
     if mid is not None:
         _require(down.shape[2:].numel() == 1 and mid.dim() == 4 and mid.shape[:2] == (rank, rank))
-    return LoraLayer(down, up, alpha_for(rank), mid)
+    return LoraLayer(down, up, alpha(rank), mid)
 
 
-def _loha(parts: LayerTensors, alpha_for: AlphaFor) -> LohaLayer:
-    first, second = _whole_or_split(parts, "hada_w1", "hada_t1"), _whole_or_split(parts, "hada_w2", "hada_t2")
+def _loha(tensors: LayerTensors, alpha: AlphaByRank) -> LohaLayer:
+    first, second = _full_or_product(tensors, "hada_w1", "hada_t1"), _full_or_product(tensors, "hada_w2", "hada_t2")
     _require(first.rank > 0 and second.rank > 0 and first.shape == second.shape)
-    return LohaLayer(first, second, alpha_for(first.rank))
+    return LohaLayer(first, second, alpha(first.rank))
 
 
-def _lokr(parts: LayerTensors, alpha_for: AlphaFor) -> LokrLayer:
-    first, second = _whole_or_split(parts, "lokr_w1", "lokr_t1"), _whole_or_split(parts, "lokr_w2", "lokr_t2")
+def _lokr(tensors: LayerTensors, alpha: AlphaByRank) -> LokrLayer:
+    first, second = _full_or_product(tensors, "lokr_w1", "lokr_t1"), _full_or_product(tensors, "lokr_w2", "lokr_t2")
     _require(len(first.shape) == 2)
     rank = second.rank or first.rank
-    return LokrLayer(first, second, alpha_for(rank) if rank else 0.0)
+    return LokrLayer(first, second, alpha(rank) if rank else 0.0)
 
 
-_BUILDERS: Mapping[str, Callable[[LayerTensors, AlphaFor], LoraLayer | LohaLayer | LokrLayer]] = {
+_BUILDERS: Mapping[str, Callable[[LayerTensors, AlphaByRank], LoraLayer | LohaLayer | LokrLayer]] = {
     "lora_down.weight": _lora,
     "lora_up.weight": _lora,
     "hada_": _loha,
@@ -156,11 +164,11 @@ _BUILDERS: Mapping[str, Callable[[LayerTensors, AlphaFor], LoraLayer | LohaLayer
 }
 
 
-def _whole_or_split(parts: LayerTensors, name: str, core_name: str) -> Factor:
-    if name in parts:
-        return Factor(_factor(parts.pop(name)))
-    a, b = _factor(parts.pop(f"{name}_a")), _factor(parts.pop(f"{name}_b"))
-    core = parts.pop(core_name, None)
+def _full_or_product(tensors: LayerTensors, name: str, core_name: str) -> Factor:
+    if name in tensors:
+        return Factor(_factor(tensors.pop(name)))
+    a, b = _factor(tensors.pop(f"{name}_a")), _factor(tensors.pop(f"{name}_b"))
+    core = tensors.pop(core_name, None)
     if core is None:
         _require(a.dim() == 2 and a.shape[1] == b.shape[0])
     else:
@@ -175,41 +183,68 @@ def _factor(tensor: Tensor) -> Tensor:
 
 def _require(fits: bool) -> None:
     if not fits:
-        raise ValueError("shapes")
+        raise _ShapeMismatch
 
 
-def _alpha(name: str, stored: Tensor | None, alpha_of: Callable[[int], float | None] | None) -> AlphaFor:
-    """Rank -> alpha: the file's, else the header's, else the rank itself."""
+def _alpha_by_rank(
+    module: str, stored: Tensor | None, header_alpha: Callable[[int], float | None] | None
+) -> AlphaByRank:
+    """Return rank -> alpha: the file's tensor, else the header's value, else the rank itself."""
     if stored is not None:
         if stored.numel() != 1:
-            raise LoraFileError(f"The LoRA's module {shortened(name)} has {stored.numel()} alphas; it needs one.")
-        alpha = float(stored.item())
-        return lambda rank: alpha
-    if alpha_of is None:
+            raise LoraFileError(
+                f"The LoRA's module {shortened(module)} has {stored.numel()} alphas; it needs one.", code="bad_alpha"
+            )
+        value = float(stored.item())
+        return lambda rank: value
+    if header_alpha is None:
         return float
-    return lambda rank: float(rank) if (found := alpha_of(rank)) is None else found
+    return lambda rank: float(rank) if (alpha := header_alpha(rank)) is None else alpha
 
 
-def _dora(name: str, layer: LoraLayer | LohaLayer | LokrLayer, magnitude: Tensor) -> DoraLayer:
-    by_column = magnitude.dim() > 1 and magnitude.shape[0] == 1
-    wanted = layer.shape[1 if by_column else 0]
-    if magnitude.numel() != wanted:
+def _check_limits(module: str, layer: LoraLayer | LohaLayer | LokrLayer) -> None:
+    if not math.isfinite(layer.alpha):
         raise LoraFileError(
-            f"The LoRA's module {shortened(name)} has {magnitude.numel()} magnitudes (dora_scale) of the shape "
-            f"{tuple(magnitude.shape)}; it needs {wanted}, one per {'input' if by_column else 'output'}."
+            f"The LoRA's module {shortened(module)} has the alpha {layer.alpha}; it must be a finite number.",
+            code="bad_alpha",
+        )
+    if math.prod(layer.shape) > MAX_WEIGHT_ITEMS:
+        raise LoraFileError(
+            f"The LoRA's module {shortened(module)} changes a weight of the shape {layer.shape}; no base served "
+            "has one.",
+            code="too_large",
+        )
+    if layer.rank > MAX_RANK:
+        raise LoraFileError(
+            f"The LoRA's module {shortened(module)} has the rank {layer.rank}; at most {MAX_RANK} is read.",
+            code="too_large",
+        )
+
+
+def _dora(module: str, layer: LoraLayer | LohaLayer | LokrLayer, magnitude: Tensor) -> DoraLayer:
+    by_column = magnitude.dim() > 1 and magnitude.shape[0] == 1
+    expected = layer.shape[1 if by_column else 0]
+    if magnitude.numel() != expected:
+        raise LoraFileError(
+            f"The LoRA's module {shortened(module)} has {magnitude.numel()} magnitudes (dora_scale) of the shape "
+            f"{tuple(magnitude.shape)}; it needs {expected}, one per {'input' if by_column else 'output'}.",
+            code="shape_mismatch",
         )
     kernel = [1] * (len(layer.shape) - 2)
     return DoraLayer(layer, magnitude.reshape(1, -1, *kernel) if by_column else magnitude.reshape(-1, 1, *kernel))
 
 
-def _unread(name: str, parts: Mapping[str, Tensor]) -> LoraFileError:
-    part = next(iter(parts), "alpha")
-    kind = next((kind for start, kind in _UNREAD_KINDS.items() if part.startswith(start)), None)
-    what = f"is of the kind {kind}" if kind else f"has the part {shortened(part)!r}"
+def _unsupported(module: str, tensors: Mapping[str, Tensor]) -> LoraFileError:
+    if not tensors:
+        return LoraFileError(f"The LoRA's module {shortened(module)} has no factors.", code="missing_tensor")
+    suffix = next(iter(tensors))
+    kind = next((kind for start, kind in _UNSUPPORTED_KINDS.items() if suffix.startswith(start)), None)
+    problem = f"is of the kind {kind}" if kind else f"has the tensor {shortened(suffix)!r}"
     return LoraFileError(
-        f"The LoRA's module {shortened(name)} {what}, which is not read; LoRA, LoCon, LoHa, LoKr and DoRA are."
+        f"The LoRA's module {shortened(module)} {problem}, which is not read; LoRA, LoCon, LoHa, LoKr and DoRA are.",
+        code="unsupported_kind" if kind else "unknown_key",
     )
 
 
-def _shapes(parts: Mapping[str, Tensor]) -> str:
-    return shortened(", ".join(f"{part} {tuple(tensor.shape)}" for part, tensor in parts.items()), 300)
+def _shapes(tensors: Mapping[str, Tensor]) -> str:
+    return shortened(", ".join(f"{suffix} {tuple(tensor.shape)}" for suffix, tensor in tensors.items()), 300)

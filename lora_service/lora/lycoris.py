@@ -1,4 +1,7 @@
-"""Changes of weights other than plain LoRA: LoHa, LoKr and DoRA. None is multiplied out before it meets its weight."""
+"""The algorithms of LyCORIS (https://github.com/KohakuBlueleaf/LyCORIS) that are read: LoHa, LoKr, and DoRA over each.
+
+Factors stay as small as the file has them; they are multiplied out only when a weight is patched.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from lora_service.lora.weights import LoraLayer, product_norm
 
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """A matrix or convolution kernel as LyCORIS keeps it: whole, as a product, or around a Tucker core.
+    """A matrix or convolution kernel as LyCORIS stores it: full, as a low-rank product, or around a Tucker core.
 
     Shapes: ``b`` alone ``(rows, columns[, kh, kw])``; the product of ``a (rows, rank)`` and
     ``b (rank, columns[, kh, kw])``; with ``core (rank, rank, kh, kw)``, ``a (rank, rows)`` and ``b (rank, columns)``.
@@ -25,20 +28,20 @@ class Factor:
 
     @property
     def rank(self) -> int:
-        """Inner dimension; 0 where it is kept whole."""
+        """Inner dimension; 0 where the factor is stored in full."""
         return 0 if self.a is None else self.b.shape[0]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of what it multiplies out to."""
+        """Shape of the product."""
         if self.a is None:
             return tuple(self.b.shape)
         if self.core is None:
             return (self.a.shape[0], *self.b.shape[1:])
         return (self.a.shape[1], self.b.shape[1], *self.core.shape[2:])
 
-    def multiplied(self, device: torch.device) -> Tensor:
-        """The whole, in fp32 on a device."""
+    def materialize(self, device: torch.device) -> Tensor:
+        """Return the product in fp32 on a device."""
         b = self.b.to(device).float()
         if self.a is None:
             return b
@@ -48,17 +51,17 @@ class Factor:
         return torch.einsum("ijkl,jr,ip->prkl", self.core.to(device).float(), b, a)
 
     def norm(self) -> float:
-        """Frobenius norm of the whole."""
+        """Return the Frobenius norm of the product."""
         if self.a is None or self.core is not None:
-            return self.multiplied(self.b.device).norm().item()
+            return self.materialize(self.b.device).norm().item()
         return product_norm(self.a.float(), self.b.float().flatten(1))
 
     def tensors(self, name: str, core_name: str) -> dict[str, Tensor]:
-        """Its parts by their names in a file."""
+        """Return its tensors by their key suffixes in the kohya format."""
         if self.a is None:
             return {name: self.b}
-        parts = {f"{name}_a": self.a, f"{name}_b": self.b}
-        return parts if self.core is None else {**parts, core_name: self.core}
+        pair = {f"{name}_a": self.a, f"{name}_b": self.b}
+        return pair if self.core is None else {**pair, core_name: self.core}
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +86,12 @@ class LohaLayer:
         return {**self.first.tensors("hada_w1", "hada_t1"), **self.second.tensors("hada_w2", "hada_t2")}
 
     def delta(self, weight: Tensor) -> Tensor:
-        product = self.first.multiplied(weight.device).mul_(self.second.multiplied(weight.device))
+        product = self.first.materialize(weight.device).mul_(self.second.materialize(weight.device))
         return product.mul_(self.alpha / self.rank).reshape(weight.shape)
 
     def norm(self) -> float:
         device = self.first.b.device
-        product = self.first.multiplied(device).mul_(self.second.multiplied(device))
+        product = self.first.materialize(device).mul_(self.second.materialize(device))
         return abs(self.alpha) / self.rank * product.norm().item()
 
 
@@ -96,8 +99,8 @@ class LohaLayer:
 class LokrLayer:
     """The change ``alpha / rank · kron(first, second)`` (https://arxiv.org/abs/2212.10650).
 
-    Shapes: ``first (a, b)``, ``second (c, d[, kh, kw])`` for a weight ``(a·c, b·d[, kh, kw])``. Where both are kept
-    whole there is no rank, and the change is the Kronecker product itself.
+    Shapes: ``first (a, b)``, ``second (c, d[, kh, kw])`` for a weight ``(a·c, b·d[, kh, kw])``. Where both are
+    stored in full there is no rank, and the change is the Kronecker product itself.
     """
 
     first: Factor
@@ -111,6 +114,7 @@ class LokrLayer:
 
     @property
     def scale(self) -> float:
+        """``alpha / rank``; 1 where there is no rank."""
         return self.alpha / self.rank if self.rank else 1.0
 
     @property
@@ -123,7 +127,7 @@ class LokrLayer:
         return {**self.first.tensors("lokr_w1", "lokr_t1"), **self.second.tensors("lokr_w2", "lokr_t2")}
 
     def delta(self, weight: Tensor) -> Tensor:
-        first, second = self.first.multiplied(weight.device), self.second.multiplied(weight.device)
+        first, second = self.first.materialize(weight.device), self.second.materialize(weight.device)
         first = first.reshape(*first.shape, *[1] * (second.dim() - 2))
         return torch.kron(first, second.contiguous()).mul_(self.scale).reshape(weight.shape)
 
@@ -133,10 +137,10 @@ class LokrLayer:
 
 @dataclass(frozen=True, eq=False)
 class DoraLayer:
-    """DoRA (https://arxiv.org/abs/2402.09353): the changed weight is brought to learned lengths.
+    """DoRA (https://arxiv.org/abs/2402.09353): ``W' = magnitude · (W + inner) / ‖W + inner‖``.
 
-    ``W' = magnitude · (W + inner) / ‖W + inner‖``, the norm over each output's row, or, as LyCORIS has it too,
-    over each input's column. ``magnitude`` has one entry per row ``(out, 1…)`` or per column ``(1, in, 1…)``.
+    The norm is taken over each output's row, or, as LyCORIS has it too, over each input's column. ``magnitude`` has
+    one entry per row ``(out, 1…)`` or per column ``(1, in, 1…)``.
     """
 
     inner: LoraLayer | LohaLayer | LokrLayer
@@ -144,7 +148,7 @@ class DoraLayer:
 
     @property
     def by_row(self) -> bool:
-        """Whether lengths are of rows, one per output; else of columns, one per input."""
+        """True if magnitudes are those of rows, one per output; else of columns, one per input."""
         return self.magnitude.shape[0] == self.shape[0]
 
     @property
@@ -170,10 +174,10 @@ class DoraLayer:
     def delta(self, weight: Tensor) -> Tensor:
         original = weight.float()
         changed = original + self.inner.delta(weight)
-        others = [dim for dim in range(weight.dim()) if dim != (0 if self.by_row else 1)]
-        lengths = torch.linalg.vector_norm(changed, dim=others, keepdim=True)
-        magnitude = self.magnitude.to(weight.device).float().reshape(lengths.shape)
-        return changed.mul_(magnitude / lengths.clamp_min(torch.finfo(torch.float32).tiny)).sub_(original)
+        reduced = [dim for dim in range(weight.dim()) if dim != (0 if self.by_row else 1)]
+        norms = torch.linalg.vector_norm(changed, dim=reduced, keepdim=True)
+        magnitude = self.magnitude.to(weight.device).float().reshape(norms.shape)
+        return changed.mul_(magnitude / norms.clamp_min(torch.finfo(torch.float32).tiny)).sub_(original)
 
     def norm(self) -> None:
         return None

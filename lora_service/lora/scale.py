@@ -1,4 +1,4 @@
-"""How much of a LoRA is applied; apart from the patcher, so that a request can be checked without torch."""
+"""The scale of a LoRA, apart from the patcher so that a request can be checked without torch."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of a LoRA is applied: 1 is as trained, 0 is nothing."""
+    """The factors by which a LoRA's changes are multiplied: 1 is as trained, 0 is off."""
 
     unet: float
     text_encoder: float
 
     def of(self, component: str) -> float:
-        """The scale for a component; both text encoders have one."""
+        """Return the scale of a component; both text encoders share one."""
         return self.unet if component == "unet" else self.text_encoder
 
     @property
-    def is_nothing(self) -> bool:
+    def is_zero(self) -> bool:
+        """True if the LoRA changes nothing at this scale."""
         return self.unet == 0 and self.text_encoder == 0

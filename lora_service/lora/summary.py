@@ -1,4 +1,4 @@
-"""What a LoRA file holds, as one object: for a person in a terminal, and as JSON."""
+"""The summary of a LoRA: lines for a terminal, and the JSON object of ``lora-service inspect``."""
 
 from __future__ import annotations
 
@@ -8,31 +8,30 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from lora_service.lora.base_detection import base_of_lora
+from lora_service.lora.base_detection import detect_lora_base
 from lora_service.lora.formats.stored_tokens import TOKENS_KEY
-from lora_service.lora.reader import read_lora
 from lora_service.lora.safetensors_header import shortened
 from lora_service.lora.weights import COMPONENTS, LoraWeights
 
 _BAR_WIDTH = 40
 _THUMBNAIL_KEY = "modelspec.thumbnail"
 _THUMBNAIL = re.compile(r"data:image/(\w{1,8});base64,")
-# Long strings of bytes, which are told about in lines of their own.
+# Long base64 strings, which have lines of their own.
 _SHOWN_ELSEWHERE = (TOKENS_KEY, _THUMBNAIL_KEY)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a LoRA file holds.
+    """The contents of a LoRA; the attributes are the keys of ``inspect --json``.
 
     Attributes:
-        base: the base it was made for, by shapes, else by the header; None if neither tells.
-        rank: the commonest; ``ranks`` says how often each occurs.
+        layout: name of its file's format.
+        base: the base it was made for, by shapes, else by the header; None if neither identifies it.
+        rank: the most common one; ``ranks`` says how often each occurs.
         modules: component -> number of changed modules.
-        kinds: LoRA, LoHa, LoKr, DoRA -> number of changed modules.
+        kinds: algorithm (LoRA, LoHa, LoKr, DoRA over …) -> number of changed modules.
         change: block -> Frobenius norm of its change at scale 1; None where it depends on the base's weights.
         thumbnail: "jpeg, 12 kB"; None without one.
     """
@@ -51,23 +50,14 @@ class Summary:
     metadata: Mapping[str, str]
 
 
-def summarize(path: Path) -> Summary:
-    """The summary of a file.
-
-    Raises:
-        LoraFileError: the file is no LoRA that can be read.
-    """
-    return summary_of(read_lora(path))
-
-
-def summary_of(weights: LoraWeights) -> Summary:
-    """The summary of weights in memory."""
+def summarize(weights: LoraWeights) -> Summary:
+    """Return the summary of a LoRA."""
     modules = {name: len(weights.layers.get(name, {})) for name in ("unet", "text_encoder")}
     if weights.layers.get("text_encoder_2"):
         modules["text_encoder_2"] = len(weights.layers["text_encoder_2"])
     return Summary(
-        layout=weights.layout,
-        base=base_of_lora(weights),
+        layout=weights.format,
+        base=detect_lora_base(weights),
         rank=weights.rank,
         alpha=weights.alpha,
         ranks=dict(sorted(Counter(layer.rank for _, _, layer in weights).items())),
@@ -82,21 +72,21 @@ def summary_of(weights: LoraWeights) -> Summary:
 
 
 def as_json(summary: Summary) -> str:
-    """One JSON object."""
+    """Return one JSON object."""
     fields: dict[str, Any] = asdict(summary)
     return json.dumps(fields, ensure_ascii=False, indent=2)
 
 
 def as_text(summary: Summary) -> str:
-    """Lines for a terminal, with a bar for the change of each block."""
-    return "\n".join([*_facts(summary), *_bars(summary.change), *_header(summary.metadata)])
+    """Return lines for a terminal, with a bar for the size of the change of each block."""
+    return "\n".join([*_table(summary), *_bars(summary.change), *_header(summary.metadata)])
 
 
-def _facts(summary: Summary) -> Iterator[str]:
+def _table(summary: Summary) -> Iterator[str]:
     ranks = ", ".join(f"{rank} ({count}×)" for rank, count in summary.ranks.items())
     rows = {
-        "layout": summary.layout,
-        "base": summary.base or "not told by shapes or header",
+        "format": summary.layout,
+        "base": summary.base or "unknown: neither shapes nor header identify it",
         "kind": ", ".join(summary.kinds) or "learned tokens only",
         "rank": ranks if len(summary.ranks) > 1 else str(summary.rank),
         "alpha": f"{summary.alpha:g}",
@@ -133,24 +123,24 @@ def _change_by_block(weights: LoraWeights) -> dict[str, float | None]:
     squares: dict[str, float | None] = {}
     for component, path, layer in weights:
         block = _block(component, path)
-        norm, so_far = layer.norm(), squares.get(block, 0.0)
-        squares[block] = None if norm is None or so_far is None else so_far + norm**2
+        norm, square = layer.norm(), squares.get(block, 0.0)
+        squares[block] = None if norm is None or square is None else square + norm**2
     ordered = sorted(squares, key=_block_order)
     return {block: None if (square := squares[block]) is None else math.sqrt(square) for block in ordered}
 
 
 def _block(component: str, path: str) -> str:
-    """``unet down_blocks.0`` or ``text_encoder layers.3``."""
+    """Return a module's block: ``unet down_blocks.0`` or ``text_encoder layers.3``."""
     match = re.match(r"(?:encoder\.)?((?:down_blocks|up_blocks|layers)\.\d+|[^.]+)", path)
     return f"{component} {shortened(match[1] if match else path, 40)}"
 
 
 def _block_order(block: str) -> tuple[int, int, list[Any]]:
-    component, _, rest = block.partition(" ")
+    component, _, name = block.partition(" ")
     groups = ("down_blocks", "mid_block", "up_blocks")
-    first, _, number = rest.partition(".")
-    group = groups.index(first) if first in groups else len(groups)
-    return COMPONENTS.index(component), group, [int(number) if number.isdigit() else 0, rest]
+    group_name, _, number = name.partition(".")
+    group = groups.index(group_name) if group_name in groups else len(groups)
+    return COMPONENTS.index(component), group, [int(number) if number.isdecimal() else 0, name]
 
 
 def _thumbnail(metadata: Mapping[str, str]) -> str | None:

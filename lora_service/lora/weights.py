@@ -16,40 +16,40 @@ COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 
 
 class WeightChange(Protocol):
-    """A change of one weight, of whatever kind; the kinds are the classes below."""
+    """The change of one weight by any algorithm: :class:`LoraLayer`, or one of :mod:`lora_service.lora.lycoris`."""
 
     @property
     def kind(self) -> str:
-        """The name people know the kind by."""
+        """The algorithm's name: LoRA, LoHa, LoKr, DoRA over …"""
 
     @property
     def rank(self) -> int:
-        """Inner dimension of the factors; 0 where there is none."""
+        """Inner dimension of the low-rank factors; 0 where there are none."""
 
     @property
     def alpha(self) -> float:
-        """The change is ``alpha / rank`` times the product of its factors."""
+        """The numerator of ``alpha / rank``, by which the product of the factors is multiplied."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the weight it changes: ``(out, in)`` or ``(out, in, kh, kw)``; ``(out, in·kh·kw)`` if unknown."""
+        """The changed weight's shape: ``(out, in)``, ``(out, in, kh, kw)``, or ``(out, in·kh·kw)`` if unknown."""
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        """The tensors it is made of, by their names in the kohya layout (without ``alpha``)."""
+        """Its tensors by their key suffixes in the kohya format, without ``alpha``."""
 
     def delta(self, weight: Tensor) -> Tensor:
-        """The change at scale 1, in fp32, of the shape and on the device of ``weight``, which is only read."""
+        """Return the change at scale 1, in fp32, of the shape and on the device of ``weight``, which is only read."""
 
     def norm(self) -> float | None:
-        """Frobenius norm of the change at scale 1; None if it depends on the weight."""
+        """Return the Frobenius norm of the change at scale 1; None if it depends on the weight."""
 
 
 @dataclass(frozen=True, eq=False)
 class LoraLayer:
     """The change ``alpha / rank · up @ down`` (https://arxiv.org/abs/2106.09685), convolutions as in LoCon.
 
-    Shapes: ``down (rank, in[, kh, kw])``, ``up (out, rank[, 1, 1])``. A LoCon split once more has the kernel in
+    Shapes: ``down (rank, in[, kh, kw])``, ``up (out, rank[, 1, 1])``. A LoCon with a Tucker core has the kernel in
     ``mid (rank, rank, kh, kw)`` between a down and an up of 1 × 1.
     """
 
@@ -74,11 +74,23 @@ class LoraLayer:
         return pair if self.mid is None else {**pair, "lora_mid.weight": self.mid}
 
     def factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """``up (out, rank)`` and ``down (rank, in·kh·kw)`` in fp32, without ``alpha / rank``."""
+        """Return ``up (out, rank)`` and ``down (rank, in·kh·kw)`` in fp32, without ``alpha / rank``."""
         up, down = self.up.to(device).float().flatten(1), self.down.to(device).float().flatten(1)
         if self.mid is not None:
             down = torch.einsum("rskl,si->rikl", self.mid.to(device).float(), down).flatten(1)
         return up, down
+
+    def scaled_pair(self) -> tuple[Tensor, Tensor]:
+        """Return ``down (rank, in[, kh, kw])`` and ``up`` with ``mid`` and ``alpha / rank`` multiplied in.
+
+        Formats without alpha hold this pair: its product is the change itself.
+        """
+        scale = self.alpha / self.rank
+        up = self.up if scale == 1 else self.up.float() * scale
+        if self.mid is None:
+            return self.down, up
+        _, down = self.factors(self.down.device)
+        return down.reshape(self.rank, *self.shape[1:]), up
 
     def delta(self, weight: Tensor) -> Tensor:
         up, down = self.factors(weight.device)
@@ -90,70 +102,70 @@ class LoraLayer:
 
 @dataclass(frozen=True, eq=False)
 class LoraWeights:
-    """What a LoRA file says, whatever its layout.
+    """A LoRA in memory, whatever the format of its file.
 
     Attributes:
         layers: component (``unet``, ``text_encoder``, ``text_encoder_2``) -> module path of the diffusers or
             transformers model, without a leading ``text_model.`` -> change of its weight.
         embeddings: token name (``<s1>``) -> component -> row ``(width,)`` of the embedding table.
         metadata: the header's strings.
-        layout: name of the file layout it was read from; "" if it was made in memory.
+        format: name of the file format it was read from; "" if it was made in memory.
     """
 
     layers: Mapping[str, Mapping[str, WeightChange]]
     embeddings: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
-    layout: str = ""
+    format: str = ""
 
     def __iter__(self) -> Iterator[tuple[str, str, WeightChange]]:
-        """Every change as (component, module path, change)."""
+        """Iterate over every change as (component, module path, change)."""
         for component, modules in self.layers.items():
             for path, layer in modules.items():
                 yield component, path, layer
 
     @cached_property
     def rank(self) -> int:
-        """The commonest rank of its layers; 0 without layers."""
-        return self._commonest()[0]
+        """The most common rank of its layers; 0 without layers."""
+        return self._most_common()[0]
 
     @cached_property
     def alpha(self) -> float:
-        """The commonest alpha of the layers of the commonest rank."""
-        return self._commonest()[1]
+        """The most common alpha of the layers of the most common rank."""
+        return self._most_common()[1]
 
     @property
     def trigger(self) -> str | None:
-        """The plain word that calls the subject in any tool, if the file names one."""
+        """The plain word that calls the subject in any tool, if the header names one."""
         return self.metadata.get("modelspec.trigger_phrase", "").strip() or None
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """Names of its tokens, in the file's order."""
+        """Names of its learned tokens, in the file's order."""
         return tuple(self.embeddings)
 
     def to(self, device: torch.device) -> LoraWeights:
-        """The same weights on a device; worth it for a LoRA that will be applied to a model there again and again."""
+        """Return the same weights on a device; worth it for a LoRA that is applied to a model there repeatedly."""
         layers = {
-            component: {path: _moved(layer, device) for path, layer in modules.items()}
+            component: {path: _to_device(layer, device) for path, layer in modules.items()}
             for component, modules in self.layers.items()
         }
         return replace(self, layers=layers)
 
-    def _commonest(self) -> tuple[int, float]:
+    def _most_common(self) -> tuple[int, float]:
         counts = Counter((layer.rank, layer.alpha) for _, _, layer in self)
         return counts.most_common(1)[0][0] if counts else (0, 0.0)
 
 
 def product_norm(left: Tensor, right: Tensor) -> float:
-    """‖left @ right‖ from two rank × rank Gram matrices; the product itself is never formed."""
+    """Return ‖left @ right‖ from two rank × rank Gram matrices; the product itself is never formed."""
     square = ((left.T @ left) * (right @ right.T)).sum().item()
     return math.sqrt(max(square, 0.0))
 
 
-def _moved(layer: Any, device: torch.device) -> Any:
-    """A layer with its tensors, and those of the layer inside it, on a device."""
+def _to_device(layer: Any, device: torch.device) -> Any:
+    """Return a layer with its tensors, and those of the layer inside it, on a device."""
     if isinstance(layer, Tensor):
         return layer.to(device)
     if not is_dataclass(layer):
         return layer
-    return replace(layer, **{part.name: _moved(getattr(layer, part.name), device) for part in fields(layer)})  # type: ignore[type-var]
+    return replace(layer, **{item.name: _to_device(getattr(layer, item.name), device) for item in fields(layer)})  # type: ignore[type-var]

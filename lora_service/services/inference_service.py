@@ -118,7 +118,7 @@ class InferenceService:
 
     def _lora(self, source: RemoteFile, token: str | None, log: Callable[[str], None]) -> LoraWeights:
         """The LoRA that ``source`` leads to, from memory where it was parsed before."""
-        from lora_service.lora.reader import read_lora
+        from lora_service.lora.files import read_lora
 
         path = self._fetcher.fetch(source, token=token)
         key = (path, path.stat().st_mtime_ns, path.stat().st_size)

@@ -11,9 +11,9 @@ import torch
 
 from lora_service import __version__
 from lora_service.dataset import DatasetReport
-from lora_service.lora.key_mapping import canonical
+from lora_service.lora.files import write_lora
+from lora_service.lora.key_mapping import strip_text_model
 from lora_service.lora.weights import LoraLayer, LoraWeights
-from lora_service.lora.writer import write_lora
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.training.config import ResolvedConfig
 from lora_service.training.loop import LoopReport
@@ -33,7 +33,7 @@ class TrainedAdapter:
         """It as a LoRA in memory; ``names`` are the tokens'."""
         layers = {
             component: {
-                canonical(path): LoraLayer(layer.down.detach().cpu(), layer.up.detach().cpu(), layer.alpha)
+                strip_text_model(path): LoraLayer(layer.down.detach().cpu(), layer.up.detach().cpu(), layer.alpha)
                 for path, layer in found.items()
             }
             for component, found in self.layers.items()
@@ -83,5 +83,5 @@ def export_lora(
         else "",
     )
     metadata = metadata_strings(description, __version__) | {"lora_service.report": json.dumps(report, sort_keys=True)}
-    write_lora(path, learned.weights(resolved.tokens, metadata), layout=config.lora_format)
+    write_lora(path, learned.weights(resolved.tokens, metadata), format=config.lora_format)
     return path

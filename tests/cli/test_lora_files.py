@@ -12,11 +12,11 @@ from click.testing import CliRunner, Result
 
 from lora_service.cli.lora_files import convert_command, inspect_command
 from lora_service.errors import InputError, LoraFileError
+from lora_service.lora.files import FORMAT_NAMES, read_lora, write_lora
 from lora_service.lora.lycoris import DoraLayer
-from lora_service.lora.reader import read_lora
-from lora_service.lora.summary import as_text, summary_of
+from lora_service.lora.summary import as_text, summarize
 from lora_service.lora.weights import LoraLayer, LoraWeights
-from lora_service.lora.writer import FORMAT_NAMES, write_lora
+from tests.errors import raises
 from tests.lora.lora_fakes import TOKEN_NAMES, assert_same_changes, is_cloneofsimo_target, random_lora, save
 from tests.small_models import small_models
 
@@ -29,7 +29,7 @@ STRINGS = {
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    lora = random_lora(small_models("sd1").components, wanted=is_cloneofsimo_target, tokens=TOKEN_NAMES)
+    lora = random_lora(small_models("sd1").components, targets=is_cloneofsimo_target, tokens=TOKEN_NAMES)
     write_lora(tmp_path / "rex.safetensors", replace(lora, metadata=STRINGS))
     return tmp_path / "rex.safetensors"
 
@@ -41,7 +41,7 @@ def run(command: object, *arguments: object) -> Result:
 def test_inspect_prints_one_object_for_programs(file: Path) -> None:
     found = json.loads(run(inspect_command, file, "--json").output)
     assert found["layout"] == "kohya"
-    assert found["base"] == "a base with a text width of 32"
+    assert found["base"] == "a base with a cross_attention_dim of 32"
     assert (found["rank"], found["alpha"]) == (4, 4.0)
     assert found["modules"] == {"unet": 54, "text_encoder": 8}
     assert found["tokens"] == ["<s1>", "<s2>"]
@@ -62,7 +62,7 @@ def test_the_size_of_the_change_is_that_of_the_product() -> None:
     generator = torch.Generator().manual_seed(0)
     down, up = torch.randn(3, 6, generator=generator), torch.randn(5, 3, generator=generator)
     layers = {"down_blocks.1.a": LoraLayer(down, up, 6.0), "down_blocks.1.b": LoraLayer(down, up, 3.0)}
-    change = summary_of(LoraWeights({"unet": layers})).change
+    change = summarize(LoraWeights({"unet": layers})).change
     product = (up @ down).norm().item()
     assert change == {"unet down_blocks.1": pytest.approx((4 + 1) ** 0.5 * product, rel=1e-5)}
 
@@ -71,15 +71,20 @@ def test_blocks_stand_in_the_order_of_the_model() -> None:
     layer = LoraLayer(torch.ones(1, 2), torch.ones(2, 1), 1.0)
     paths = ("up_blocks.10.x", "mid_block.x", "up_blocks.2.x", "down_blocks.1.x", "conv_in", "down_blocks.0.x")
     lora = LoraWeights({"text_encoder": {"encoder.layers.3.x": layer}, "unet": dict.fromkeys(paths, layer)})
-    assert list(summary_of(lora).change) == [
+    assert list(summarize(lora).change) == [
         "unet down_blocks.0", "unet down_blocks.1", "unet mid_block", "unet up_blocks.2", "unet up_blocks.10",
         "unet conv_in", "text_encoder layers.3",
     ]  # fmt: skip
 
 
+def test_a_block_with_a_digit_that_is_no_number_is_shown() -> None:
+    layer = LoraLayer(torch.ones(1, 2), torch.ones(2, 1), 1.0)
+    assert "²" in as_text(summarize(LoraWeights({"unet": {".²": layer}})))
+
+
 def test_a_change_that_depends_on_the_base_has_no_bar() -> None:
     layer = DoraLayer(LoraLayer(torch.ones(1, 2), torch.ones(2, 1), 1.0), torch.ones(2, 1))
-    text = as_text(summary_of(LoraWeights({"unet": {"mid_block.x": layer}})))
+    text = as_text(summarize(LoraWeights({"unet": {"mid_block.x": layer}})))
     assert "DoRA over LoRA" in text
     assert "unet mid_block depends on the base's weights" in text
 
@@ -91,12 +96,12 @@ def test_a_file_of_tokens_only_has_no_bars(tmp_path: Path) -> None:
     assert "by block" not in text
 
 
-@pytest.mark.parametrize("layout", ["kohya", "diffusers", "cloneofsimo"])
-def test_convert_writes_the_same_changes_beside_the_file(layout: str, file: Path) -> None:
-    output = run(convert_command, file, "--to", layout).output
-    target = file.with_name(f"rex-{layout}.safetensors")
+@pytest.mark.parametrize("lora_format", ["kohya", "diffusers", "cloneofsimo"])
+def test_convert_writes_the_same_changes_beside_the_file(lora_format: str, file: Path) -> None:
+    output = run(convert_command, file, "--to", lora_format).output
+    target = file.with_name(f"rex-{lora_format}.safetensors")
     assert str(target) in output
-    assert read_lora(target).layout == layout
+    assert read_lora(target).format == lora_format
     assert_same_changes(read_lora(file), read_lora(target))
     assert read_lora(target).trigger == "rexdog"
 
@@ -114,13 +119,13 @@ def test_convert_does_not_overwrite_a_file_that_was_not_named(file: Path) -> Non
         run(convert_command, file, "--to", "kohya")
 
 
-def test_every_layout_that_can_be_written_can_be_asked_for() -> None:
-    option = next(parameter for parameter in convert_command.params if parameter.name == "layout")
+def test_every_format_that_can_be_written_can_be_asked_for() -> None:
+    option = next(parameter for parameter in convert_command.params if parameter.name == "lora_format")
     assert tuple(option.type.choices) == FORMAT_NAMES
 
 
 def test_a_file_that_is_no_lora_is_an_error_of_one_sentence(tmp_path: Path) -> None:
     page = tmp_path / "page.safetensors"
     page.write_text("<html>Sign in</html>")
-    with pytest.raises(LoraFileError, match="web page"):
+    with raises(LoraFileError, code="web_page"):
         run(inspect_command, page)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from lora_service.cli import main
-from lora_service.lora.reader import read_lora
+from lora_service.lora.files import read_lora
 from tests.small_base import picture_zip
 
 QUICK = ["--task", "object", "--max_train_steps_ti", "2", "--max-train-steps-tuning", "2", "--seed", "1"]

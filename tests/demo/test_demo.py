@@ -10,7 +10,7 @@ from PIL import Image
 
 from lora_service.demo.measures import subject_similarity
 from lora_service.demo.show import CLASS_WORD, PROMPTS, SUBJECT, show, taught_pictures
-from lora_service.lora.reader import read_lora
+from lora_service.lora.files import read_lora
 from lora_service.models.registry import EMBEDDED
 
 pytestmark = pytest.mark.slow

@@ -9,8 +9,8 @@ import pytest
 import torch
 import trustme
 
+from lora_service.lora.files import write_lora
 from lora_service.lora.weights import LoraLayer, LoraWeights
-from lora_service.lora.writer import write_lora
 from tests.downloads.link_fakes import Exchange, FakeSites
 
 DRIVE = "https://drive.google.com/file/d/1AbCdEfGh/view?usp=sharing"

@@ -1,4 +1,4 @@
-"""Random LoRAs for small models, and what they must do to a weight by the plain formula."""
+"""Random LoRAs for small models, comparisons of LoRAs and of models, and files as other tools write them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ TOKEN_NAMES = ("<s1>", "<s2>")
 
 
 def is_attention(path: str, module: nn.Module) -> bool:
-    """The projections that most LoRAs change."""
+    """Return True for the projections that most LoRAs change."""
     return isinstance(module, nn.Linear) and ("attn" in path and "mlp" not in path)
 
 
 def is_cloneofsimo_target(path: str, module: nn.Module) -> bool:
-    """The modules that the cloneofsimo layout numbers: attention and GEGLU projections."""
+    """Return True for the modules that the cloneofsimo format numbers: attention and GEGLU projections."""
     return is_attention(path, module) or path.endswith("ff.net.0.proj")
 
 
 def is_convolution(path: str, module: nn.Module) -> bool:
-    """What LoCon adds."""
+    """Return True for the modules that LoCon adds."""
     return isinstance(module, nn.Conv2d)
 
 
@@ -36,26 +36,27 @@ def random_lora(
     *,
     rank: int = 4,
     alpha: float | None = None,
-    wanted: Callable[[str, nn.Module], bool] = is_attention,
+    targets: Callable[[str, nn.Module], bool] = is_attention,
     tokens: tuple[str, ...] = (),
     seed: int = 0,
 ) -> LoraWeights:
-    """A LoRA of the wanted modules of each component; its values are fp16 numbers, so that fp16 files lose nothing."""
+    """Return a LoRA of the target modules of each component; its values are fp16 numbers: fp16 files lose nothing."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
         return (torch.randn(shape, generator=generator) * 0.1).half().float()
 
     def layer(module: nn.Module) -> LoraLayer:
-        out, inside, *kernel = module.weight.shape
+        out_channels, in_channels, *kernel = module.weight.shape
         ones = [1] * len(kernel)
-        return LoraLayer(draw(rank, inside, *kernel), draw(out, rank, *ones), float(rank) if alpha is None else alpha)
+        down, up = draw(rank, in_channels, *kernel), draw(out_channels, rank, *ones)
+        return LoraLayer(down, up, float(rank) if alpha is None else alpha)
 
     layers = {
         component: {
             path.removeprefix("text_model."): layer(module)
             for path, module in model.named_modules()
-            if path and wanted(path, module)
+            if path and targets(path, module)
         }
         for component, model in components.items()
     }
@@ -67,11 +68,11 @@ def random_lora(
         }
         for name in tokens
     }
-    return LoraWeights({component: found for component, found in layers.items() if found}, embeddings)
+    return LoraWeights({component: modules for component, modules in layers.items() if modules}, embeddings)
 
 
 def weights_of(components: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
-    """Component -> canonical module path -> weight, as the models have them now."""
+    """Return component -> module path as in a LoRA -> weight, as the models have them now."""
     return {
         component: {
             path.removeprefix("text_model."): module.weight.detach()
@@ -83,7 +84,7 @@ def weights_of(components: Mapping[str, nn.Module]) -> dict[str, dict[str, Tenso
 
 
 def state_of(components: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Every parameter and buffer, copied."""
+    """Return every parameter and buffer, copied."""
     return {
         f"{component}.{name}": tensor.clone()
         for component, model in components.items()
@@ -92,7 +93,7 @@ def state_of(components: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def assert_same_state(before: Mapping[str, Tensor], components: Mapping[str, nn.Module]) -> None:
-    """Every parameter and buffer has the same bytes."""
+    """Assert that every parameter and buffer has the same bytes."""
     after = state_of(components)
     assert before.keys() == after.keys()
     assert [name for name in before if not torch.equal(_bytes(before[name]), _bytes(after[name]))] == []
@@ -103,7 +104,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 def assert_same_changes(first: LoraWeights, second: LoraWeights, **tolerance: float) -> None:
-    """Both change the same weights by the same amounts, and know the same tokens."""
+    """Assert that both change the same weights by the same amounts, and know the same tokens."""
     assert {c: set(layers) for c, layers in first.layers.items()} == {
         c: set(layers) for c, layers in second.layers.items()
     }
@@ -117,13 +118,13 @@ def assert_same_changes(first: LoraWeights, second: LoraWeights, **tolerance: fl
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
-    """A safetensors file as other tools write it."""
+    """Write a safetensors file as other tools do."""
     save_file({key: tensor.clone() for key, tensor in tensors.items()}, path, metadata=dict(metadata or {}) or None)
     return path
 
 
 def raw_file(path: Path, header: object, data: bytes = b"") -> Path:
-    """A safetensors file with any header, right or wrong."""
+    """Write a safetensors file with any header, right or wrong."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
     return path

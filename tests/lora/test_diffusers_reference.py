@@ -1,4 +1,4 @@
-"""A file gives the same outputs through diffusers' ``load_lora_weights`` as through our reader and patcher."""
+"""A file gives the same outputs through diffusers' ``load_lora_weights`` as through our own loading and patching."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, Sta
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lora_service.lora.patcher import Patcher, Scale
-from lora_service.lora.reader import read_lora
-from lora_service.lora.writer import write_lora
+from lora_service.lora.files import read_lora, write_lora
+from lora_service.lora.patcher import Patcher
+from lora_service.lora.scale import Scale
 from tests.lora.lora_fakes import is_attention, is_cloneofsimo_target, is_convolution, random_lora
 from tests.small_models import FAMILIES, SmallModels, small_models
 
 
 def pipeline_of(models: SmallModels) -> Any:
-    parts = {
+    components = {
         "vae": AutoencoderKL(block_out_channels=(8,), norm_num_groups=4),
         "unet": models.unet,
         "text_encoder": models.components["text_encoder"],
@@ -31,8 +31,10 @@ def pipeline_of(models: SmallModels) -> Any:
             "text_encoder_2": models.components["text_encoder_2"],
             "tokenizer_2": models.tokenizers["text_encoder_2"],
         }
-        return StableDiffusionXLPipeline(**parts, **second)
-    return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        return StableDiffusionXLPipeline(**components, **second)
+    return StableDiffusionPipeline(
+        **components, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
 
 
 def outputs(models: SmallModels) -> dict[str, Tensor]:
@@ -66,11 +68,11 @@ def attention_and_convolutions(path: str, module: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("layout", ["kohya", "diffusers"])
-@pytest.mark.parametrize("wanted", [is_attention, is_cloneofsimo_target, attention_and_convolutions])
-def test_what_we_write_does_the_same_in_diffusers(family: str, layout: str, wanted: Any, tmp_path: Path) -> None:
-    lora = random_lora(small_models(family).components, rank=4, alpha=2.0, wanted=wanted)
-    write_lora(tmp_path / "lora.safetensors", lora, layout=layout)
+@pytest.mark.parametrize("lora_format", ["kohya", "diffusers"])
+@pytest.mark.parametrize("targets", [is_attention, is_cloneofsimo_target, attention_and_convolutions])
+def test_what_we_write_does_the_same_in_diffusers(family: str, lora_format: str, targets: Any, tmp_path: Path) -> None:
+    lora = random_lora(small_models(family).components, rank=4, alpha=2.0, targets=targets)
+    write_lora(tmp_path / "lora.safetensors", lora, format=lora_format)
     assert_same(tmp_path / "lora.safetensors", family)
 
 
@@ -84,7 +86,7 @@ def rewritten(path: Path, rename: dict[str, str], *, drop: str | None = None) ->
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 def test_training_scripts_files_do_the_same_in_diffusers(family: str, tmp_path: Path) -> None:
     path = tmp_path / "lora.safetensors"
-    write_lora(path, random_lora(small_models(family).components), layout="diffusers")
+    write_lora(path, random_lora(small_models(family).components), format="diffusers")
     tensors = {}
     for key, tensor in load_file(path).items():
         layer = ".lora." if key.startswith("unet") else ".lora_linear_layer."
@@ -96,12 +98,12 @@ def test_training_scripts_files_do_the_same_in_diffusers(family: str, tmp_path: 
 def test_attention_processors_files_do_the_same_in_diffusers(tmp_path: Path) -> None:
     path = tmp_path / "lora.safetensors"
     models = small_models("sd1")
-    write_lora(path, random_lora({"unet": models.unet}), layout="diffusers")
+    write_lora(path, random_lora({"unet": models.unet}), format="diffusers")
     tensors = {}
     for key, tensor in load_file(path).items():
         attention, _, rest = key.partition(".to_")
-        which = rest.split(".")[0]
-        tensors[f"{attention}.processor.to_{which}_lora.{'down' if 'lora_A' in key else 'up'}.weight"] = tensor
+        projection = rest.split(".")[0]
+        tensors[f"{attention}.processor.to_{projection}_lora.{'down' if 'lora_A' in key else 'up'}.weight"] = tensor
     save_file(tensors, path)
     ours, theirs = through_ours(models, path, 1.0), through_diffusers(small_models("sd1"), path, 1.0)
     torch.testing.assert_close(ours["unet"], theirs["unet"], atol=2e-5, rtol=1e-4)
@@ -126,7 +128,7 @@ def test_sdxl_files_in_diffusers_block_names_do_the_same_in_diffusers(tmp_path: 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_diffusers_writes_does_the_same_through_ours(family: str, tmp_path: Path) -> None:
-    """Saved with its adapter's configuration in the header, rank and alpha apart."""
+    """Compare a file that holds its adapter's configuration in the header, with a rank that is not alpha."""
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict

@@ -1,4 +1,4 @@
-"""Whatever a file holds, reading it ends in weights that can be shown and tried on a model, or in one of our errors.
+"""Any file is either read as weights that can be shown and tried on a model, or refused by one of our errors.
 
 ``FUZZ_EXAMPLES=1000000 pytest tests/lora/test_fuzz.py`` tries many.
 """
@@ -16,14 +16,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lora_service.errors import LoraFileError
-from lora_service.lora.content import FileContent
-from lora_service.lora.formats import FORMATS
-from lora_service.lora.patcher import Patcher, Scale
-from lora_service.lora.reader import from_content, read_lora
+from lora_service.lora.files import FORMAT_NAMES, parse_lora, read_lora, write_lora
+from lora_service.lora.patcher import Patcher
+from lora_service.lora.safetensors_file import TensorFile, serialize
 from lora_service.lora.safetensors_header import read_header
-from lora_service.lora.summary import as_json, as_text, summary_of
+from lora_service.lora.scale import Scale
+from lora_service.lora.summary import as_json, as_text, summarize
 from lora_service.lora.weights import LoraWeights
-from lora_service.lora.writer import serialized, write_lora
 from tests.lora.lora_fakes import assert_same_state, random_lora, raw_file, state_of
 from tests.small_models import small_models
 
@@ -60,7 +59,7 @@ MODULES = st.sampled_from(
         "bundle_emb.<s1>",
     ]
 )
-PARTS = st.sampled_from(
+SUFFIXES = st.sampled_from(
     [
         *(f"lora_{name}.weight" for name in ("down", "up", "mid", "A", "B")),
         *(f"{layer}.{name}.weight" for layer in ("lora", "lora_linear_layer", "to_q_lora") for name in ("down", "up")),
@@ -83,7 +82,7 @@ WHOLE_KEYS = st.sampled_from(
         "clip_g",
     ]
 )
-KEYS = st.one_of(st.builds("{}.{}".format, MODULES, PARTS), WHOLE_KEYS, st.text(max_size=12))
+KEYS = st.one_of(st.builds("{}.{}".format, MODULES, SUFFIXES), WHOLE_KEYS, st.text(max_size=12))
 SIZES = st.sampled_from([0, 1, 1, 2, 2, 3, 32, 64])
 DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.int64])
 VALUES = st.sampled_from([1.0, 1.0, 1.0, 0.0, -3.0, 1e4, float("nan"), float("inf")])
@@ -117,13 +116,13 @@ STRINGS = st.dictionaries(
     st.one_of(st.text(max_size=10), st.just("<embed>"), JSON_VALUES.map(json.dumps)),
     max_size=3,
 )  # fmt: skip
-CONTENTS = st.builds(FileContent, st.dictionaries(KEYS, TENSORS, max_size=6), STRINGS, st.text(max_size=8))
+FILES = st.builds(TensorFile, st.dictionaries(KEYS, TENSORS, max_size=6), STRINGS, st.text(max_size=8))
 
 
 def use(weights: LoraWeights, folder: Path) -> None:
-    """Shows the weights, tries them on a model, and writes them in every layout; our errors may come, others not."""
-    as_text(summary_of(weights))
-    json.loads(as_json(summary_of(weights)))
+    """Show the weights, try them on a model, and write them in every format; only our own errors may be raised."""
+    as_text(summarize(weights))
+    json.loads(as_json(summarize(weights)))
     patcher = Patcher(MODELS.components, MODELS.tokenizers)
     try:
         patcher.apply([(weights, Scale(1.0, 0.5))])
@@ -131,9 +130,9 @@ def use(weights: LoraWeights, folder: Path) -> None:
         pass
     else:
         patcher.restore()
-    for layout in FORMATS:
+    for lora_format in FORMAT_NAMES:
         try:
-            write_lora(folder / "again.safetensors", weights, layout=layout.name)
+            write_lora(folder / "again.safetensors", weights, format=lora_format)
         except LoraFileError:
             continue
         read_header(folder / "again.safetensors")
@@ -145,10 +144,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @many
-@given(content=CONTENTS)
-def test_any_keys_shapes_and_strings_end_in_weights_or_in_our_error(content: FileContent, folder: Path) -> None:
+@given(file=FILES)
+def test_any_keys_shapes_and_strings_end_in_weights_or_in_our_error(file: TensorFile, folder: Path) -> None:
     try:
-        weights = from_content(content)
+        weights = parse_lora(file)
     except LoraFileError:
         return
     use(weights, folder)
@@ -173,7 +172,7 @@ def test_any_header_ends_in_our_error(header: bytes, data: bytes, folder: Path) 
         read_lora(raw_file(folder / "header.safetensors", header, data))
 
 
-VALID = serialized(
+VALID = serialize(
     {
         "lora_unet_conv_in.lora_down.weight": torch.ones(2, 4, 3, 3),
         "lora_unet_conv_in.lora_up.weight": torch.ones(32, 2, 1, 1),

@@ -1,4 +1,7 @@
-"""Our patching against the original implementation's outputs, on models of full size."""
+"""Full-size models patched with a published LoRA give the outputs that the original implementation gave.
+
+``test_cloneofsimo.py`` makes the same comparison on small models, without files from elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lora_service.lora.files import read_lora
 from lora_service.lora.patcher import Patcher
-from lora_service.lora.reader import read_lora
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraWeights
 from tests.named_weights import full_size_text_encoder, full_size_tokenizer, full_size_unet
@@ -19,7 +22,9 @@ TOLERANCE = 1e-4
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not DATA.is_dir(), reason="the original's outputs are not beside the repository"),
+    pytest.mark.skipif(
+        not DATA.is_dir(), reason="the published LoRA and the original's outputs are not beside the repository"
+    ),
 ]
 
 

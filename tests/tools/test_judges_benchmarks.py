@@ -11,7 +11,7 @@ from benchmarks.bases import through_vae
 from benchmarks.likeness import LESSONS, likeness
 from lora_service.demo import trial
 from lora_service.generation.generator import ImageGenerator
-from lora_service.lora.key_mapping import canonical
+from lora_service.lora.key_mapping import strip_text_model
 from lora_service.lora.lycoris import LoraLayer
 from lora_service.lora.weights import LoraWeights
 from lora_service.models.diffusion_base import DiffusionBase
@@ -34,7 +34,7 @@ def nothing_learned(base: DiffusionBase) -> LoraWeights:
     """A LoRA whose one layer changes nothing."""
     path, module = next((path, module) for path, module in base.unet.named_modules() if path.endswith("attn1.to_q"))
     layer = LoraLayer(torch.ones(1, module.in_features), torch.zeros(module.out_features, 1), 1.0)
-    return LoraWeights({"unet": {canonical(path): layer}})
+    return LoraWeights({"unet": {strip_text_model(path): layer}})
 
 
 @pytest.mark.parametrize("kind", LESSONS)

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler
 
 from lora_service.generation.generator import ImageGenerator
 from lora_service.generation.request import GenerateRequest
-from lora_service.lora.reader import read_lora
+from lora_service.lora.files import read_lora
 from lora_service.lora.scale import Scale
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.training.config import TrainConfig

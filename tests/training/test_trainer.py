@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lora_service.errors import InputError, PicturesError
-from lora_service.lora.reader import read_lora
+from lora_service.lora.files import read_lora
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.training.config import TrainConfig
 from lora_service.training.loop import TrainingProgress
@@ -26,7 +26,7 @@ def train(tmp_path: Path, base: DiffusionBase | None = None, **inputs: Any) -> T
 
 def test_the_file_holds_the_layers_the_tokens_and_the_story(tmp_path: Path) -> None:
     weights = read_lora(train(tmp_path, lora_rank=3).path)
-    assert weights.layout == "kohya"
+    assert weights.format == "kohya"
     assert (weights.rank, weights.alpha) == (3, 3.0)
     # 6 transformer blocks of 2 × 4 attention projections and one GEGLU; 2 layers of 4.
     assert {component: len(layers) for component, layers in weights.layers.items()} == {

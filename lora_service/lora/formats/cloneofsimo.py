@@ -3,7 +3,7 @@
 Modules have numbers instead of names: the position among the linear layers (in the extended form also the
 convolutions) inside the classes that the header lists, in the order in which the model registers them. That order
 changed with diffusers 0.15 within each transformer block (attn1, ff, attn2 before; attn1, attn2, ff since), and nothing
-in a file says which it has; the GEGLU projection, eight times as wide as its input, gives it away.
+in a file says which it has. It is recognised by the GEGLU projection, which alone is eight times as wide as its input.
 https://github.com/cloneofsimo/lora, lora_diffusion/lora.py
 """
 
@@ -17,20 +17,20 @@ from typing import Any
 from torch import Tensor
 
 from lora_service.errors import LoraFileError
-from lora_service.lora.content import FileContent
-from lora_service.lora.formats.diffusers import plain_pair
-from lora_service.lora.formats.stored_tokens import Embeddings, add_rows, checked
-from lora_service.lora.layer_builder import TensorsByModule
+from lora_service.lora.formats.stored_tokens import Embeddings, add_rows, validated
+from lora_service.lora.layer_builder import LayerTensors, TensorsByModule
+from lora_service.lora.safetensors_file import TensorFile
 from lora_service.lora.safetensors_header import shortened
 from lora_service.lora.weights import LoraLayer, LoraWeights, WeightChange
 
-_KEY = re.compile(r"(unet|text_encoder):(\d{1,5}):(up|down)")
+_KEY = re.compile(r"(?P<component>unet|text_encoder):(?P<number>\d{1,5}):(?P<factor>up|down)")
 _TOKEN_MARK = "<embed>"
 _MODULES_KEY = "lora_service.modules"
 """Our own header string: JSON, component -> module paths in the file's order, for bases of another build than 1.5's."""
+_FORMAT_STRING = re.compile(r"(unet|text_encoder)(:\d+:rank)?")
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-_ATTN1, _ATTN2 = (tuple(f"{name}.{part}" for part in _ATTENTION) for name in ("attn1", "attn2"))
+_ATTN1, _ATTN2 = (tuple(f"{attention}.{layer}" for layer in _ATTENTION) for attention in ("attn1", "attn2"))
 _GEGLU = "ff.net.0.proj"
 OLD_ORDER = (*_ATTN1, _GEGLU, *_ATTN2)
 NEW_ORDER = (*_ATTN1, *_ATTN2, _GEGLU)
@@ -39,38 +39,54 @@ _TEXT_ORDER = ("k_proj", "v_proj", "q_proj", "out_proj")
 _PLAIN_CLASSES = ("CrossAttention", "Attention", "GEGLU")
 _EXTENDED_CLASSES = (*_PLAIN_CLASSES, "ResnetBlock2D")
 _UNET_PATH = re.compile(
-    r"(?:(?P<group>down|up)_blocks\.(?P<level>\d)|mid_block)\."
-    r"(?P<kind>attentions|resnets)\.(?P<index>\d)\.(?:transformer_blocks\.(?P<layer>\d+)\.)?(?P<part>.+)"
+    r"(?:(?P<side>down|up)_blocks\.(?P<level>\d)|mid_block)\."
+    r"(?P<block>attentions|resnets)\.(?P<index>\d)\.(?:transformer_blocks\.(?P<transformer>\d+)\.)?(?P<layer>.+)"
 )
-_TEXT_PATH = re.compile(r"encoder\.layers\.(?P<layer>\d+)\.self_attn\.(?P<part>\w+)")
-_STANDARD_TEXT_WIDTHS = (768, 1024)
+_TEXT_PATH = re.compile(r"encoder\.layers\.(?P<index>\d+)\.self_attn\.(?P<layer>\w+)")
+_STANDARD_CROSS_ATTENTION_DIMS = (768, 1024)
+_CONVERT_TO_KOHYA = "convert it to the kohya format instead"
+
+NumberedTensors = Mapping[int, LayerTensors]
+"""A module's number -> its tensors by suffix."""
 
 
-def detects(content: FileContent) -> bool:
-    """Whether any key is a component, a number, and up or down."""
-    return any(_KEY.fullmatch(key) for key in content.tensors)
+def detects(file: TensorFile) -> bool:
+    """Return True if any key is a component, a number, and up or down."""
+    return any(_KEY.fullmatch(key) for key in file.tensors)
 
 
-def read(content: FileContent) -> LoraWeights:
-    """Weights by the modules that the numbers mean; alpha = rank, as the layout has no alpha."""
-    numbered: dict[str, dict[int, dict[str, Tensor]]] = {}
+def read(file: TensorFile) -> LoraWeights:
+    """Return weights by the module paths that the numbers mean; alpha = rank, as the format has no alpha.
+
+    Raises:
+        LoraFileError: a key is none of this format (``unknown_key``), numbers are missing or more than the modules
+            listed (``bad_numbering``), mean no known modules (``unknown_order``), or what they mean is listed wrongly
+            (``bad_metadata``).
+    """
+    numbered: dict[str, dict[int, LayerTensors]] = {}
     embeddings: Embeddings = {}
-    for key, tensor in content.tensors.items():
+    for key, tensor in file.tensors.items():
         if match := _KEY.fullmatch(key):
-            pairs = numbered.setdefault(match[1], {})
-            pairs.setdefault(int(match[2]), {})[f"lora_{match[3]}.weight"] = tensor
-        elif content.metadata.get(key) == _TOKEN_MARK:
+            by_number = numbered.setdefault(match["component"], {})
+            by_number.setdefault(int(match["number"]), {})[f"lora_{match['factor']}.weight"] = tensor
+        elif file.metadata.get(key) == _TOKEN_MARK:
             add_rows(embeddings, key, "text_encoder", tensor)
         else:
-            raise LoraFileError(f"The key {shortened(key)!r} is neither a numbered change nor a learned token.")
+            raise LoraFileError(
+                f"The key {shortened(key)!r} is neither a numbered module nor a learned token.", code="unknown_key"
+            )
     modules = TensorsByModule()
-    listed = _listed_modules(content.metadata)
-    for component, pairs in numbered.items():
-        paths = _order(component, pairs, listed.get(component))
-        for number, path in enumerate(paths):
-            for part, tensor in pairs[number].items():
-                modules.add(component, path, part, tensor)
-    return LoraWeights(modules.layers(), checked(embeddings), _without_own_strings(content.metadata), "cloneofsimo")
+    listed = _listed_modules(file.metadata)
+    for component, by_number in numbered.items():
+        for number, path in enumerate(_module_order(component, by_number, listed.get(component))):
+            for suffix, tensor in by_number[number].items():
+                modules.add(component, path, suffix, tensor)
+    metadata = {key: text for key, text in file.metadata.items() if not _is_format_string(key, text)}
+    return LoraWeights(modules.layers(), validated(embeddings), metadata, "cloneofsimo")
+
+
+def _is_format_string(key: str, text: str) -> bool:
+    return text == _TOKEN_MARK or key == _MODULES_KEY or _FORMAT_STRING.fullmatch(key) is not None
 
 
 def _listed_modules(metadata: Mapping[str, str]) -> dict[str, list[str]]:
@@ -79,150 +95,161 @@ def _listed_modules(metadata: Mapping[str, str]) -> dict[str, list[str]]:
         return {str(component): [str(path) for path in paths] for component, paths in listed.items()}
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise LoraFileError(
-            f"The header string {_MODULES_KEY!r} does not list modules; write the file again."
+            f"The header string {_MODULES_KEY!r} does not list modules; write the file again.", code="bad_metadata"
         ) from error
 
 
-def _order(component: str, pairs: Mapping[int, Mapping[str, Tensor]], listed: list[str] | None) -> Sequence[str]:
-    """The module path of each number."""
-    count = len(pairs)
-    if sorted(pairs) != list(range(count)):
-        raise LoraFileError(f"The changes of the {component} are not numbered 0 to {count - 1}; some are missing.")
+def _module_order(component: str, by_number: NumberedTensors, listed: list[str] | None) -> Sequence[str]:
+    """Return the module path of each number."""
+    count = len(by_number)
+    if sorted(by_number) != list(range(count)):
+        raise LoraFileError(
+            f"The modules of the {component} are not numbered 0 to {count - 1}; some are missing.",
+            code="bad_numbering",
+        )
     if listed is not None:
         if len(set(listed)) != count:
-            raise LoraFileError(f"{len(set(listed))} modules are listed for {count} changes of the {component}.")
+            raise LoraFileError(
+                f"{len(set(listed))} modules are listed for {count} numbers of the {component}.", code="bad_numbering"
+            )
         return listed
     if component == "text_encoder":
-        return [f"encoder.layers.{number // 4}.self_attn.{_TEXT_ORDER[number % 4]}" for number in range(count)]
+        return _text_encoder_order(count)
     for extended in (False, True):
-        orders = [list(standard_order(order, extended)) for order in (OLD_ORDER, NEW_ORDER)]
-        if len(orders[0]) == count:
-            return _dialect(pairs, orders)
+        dialects = [list(standard_order(block_order, extended)) for block_order in (OLD_ORDER, NEW_ORDER)]
+        if len(dialects[0]) == count:
+            return _dialect(by_number, dialects)
     raise LoraFileError(
-        f"It holds {count} numbered changes of the UNet; that of Stable Diffusion 1.x and 2.x has 144, or 224 with "
-        "convolutions, and which modules of another base they mean is not in the file."
+        f"It holds {count} numbered modules of the UNet; that of Stable Diffusion 1.x and 2.x has 144, or 224 with "
+        "convolutions, and which modules of another base they mean is not in the file.",
+        code="unknown_order",
     )
 
 
-def _dialect(pairs: Mapping[int, Mapping[str, Tensor]], orders: Sequence[Sequence[str]]) -> Sequence[str]:
-    """The one of the orders in which exactly the GEGLU projections are eight times as wide as their inputs."""
-    wide = {number for number, parts in pairs.items() if _is_geglu(parts)}
-    for order in orders:
+def _dialect(by_number: NumberedTensors, dialects: Sequence[Sequence[str]]) -> Sequence[str]:
+    """Return the order in which exactly the GEGLU projections are eight times as wide as their inputs."""
+    wide = {number for number, tensors in by_number.items() if _is_geglu(tensors)}
+    for order in dialects:
         if wide == {number for number, path in enumerate(order) if path.endswith(_GEGLU)}:
             return order
     raise LoraFileError(
-        "The shapes of its numbered changes are in neither order of modules that is known for this layout."
+        "The shapes of its numbered modules are in neither of the two orders that this format is written in.",
+        code="unknown_order",
     )
 
 
-def _is_geglu(parts: Mapping[str, Tensor]) -> bool:
-    up, down = parts.get("lora_up.weight"), parts.get("lora_down.weight")
+def _is_geglu(tensors: LayerTensors) -> bool:
+    up, down = tensors.get("lora_up.weight"), tensors.get("lora_down.weight")
     return up is not None and down is not None and up.dim() == down.dim() == 2 and up.shape[0] == 8 * down.shape[1]
 
 
 def standard_order(block_order: Sequence[str], extended: bool) -> Iterable[str]:
-    """Module paths of Stable Diffusion 1.x and 2.x in the order of their numbers."""
+    """Yield the UNet's module paths of Stable Diffusion 1.x and 2.x in the order of their numbers.
+
+    Args:
+        block_order: within a transformer block, ``OLD_ORDER`` or ``NEW_ORDER``.
+        extended: with the layers of residual blocks.
+    """
     blocks = [(f"down_blocks.{level}", 2 if level < 3 else 0, 2) for level in range(4)]
     blocks += [(f"up_blocks.{level}", 3 if level > 0 else 0, 3) for level in range(4)]
     blocks += [("mid_block", 1, 2)]
     for block, attentions, resnets in blocks:
         for index in range(attentions):
-            yield from (f"{block}.attentions.{index}.transformer_blocks.0.{part}" for part in block_order)
+            yield from (f"{block}.attentions.{index}.transformer_blocks.0.{layer}" for layer in block_order)
         for index in range(resnets if extended else 0):
             # A shortcut is there where the number of channels changes.
-            changes = block.startswith("up") or (block in ("down_blocks.1", "down_blocks.2") and index == 0)
-            yield from (f"{block}.resnets.{index}.{part}" for part in _RESNET_ORDER[: 4 if changes else 3])
+            has_shortcut = block.startswith("up") or (block in ("down_blocks.1", "down_blocks.2") and index == 0)
+            yield from (f"{block}.resnets.{index}.{layer}" for layer in _RESNET_ORDER[: 4 if has_shortcut else 3])
 
 
-def write(weights: LoraWeights) -> FileContent:
-    """The old dialect, which the original's own tools read.
+def _text_encoder_order(count: int) -> list[str]:
+    return [f"encoder.layers.{number // 4}.self_attn.{_TEXT_ORDER[number % 4]}" for number in range(count)]
+
+
+def write(weights: LoraWeights) -> TensorFile:
+    """Return tensors in the old dialect, which the original's own tools read.
 
     Raises:
-        LoraFileError: a change cannot be numbered, or the base has modules without a change (numbers would shift).
+        LoraFileError: a module has no number, or a number would have no module, which shifts the others
+            (``unsupported_by_format``).
     """
     tensors: dict[str, Tensor] = {}
     strings: dict[str, str] = {}
     listed: dict[str, list[str]] = {}
     for component, layers in weights.layers.items():
         if component == "text_encoder_2":
-            raise LoraFileError("The cloneofsimo layout has no second text encoder; convert it to kohya instead.")
-        paths = sorted(layers, key=_unet_position if component == "unet" else _text_position)
+            raise _unsupported("The cloneofsimo format has no second text encoder")
+        paths = sorted(layers, key=_unet_position if component == "unet" else _text_encoder_position)
         if not _is_standard(component, paths, layers):
             listed[component] = paths
-        extended = any(".resnets." in path for path in paths)
-        classes = (_EXTENDED_CLASSES if extended else _PLAIN_CLASSES) if component == "unet" else ("CLIPAttention",)
-        strings[component] = json.dumps(classes)
+        strings[component] = json.dumps(_target_classes(component, paths))
         for number, path in enumerate(paths):
-            layer = _plain(component, path, layers[path])
-            tensors[f"{component}:{number}:down"], tensors[f"{component}:{number}:up"] = plain_pair(layer)
+            layer = _plain_lora(component, path, layers[path])
+            tensors[f"{component}:{number}:down"], tensors[f"{component}:{number}:up"] = layer.scaled_pair()
             strings[f"{component}:{number}:rank"] = str(layer.rank)
     for name, rows in weights.embeddings.items():
         if set(rows) != {"text_encoder"}:
-            raise LoraFileError("The cloneofsimo layout has no second text encoder; convert it to kohya instead.")
+            raise _unsupported("The cloneofsimo format has no second text encoder")
         tensors[name], strings[name] = rows["text_encoder"], _TOKEN_MARK
     if listed:
         strings[_MODULES_KEY] = json.dumps(listed)
-    return FileContent(tensors, strings)
+    return TensorFile(tensors, strings)
 
 
-def _plain(component: str, path: str, layer: WeightChange) -> LoraLayer:
+def _target_classes(component: str, paths: Sequence[str]) -> Sequence[str]:
+    if component == "text_encoder":
+        return ("CLIPAttention",)
+    return _EXTENDED_CLASSES if any(".resnets." in path for path in paths) else _PLAIN_CLASSES
+
+
+def _plain_lora(component: str, path: str, layer: WeightChange) -> LoraLayer:
     if not isinstance(layer, LoraLayer):
-        raise LoraFileError(f"The module {component}.{path} is {layer.kind}, which the cloneofsimo layout cannot hold.")
+        raise _unsupported(f"The module {component}.{path} is {layer.kind}, which the cloneofsimo format cannot hold")
     return layer
 
 
 def _is_standard(component: str, paths: Sequence[str], layers: Mapping[str, WeightChange]) -> bool:
-    """Whether the numbers alone tell the modules.
+    """Return True if the numbers alone identify the modules.
 
     Raises:
         LoraFileError: the base is Stable Diffusion's, but some of the modules that must be numbered are missing.
     """
     if component == "text_encoder":
-        complete = paths == [
-            f"encoder.layers.{number // 4}.self_attn.{_TEXT_ORDER[number % 4]}" for number in range(len(paths))
-        ]
-        standard = complete
-    else:
-        complete = any(paths == list(standard_order(OLD_ORDER, extended)) for extended in (False, True))
-        widths = {layer.shape[1] for path, layer in layers.items() if path.endswith("attn2.to_k")}
-        standard = complete or not widths.isdisjoint(_STANDARD_TEXT_WIDTHS)
-    if standard and not complete:
-        raise LoraFileError(
-            f"The LoRA changes {len(paths)} modules of the UNet, but the cloneofsimo layout numbers all 144 attention "
-            "and GEGLU projections (224 with convolutions) and cannot leave one out; convert it to kohya instead."
-        )
-    return complete
+        return paths == _text_encoder_order(len(paths))
+    if any(paths == list(standard_order(OLD_ORDER, extended)) for extended in (False, True)):
+        return True
+    widths = {layer.shape[1] for path, layer in layers.items() if path.endswith("attn2.to_k")}
+    if widths.isdisjoint(_STANDARD_CROSS_ATTENTION_DIMS):
+        return False
+    raise _unsupported(
+        f"The LoRA changes {len(paths)} modules of the UNet, but the cloneofsimo format numbers all 144 attention "
+        "and GEGLU projections (224 with convolutions) and cannot leave one out"
+    )
 
 
 def _unet_position(path: str) -> tuple[Any, ...]:
     match = _UNET_PATH.fullmatch(path)
-    parts = OLD_ORDER if match and match["layer"] else _RESNET_ORDER
-    if match is None or match["part"] not in parts:
+    order = OLD_ORDER if match and match["transformer"] else _RESNET_ORDER
+    if match is None or match["layer"] not in order:
         raise _unnumbered(f"unet.{path}")
-    group = ("down", "up", None).index(match["group"])
-    position = (group, int(match["level"] or 0), match["kind"], int(match["index"]), int(match["layer"] or 0))
-    return (*position, parts.index(match["part"]))
+    side = ("down", "up", None).index(match["side"])
+    block = (side, int(match["level"] or 0), match["block"], int(match["index"]), int(match["transformer"] or 0))
+    return (*block, order.index(match["layer"]))
 
 
-def _text_position(path: str) -> tuple[Any, ...]:
+def _text_encoder_position(path: str) -> tuple[Any, ...]:
     match = _TEXT_PATH.fullmatch(path)
-    if match is None or match["part"] not in _TEXT_ORDER:
+    if match is None or match["layer"] not in _TEXT_ORDER:
         raise _unnumbered(f"text_encoder.{path}")
-    return int(match["layer"]), _TEXT_ORDER.index(match["part"])
+    return int(match["index"]), _TEXT_ORDER.index(match["layer"])
 
 
-def _unnumbered(name: str) -> LoraFileError:
-    return LoraFileError(
-        f"The module {name} has no number in the cloneofsimo layout, which holds the attention and GEGLU projections "
-        "and residual blocks of the UNet and the attention of the text encoder; convert it to kohya instead."
+def _unnumbered(module: str) -> LoraFileError:
+    return _unsupported(
+        f"The module {module} has no number in the cloneofsimo format, which holds the attention and GEGLU projections "
+        "and residual blocks of the UNet and the attention of the text encoder"
     )
 
 
-def _without_own_strings(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Header strings that say more than the layout itself."""
-    own = re.compile(r"(unet|text_encoder)(:\d+:rank)?")
-    return {
-        key: text
-        for key, text in metadata.items()
-        if not own.fullmatch(key) and text != _TOKEN_MARK and key != _MODULES_KEY
-    }
+def _unsupported(problem: str) -> LoraFileError:
+    return LoraFileError(f"{problem}; {_CONVERT_TO_KOHYA}.", code="unsupported_by_format")

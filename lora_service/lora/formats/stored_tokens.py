@@ -1,9 +1,8 @@
-"""Learned tokens in files: our header string, A1111's bundled embeddings, embedding files."""
+"""Learned tokens as files store them: our header string, A1111's bundled embeddings, rows of embedding files."""
 
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import math
 from collections.abc import Mapping
@@ -19,20 +18,21 @@ from lora_service.lora.safetensors_header import shortened
 TOKENS_KEY = "lora_service.tokens"
 MAX_TOKENS = 256
 MAX_NAME_LENGTH = 64
-
 ENCODER_BY_KEY = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+"""Key of an embedding file -> text encoder."""
 Embeddings = dict[str, dict[str, Tensor]]
+"""Token name -> text encoder -> row ``(width,)``."""
 
 
-def header_tokens(embeddings: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
-    """The header string of learned tokens: JSON, name -> encoder -> base64 of fp16 little-endian and the shape."""
+def tokens_to_header(embeddings: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
+    """Return the header string of learned tokens: JSON, name -> encoder -> base64 of fp16 little-endian, shape."""
     if not embeddings:
         return {}
-    content = {
+    stored = {
         name: {encoder: {"data": _encode(row), "shape": list(row.shape)} for encoder, row in sorted(by_encoder.items())}
         for name, by_encoder in embeddings.items()
     }
-    return {TOKENS_KEY: json.dumps(content, ensure_ascii=False)}
+    return {TOKENS_KEY: json.dumps(stored, ensure_ascii=False)}
 
 
 def _encode(row: Tensor) -> str:
@@ -40,79 +40,112 @@ def _encode(row: Tensor) -> str:
     return base64.b64encode(values.numpy().astype("<f2").tobytes()).decode("ascii")
 
 
-def read_header_tokens(metadata: Mapping[str, str]) -> Embeddings:
-    """The tokens of our header string; empty without it.
+def tokens_from_header(metadata: Mapping[str, str]) -> Embeddings:
+    """Return the tokens of our header string; empty without it.
 
     Raises:
-        LoraFileError: the string is there and does not hold what it should.
+        LoraFileError: the string does not hold tokens (``bad_metadata``), or as of :func:`validated`.
     """
     text = metadata.get(TOKENS_KEY)
     if text is None:
         return {}
     try:
-        content = json.loads(text)
+        stored = json.loads(text)
         embeddings = {
             str(name): {str(encoder): _decode(row) for encoder, row in by_encoder.items()}
-            for name, by_encoder in content.items()
+            for name, by_encoder in stored.items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise LoraFileError(
             f"The LoRA's header string {TOKENS_KEY!r} ({shortened(text)!r}) does not hold tokens; "
-            "write the file again with `lora-service convert`."
+            "write the file again with `lora-service convert`.",
+            code="bad_metadata",
         ) from error
-    return checked(embeddings)
+    return validated(embeddings)
 
 
 def _decode(row: Mapping[str, Any]) -> Tensor:
-    raw, shape = base64.b64decode(row["data"], validate=True), [int(size) for size in row["shape"]]
+    raw = base64.b64decode(row["data"], validate=True)
+    shape = [int(size) for size in row["shape"]]
     if len(shape) != 1 or len(raw) != 2 * math.prod(shape) or not raw:
-        raise ValueError("shape")
+        raise ValueError("the data does not fit the shape")
     return torch.from_numpy(numpy.frombuffer(raw, dtype="<f2").astype("float16"))
 
 
-def read_bundled(tensors: Mapping[str, Tensor]) -> Embeddings:
-    """Tokens of A1111's ``bundle_emb.`` keys: ``NAME.string_to_param.*``, ``.emb_params``, ``.clip_l``, ``.clip_g``."""
+def tokens_from_bundle(tensors: Mapping[str, Tensor]) -> Embeddings:
+    """Return the tokens of A1111's ``bundle_emb.`` keys.
+
+    Args:
+        tensors: by key without the prefix: ``NAME.string_to_param.*``, ``.emb_params``, ``.clip_l``, ``.clip_g``.
+
+    Raises:
+        LoraFileError: a key ends otherwise (``unknown_key``), or as of :func:`add_rows` and :func:`validated`.
+    """
     embeddings: Embeddings = {}
     for key, tensor in tensors.items():
-        name, _, part = key.partition(".")
-        if part not in ("string_to_param.*", "emb_params", *ENCODER_BY_KEY):
-            raise LoraFileError(f"The LoRA's key {shortened('bundle_emb.' + key)!r} is no embedding that is known.")
-        add_rows(embeddings, name, ENCODER_BY_KEY.get(part, "text_encoder"), tensor)
-    return checked(embeddings)
+        name, _, suffix = key.partition(".")
+        if suffix not in ("string_to_param.*", "emb_params", *ENCODER_BY_KEY):
+            raise LoraFileError(
+                f"The LoRA's key {shortened('bundle_emb.' + key)!r} is of no known kind of embedding.",
+                code="unknown_key",
+            )
+        add_rows(embeddings, name, ENCODER_BY_KEY.get(suffix, "text_encoder"), tensor)
+    return validated(embeddings)
 
 
 def add_rows(embeddings: Embeddings, name: str, encoder: str, rows: Tensor) -> None:
-    """Adds a learned word of one or more rows: ``name``, ``name_1``, ``name_2``, … as diffusers names them."""
+    """Add an embedding of one or more rows as tokens ``name``, ``name_1``, ``name_2``, … as diffusers names them.
+
+    Raises:
+        LoraFileError: the tensor has no rows of one width (``bad_embedding``), or a token has its row already
+            (``duplicate_tensor``).
+    """
     if rows.dim() not in (1, 2) or rows.numel() == 0 or (rows.dim() == 2 and len(rows) > MAX_TOKENS):
         raise LoraFileError(
             f"The embedding {shortened(name)!r} has the shape {tuple(rows.shape)}; it must be (rows, width), "
-            f"with at most {MAX_TOKENS} rows."
+            f"with at most {MAX_TOKENS} rows.",
+            code="bad_embedding",
         )
     for index, row in enumerate(rows.reshape(-1, rows.shape[-1])):
         by_encoder = embeddings.setdefault(f"{name}_{index}" if index else name, {})
         if encoder in by_encoder:
-            raise LoraFileError(f"The LoRA has two embeddings {shortened(name)!r} for the {encoder}; keep one.")
+            raise LoraFileError(
+                f"The LoRA has two embeddings {shortened(name)!r} for the {encoder}; keep one.", code="duplicate_tensor"
+            )
         by_encoder[encoder] = row
 
 
-def checked(embeddings: Embeddings) -> Embeddings:
-    """The tokens, if a tokenizer can take their names."""
+def validated(embeddings: Embeddings) -> Embeddings:
+    """Return the tokens if a tokenizer can take their names and a text encoder their rows.
+
+    Raises:
+        LoraFileError: a name or an encoder cannot be used or there are too many tokens (``bad_token``), widths differ
+            (``bad_embedding``), or a value is ``not_finite``.
+    """
     if len(embeddings) > MAX_TOKENS:
-        raise LoraFileError(f"The LoRA has {len(embeddings)} tokens; at most {MAX_TOKENS} are read.")
+        raise LoraFileError(f"The LoRA has {len(embeddings)} tokens; at most {MAX_TOKENS} are read.", code="bad_token")
     for name, by_encoder in embeddings.items():
-        if not name or len(name) > MAX_NAME_LENGTH or any(c.isspace() or not c.isprintable() for c in name):
-            raise LoraFileError(
-                f"The LoRA's token {shortened(name)!r} cannot be a word of a prompt; "
-                f"it must have 1 to {MAX_NAME_LENGTH} printable characters without spaces."
-            )
-        if not by_encoder or not set(by_encoder) <= {"text_encoder", "text_encoder_2"}:
-            raise LoraFileError(f"The LoRA's token {name!r} has no row for a text encoder that is known.")
-        if not all(row.isfinite().all() for row in by_encoder.values()):
-            raise LoraFileError(f"The LoRA's token {name!r} holds NaN or infinite values; the training went wrong.")
+        _check_token(name, by_encoder)
     for encoder in ("text_encoder", "text_encoder_2"):
         widths = {row.shape for by_encoder in embeddings.values() if (row := by_encoder.get(encoder)) is not None}
         if len(widths) > 1:
             raise LoraFileError(
-                f"The LoRA's tokens are of different widths for the {encoder}; they are not of one base."
+                f"The LoRA's tokens are of different widths for the {encoder}; they are not of one base.",
+                code="bad_embedding",
             )
     return embeddings
+
+
+def _check_token(name: str, by_encoder: Mapping[str, Tensor]) -> None:
+    if not name or len(name) > MAX_NAME_LENGTH or any(c.isspace() or not c.isprintable() for c in name):
+        raise LoraFileError(
+            f"The LoRA's token {shortened(name)!r} cannot be a word of a prompt; "
+            f"it must have 1 to {MAX_NAME_LENGTH} printable characters without spaces.",
+            code="bad_token",
+        )
+    if not by_encoder or not set(by_encoder) <= {"text_encoder", "text_encoder_2"}:
+        raise LoraFileError(f"The LoRA's token {name!r} has no row for a known text encoder.", code="bad_token")
+    if not all(row.isfinite().all() for row in by_encoder.values()):
+        raise LoraFileError(
+            f"The LoRA's token {name!r} holds NaN or infinite values; the training went wrong.", code="not_finite"
+        )

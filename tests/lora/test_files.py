@@ -1,4 +1,4 @@
-"""Files are reproducible, whole or absent, and tell what other tools look for."""
+"""Files are reproducible, whole or absent, hold the strings other tools look for, and are read in any dtype."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from lora_service.errors import LoraFileError
-from lora_service.lora.reader import read_lora
+from lora_service.lora.files import read_lora, write_lora
 from lora_service.lora.safetensors_header import read_header
 from lora_service.lora.weights import LoraLayer, LoraWeights
-from lora_service.lora.writer import write_lora
 from lora_service.training.lora_metadata import LoraMetadata, metadata_strings
+from tests.errors import raises
 from tests.lora.lora_fakes import TOKEN_NAMES, random_lora, raw_file, save
 from tests.small_models import small_models
 
@@ -34,7 +34,6 @@ DESCRIPTION = LoraMetadata(
     alpha=4.0,
     steps=700,
     learning_rate=2e-4,
-    thumbnail=b"\xff\xd8\xffpicture",
 )
 
 
@@ -49,15 +48,15 @@ def header_of(path: Path) -> tuple[dict[str, str], list[str]]:
         return file.metadata(), list(file.keys())
 
 
-@pytest.mark.parametrize("layout", ["kohya", "diffusers", "cloneofsimo", "embedding"])
-def test_the_same_lora_gives_the_same_bytes(layout: str, lora: LoraWeights, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lora_format", ["kohya", "diffusers", "cloneofsimo", "embedding"])
+def test_the_same_lora_gives_the_same_bytes(lora_format: str, lora: LoraWeights, tmp_path: Path) -> None:
     reverse = LoraWeights(
         {component: dict(reversed(layers.items())) for component, layers in reversed(lora.layers.items())},
         lora.embeddings,
         dict(reversed(lora.metadata.items())),
     )
     for number, weights in enumerate((lora, reverse)):
-        write_lora(tmp_path / f"{number}.safetensors", weights, layout=layout)
+        write_lora(tmp_path / f"{number}.safetensors", weights, format=lora_format)
     assert (tmp_path / "0.safetensors").read_bytes() == (tmp_path / "1.safetensors").read_bytes()
 
 
@@ -93,18 +92,26 @@ def test_tokens_stand_in_the_header_as_little_endian_halves(lora: LoraWeights, t
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["{", "[1]", '{"<s1>": 1}', '{"<s1>": {"text_encoder": {"data": "AAA", "shape": [1]}}}', '{"<s1>": {}}',
-     '{"<s1>": {"text_encoder": {"data": "AAA=", "shape": [2]}}}', '{"<s1>": {"vae": {"data": "AAA=", "shape": [1]}}}',
-     '{"": {"text_encoder": {"data": "AAA=", "shape": [1]}}}',
-     '{"<s1>": {"text_encoder": {"data": "AH4=", "shape": [1]}}}'],
-)  # fmt: skip
-def test_tokens_that_cannot_be_restored_are_refused(text: str, tmp_path: Path) -> None:
+    ("text", "code"),
+    [
+        ("{", "bad_metadata"),
+        ("[1]", "bad_metadata"),
+        ('{"<s1>": 1}', "bad_metadata"),
+        ('{"<s1>": {"text_encoder": {"data": "AAA", "shape": [1]}}}', "bad_metadata"),
+        ('{"<s1>": {"text_encoder": {"data": "AAA=", "shape": [2]}}}', "bad_metadata"),
+        ('{"<s1>": {"text_encoder": {"data": "AAA=", "shape": [Infinity]}}}', "bad_metadata"),
+        ('{"<s1>": {}}', "bad_token"),
+        ('{"<s1>": {"vae": {"data": "AAA=", "shape": [1]}}}', "bad_token"),
+        ('{"": {"text_encoder": {"data": "AAA=", "shape": [1]}}}', "bad_token"),
+        ('{"<s1>": {"text_encoder": {"data": "AH4=", "shape": [1]}}}', "not_finite"),
+    ],
+)
+def test_tokens_that_cannot_be_restored_are_refused(text: str, code: str, tmp_path: Path) -> None:
     tensors = {
         "lora_unet_conv_in.lora_down.weight": torch.ones(1, 4),
         "lora_unet_conv_in.lora_up.weight": torch.ones(4, 1),
     }
-    with pytest.raises(LoraFileError, match="token"):
+    with raises(LoraFileError, code=code):
         read_lora(save(tmp_path / "lora.safetensors", tensors, {"lora_service.tokens": text}))
 
 
@@ -121,7 +128,6 @@ def test_the_header_tells_other_tools_what_the_file_is(lora: LoraWeights, tmp_pa
         "modelspec.resolution": "512x512",
         "modelspec.trigger_phrase": "rexdog",
         "modelspec.prediction_type": "epsilon",
-        "modelspec.thumbnail": "data:image/jpeg;base64,/9j/cGljdHVyZQ==",
         "modelspec.hash_sha256": f"0x{hashlib.sha256(data).hexdigest()}",
         "ss_base_model_version": "sd_v1",
         "ss_sd_model_name": "small",
@@ -136,19 +142,19 @@ def test_the_header_tells_other_tools_what_the_file_is(lora: LoraWeights, tmp_pa
     assert strings["lora_service.version"] == "1.2.3"
 
 
-def test_strings_of_another_layout_do_not_stay_behind(tmp_path: Path) -> None:
-    """Alpha in kohya's keys beside ``lora_adapter_metadata`` makes diffusers refuse the file."""
+def test_strings_of_another_format_do_not_stay_behind(tmp_path: Path) -> None:
+    """Guard against alpha keys of kohya beside ``lora_adapter_metadata``, which makes diffusers refuse the file."""
     path = "unet.down_blocks.0.attentions.0.proj_in"
     tensors = {f"{path}.lora_A.weight": torch.ones(2, 4), f"{path}.lora_B.weight": torch.ones(4, 2)}
     strings = {"lora_adapter_metadata": '{"unet.lora_alpha": 4}', "modelspec.title": "kept"}
-    found = read_lora(save(tmp_path / "peft.safetensors", tensors, strings))
-    write_lora(tmp_path / "kohya.safetensors", found)
+    lora = read_lora(save(tmp_path / "peft.safetensors", tensors, strings))
+    write_lora(tmp_path / "kohya.safetensors", lora)
     assert header_of(tmp_path / "kohya.safetensors")[0] == {"modelspec.title": "kept"}
 
 
 def test_values_that_fp16_cannot_hold_are_refused_and_nothing_is_left(tmp_path: Path) -> None:
     layer = LoraLayer(torch.full((1, 4), 1e6), torch.ones(4, 1), 1.0)
-    with pytest.raises(LoraFileError, match="not finite as torch.float16"):
+    with raises(LoraFileError, code="not_finite"):
         write_lora(tmp_path / "lora.safetensors", LoraWeights({"unet": {"conv_in": layer}}))
     assert list(tmp_path.iterdir()) == []
 
@@ -170,19 +176,19 @@ def test_an_interrupted_write_leaves_the_old_file(
 
 
 @pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"])
-def test_every_number_format_of_a_lora_is_read(dtype: str, tmp_path: Path) -> None:
-    formats = {
+def test_every_dtype_of_a_lora_is_read(dtype: str, tmp_path: Path) -> None:
+    dtypes = {
         "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
         "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
     }  # fmt: skip
-    values = torch.tensor([[1.0, 2.0, -0.5]]).to(formats[dtype])
+    values = torch.tensor([[1.0, 2.0, -0.5]]).to(dtypes[dtype])
     tensors = {"lora_unet_conv_in.lora_down.weight": values, "lora_unet_conv_in.lora_up.weight": torch.ones(2, 1)}
-    found = read_lora(save(tmp_path / "lora.safetensors", tensors)).layers["unet"]["conv_in"]
-    assert torch.equal(found.delta(torch.zeros(2, 3)), torch.tensor([[1.0, 2.0, -0.5]] * 2))
+    layer = read_lora(save(tmp_path / "lora.safetensors", tensors)).layers["unet"]["conv_in"]
+    assert torch.equal(layer.delta(torch.zeros(2, 3)), torch.tensor([[1.0, 2.0, -0.5]] * 2))
 
 
 def test_a_tensor_that_begins_anywhere_is_read(tmp_path: Path) -> None:
-    """The format does not ask for alignment; here three bytes push what follows out of it."""
+    """Read a tensor behind three bytes: safetensors does not require alignment."""
     header = {
         "a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]},
         "b": {"dtype": "F32", "shape": [2], "data_offsets": [3, 11]},
@@ -190,15 +196,16 @@ def test_a_tensor_that_begins_anywhere_is_read(tmp_path: Path) -> None:
     data = b"abc" + np.array([1.5, -2.0], dtype="<f4").tobytes()
     path = raw_file(tmp_path / "lora.safetensors", {f"bundle_emb.{k}.emb_params": v for k, v in header.items()}, data)
     path_of_one = path.with_name("one.safetensors")
-    with pytest.raises(LoraFileError, match="different widths"):
+    with raises(LoraFileError, code="bad_embedding"):
         read_lora(path)
     header["a"]["shape"], header["b"]["shape"] = [3, 1], [2, 1]
     raw_file(path_of_one, {f"bundle_emb.{k}.emb_params": v for k, v in header.items()}, data)
-    found = read_lora(path_of_one).embeddings
-    assert [found[name]["text_encoder"].item() for name in ("a", "a_1", "b", "b_1")] == [97, 98, 1.5, -2.0]
+    embeddings = read_lora(path_of_one).embeddings
+    assert [embeddings[name]["text_encoder"].item() for name in ("a", "a_1", "b", "b_1")] == [97, 98, 1.5, -2.0]
 
 
-def test_a_number_format_of_no_lora_is_refused(tmp_path: Path) -> None:
+def test_a_dtype_of_no_lora_is_refused(tmp_path: Path) -> None:
     header = {"emb_params": {"dtype": "BOOL", "shape": [1, 2], "data_offsets": [0, 2]}}
-    with pytest.raises(LoraFileError, match="dtype BOOL"):
+    with raises(LoraFileError, code="unsupported_dtype") as caught:
         read_lora(raw_file(tmp_path / "lora.safetensors", header, bytes(2)))
+    assert "BOOL" in str(caught.value)

@@ -1,0 +1,120 @@
+"""LoRA files: read in any known format, written in a chosen one.
+
+A new format is one module in ``formats/`` and one line in ``FORMATS``.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lora_service.errors import InputError, LoraFileError
+from lora_service.lora.formats import cloneofsimo, diffusers, embedding, kohya
+from lora_service.lora.formats.stored_tokens import TOKENS_KEY
+from lora_service.lora.safetensors_file import TensorFile, read_tensor_file, serialize
+from lora_service.lora.safetensors_header import read_header, shortened
+from lora_service.lora.weights import LoraWeights
+
+
+@dataclass(frozen=True)
+class LoraFormat:
+    """A file format of LoRAs.
+
+    Attributes:
+        detects: returns True if a file is of this format, by its keys; called in the registry's order.
+        read: file -> weights. Raises LoraFileError, and ignores no key in silence.
+        write: weights -> tensors and the format's own header strings. Raises LoraFileError (``unsupported_by_format``)
+            for what the format cannot hold.
+    """
+
+    name: str
+    detects: Callable[[TensorFile], bool]
+    read: Callable[[TensorFile], LoraWeights]
+    write: Callable[[LoraWeights], TensorFile]
+
+
+FORMATS = (
+    LoraFormat("kohya", kohya.detects, kohya.read, kohya.write),
+    LoraFormat("diffusers", diffusers.detects, diffusers.read, diffusers.write),
+    LoraFormat("cloneofsimo", cloneofsimo.detects, cloneofsimo.read, cloneofsimo.write),
+    LoraFormat("embedding", embedding.detects, embedding.read, embedding.write),
+)
+FORMAT_NAMES = tuple(known.name for known in FORMATS)
+
+# Header strings that belong to the format they were read with; beside another's keys they are wrong, or refused.
+_FORMAT_STRINGS = ("lora_adapter_metadata", TOKENS_KEY)
+
+
+def read_lora(path: Path) -> LoraWeights:
+    """Read a LoRA file; its format is recognised by keys and shapes.
+
+    Raises:
+        LoraFileError: the file is no LoRA, is damaged, or holds something that is not read; the message begins with
+            the file's name.
+    """
+    header = read_header(path)  # its errors name the file
+    try:
+        return parse_lora(read_tensor_file(path, header))
+    except LoraFileError as error:
+        raise LoraFileError(f"{path.name}: {error}", code=error.code) from error
+
+
+def parse_lora(file: TensorFile) -> LoraWeights:
+    """Return the weights that named tensors and header strings describe.
+
+    Raises:
+        LoraFileError: no format matches (``unknown_format``), a value is ``not_finite``, or the format that matches
+            meets something that is not read.
+    """
+    _check_finite(file.tensors)
+    for candidate in FORMATS:
+        if candidate.detects(file):
+            return candidate.read(file)
+    keys = ", ".join(repr(shortened(key)) for key in list(file.tensors)[:3])
+    raise LoraFileError(
+        f"Its keys ({keys or 'none'}) are of no known LoRA format ({', '.join(FORMAT_NAMES)}).", code="unknown_format"
+    )
+
+
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    for key, tensor in tensors.items():
+        # A sum is not finite if any item is not; the other way round it may overflow, hence the second look.
+        if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
+            raise LoraFileError(
+                f"The tensor {shortened(key)!r} holds NaN or infinite values; the training went wrong.",
+                code="not_finite",
+            )
+
+
+def write_lora(path: Path, weights: LoraWeights, *, format: str = "kohya", dtype: torch.dtype = torch.float16) -> None:
+    """Write a LoRA file, whole or not at all; the same weights give the same bytes.
+
+    Args:
+        format: one of ``FORMAT_NAMES``.
+        dtype: of the tensors; float16, bfloat16 or float32. Learned tokens in the header are fp16 always.
+
+    Raises:
+        InputError: there is no such format.
+        LoraFileError: the format cannot hold these weights (``unsupported_by_format``), or a value is not finite in
+            ``dtype`` (``not_finite``).
+    """
+    write = next((known.write for known in FORMATS if known.name == format), None)
+    if write is None:
+        raise InputError("format", format, f"one of {', '.join(FORMAT_NAMES)}")
+    file = write(weights)
+    kept = {key: text for key, text in weights.metadata.items() if key not in _FORMAT_STRINGS}
+    _write_atomically(path, serialize(file.tensors, {**kept, **file.metadata}, dtype))
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
