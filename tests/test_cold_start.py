@@ -89,5 +89,5 @@ def test_a_training_server_loads_the_base_before_the_first_job_only_when_asked_t
     with TrainingService(Settings(warm_up=warm_up)) as service:
         service.warm_up()
         assert len(loaded) == warm_up
-        service.base()
+        assert service.base is service.base
         assert len(loaded) == 1
