@@ -62,13 +62,13 @@ class Settings(BaseSettings):
     @classmethod
     def _none_yet(cls, value: str) -> str:
         if value:
-            raise InputError("the environment variable SAFETY_CHECKER", value, "empty: pictures are not checked here")
+            raise SettingError("SAFETY_CHECKER", value, "empty: pictures are not checked here")
         return value
 
     @field_validator("model_cache", "lora_cache", "face_model")
     @classmethod
     def _from_home(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        """What a shell does to ``~`` where it sees the value; a container's or a service's environment has no shell."""
+        """Expand ``~``, as a shell would; a container's or a service's environment has none."""
         try:
             return value and value.expanduser()
         except RuntimeError as error:
