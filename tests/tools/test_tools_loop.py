@@ -134,4 +134,6 @@ def test_a_stopped_run_of_seconds_goes_on_for_those_that_are_left(tmp_path: Path
     seconds_fly[0] = 1_000.0
     rates = _train_for(100, seconds_fly, tmp_path / "state.pt", pace=0.5)
     assert seconds_fly[0] == pytest.approx(1_000 + 100 - saved["seconds"], abs=1)
+    assert rates[0] < 1e-2
     assert rates[-1] < 2e-4
+    assert max(_train_for(100, seconds_fly, tmp_path / "state.pt", pace=0.5), default=0) < 2e-4

@@ -61,6 +61,8 @@ class Pace:
     """
 
     def __init__(self, plan: Plan, step: int, spent: float) -> None:
+        if plan.seconds and step:
+            plan = replace(plan, steps=step + max(0, int((plan.seconds - spent) * step / spent)))
         self.plan = plan
         self._step, self._spent = step, spent
         self._started = self._looked = self._saved = time.monotonic()
