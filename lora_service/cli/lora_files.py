@@ -1,15 +1,15 @@
-"""The commands ``inspect`` and ``convert`` of the command line.
-
-What reads files brings torch along, seconds of it, so it is imported by the commands that need it and not here.
-"""
+"""The commands about LoRA files: ``inspect`` and ``convert``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import click
+import torch
 
 from lora_service.errors import InputError
+from lora_service.lora.files import FORMAT_NAMES, read_lora, write_lora
+from lora_service.lora.summary import as_json, as_text, summarize
 
 _FILE = click.Path(path_type=Path)
 
@@ -18,10 +18,10 @@ _FILE = click.Path(path_type=Path)
 @click.argument("file", type=_FILE)
 @click.option("--json", "as_object", is_flag=True, help="Print one JSON object instead of lines for a person.")
 def inspect_command(file: Path, as_object: bool) -> None:
-    """Show what a LoRA file holds: format, base, rank, size of the change per block, tokens, trigger, header."""
-    from lora_service.lora.files import read_lora
-    from lora_service.lora.summary import as_json, as_text, summarize
+    """Show what a LoRA file holds.
 
+    Format, base model, rank, size of the change by block, tokens, trigger and header.
+    """
     summary = summarize(read_lora(file))
     click.echo(as_json(summary) if as_object else as_text(summary))
 
@@ -32,7 +32,7 @@ def inspect_command(file: Path, as_object: bool) -> None:
     "--to",
     "lora_format",
     required=True,
-    type=click.Choice(["kohya", "diffusers", "cloneofsimo", "embedding"]),
+    type=click.Choice(FORMAT_NAMES),
     help="kohya: every tool; diffusers: its pipelines; cloneofsimo: the first Replicate trainers; "
     "embedding: only the learned tokens, for A1111 and ComfyUI.",
 )
@@ -43,18 +43,15 @@ def inspect_command(file: Path, as_object: bool) -> None:
 )  # fmt: skip
 def convert_command(file: Path, lora_format: str, output: Path | None, dtype: str) -> None:
     """Write a LoRA file in another format."""
-    import torch
-
-    from lora_service.lora.files import read_lora, write_lora
-
     weights = read_lora(file)
-    target = output or _beside(file, lora_format)
+    target = output or _path_beside(file, lora_format)
     write_lora(target, weights, format=lora_format, dtype=getattr(torch, dtype))
     click.echo(f"{target}: {lora_format} from {weights.format}")
 
 
-def _beside(file: Path, lora_format: str) -> Path:
+def _path_beside(file: Path, lora_format: str) -> Path:
+    """Return the path of a converted file without a name of its own, which must not overwrite another."""
     target = file.with_name(f"{file.stem}-{lora_format}.safetensors")
     if target.exists():
-        raise InputError("the output", str(target), "a new file; name one with -o, which is overwritten if it exists")
+        raise InputError("--output", str(target), "a new file; name one with -o, which is overwritten if it exists")
     return target
