@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from PIL import Image
 
-from lora_service.downloads import Fetcher, RemoteFile, check_one_host, resolve
+from lora_service.downloads.auth import check_one_host
+from lora_service.downloads.fetcher import Fetcher
+from lora_service.downloads.remote_file import RemoteFile
+from lora_service.downloads.resolve import resolve
 from lora_service.errors import InputError, LoraServiceError, PicturesError
 from lora_service.generation.request import LARGEST_SIDE, GenerateRequest
 from lora_service.services.output_folder import OutputFolder

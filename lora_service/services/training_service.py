@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from lora_service.downloads import Fetcher, split
+from lora_service.downloads.fetcher import Fetcher
+from lora_service.downloads.resolve import resolve, split
 from lora_service.errors import InputError, LoraServiceError
 from lora_service.services.output_folder import OutputFolder
 from lora_service.settings import Settings
@@ -134,7 +135,7 @@ class TrainingService:
             return upload.file
         fetcher, left, files = Fetcher(self.settings), self.settings.max_zip_bytes, []
         for link in split(upload.links):
-            files.append(fetcher.download(link, folder, max_bytes=left))
+            files.append(fetcher.download(resolve(link), folder, max_bytes=left))
             left = max(1, left - files[-1].stat().st_size)  # the limit is one for all links together
         return files
 
