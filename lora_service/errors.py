@@ -5,6 +5,8 @@
     │   └── SettingError      an environment variable's value cannot be used
     ├── PicturesError         the pictures cannot be used
     ├── LinkError             a link cannot be used or fetched
+    │   ├── ForbiddenAddressError   it leads where the service may not connect
+    │   └── UnreachableError        its server does not answer as it should now, and may do so later
     ├── LoraFileError         a file is no LoRA that can be read
     │   └── WrongBaseError    a LoRA belongs to another base model
     ├── BaseModelError        a base model cannot be loaded
@@ -73,9 +75,52 @@ class PicturesError(LoraServiceError):
 
 
 class LinkError(LoraServiceError):
-    """A link cannot be used, or what it leads to cannot be fetched."""
+    """A link cannot be used, or what it leads to cannot be fetched.
+
+    Codes of a link that is refused before the network is asked: ``empty_link``, ``malformed_link``,
+    ``malformed_list``, ``malformed_data_uri``, ``not_a_link``, ``unsupported_scheme``, ``page_link`` (a site's page and
+    no file), ``folder_link`` (several files), ``model_link`` (a model where one picture or zip is expected),
+    ``no_such_file`` (a path of this machine), ``malformed_token``, ``token_for_several_hosts``.
+
+    Codes of what a server answers: ``unknown_host``, ``untrusted_certificate``, ``redirect_loop``,
+    ``too_many_redirects``, ``too_many_pages``, ``sign_in_required``, ``token_rejected``, ``not_found``, ``expired``,
+    ``refused_by_site``, ``unexpected_status``, ``html_instead_of_file``, ``unreadable_listing``, ``no_lora_file``,
+    ``several_lora_files``, ``checkpoint_not_lora``.
+
+    Codes of the file itself: ``too_large``, ``not_a_lora``, ``git_lfs_pointer``, ``hash_mismatch``, ``disk_full``,
+    ``too_many_files``.
+    """
 
     default_code = "unusable_link"
+
+
+class ForbiddenAddressError(LinkError):
+    """A link, or a redirect of it, leads to an address or port that the service does not fetch from.
+
+    Codes: ``forbidden_address``, ``forbidden_port``, ``credentials_in_link``.
+    """
+
+    default_code = "forbidden_address"
+
+
+class UnreachableError(LinkError):
+    """A server could not be reached, broke off, or was too slow or too busy; asking again later may help.
+
+    Codes: ``unreachable`` (no address answers), ``dns_failure``, ``timed_out`` (a read), ``deadline_exceeded`` (all of
+    the fetch), ``connection_lost``, ``server_busy``, ``range_refused``.
+
+    Args:
+        message: the sentence for the user.
+        retry: whether asking again at once may help.
+        retry_after: seconds that the server asks to wait first, or None.
+    """
+
+    default_code = "unreachable"
+
+    def __init__(self, message: str, *, code: str = "", retry: bool = True, retry_after: float | None = None) -> None:
+        super().__init__(message, code=code)
+        self.retry = retry
+        self.retry_after = retry_after
 
 
 class LoraFileError(LoraServiceError):

@@ -18,17 +18,17 @@ from lora_service.settings import MEBIBYTE, Settings
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def resolve_command(link: str, as_json: bool) -> None:
     """Show what would be fetched for LINK, without asking the network."""
-    source = resolve(link, allow_local=True)
-    url = source.link if source.site == "data" else source.url
+    remote = resolve(link, allow_local=True)
+    url = remote.link if remote.site == "data" else remote.url
     if as_json:
-        fields = {"site": source.site, "url": url, "headers": list(source.headers), "cache_key": source.cache_key}
+        fields = {"site": remote.site, "url": url, "headers": list(remote.headers), "cache_key": remote.cache_key}
         click.echo(json.dumps(fields, indent=2))
         return
-    click.echo(f"site       {source.site}")
+    click.echo(f"site       {remote.site}")
     click.echo(f"url        {url}")
-    click.echo(f"headers    {', '.join(source.headers) or '-'}")
-    click.echo(f"cache key  {source.cache_key}")
-    if source.catalogue is not Listing.NONE:
+    click.echo(f"headers    {', '.join(remote.headers) or '-'}")
+    click.echo(f"cache key  {remote.cache_key}")
+    if remote.listing is not Listing.NONE:
         click.echo("note       the url is a listing; the one LoRA in it is fetched")
 
 
@@ -42,9 +42,9 @@ def cache_ls() -> None:
     """List the downloaded LoRAs, the last used first."""
     cache = _cache()
     for entry in cache.entries():
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(cache.used(entry)))
+        last_used = time.strftime("%Y-%m-%d %H:%M", time.localtime(cache.last_used(entry)))
         private = " (with a token)" if entry.private else ""
-        click.echo(f"{used}  {entry.size / MEBIBYTE:8.1f} MiB  {entry.sha256[:12]}  {entry.link}{private}")
+        click.echo(f"{last_used}  {entry.size / MEBIBYTE:8.1f} MiB  {entry.sha256[:12]}  {entry.link}{private}")
     click.echo(f"{cache.size() / MEBIBYTE:.1f} MiB in {cache.folder}")
 
 

@@ -1,42 +1,18 @@
-"""What people paste -> a verified file, fetched as safely as a server must that fetches what strangers paste.
+"""Resolve pasted links, and fetch their files as safely as a server must that fetches what strangers paste.
 
-    resolve.py      text -> ``RemoteFile``, without network; ``sites/`` has the rules of each site
-    source.py       where a file is, and on what terms it is asked for
-    link.py         an http(s) link, taken apart
-    tokens.py       which token goes with a source
-    fetcher.py      ``RemoteFile`` -> a file: the cache for LoRAs, a folder for pictures
-    download.py     one file, whole: retries, resuming, caps, pages that come instead
-    transport.py    one GET: redirects, tokens
-    network.py      connections pinned to checked addresses
-    addresses.py    which addresses and ports are allowed
-    limits.py       how long and how much a fetch may take
-    watch.py        ends a fetch on time
-    cache.py        verified files on disk, shared by processes
-    partial.py      a file that is still being downloaded
-    verify.py       is it a LoRA's container?
-    names.py        file names that strangers choose, made harmless
-    recent.py       what was found out a short while ago
-    progress.py     a bar, or a line now and then
-    commands.py     ``resolve`` and ``cache``
+    resolve.py             pasted text -> ``RemoteFile``, without network
+    sites/                 the rules of each site: its hosts, its links, its pages and listings
+    remote_file.py         the file that a link means, and the terms on which it is requested
+    parsed_url.py          http(s) links, taken apart and redacted
+    auth.py                the token that goes with a request
+    fetcher.py             ``RemoteFile`` -> a checked LoRA in the cache, or a picture or zip in a folder
+    cache.py               verified LoRAs on disk, shared by processes; values in memory for some minutes
+    partial_file.py        a file while it is downloaded, and its safe name afterwards
+    http/download.py       one file, complete: retries, resumed ranges, size limits, pages that come instead
+    http/transport.py      one GET: redirects, tokens, errors
+    http/network.py        connections pinned to checked addresses
+    http/addresses.py      the addresses and ports that may be connected to
+    http/deadline.py       limits of time, size and number, and the thread that ends a fetch on time
 
 Importing the package imports no torch.
 """
-
-from lora_service.downloads.auth import check_one_host
-from lora_service.downloads.fetcher import Fetcher
-from lora_service.downloads.http.fetch_errors import FetchCancelled, ForbiddenAddressError, UnreachableError
-from lora_service.downloads.http.limits import DownloadLimits
-from lora_service.downloads.remote_file import RemoteFile
-from lora_service.downloads.resolve import resolve, split
-
-__all__ = [
-    "DownloadLimits",
-    "FetchCancelled",
-    "Fetcher",
-    "ForbiddenAddressError",
-    "RemoteFile",
-    "UnreachableError",
-    "check_one_host",
-    "resolve",
-    "split",
-]

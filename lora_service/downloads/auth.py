@@ -1,4 +1,4 @@
-"""Which token goes with a source, if any."""
+"""The token that goes with a request for a file, if any."""
 
 from __future__ import annotations
 
@@ -11,53 +11,60 @@ from lora_service.errors import LinkError
 from lora_service.settings import Settings
 
 
-def check_one_host(sources: Sequence[RemoteFile], given: str | None, settings: Settings) -> None:
+def check_one_host(remotes: Sequence[RemoteFile], api_token: str | None, settings: Settings) -> None:
     """Refuse a token that came with links of several hosts, because all of them would get it.
 
     Args:
-        sources: all that one request names.
-        given: the token that came with it, or None.
+        remotes: all files that one request names.
+        api_token: the token that came with the request, or None.
         settings: the service's own tokens.
 
     Raises:
         LinkError: more than one host would be sent the token.
     """
-    given = (given or "").strip()
+    api_token = (api_token or "").strip()
     hosts = {
-        ParsedUrl.parse(source.url).host for source in sources if given and choose(source, given, settings) == given
+        ParsedUrl.parse(remote.url).host
+        for remote in remotes
+        if api_token and select_token(remote, api_token, settings) == api_token
     }
     if len(hosts) > 1:
         raise LinkError(
-            f"The api_token would be sent to {' and '.join(sorted(hosts))}; give a token with links of one site only."
+            f"The api_token would be sent to {' and '.join(sorted(hosts))}; give a token with links of one site only.",
+            code="token_for_several_hosts",
+            field="api_token",
         )
 
 
-def choose(source: RemoteFile, given: str | None, settings: Settings) -> str:
-    """The token to send to a source's own host, or ''.
+def select_token(remote: RemoteFile, api_token: str | None, settings: Settings) -> str:
+    """Return the token to send to a file's own host, or ''.
 
-    One that came with the request wins over one in the link, and that over the settings'. A Hugging Face token
-    is told by its first letters, and goes nowhere else even when it came with another site's link.
+    One that came with the request has precedence over one in the link, and that over the settings'. A Hugging Face
+    token is recognised by its prefix, and goes nowhere else even when it came with another site's link.
 
     Args:
-        source: where the token would go.
-        given: what came with the request, or None.
+        remote: the file that is requested.
+        api_token: the token that came with the request, or None.
         settings: the service's own tokens.
 
     Raises:
         LinkError: the token holds characters that none has.
     """
-    if source.token is AuthScope.NONE:
+    if remote.auth_scope is AuthScope.NONE:
         return ""
-    given = (given or "").strip()
-    if given.startswith("hf_") and source.token is not AuthScope.HUGGING_FACE:
-        given = ""
-    own = {
+    api_token = (api_token or "").strip()
+    if api_token.startswith("hf_") and remote.auth_scope is not AuthScope.HUGGING_FACE:
+        api_token = ""
+    configured = {
         AuthScope.HUGGING_FACE: settings.hf_token.get_secret_value(),
         AuthScope.CIVITAI: settings.civitai_token.get_secret_value(),
     }
-    token = given or source.link_token or own.get(source.token, "").strip()
+    token = api_token or remote.link_token or configured.get(remote.auth_scope, "").strip()
     if token and not re.fullmatch(r"[\x21-\x7e]+", token):
         raise LinkError(
-            f"The token for {source.link!r} holds spaces or letters that no token has; copy it again (it is not shown)."
+            f"The token for {remote.link!r} holds spaces or letters that no token has; copy it again (it is not "
+            "quoted here).",
+            code="malformed_token",
+            field="api_token" if api_token else "",
         )
     return token

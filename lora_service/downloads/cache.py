@@ -1,13 +1,13 @@
-"""Verified files on disk, shared by all processes of a machine.
+"""Verified files on disk, shared by all processes of a machine, and values in memory that expire.
 
     objects/<sha256>.safetensors    whole, checked files, named by what is in them
-    entries/<cache key>.json        which object a source led to, and the server's word for its version
-    partial/<cache key>.part        what is being downloaded, and what a killed process left of it
+    entries/<cache key>.json        the object that a link led to, and the validators of its version
+    partial/<cache key>.part        downloads in progress, and those of killed processes
     locks/                          one per entry, held while it is fetched, and one for the folder
 
-Everything appears by a rename of something complete, so a process may be killed at any moment: what is left is
-at worst a partial file, which the next download goes on with or begins again. Locks are the kernel's and end
-with their process.
+Everything appears by a rename of something complete, so a process may be killed at any moment: at worst it
+leaves a partial file, which the next download resumes or begins again. Locks are the kernel's and end with their
+process.
 """
 
 from __future__ import annotations
@@ -15,32 +15,36 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from filelock import FileLock, Timeout
 
-from lora_service.downloads.http.partial import PartialFile
-from lora_service.downloads.verify import sha256_of
+from lora_service.downloads.partial_file import PartialFile
 
-_ABANDONED = 24 * 3600.0
-"""Seconds after which a partial file that nobody works on is thrown away."""
+_MAX_PARTIAL_AGE = 24 * 3600.0
+"""Seconds after which a partial file that no process holds the lock of is removed."""
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class CachedFile:
-    """What a source led to.
+    """The entry of a link: the object that it led to.
 
     Attributes:
-        key: the source's cache key.
-        link: the link as messages may quote it.
-        sha256: names the object.
+        key: the remote file's cache key.
+        link: the link, redacted.
+        sha256: the object's SHA-256 and name.
         size: in bytes.
-        etag, last_modified: the server's word for this version, or ''.
-        private: whether a token opened it; then it is given to nobody without asking the server again.
-        checked: when the server last said that this is the newest, in seconds since 1970.
+        etag, last_modified: the validators of this version, or ''.
+        private: whether a token opened it; then nobody gets it without asking the server again.
+        checked: time of the server's last answer that this is the newest version, in seconds since 1970.
     """
 
     key: str
@@ -54,11 +58,11 @@ class CachedFile:
 
 
 class Cache:
-    """The folder, and what may be kept in it.
+    """A folder of verified files, bounded in size; the least recently used are removed first.
 
     Args:
         folder: made when it is needed.
-        max_bytes: the objects' size in all; the least recently used go when it is exceeded.
+        max_bytes: the objects' size in all.
         grace: seconds for which a used object is kept whatever its size, so that it can be opened.
     """
 
@@ -69,89 +73,92 @@ class Cache:
         self._partial, self._locks = folder / "partial", folder / "locks"
 
     def lock(self, key: str) -> FileLock:
-        """The lock to hold while an entry is fetched; a new object each time, so that threads exclude each other."""
+        """Return the lock to hold while an entry is fetched; a new object each time, so that it excludes threads."""
         self._locks.mkdir(parents=True, exist_ok=True)
         return FileLock(self._locks / f"{key}.lock")
 
     def partial(self, key: str) -> PartialFile:
-        """What is there of an entry that is being fetched; hold its lock."""
+        """Return the partial file of an entry; the caller holds the entry's lock."""
         self._partial.mkdir(parents=True, exist_ok=True)
         return PartialFile(self._partial / f"{key}.part")
 
     def find(self, key: str) -> CachedFile | None:
-        """The entry of a source when its object is there and whole."""
+        """Return an entry when its object is there and complete."""
         entry = self._read(self._entries / f"{key}.json")
-        return entry if entry and self._is_whole(entry) else None
+        return entry if entry and self._is_complete(entry) else None
 
     def use(self, entry: CachedFile) -> Path | None:
-        """The object's path, marked as used just now; None when it was thrown out meanwhile."""
-        with self._changing():
-            if not self._is_whole(entry):
+        """Mark the object as used just now, and return its path; None when it was removed meanwhile."""
+        with self._folder_locked():
+            if not self._is_complete(entry):
                 return None
-            path = self._object(entry.sha256)
+            path = self._object_path(entry.sha256)
             os.utime(path)
             return path
 
     def store(self, entry: CachedFile, partial: PartialFile) -> Path:
-        """Keep a checked file; ``sha256`` and ``size`` of the entry are filled in. Hold the entry's lock."""
-        entry = replace(entry, sha256=sha256_of(partial.path), size=partial.size)
-        path = self._object(entry.sha256)
+        """Move a verified file into the cache, and return its path; the caller holds the entry's lock.
+
+        ``sha256`` and ``size`` of the entry are filled in.
+        """
+        entry = replace(entry, sha256=partial.sha256(), size=partial.size)
+        path = self._object_path(entry.sha256)
         self._objects.mkdir(parents=True, exist_ok=True)
         partial.sync()
-        with self._changing():
+        with self._folder_locked():
             partial.move_to(path)
             os.utime(path)
             self._write(entry)
-            self._make_room()
+            self._evict()
         return path
 
-    def renew(self, entry: CachedFile, *, private: bool) -> None:
-        """Note that the server has just confirmed an entry, and whether it wanted a token for that."""
-        with self._changing():
+    def revalidate(self, entry: CachedFile, *, private: bool) -> None:
+        """Record that the server has just confirmed an entry, and whether it required a token for that."""
+        with self._folder_locked():
             self._write(replace(entry, checked=time.time(), private=private))
 
     def entries(self) -> list[CachedFile]:
-        """All whole entries, the last used first."""
-        found = [self._read(path) for path in sorted(self._entries.glob("*.json"))]
-        whole = [entry for entry in found if entry and self._is_whole(entry)]
-        return sorted(whole, key=self.used, reverse=True)
+        """Return all complete entries, the last used first."""
+        entries = [self._read(path) for path in sorted(self._entries.glob("*.json"))]
+        complete = [entry for entry in entries if entry and self._is_complete(entry)]
+        return sorted(complete, key=self.last_used, reverse=True)
 
-    def used(self, entry: CachedFile) -> float:
-        """When an entry's object was last used, in seconds since 1970."""
+    def last_used(self, entry: CachedFile) -> float:
+        """Return the time of an object's last use, in seconds since 1970."""
         try:
-            return self._object(entry.sha256).stat().st_mtime
+            return self._object_path(entry.sha256).stat().st_mtime
         except FileNotFoundError:
             return 0.0
 
     def size(self) -> int:
-        """Bytes of all objects."""
+        """Return the bytes of all objects."""
         return sum(path.stat().st_size for path in self._objects.glob("*.safetensors"))
 
     def clear(self) -> int:
-        """Throw out everything that nobody is fetching just now; the number of files that went."""
-        with self._changing():
-            gone = list(self._objects.glob("*.safetensors"))
-            for path in (*self._entries.glob("*"), *gone):
+        """Remove everything but the downloads in progress, and return the number of removed files."""
+        with self._folder_locked():
+            objects = list(self._objects.glob("*.safetensors"))
+            for path in (*self._entries.glob("*"), *objects):
                 path.unlink(missing_ok=True)
-            self._sweep(older_than=0.0)
-        return len(gone)
+            self._remove_partials(older_than=0.0)
+        return len(objects)
 
-    def _make_room(self) -> None:
-        """Throw out the least recently used objects until the rest fits; hold the folder's lock."""
+    def _evict(self) -> None:
+        """Remove the least recently used objects until the rest fits; the caller holds the folder's lock."""
         objects = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self._objects.iterdir())
         excess = sum(size for _, size, _ in objects) - self._max_bytes
-        for used, size, path in objects[:-1]:  # never the one that was just stored
-            if excess <= 0 or time.time() - used < self._grace:
+        for last_used, size, path in objects[:-1]:  # never the one that was just stored
+            if excess <= 0 or time.time() - last_used < self._grace:
                 break
             path.unlink()
             excess -= size
         for path in self._entries.glob("*.json"):
             entry = self._read(path)
-            if entry is None or not self._is_whole(entry):
+            if entry is None or not self._is_complete(entry):
                 path.unlink(missing_ok=True)
-        self._sweep(_ABANDONED)
+        self._remove_partials(_MAX_PARTIAL_AGE)
 
-    def _sweep(self, older_than: float) -> None:
+    def _remove_partials(self, older_than: float) -> None:
         for path in self._partial.glob("*.part"):
             if time.time() - path.stat().st_mtime < older_than:
                 continue
@@ -159,17 +166,17 @@ class Cache:
                 PartialFile(path).discard()
 
     @contextlib.contextmanager
-    def _changing(self) -> Iterator[None]:
+    def _folder_locked(self) -> Iterator[None]:
         """Hold the folder's lock, for as long as a few file names change."""
         with self.lock("cache"):
             yield
 
-    def _object(self, sha256: str) -> Path:
+    def _object_path(self, sha256: str) -> Path:
         return self._objects / f"{sha256}.safetensors"
 
-    def _is_whole(self, entry: CachedFile) -> bool:
+    def _is_complete(self, entry: CachedFile) -> bool:
         try:
-            return self._object(entry.sha256).stat().st_size == entry.size
+            return self._object_path(entry.sha256).stat().st_size == entry.size
         except FileNotFoundError:
             return False
 
@@ -184,4 +191,36 @@ class Cache:
         try:
             return CachedFile(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError):
-            return None  # none yet, or of another version of this program: fetched again, and written over
+            return None  # none yet, or of another version of this program: fetched again, and overwritten
+
+
+class TtlCache(Generic[Key, Value]):
+    """A dictionary whose values expire; safe to share between threads.
+
+    Not ``cachetools.TTLCache``: that would need a lock around it too, and a new dependency to save ten lines.
+
+    Args:
+        seconds: the age at which a value expires.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._items: dict[Key, tuple[float, Value]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: Key) -> Value | None:
+        """Return the value, or None when there is none or it has expired."""
+        with self._lock:
+            self._expire()
+            item = self._items.get(key)
+        return item[1] if item else None
+
+    def put(self, key: Key, value: Value) -> None:
+        """Store a value; its age counts from now."""
+        with self._lock:
+            self._expire()
+            self._items[key] = time.monotonic(), value
+
+    def _expire(self) -> None:
+        oldest = time.monotonic() - self._seconds
+        self._items = {key: item for key, item in self._items.items() if item[0] > oldest}

@@ -1,4 +1,4 @@
-"""A pasted link -> a verified file. This is what the rest of the service calls."""
+"""Fetch a ``RemoteFile``: a LoRA into the cache, a picture or zip into a folder."""
 
 from __future__ import annotations
 
@@ -7,40 +7,41 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from filelock import Timeout
 
-from lora_service.downloads import auth, file_names, sites
-from lora_service.downloads.cache import Cache, CachedFile
+from lora_service.downloads.auth import select_token
+from lora_service.downloads.cache import Cache, CachedFile, TtlCache
 from lora_service.downloads.http.addresses import AddressPolicy
-from lora_service.downloads.http.deadline import Deadline
-from lora_service.downloads.http.download import Download, DownloadJob, Fetched, OnBytes, Validators
-from lora_service.downloads.http.fetch_errors import UnreachableError
-from lora_service.downloads.http.limits import DownloadLimits
+from lora_service.downloads.http.deadline import Deadline, DownloadLimits
+from lora_service.downloads.http.download import Download, DownloadJob, DownloadResult, Validators
 from lora_service.downloads.http.network import Network
-from lora_service.downloads.http.partial import PartialFile
 from lora_service.downloads.http.transport import Transport
-from lora_service.downloads.http.ttl_cache import TtlCache
+from lora_service.downloads.partial_file import PartialFile, safe_file_name
 from lora_service.downloads.remote_file import Listing, RemoteFile
-from lora_service.downloads.resolve import data_bytes, resolve
-from lora_service.downloads.verify import check_safetensors, check_start, sha256_of
-from lora_service.errors import LinkError
+from lora_service.downloads.sites import direct_links, site_registry
+from lora_service.errors import LinkError, LoraFileError, UnreachableError
+from lora_service.lora.safetensors_header import MAX_HEADER_BYTES, read_header
 from lora_service.settings import Settings
 
 _log = logging.getLogger(__name__)
+
 _LOCK_POLL = 0.2
+"""Seconds between two attempts to get an entry's lock."""
+_HEADER_LENGTH_BYTES = 8
+_GIT_LFS_MAGIC = b"version https://git-lfs"
 
 
 class Fetcher:
-    """Fetches links through the guard and keeps what it fetched; safe to share between threads.
+    """Fetches files through the guarded network, and caches LoRAs; safe to share between threads.
 
     Args:
-        settings: the cache's place and size, what is allowed, the service's own tokens.
-        network: how names become connections; None: the system's way, guarded by the settings.
-        limits: how long a fetch may take.
+        settings: the cache's folder and size, the allowed addresses, the service's own tokens.
+        network: the way from names to connections; None: the system's, guarded by the settings.
+        limits: limits of each fetch.
     """
 
     def __init__(
@@ -49,120 +50,101 @@ class Fetcher:
         self._settings = settings
         self._limits = limits or DownloadLimits()
         self._transport = Transport(network or Network(AddressPolicy(settings.allow_private_addresses)), self._limits)
-        self._chosen: TtlCache[tuple[str, str], RemoteFile] = TtlCache(self._limits.fresh)
-        self._granted: TtlCache[tuple[str, str], bool] = TtlCache(self._limits.fresh)
+        self._selected: TtlCache[tuple[str, str], RemoteFile] = TtlCache(self._limits.max_age)
+        self._authorized: TtlCache[tuple[str, str], bool] = TtlCache(self._limits.max_age)
         self.cache = Cache(settings.lora_cache, settings.lora_cache_max_bytes)
 
-    def fetch(
-        self,
-        source: RemoteFile | str,
-        *,
-        token: str | None = None,
-        on_progress: OnBytes | None = None,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> Path:
-        """The LoRA that a link leads to, as a checked file in the cache.
+    def fetch(self, remote: RemoteFile, *, token: str | None = None) -> Path:
+        """Return the path of a LoRA in the cache; it is downloaded, or revalidated, where needed.
+
+        An exception in this thread, such as a cancelled job raises, ends the fetch and leaves the cache usable.
 
         Args:
-            source: a link, or what ``resolve`` made of it; a ``local`` one is given back as it is.
+            remote: the file; of a ``local`` one the path is returned as it is.
             token: the ``api_token`` input; it goes to the link's own host only.
-            on_progress: called with the bytes so far and in all (None where unknown).
-            should_stop: asked ten times a second, from another thread too; when it is true, the fetch ends
-                within a second. An exception in this thread ends it as well.
 
         Raises:
             LinkError: the link leads to nothing that is a LoRA, or nowhere.
-            ForbiddenAddressError: it leads where the service may not go.
+            ForbiddenAddressError: it leads where the service may not connect.
             UnreachableError: the server does not answer now.
-            FetchCancelled: ``should_stop`` became true.
         """
-        source = resolve(source) if isinstance(source, str) else source
-        if source.site == "local":
-            return source.path
-        bearer = auth.choose(source, token, self._settings)
-        with Deadline(self._limits.total, should_stop) as watch:
-            job = self._with_file(DownloadJob(source, bearer, watch, on_progress))
-            fresh = self._fresh(job)
+        if remote.site == "local":
+            return remote.local_path
+        bearer = select_token(remote, token, self._settings)
+        with Deadline(self._limits.total_timeout) as deadline:
+            job = self._select_from_listing(DownloadJob(remote, bearer, deadline))
+            fresh = self._fresh_copy(job)
             if fresh:
                 return fresh
-            with self._locked(job):
-                return self._fresh(job) or self._refreshed(job)
+            with self._entry_locked(job):
+                return self._fresh_copy(job) or self._revalidated_copy(job)
 
-    def download(
-        self,
-        source: RemoteFile | str,
-        folder: Path,
-        *,
-        token: str | None = None,
-        max_bytes: int | None = None,
-        on_progress: OnBytes | None = None,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> Path:
-        """A picture or archive that a link leads to, as a new file in a folder; it is not kept in the cache.
+    def download(self, remote: RemoteFile, folder: Path, *, max_bytes: int | None = None) -> Path:
+        """Return the path of a picture or archive as a new file in a folder; it is not cached.
 
         Args:
-            source: a link to one file, or what ``resolve`` made of it; a ``local`` one is given back as it is.
-            folder: where the file goes, under the name that the server or the link gives it.
-            token, on_progress, should_stop: as for ``fetch``.
+            remote: the file; of a ``local`` one the path is returned as it is.
+            folder: receives the file, under the name that the server or the link gives it, made safe.
             max_bytes: most that is fetched; None: ``MAX_ZIP_BYTES``.
 
         Raises:
-            LinkError, ForbiddenAddressError, UnreachableError, FetchCancelled: as ``fetch``.
+            LinkError, ForbiddenAddressError, UnreachableError: as ``fetch``.
         """
-        source = resolve(source) if isinstance(source, str) else source
-        if source.site == "local":
-            return source.path
-        if source.catalogue is not Listing.NONE:
-            raise LinkError(f"The link {source.link!r} names a model; paste the link of one picture or zip.")
-        bearer = auth.choose(source, token, self._settings)
-        most = self._settings.max_zip_bytes if max_bytes is None else max_bytes
+        if remote.site == "local":
+            return remote.local_path
+        if remote.listing is not Listing.NONE:
+            raise LinkError(
+                f"The link {remote.link!r} names a model; paste the link of one picture or zip.", code="model_link"
+            )
+        bearer = select_token(remote, None, self._settings)
+        max_bytes = self._settings.max_zip_bytes if max_bytes is None else max_bytes
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as unfinished:
-            partial = PartialFile(Path(unfinished) / "file.part")
-            with Deadline(self._limits.total, should_stop) as watch:
-                fetched = self._get(DownloadJob(source, bearer, watch, on_progress), partial, most)
-            _check_hash(source, fetched, partial)
-            target = file_names.reserve(folder, file_names.harmless(fetched.name, fetched.content_type))
-            partial.move_to(target)
-        return target
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
+            partial = PartialFile(Path(temporary) / "file.part")
+            with Deadline(self._limits.total_timeout) as deadline:
+                result = self._download(DownloadJob(remote, bearer, deadline), partial, max_bytes)
+            _check_sha256(remote, result, partial)
+            return partial.move_into(folder, safe_file_name(result.name, result.content_type))
 
-    def _with_file(self, job: DownloadJob) -> DownloadJob:
-        """The job itself, or the same for the one file of the listing that its source names."""
-        if job.source.catalogue is Listing.NONE:
+    def _select_from_listing(self, job: DownloadJob) -> DownloadJob:
+        """Return the job itself, or one for the only file of the listing that it names."""
+        remote, key = job.remote, (job.remote.cache_key, job.token)
+        if remote.listing is Listing.NONE:
             return job
-        known = self._chosen.get((job.key, job.token))
-        if known:
-            return replace(job, source=known)
+        selected = self._selected.get(key)
+        if selected:
+            return replace(job, remote=selected)
         with tempfile.TemporaryDirectory() as folder:
             partial = PartialFile(Path(folder) / "listing.part")
-            self._get(replace(job, on_progress=None), partial, self._limits.page_bytes)
+            self._download(job, partial, self._limits.max_page_bytes)
             try:
                 listing = json.loads(partial.path.read_bytes())
             except (ValueError, RecursionError) as error:
                 raise LinkError(
-                    f"The site's listing of {job.source.link!r} cannot be read; paste the link of the file itself."
+                    f"The site's listing of {remote.link!r} cannot be read; paste the link of the file itself.",
+                    code="unreadable_listing",
                 ) from error
-        chosen = sites.choose(job.source, listing)
-        self._chosen.put((job.key, job.token), chosen)
-        return replace(job, source=chosen)
+        selected = site_registry.select_file(remote, listing)
+        self._selected.put(key, selected)
+        return replace(job, remote=selected)
 
-    def _fresh(self, job: DownloadJob) -> Path | None:
-        """The cached file, when the server need not be asked about it."""
-        entry = self.cache.find(job.key)
+    def _fresh_copy(self, job: DownloadJob) -> Path | None:
+        """Return the path of the cached file when the server need not be asked about it."""
+        entry = self.cache.find(job.remote.cache_key)
         if entry is None:
             return None
         if entry.private:
-            is_fresh = self._granted.get((job.key, job.token)) is not None
+            is_fresh = self._authorized.get((entry.key, job.token)) is not None
         else:
-            is_fresh = 0 <= time.time() - entry.checked < self._limits.fresh
+            is_fresh = 0 <= time.time() - entry.checked < self._limits.max_age
         return self.cache.use(entry) if is_fresh else None
 
     @contextlib.contextmanager
-    def _locked(self, job: DownloadJob) -> Iterator[None]:
-        """Hold the entry's lock; others who want the same link wait here, and can be stopped meanwhile."""
-        lock = self.cache.lock(job.key)
+    def _entry_locked(self, job: DownloadJob) -> Iterator[None]:
+        """Hold the entry's lock; other fetches of the same file wait here, until their deadline."""
+        lock = self.cache.lock(job.remote.cache_key)
         while not lock.is_locked:
-            job.watch.check()
+            job.deadline.check()
             with contextlib.suppress(Timeout):
                 lock.acquire(timeout=_LOCK_POLL)
         try:
@@ -170,79 +152,120 @@ class Fetcher:
         finally:
             lock.release()
 
-    def _refreshed(self, job: DownloadJob) -> Path:
-        """The newest version: the cached one if the server says so, else a new download. Hold the lock."""
-        entry = self.cache.find(job.key)
-        known = Validators(entry.etag, entry.last_modified) if entry else Validators()
-        partial = self.cache.partial(job.key)
+    def _revalidated_copy(self, job: DownloadJob) -> Path:
+        """Return the newest version: the cached one if the server confirms it, else a new download.
+
+        The caller holds the entry's lock.
+        """
+        key = job.remote.cache_key
+        entry = self.cache.find(key)
+        validators = Validators(entry.etag, entry.last_modified) if entry else Validators()
+        partial = self.cache.partial(key)
         try:
-            fetched = self._get(job, partial, self._settings.max_download_bytes, known, is_lora=True)
+            result = self._download(job, partial, self._settings.max_download_bytes, validators, is_lora=True)
         except UnreachableError as error:
             path = self.cache.use(entry) if entry and not entry.private else None
             if path is None:
                 raise
             _log.warning("%s The copy in the cache is used.", error)
             return path
-        if fetched.unchanged and entry:
-            self.cache.renew(entry, private=entry.private and bool(job.token))
-            path = self.cache.use(entry) or self._refreshed(job)
+        if result.unchanged and entry:
+            self.cache.revalidate(entry, private=entry.private and bool(job.token))
+            path = self.cache.use(entry) or self._revalidated_copy(job)
         else:
-            path = self._store(job, fetched, partial)
+            path = self._store(job, result, partial)
         if job.token:
-            self._granted.put((job.key, job.token), True)
+            self._authorized.put((key, job.token), True)
         return path
 
-    def _store(self, job: DownloadJob, fetched: Fetched, partial: PartialFile) -> Path:
+    def _store(self, job: DownloadJob, result: DownloadResult, partial: PartialFile) -> Path:
         try:
-            _check_hash(job.source, fetched, partial)
-            check_safetensors(partial.path, job.source)
+            _check_sha256(job.remote, result, partial)
+            _check_safetensors(job.remote, partial)
         except LinkError:
             partial.discard()
             raise
         entry = CachedFile(
-            key=job.key,
-            link=job.source.link,
+            key=job.remote.cache_key,
+            link=job.remote.link,
             sha256="",
             size=0,
-            etag=fetched.etag,
-            last_modified=fetched.last_modified,
+            etag=result.etag,
+            last_modified=result.last_modified,
             private=bool(job.token),
             checked=time.time(),
         )
         return self.cache.store(entry, partial)
 
-    def _get(
+    def _download(
         self,
         job: DownloadJob,
         partial: PartialFile,
         max_bytes: int,
-        known: Validators | None = None,
+        validators: Validators | None = None,
         *,
         is_lora: bool = False,
-    ) -> Fetched:
-        if job.source.site == "data":
-            return _unpack(job.source, partial, max_bytes)
+    ) -> DownloadResult:
+        if job.remote.site == "data":
+            return _decode(job.remote, partial, max_bytes)
         return Download(
             job=job,
-            into=partial,
+            partial=partial,
             transport=self._transport,
             max_bytes=max_bytes,
-            known=known or Validators(),
-            look=(lambda: check_start(partial.path, job.source)) if is_lora else None,
+            validators=validators or Validators(),
+            inspect_head=(lambda: _inspect_head(job.remote, partial)) if is_lora else None,
         ).run()
 
 
-def _unpack(source: RemoteFile, partial: PartialFile, max_bytes: int) -> Fetched:
-    data = data_bytes(source)
+def _decode(remote: RemoteFile, partial: PartialFile, max_bytes: int) -> DownloadResult:
+    media_type, data = direct_links.decode_data_uri(remote)
     if len(data) > max_bytes:
-        raise LinkError(f"The data URI {source.link!r} holds {len(data)} bytes, and at most {max_bytes} are taken.")
-    partial.path.write_bytes(data)
-    return Fetched(name="data", content_type=source.url[len("data:") :].partition(",")[0].partition(";")[0])
-
-
-def _check_hash(source: RemoteFile, fetched: Fetched, partial: PartialFile) -> None:
-    if fetched.sha256 and sha256_of(partial.path) != fetched.sha256:
         raise LinkError(
-            f"What the link {source.link!r} leads to is not the file that was announced: its SHA-256 differs from "
-            f"{fetched.sha256[:12]}…; try again, or copy the link again."
+            f"The data URI {remote.link!r} holds {len(data)} bytes, and at most {max_bytes} are taken.",
+            code="too_large",
+        )
+    partial.path.write_bytes(data)
+    return DownloadResult(name="data", content_type=media_type)
+
+
+def _inspect_head(remote: RemoteFile, partial: PartialFile) -> None:
+    """Refuse a file by its first bytes; one that may still become a safetensors file passes.
+
+    Raises:
+        LinkError: it begins as a file of another kind.
+    """
+    with partial.path.open("rb") as file:
+        header_length = int.from_bytes(file.read(_HEADER_LENGTH_BYTES), "little")
+    # Text, zips, pickles and pictures all begin with bytes that read as a huge length.
+    if header_length > MAX_HEADER_BYTES:
+        _check_safetensors(remote, partial)
+
+
+def _check_safetensors(remote: RemoteFile, partial: PartialFile) -> None:
+    """Read a file's header, and check that all tensors lie inside the file.
+
+    Raises:
+        LinkError: it is a web page, a Git LFS pointer, a pickle, cut off, or anything else.
+    """
+    with partial.path.open("rb") as file:
+        if file.read(len(_GIT_LFS_MAGIC)) == _GIT_LFS_MAGIC:
+            raise LinkError(
+                f"The link {remote.link!r} leads to a Git LFS pointer and not to the file itself; "
+                f"{direct_links.git_lfs_hint(remote)}.",
+                code="git_lfs_pointer",
+            )
+    try:
+        read_header(partial.path)
+    except LoraFileError as error:
+        problem = str(error).removeprefix(partial.path.name).strip()
+        raise LinkError(f"What the link {remote.link!r} leads to {problem}", code="not_a_lora") from error
+
+
+def _check_sha256(remote: RemoteFile, result: DownloadResult, partial: PartialFile) -> None:
+    if result.sha256 and partial.sha256() != result.sha256:
+        raise LinkError(
+            f"What the link {remote.link!r} leads to is not the file that was announced: its SHA-256 differs from "
+            f"{result.sha256[:12]}…; try again, or copy the link again.",
+            code="hash_mismatch",
         )

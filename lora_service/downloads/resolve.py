@@ -1,29 +1,25 @@
-"""What people paste -> what to fetch. Nothing here asks the network."""
+"""Resolve what people paste to the file that is to be fetched. Nothing here asks the network."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import re
 from pathlib import Path
-from urllib.parse import unquote_to_bytes
 
-from lora_service.downloads import sites
 from lora_service.downloads.parsed_url import ParsedUrl, redact
 from lora_service.downloads.remote_file import RemoteFile
-from lora_service.downloads.sites import civitai, hugging_face
+from lora_service.downloads.sites import civitai, hugging_face, site_registry
+from lora_service.downloads.sites.direct_links import parse_data_uri
 from lora_service.errors import LinkError
 
-_WHAT_WORKS = (
+_ACCEPTED_LINKS = (
     "paste a link of Google Drive, Hugging Face, Civitai, Dropbox or GitHub, owner/name on Hugging Face, "
     "or any https:// link to a .safetensors file"
 )
-_DATA = re.compile(r"data:[^,]*?(;base64)?,(.*)", re.DOTALL | re.IGNORECASE)
 
 
 def resolve(text: str, *, allow_local: bool = False) -> RemoteFile:
-    """Where the file is that a pasted link means.
+    """Return the file that a pasted link means.
 
     Args:
         text: a link, ``owner/name`` on Hugging Face, a data URI, or a path.
@@ -32,34 +28,34 @@ def resolve(text: str, *, allow_local: bool = False) -> RemoteFile:
     Raises:
         LinkError: it means no single file; the message says what to paste instead.
     """
-    text = _unwrapped(text)
+    text = _strip_wrapping(text)
     if not text:
-        raise LinkError(f"The link is empty; {_WHAT_WORKS}.")
+        raise LinkError(f"The link is empty; {_ACCEPTED_LINKS}.", code="empty_link")
     if text[:5].lower() == "data:":
-        return _data(text)
-    if allow_local and (local := _local(text)):
+        return parse_data_uri(text)
+    if allow_local and (local := _resolve_path(text)):
         return local
+    if urn := civitai.parse_urn(text):
+        return urn
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", text)
-    named = civitai.from_urn(text)
-    if named:
-        return named
     if scheme and scheme.group(1).lower() in ("http", "https"):
-        return sites.parse(_link(text))
+        return site_registry.parse(_parse_link(text))
     if scheme and not re.match(r"[^/:]+\.[^/:]+:\d+(/|$)", text):
         raise LinkError(
-            f"The link {redact(text)!r} begins with {scheme.group(1)}:, which is not fetched; {_WHAT_WORKS}."
+            f"The link {redact(text)!r} begins with {scheme.group(1)}:, which is not fetched; {_ACCEPTED_LINKS}.",
+            code="unsupported_scheme",
         )
     host = re.split(r"[/:]", text, maxsplit=1)[0].lower()
-    if host in sites.PARSERS or ("." in host.strip(".") and "/" in text):
-        return sites.parse(_link(f"https://{text}"))
-    source = hugging_face.from_name(text)
-    if source is None:
-        raise LinkError(f"{redact(text)!r} is no link; {_WHAT_WORKS}.")
-    return source
+    if host in site_registry.PARSERS or ("." in host.strip(".") and "/" in text):
+        return site_registry.parse(_parse_link(f"https://{text}"))
+    repository = hugging_face.parse_name(text)
+    if repository is None:
+        raise LinkError(f"{redact(text)!r} is no link; {_ACCEPTED_LINKS}.", code="not_a_link")
+    return repository
 
 
 def split(text: str) -> tuple[str, ...]:
-    """The links of one input: a JSON list, or one per line, or split by ``|``; empty ones are left out.
+    """Return the links of one input: a JSON list, or one per line, or split by ``|``; empty ones are left out.
 
     Raises:
         LinkError: it begins as a JSON list and is none of strings.
@@ -70,58 +66,44 @@ def split(text: str) -> tuple[str, ...]:
     try:
         links = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise LinkError('The links begin with "[" but are no JSON list; put one link per line instead.') from error
+        raise LinkError(
+            'The links begin with "[" but are no JSON list; put one link per line instead.', code="malformed_list"
+        ) from error
     if not isinstance(links, list) or not all(isinstance(link, str) for link in links):
-        raise LinkError("The links are a JSON list of other things than strings; put one link per line instead.")
+        raise LinkError(
+            "The links are a JSON list of other things than strings; put one link per line instead.",
+            code="malformed_list",
+        )
     return tuple(link.strip() for link in links if link.strip())
 
 
-def data_bytes(source: RemoteFile) -> bytes:
-    """What a data URI holds.
-
-    Raises:
-        LinkError: it is not valid base64, or no data URI.
-    """
-    found = _DATA.fullmatch(source.url)
-    if not found:
-        raise LinkError(f"The link {source.link!r} is no data URI; it must look like data:;base64,….")
-    raw = unquote_to_bytes(found.group(2))
-    if not found.group(1):
-        return raw
+def _resolve_path(text: str) -> RemoteFile | None:
+    """Resolve a path of this machine: an existing file, or text that can be nothing but a path; else None."""
     try:
-        return base64.b64decode(re.sub(rb"\s+", b"", raw), validate=True)
-    except binascii.Error as error:
-        raise LinkError(f"The data URI {source.link!r} is not valid base64; make it again.") from error
-
-
-def _data(text: str) -> RemoteFile:
-    source = RemoteFile("data", text, redact(text))
-    data_bytes(source)
-    return source
-
-
-def _local(text: str) -> RemoteFile | None:
-    """A path, when a file is there or nothing but a path can be meant."""
-    path = Path(text).expanduser()
-    if path.is_file():
+        path = Path(text).expanduser()
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (OSError, RuntimeError):  # longer than a path may be, or the home of an unknown user
+        is_file = is_folder = False
+    if is_file:
         return RemoteFile("local", str(path), str(path))
-    if path.is_dir():
-        raise LinkError(f"{text!r} is a folder; give a .safetensors file in it.")
+    if is_folder:
+        raise LinkError(f"{text!r} is a folder; give a .safetensors file in it.", code="folder_link")
     if text.startswith(("/", "./", "../", "~")) or re.fullmatch(r"[^/:]+(/[^/:.]+)?\.safetensors", text):
-        raise LinkError(f"There is no file {text!r}; check the path.")
+        raise LinkError(f"There is no file {redact(text)!r}; check the path.", code="no_such_file")
     return None
 
 
-def _link(text: str) -> ParsedUrl:
+def _parse_link(text: str) -> ParsedUrl:
+    """Parse a link, or the one inside a redirect of Google's search and mail."""
     link = ParsedUrl.parse(text)
-    wrapped = link.parameter("q") or link.parameter("url")
-    if link.host in ("www.google.com", "google.com") and link.path == "/url" and wrapped.startswith("http"):
-        return ParsedUrl.parse(wrapped)
+    inner = link.parameter("q") or link.parameter("url")
+    if link.host in ("www.google.com", "google.com") and link.path == "/url" and inner.startswith("http"):
+        return ParsedUrl.parse(inner)
     return link
 
 
-def _unwrapped(text: str) -> str:
-    """The link without what mail programs, chats and editors put around it."""
+def _strip_wrapping(text: str) -> str:
+    """Return the link without what mail programs, chats and editors put around it."""
     text = text.strip(" \t\r\n\ufeff\u200b\u00a0")
     markdown = re.fullmatch(r"\[[^\]]*\]\((\S+)\)", text)
     text = markdown.group(1) if markdown else text

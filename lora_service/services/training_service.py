@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_service.downloads.fetcher import Fetcher
-from lora_service.downloads.resolve import split
+from lora_service.downloads.resolve import resolve, split
 from lora_service.errors import InputError
 from lora_service.services.model_service import Log, ModelService, RecordMetric, ignore_metric
 from lora_service.training.config import TrainConfig
@@ -107,7 +107,7 @@ class TrainingService(ModelService):
             return upload.file
         fetcher, left, files = Fetcher(self.settings), self.settings.max_zip_bytes, []
         for link in split(upload.links):
-            files.append(fetcher.download(link, folder, max_bytes=left))
+            files.append(fetcher.download(resolve(link), folder, max_bytes=left))
             left = max(1, left - files[-1].stat().st_size)  # the limit is one for all links together
         return files
 

@@ -1,4 +1,4 @@
-"""What the tests of links share."""
+"""Fixtures of the tests of downloads."""
 
 from __future__ import annotations
 

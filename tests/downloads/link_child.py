@@ -16,7 +16,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lora_service.downloads import Fetcher
+from lora_service.downloads.fetcher import Fetcher
+from lora_service.downloads.resolve import resolve
 from lora_service.settings import Settings
 from tests.downloads.link_fakes import QUICK, mapped_network
 
@@ -28,7 +29,7 @@ def main(port: str, certificates: str, cache: str, mode: str, link: str = "", co
     fetcher = Fetcher(Settings(lora_cache=Path(cache), lora_cache_max_bytes=MAX_BYTES), network, QUICK)
     if mode == "threads":
         with ThreadPoolExecutor(int(count)) as pool:
-            paths = set(pool.map(lambda _: fetcher.fetch(link), range(int(count))))
+            paths = set(pool.map(lambda _: fetcher.fetch(resolve(link)), range(int(count))))
         print(*paths)
         return
     while line := sys.stdin.readline():
@@ -36,7 +37,7 @@ def main(port: str, certificates: str, cache: str, mode: str, link: str = "", co
         if child == 0:
             link, step = line.split()
             kill_before(int(step), cache)
-            fetcher.fetch(link)
+            fetcher.fetch(resolve(link))
             os._exit(0)
         print(child, flush=True)
         sys.stdin.readline()  # not reaped before it was killed, so that its number cannot become another's

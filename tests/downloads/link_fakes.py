@@ -21,7 +21,7 @@ import trustme
 
 from lora_service.downloads.fetcher import Fetcher
 from lora_service.downloads.http.addresses import AddressPolicy
-from lora_service.downloads.http.limits import DownloadLimits
+from lora_service.downloads.http.deadline import DownloadLimits
 from lora_service.downloads.http.network import Network
 from lora_service.settings import Settings
 
@@ -39,7 +39,9 @@ NAMES = (
     "files.example.org",
     "other.example.org",
 )
-QUICK = DownloadLimits(address=5, connect=10, read=5, total=60, backoff=0.01, longest_wait=2)
+QUICK = DownloadLimits(
+    address_timeout=5, connect_timeout=10, read_timeout=5, total_timeout=60, backoff=0.01, max_retry_after=2
+)
 
 
 def safetensors(floats: int = 256, *, name: str = "lora.down", fill: int = 0) -> bytes:
@@ -167,7 +169,7 @@ class FakeSites:
         parts = urlsplit(url)
         self.route(parts.hostname or "", parts.path, lambda exchange: exchange.file(body, **headers))
 
-    def asked(self, host: str = "", path: str = "") -> list[Seen]:
+    def requests_to(self, host: str = "", path: str = "") -> list[Seen]:
         """The requests for a host and path that arrived."""
         return [seen for seen in self.requests if (not host or seen.host == host) and (not path or seen.path == path)]
 
@@ -200,11 +202,13 @@ class FakeSites:
 _MAPPED_NAMES = """
 import socket
 
-asked = socket.getaddrinfo
+getaddrinfo = socket.getaddrinfo
 
 
 def mapped(host, port, *more, **named):
-    return asked("127.0.0.1", {port}, *more, **named) if host in {names!r} else asked(host, port, *more, **named)
+    if host in {names!r}:
+        host, port = "127.0.0.1", {port}
+    return getaddrinfo(host, port, *more, **named)
 
 
 socket.getaddrinfo = mapped

@@ -1,4 +1,4 @@
-"""Many who want the same, and processes that are killed."""
+"""Fetches of one file by many threads and processes, and processes that are killed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from pathlib import Path
 import pytest
 import trustme
 
-from lora_service.downloads import Fetcher
+from lora_service.downloads.fetcher import Fetcher
+from lora_service.downloads.resolve import resolve
 from lora_service.lora.safetensors_header import read_header
 from tests.downloads.link_fakes import Exchange, FakeSites, safetensors
 
 LINK = "https://files.example.org/lora.safetensors"
+REMOTE = resolve(LINK)
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("LINK_KILLS", "10"))
 CHUNK = 16 * 1024
@@ -67,7 +69,7 @@ def test_twenty_threads_download_once(sites: FakeSites, fetcher: Fetcher) -> Non
     body = safetensors(100_000)
     sites.route("files.example.org", "/lora.safetensors", slowly(body, 0.5))  # type: ignore[arg-type]
     with ThreadPoolExecutor(20) as pool:
-        paths = set(pool.map(lambda _: fetcher.fetch(LINK), range(20)))
+        paths = set(pool.map(lambda _: fetcher.fetch(REMOTE), range(20)))
     assert [path.read_bytes() for path in paths] == [body]
     assert len(sites.requests) == 1
 
@@ -78,9 +80,9 @@ def test_four_processes_of_twenty_threads_download_once(authority: trustme.CA, t
     with FakeSites(authority) as sites:
         sites.route("files.example.org", "/lora.safetensors", slowly(body, 2.0))  # type: ignore[arg-type]
         children = [child(sites, tmp_path, "threads", LINK, "20") for _ in range(4)]
-        told = {process.communicate(timeout=60)[0].strip() for process in children}
+        paths = {process.communicate(timeout=60)[0].strip() for process in children}
         assert [process.returncode for process in children] == [0] * 4
-        assert [Path(path).read_bytes() for path in told] == [body]
+        assert [Path(path).read_bytes() for path in paths] == [body]
         assert len(sites.requests) == 1
 
 
@@ -98,7 +100,7 @@ def test_a_process_killed_at_any_moment_leaves_only_whole_files(authority: trust
             sites.route("files.example.org", f"/{number}.safetensors", slowly(body, 0.2))  # type: ignore[arg-type]
             finished += fetch_in_a_fork(spawner, link, kill_after=chance.uniform(0.0, 0.25))
             assert_only_whole_files(fetcher)
-            assert fetcher.fetch(link).read_bytes() == body
+            assert fetcher.fetch(resolve(link)).read_bytes() == body
         spawner.communicate(timeout=10)
         assert spawner.returncode == 0
         resumed = sum("Range" in seen.headers for seen in sites.requests)
@@ -121,7 +123,7 @@ def test_a_process_killed_before_any_of_its_steps_leaves_only_whole_files(
             finished = fetch_in_a_fork(spawner, LINK, step=step)
             fetcher = sites.fetcher(tmp_path / "cache")
             assert_only_whole_files(fetcher)
-            assert fetcher.fetch(LINK).read_bytes() == body
+            assert fetcher.fetch(REMOTE).read_bytes() == body
             fetcher.cache.clear()
             if finished:
                 break

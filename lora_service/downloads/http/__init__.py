@@ -1,1 +1,1 @@
-"""http."""
+"""HTTP downloads that cannot be led to private addresses; the package above lists the modules."""

@@ -1,4 +1,4 @@
-"""Which addresses a server that fetches what strangers paste may connect to.
+"""The addresses and ports that a server may connect to when it fetches what strangers paste.
 
 The tables name the ranges themselves instead of asking ``ipaddress`` alone, whose answers differ between
 Python's patch releases. Sources: the IANA special-purpose registries for IPv4 and IPv6 (RFC 6890 and after).
@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
-from lora_service.downloads.http.fetch_errors import ForbiddenAddressError
+from lora_service.errors import ForbiddenAddressError
 
-PORTS = frozenset({80, 443, 8080, 8443})
+WEB_PORTS = frozenset({80, 443, 8080, 8443})
 
 _IPV4_FORBIDDEN = tuple(
     map(
@@ -56,7 +56,7 @@ _IPV6_FORBIDDEN = tuple(
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is one of the public internet's; anything else, or unreadable, is not."""
+    """Return whether an address belongs to the public internet; unreadable ones do not."""
     try:
         parsed = ip_address(address)
     except ValueError:
@@ -79,26 +79,27 @@ def _is_public_v6(address: IPv6Address) -> bool:
 
 @dataclass(frozen=True)
 class AddressPolicy:
-    """What may be connected to.
+    """The rules for ports and addresses.
 
     Attributes:
-        allowed: ``host:port`` or ``host:*`` that may be fetched although private; a host is a name as the link
-            has it, or an address as it was resolved.
+        allowed: exceptions, as ``host:port`` or ``host:*``, that may be connected to although private; a host is a
+            name as the link has it, or an address as it was resolved.
     """
 
     allowed: tuple[str, ...] = ()
 
     def check_port(self, host: str, port: int) -> None:
-        """Refuse a port where no web server is expected.
+        """Refuse a port on which no web server is expected.
 
         Raises:
             ForbiddenAddressError: the port is neither common for the web nor listed.
         """
-        if port not in PORTS and not self._lists(host, port):
-            ports = ", ".join(map(str, sorted(PORTS)))
+        if port not in WEB_PORTS and not self._is_allowed(host, port):
+            ports = ", ".join(map(str, sorted(WEB_PORTS)))
             raise ForbiddenAddressError(
                 f"The link leads to port {port} of {host!r}, but only the ports {ports} are fetched from, "
-                "and what ALLOW_PRIVATE_ADDRESSES lists."
+                "and those that ALLOW_PRIVATE_ADDRESSES lists.",
+                code="forbidden_port",
             )
 
     def check_addresses(self, host: str, port: int, addresses: list[tuple[str, int]]) -> None:
@@ -107,20 +108,20 @@ class AddressPolicy:
         Args:
             host: the name in the link.
             port: the port in the link.
-            addresses: what the name resolved to, as address and port.
+            addresses: the addresses and ports that the name resolved to.
 
         Raises:
             ForbiddenAddressError: one of them is private and not listed.
         """
-        if self._lists(host, port):
+        if self._is_allowed(host, port):
             return
         for address, actual_port in addresses:
-            if not is_public(address) and not self._lists(address, actual_port):
+            if not is_public(address) and not self._is_allowed(address, actual_port):
                 raise ForbiddenAddressError(
                     f"The link leads to {host!r}, whose address {address} is not on the public internet; "
                     f"paste a public link, or have {host}:{port} listed in ALLOW_PRIVATE_ADDRESSES."
                 )
 
-    def _lists(self, host: str, port: int) -> bool:
+    def _is_allowed(self, host: str, port: int) -> bool:
         host = f"[{host}]" if ":" in host else host
         return any(entry.lower() in (f"{host}:{port}", f"{host}:*") for entry in self.allowed)

@@ -1,7 +1,7 @@
-"""Ending a fetch on time: when it takes too long altogether, or when the caller wants to stop.
+"""The limits of a fetch, and the thread that ends it when its time is up.
 
-A time-out per read does not end a server that sends a byte now and then, and a blocked read hears nothing of
-a cancellation. So a thread watches beside each fetch and shuts the socket down, which wakes the read at once.
+A time-out per read does not end a server that sends a byte now and then, and a blocked read hears of nothing else.
+So a thread beside each fetch shuts the socket down at the deadline, which wakes the read at once.
 """
 
 from __future__ import annotations
@@ -10,16 +10,49 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, Self
 
-from lora_service.downloads.http.fetch_errors import FetchCancelled, UnreachableError
+from lora_service.errors import UnreachableError
+from lora_service.settings import MEBIBYTE
 
 _TICK = 0.1
+"""Seconds between two looks at the clock."""
+
+
+@dataclass(frozen=True)
+class DownloadLimits:
+    """Limits of time (in seconds), number and size.
+
+    Attributes:
+        address_timeout: to connect to one address of a host.
+        connect_timeout: to look up the host, connect and agree on TLS, all addresses together.
+        read_timeout: without a single byte from the server.
+        total_timeout: for all of a fetch, also while another fetch of the same file holds the lock.
+        max_redirects: redirects of one request.
+        max_pages: pages that ask to confirm a download, one behind the other.
+        max_attempts: requests before a server that is busy or breaks off is given up.
+        backoff: before the second attempt; doubled for each after it.
+        max_retry_after: largest Retry-After that is waited for.
+        max_age: for which a cached file is used without asking the server for a newer one.
+        max_page_bytes: bytes of a listing that are read.
+    """
+
+    address_timeout: float = 5.0
+    connect_timeout: float = 15.0
+    read_timeout: float = 30.0
+    total_timeout: float = 1800.0
+    max_redirects: int = 8
+    max_pages: int = 3
+    max_attempts: int = 5
+    backoff: float = 0.5
+    max_retry_after: float = 60.0
+    max_age: float = 600.0
+    max_page_bytes: int = 8 * MEBIBYTE
 
 
 class Connectable(Protocol):
-    """What of an HTTP connection is needed to open and end it."""
+    """The part of an HTTP connection that is needed to open and end it."""
 
     sock: socket.socket | None
 
@@ -28,55 +61,55 @@ class Connectable(Protocol):
 
 
 class Deadline:
-    """Use as a context around one fetch.
+    """A context around one fetch.
 
     Args:
-        total: seconds that the whole fetch may take.
-        should_stop: asked ten times a second from another thread; must be quick and must not raise.
+        seconds: time for the whole fetch.
     """
 
-    def __init__(self, total: float, should_stop: Callable[[], bool] | None = None) -> None:
-        self._total = total
-        self._deadline = time.monotonic() + total
-        self._should_stop = should_stop or (lambda: False)
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._end = time.monotonic() + seconds
         self._socket: socket.socket | None = None
-        self._over = threading.Event()
+        self._finished = threading.Event()
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._keep, name="link-watch", daemon=True).start()
+        threading.Thread(target=self._shut_down_in_time, name="download-deadline", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._finished.set()
 
     def check(self) -> None:
         """End the fetch here if it has to end.
 
         Raises:
-            FetchCancelled: the caller asked to stop.
             UnreachableError: the time is up.
         """
-        if self._should_stop():
-            raise FetchCancelled("The download was cancelled.")
-        if time.monotonic() > self._deadline:
+        if time.monotonic() > self._end:
             raise UnreachableError(
-                f"The download took longer than {self._total:g} seconds and was ended; try again, or another place.",
+                f"The download took longer than {self._seconds:g} seconds and was ended; try again, or another place.",
+                code="deadline_exceeded",
                 retry=False,
             )
 
     def wait(self, seconds: float) -> None:
         """Sleep, but end as ``check`` does."""
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
+        while (remaining := end - time.monotonic()) > 0:
             self.check()
-            time.sleep(min(left, _TICK))
+            time.sleep(min(remaining, _TICK))
         self.check()
 
-    def connect(self, connection: Connectable, seconds: float) -> None:
+    def connect(self, connection: Connectable, timeout: float) -> None:
         """Connect in a thread of its own, because looking up a name cannot be interrupted.
 
+        Args:
+            connection: not connected yet.
+            timeout: in seconds.
+
         Raises:
-            TimeoutError: it took longer than ``seconds``.
+            TimeoutError: it took longer than ``timeout``.
         """
         ready, abandoned = threading.Event(), threading.Event()
         failures: list[BaseException] = []
@@ -84,14 +117,14 @@ class Deadline:
         def work() -> None:
             try:
                 connection.connect()
-            except BaseException as error:  # handed over to the thread that waits
+            except BaseException as error:  # raised again in the thread that waits
                 failures.append(error)
             ready.set()
             if abandoned.is_set():
                 connection.close()
 
-        threading.Thread(target=work, name="link-connect", daemon=True).start()
-        end = time.monotonic() + seconds
+        threading.Thread(target=work, name="download-connect", daemon=True).start()
+        end = time.monotonic() + timeout
         try:
             while not ready.wait(_TICK):
                 self.check()
@@ -106,9 +139,9 @@ class Deadline:
             raise failures[0]
         self._socket = connection.sock
 
-    def _keep(self) -> None:
-        while not self._over.wait(_TICK):
-            if (self._should_stop() or time.monotonic() > self._deadline) and self._socket is not None:
-                with contextlib.suppress(OSError):  # it was closed meanwhile, which is what is wanted
+    def _shut_down_in_time(self) -> None:
+        while not self._finished.wait(_TICK):
+            if time.monotonic() > self._end and self._socket is not None:
+                with contextlib.suppress(OSError):  # it was closed meanwhile, and nothing is blocked on it
                     # Not SSLSocket.shutdown, which takes the TLS object from under the reading thread.
                     socket.socket.shutdown(self._socket, socket.SHUT_RDWR)

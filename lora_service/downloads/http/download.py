@@ -1,4 +1,4 @@
-"""One source -> the bytes of one file, whole: retries, resuming, caps, and the pages that come instead."""
+"""Download one file completely: retries, resumed ranges, size limits, and the pages that come instead."""
 
 from __future__ import annotations
 
@@ -11,39 +11,37 @@ from datetime import UTC, datetime
 from email.message import Message
 from email.utils import parsedate_to_datetime
 
-from lora_service.downloads import sites
 from lora_service.downloads.http.deadline import Deadline
-from lora_service.downloads.http.fetch_errors import UnreachableError
-from lora_service.downloads.http.partial import PartialFile, validator_of
-from lora_service.downloads.http.transport import Reply, Transport
-from lora_service.downloads.remote_file import ErrorHints, RemoteFile
-from lora_service.downloads.verify import START_BYTES
-from lora_service.errors import LinkError
+from lora_service.downloads.http.transport import Response, Transport
+from lora_service.downloads.partial_file import PartialFile
+from lora_service.downloads.remote_file import RemoteFile
+from lora_service.downloads.sites import site_registry
+from lora_service.errors import LinkError, UnreachableError
 from lora_service.settings import MEBIBYTE
 
-OnBytes = Callable[[int, int | None], None]
-"""Called with the bytes so far and the bytes in all, or None where the server does not say."""
+HEAD_BYTES = 512
+"""After so many bytes a file can be inspected, and the rest need not be downloaded."""
 
-_PAGES = frozenset({"text/html", "application/xhtml+xml"})
-_BUSY = frozenset({408, 425, 429})
+_PAGE_TYPES = frozenset({"text/html", "application/xhtml+xml"})
+_BUSY_STATUSES = frozenset({408, 425, 429})
 _COUNT = r"[0-9]{1,15}"
 
 
 @dataclass(frozen=True)
 class Validators:
-    """What is already known of a file: how to ask whether there is a newer one."""
+    """The validators of a cached version (RFC 9110, section 8.8), with which a server is asked for a newer one."""
 
     etag: str = ""
     last_modified: str = ""
 
     @property
     def headers(self) -> dict[str, str]:
-        """The conditional request's headers."""
+        """The headers of the conditional request."""
         headers = {"If-None-Match": self.etag, "If-Modified-Since": self.last_modified}
         return {name: value for name, value in headers.items() if value}
 
-    def is_current(self, headers: Mapping[str, str]) -> bool:
-        """Whether an answer describes the same file, for servers that send it although it was not changed."""
+    def match(self, headers: Mapping[str, str]) -> bool:
+        """Return whether a response is about the same version, for servers that send it although it is unchanged."""
         etag, last_modified = headers.get("ETag", ""), headers.get("Last-Modified", "")
         if self.etag and etag:
             return self.etag.removeprefix("W/") == etag.removeprefix("W/")
@@ -51,14 +49,15 @@ class Validators:
 
 
 @dataclass(frozen=True)
-class Fetched:
-    """What the server said of the file that was fetched.
+class DownloadResult:
+    """The server's description of the file that was downloaded.
 
     Attributes:
-        unchanged: the known file is still the newest, and nothing was fetched.
-        sha256: what the file must hash to, or ''.
-        name: its name, or ''.
+        etag, last_modified: validators of this version, or ''.
+        sha256: the SHA-256 that the file must have, or ''.
+        name: its file name, or ''.
         content_type: its media type, or ''.
+        unchanged: the cached version is still the newest, and nothing was downloaded.
     """
 
     etag: str = ""
@@ -71,24 +70,11 @@ class Fetched:
 
 @dataclass(frozen=True)
 class DownloadJob:
-    """What is fetched for whom.
+    """A file to download, the token that is sent to the file's own host ('': none), and the time that is left."""
 
-    Attributes:
-        source: what to fetch.
-        token: sent to the source's own host, or ''.
-        watch: ends the fetch on time.
-        on_progress: told how far it is.
-    """
-
-    source: RemoteFile
+    remote: RemoteFile
     token: str
-    watch: Deadline
-    on_progress: OnBytes | None = None
-
-    @property
-    def key(self) -> str:
-        """The source's name in the cache."""
-        return self.source.cache_key
+    deadline: Deadline
 
 
 @dataclass(frozen=True)
@@ -96,183 +82,196 @@ class Download:
     """One download.
 
     Attributes:
-        job: what to fetch.
-        into: where the bytes go; what is there already is gone on with, if the server agrees.
+        job: the file.
+        partial: receives the bytes; a part that is there already is resumed, if the server agrees.
+        transport: sends the requests.
         max_bytes: most that is stored.
-        known: the version at hand, or none.
-        look: called once the first bytes have come; raises to refuse the rest.
+        validators: those of the cached version, or none.
+        inspect_head: called once the first ``HEAD_BYTES`` have come; raises to refuse the rest.
     """
 
     job: DownloadJob
-    into: PartialFile
+    partial: PartialFile
     transport: Transport
     max_bytes: int
-    known: Validators = field(default_factory=Validators)
-    look: Callable[[], None] | None = None
+    validators: Validators = field(default_factory=Validators)
+    inspect_head: Callable[[], None] | None = None
 
-    def run(self) -> Fetched:
-        """Fetch the whole file.
+    def run(self) -> DownloadResult:
+        """Download the whole file.
 
         Raises:
             UnreachableError: the server stayed busy, broke off or silent through all attempts.
-            LinkError: what is there is no file, too large, or not for us.
-            FetchCancelled: the caller asked to stop.
+            LinkError: the link leads to no file, to one that is too large, or to one that the token does not open.
         """
+        limits = self.transport.limits
         attempt = 0
         while True:
             attempt += 1
             try:
                 return self._attempt()
             except UnreachableError as error:
-                if not error.retry or attempt >= self.transport.limits.attempts:
+                pause = error.retry_after
+                if pause is None:
+                    pause = limits.backoff * 2 ** (attempt - 1) * random.uniform(0.75, 1.25)
+                elif pause > limits.max_retry_after:
                     raise
-                self.job.watch.wait(self._pause(attempt, error))
+                if not error.retry or attempt >= limits.max_attempts:
+                    raise
+            self.job.deadline.wait(pause)
 
-    def _pause(self, attempt: int, error: UnreachableError) -> float:
-        limits = self.transport.limits
-        if error.wait is None:
-            return limits.backoff * 2 ** (attempt - 1) * random.uniform(0.75, 1.25)
-        if error.wait > limits.longest_wait:
-            raise error
-        return error.wait
-
-    def _attempt(self) -> Fetched:
-        url, token = self.job.source.url, self.job.token
-        for _ in range(self.transport.limits.pages):
-            with self.transport.open(url, self.job.watch, token, self._conditions()) as reply:
-                if reply.status == 304 and self.known.headers:
-                    return Fetched(unchanged=True)
-                if reply.status == 416:
-                    self.into.discard()
-                    raise UnreachableError(f"The host {reply.link.host!r} cannot go on with the file; try again.")
-                page = self._page(reply)
+    def _attempt(self) -> DownloadResult:
+        url, token = self.job.remote.url, self.job.token
+        for _ in range(self.transport.limits.max_pages):
+            with self.transport.open(url, self.job.deadline, token, self._conditional_headers()) as response:
+                if response.status == 304 and self.validators.headers:
+                    return DownloadResult(unchanged=True)
+                if response.status == 416:
+                    raise self._range_refused(f"The host {response.link.host!r} cannot resume the file; try again.")
+                page = self._read_page(response)
                 if page is None:
-                    return self._receive(reply)
-                url, token = self._behind(page, reply), ""  # a page may name any host
+                    return self._receive(response)
+                url, token = self._confirmed_url(page, response), ""  # a page may name any host
         raise LinkError(
-            f"The link {self.job.source.link!r} leads from page to page and to no file; {self._advice.page}."
+            f"The link {self.job.remote.link!r} leads from page to page and to no file; "
+            f"{self.job.remote.hints.web_page}.",
+            code="too_many_pages",
         )
 
-    def _conditions(self) -> dict[str, str]:
-        validator = self.into.validator
+    def _conditional_headers(self) -> dict[str, str]:
+        validator = self.partial.validator
         if validator:
-            return {"Range": f"bytes={self.into.size}-", "If-Range": validator}
-        return self.known.headers
+            return {"Range": f"bytes={self.partial.size}-", "If-Range": validator}
+        return self.validators.headers
 
-    @property
-    def _advice(self) -> ErrorHints:
-        return self.job.source.advice
-
-    def _page(self, reply: Reply) -> str | None:
-        """The page's text when it is one; an answer that is neither file nor page raises."""
-        page = reply.text(MEBIBYTE) if reply.content_type in _PAGES else None
-        if reply.status in (200, 206):
+    def _read_page(self, response: Response) -> str | None:
+        """Return the text of a web page, or None for a file; every other response raises."""
+        page = response.text(MEBIBYTE) if response.content_type in _PAGE_TYPES else None
+        if response.status in (200, 206):
             return page
-        words = sites.reason(self.job.source, page or "")
-        if words:
-            raise self._refused(f"the site says “{words}”")
-        raise self._status(reply)
+        self._check_refusal(page or "")
+        raise self._status_error(response)
 
-    def _behind(self, page: str, reply: Reply) -> str:
-        """The address that a page asks to confirm."""
-        words = sites.reason(self.job.source, page)
-        if words:
-            raise self._refused(f"the site says “{words}”")
-        url = sites.follow_page(self.job.source, page, reply.link.url)
+    def _confirmed_url(self, page: str, response: Response) -> str:
+        """Return the URL of the download that a page asks to confirm."""
+        self._check_refusal(page)
+        url = site_registry.confirmed_url(self.job.remote, page, response.link.url)
         if url is None:
             title = re.search(r"<title[^>]{0,200}>([^<]{1,100})", page, re.IGNORECASE)
-            named = f" (“{' '.join(title.group(1).split())}”)" if title else ""
-            raise self._refused(f"{self._advice.page}{named}")
+            quoted_title = f" (“{' '.join(title.group(1).split())}”)" if title else ""
+            raise self._error(f"{self.job.remote.hints.web_page}{quoted_title}", "html_instead_of_file")
         return url
 
-    def _refused(self, why: str) -> LinkError:
-        return LinkError(f"The link {self.job.source.link!r} cannot be fetched: {why}.")
+    def _check_refusal(self, page: str) -> None:
+        reason = site_registry.refusal_reason(self.job.remote, page)
+        if reason:
+            raise self._error(f"the site says “{reason}”", "refused_by_site")
 
-    def _status(self, reply: Reply) -> LinkError:
-        advice, status = self._advice, reply.status
+    def _error(self, reason: str, code: str) -> LinkError:
+        return LinkError(f"The link {self.job.remote.link!r} cannot be fetched: {reason}.", code=code)
+
+    def _status_error(self, response: Response) -> LinkError:
+        hints, status, host = self.job.remote.hints, response.status, response.link.host
         if status in (401, 403):
-            return self._refused(f"{advice.bad_token if reply.with_token else advice.no_token} (status {status})")
-        if status in (404, 410):
-            return self._refused(f"{advice.missing} (status {status})")
-        if status in _BUSY or status >= 500:
-            wait = _retry_after(reply.headers)
-            when = f"in {wait:.0f} seconds" if wait else "later"
-            return UnreachableError(
-                f"The link {self.job.source.link!r} cannot be fetched: the host {reply.link.host!r} is busy or broken "
-                f"(status {status}); try again {when}.",
-                wait=wait,
+            hint, code = (
+                (hints.token_rejected, "token_rejected")
+                if response.token_sent
+                else (hints.sign_in_required, "sign_in_required")
             )
-        return self._refused(f"the host {reply.link.host!r} answers with status {status}; copy the link again")
+            return self._error(f"{hint} (status {status})", hints.code or code)
+        if status in (404, 410):
+            return self._error(f"{hints.not_found} (status {status})", hints.code or "not_found")
+        if status in _BUSY_STATUSES or status >= 500:
+            seconds = _retry_after(response.headers)
+            when = f"in {seconds:.0f} seconds" if seconds else "later"
+            return UnreachableError(
+                f"The link {self.job.remote.link!r} cannot be fetched: the host {host!r} is busy or broken "
+                f"(status {status}); try again {when}.",
+                code="server_busy",
+                retry_after=seconds,
+            )
+        return self._error(f"the host {host!r} answers with status {status}; copy the link again", "unexpected_status")
 
-    def _receive(self, reply: Reply) -> Fetched:
-        if self.known.is_current(reply.headers) and reply.status == 200:
-            return Fetched(unchanged=True)
-        start = self._start(reply)
-        length = reply.headers.get("Content-Length", "")
-        total = start + int(length) if re.fullmatch(_COUNT, length) and not reply.is_encoded else None
-        if total is not None and total > self.max_bytes:
-            raise self._too_large(total)
-        self._write(reply, start, total)
-        return Fetched(
-            etag=reply.headers.get("ETag", ""),
-            last_modified=reply.headers.get("Last-Modified", ""),
-            sha256=self.job.source.sha256 or reply.sha256,
-            name=_name(reply.headers) or reply.link.file_name,
-            content_type=reply.content_type,
+    def _receive(self, response: Response) -> DownloadResult:
+        if self.validators.match(response.headers) and response.status == 200:
+            return DownloadResult(unchanged=True)
+        offset = self._resume_offset(response)
+        length = response.headers.get("Content-Length", "")
+        if re.fullmatch(_COUNT, length) and not response.is_encoded and offset + int(length) > self.max_bytes:
+            raise self._too_large(offset + int(length))
+        self._write(response, offset)
+        return DownloadResult(
+            etag=response.headers.get("ETag", ""),
+            last_modified=response.headers.get("Last-Modified", ""),
+            sha256=self.job.remote.sha256 or response.sha256,
+            name=_disposition_name(response.headers) or response.link.file_name,
+            content_type=response.content_type,
         )
 
-    def _start(self, reply: Reply) -> int:
-        """How many bytes of the file are there already; whatever does not fit the answer is thrown away."""
-        validator = "" if reply.is_encoded else validator_of(reply.headers)
-        if reply.status == 206:
-            size = self.into.size
-            agreed = re.match(rf"bytes {size}-", reply.headers.get("Content-Range", ""))
-            if agreed and validator in ("", self.into.validator) and not reply.is_encoded:
+    def _resume_offset(self, response: Response) -> int:
+        """Return the number of bytes before the response's; a part that does not fit the response is discarded."""
+        validator = "" if response.is_encoded else _range_validator(response.headers)
+        if response.status == 206:
+            size = self.partial.size
+            continues = re.match(rf"bytes {size}-", response.headers.get("Content-Range", ""))
+            if continues and validator in ("", self.partial.validator) and not response.is_encoded:
                 return size
-            self.into.discard()
-            raise UnreachableError(f"The host {reply.link.host!r} sent another part of the file; try again.")
-        self.into.begin(validator)
+            raise self._range_refused(f"The host {response.link.host!r} sent another part of the file; try again.")
+        self.partial.begin(validator)
         return 0
 
-    def _write(self, reply: Reply, start: int, total: int | None) -> None:
-        done, looked = start, start >= START_BYTES
+    def _write(self, response: Response, offset: int) -> None:
+        size, inspected = offset, offset >= HEAD_BYTES
         try:
-            with self.into.path.open("ab") as file:
-                for chunk in reply.chunks():
-                    if done + len(chunk) > self.max_bytes:
+            with self.partial.path.open("ab") as file:
+                for chunk in response.chunks():
+                    if size + len(chunk) > self.max_bytes:
                         raise self._too_large(None)
                     file.write(chunk)
-                    done += len(chunk)
-                    if self.look and not looked and done >= START_BYTES:
+                    size += len(chunk)
+                    if self.inspect_head and not inspected and size >= HEAD_BYTES:
                         file.flush()
-                        self.look()
-                        looked = True
-                    if self.job.on_progress:
-                        self.job.on_progress(done, total)
+                        self.inspect_head()
+                        inspected = True
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise self._refused("there is no room left on the disk; clear the cache or make room") from error
+                raise self._error(
+                    "there is no room left on the disk; clear the cache or make room", "disk_full"
+                ) from error
             raise
 
+    def _range_refused(self, message: str) -> UnreachableError:
+        """Discard the part that the server does not continue, so that the next attempt begins again."""
+        self.partial.discard()
+        return UnreachableError(message, code="range_refused")
+
     def _too_large(self, size: int | None) -> LinkError:
-        self.into.discard()
-        is_ = f"is {size / MEBIBYTE:.0f} MiB" if size else "is larger than announced"
-        return self._refused(f"the file {is_}, and at most {self.max_bytes / MEBIBYTE:.0f} MiB are fetched")
+        self.partial.discard()
+        problem = f"is {size / MEBIBYTE:.0f} MiB" if size else "is larger than announced"
+        return self._error(
+            f"the file {problem}, and at most {self.max_bytes / MEBIBYTE:.0f} MiB are fetched", "too_large"
+        )
+
+
+def _range_validator(headers: Mapping[str, str]) -> str:
+    """Return the validator for ``If-Range`` (RFC 9110, section 13.1.5): a strong ETag, else Last-Modified, else ''."""
+    etag = headers.get("ETag", "")
+    return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified", "")
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait, from either form of Retry-After."""
+    """Return the seconds to wait, from either form of Retry-After; None when there is none or it is no date."""
     value = headers.get("Retry-After", "").strip()
     if re.fullmatch(_COUNT, value):
         return float(value)
     try:
-        when = parsedate_to_datetime(value)
-        return max(0.0, (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+        date = parsedate_to_datetime(value)
+        return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
     except (ValueError, OverflowError):
-        return None  # none given, or no date
+        return None
 
 
-def _name(headers: Mapping[str, str]) -> str:
+def _disposition_name(headers: Mapping[str, str]) -> str:
     message = Message()
     message["Content-Disposition"] = headers.get("Content-Disposition", "")
     return message.get_filename("")

@@ -1,8 +1,8 @@
 """Connections that are pinned to the addresses that were checked.
 
-urllib3 does HTTP and TLS; what differs is how a connection comes about: the name is resolved once, every
-address is checked, and the socket is opened to a checked address and never to the name. A name that changes
-its mind between check and connection therefore changes nothing. TLS still proves the name.
+urllib3 does HTTP and TLS; only the socket is opened in another way: the name is resolved once, every address is
+checked, and the socket is connected to a checked address and never to the name. A name that resolves to another
+address between check and connection (DNS rebinding) therefore gains nothing. TLS still proves the name.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import certifi
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from lora_service.downloads.http.addresses import AddressPolicy
-from lora_service.downloads.http.fetch_errors import UnreachableError
 from lora_service.downloads.parsed_url import ParsedUrl
-from lora_service.errors import LinkError
+from lora_service.errors import LinkError, UnreachableError
 
 Resolver = Callable[[str, int], list[tuple[str, int]]]
 """Host and port of a link -> the addresses and ports to connect to, best first; OSError when there is none."""
@@ -28,35 +27,35 @@ Connector = Callable[[tuple[str, int], float], socket.socket]
 
 
 def resolve_name(host: str, port: int) -> list[tuple[str, int]]:
-    """The system's answer to where a host is."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [(str(address[0]), int(address[1])) for *_, address in found]
+    """Look up a host's addresses with the system's resolver."""
+    answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [(str(address[0]), int(address[1])) for *_, address in answers]
 
 
 def connect(address: tuple[str, int], timeout: float) -> socket.socket:
-    """A TCP connection to an address."""
+    """Open a TCP connection to an address; ``timeout`` is in seconds."""
     return socket.create_connection(address, timeout)
 
 
-def trusted() -> ssl.SSLContext:
-    """Certificates are checked against ``SSL_CERT_FILE`` where it is set, else against certifi's list."""
+def trusted_certificates() -> ssl.SSLContext:
+    """Return the TLS context that trusts the authorities in ``SSL_CERT_FILE`` where it is set, else certifi's."""
     return ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE") or certifi.where())
 
 
 @dataclass(frozen=True)
 class Network:
-    """How names become connections; tests put their own resolver, connector and certificates here."""
+    """The way from names to connections; tests put their own resolver, connector and certificates here."""
 
     policy: AddressPolicy = field(default_factory=AddressPolicy)
     resolver: Resolver = resolve_name
     connector: Connector = connect
-    tls: ssl.SSLContext = field(default_factory=trusted)
+    tls: ssl.SSLContext = field(default_factory=trusted_certificates)
 
     def open(self, link: ParsedUrl, timeout: float) -> HTTPConnection:
-        """A connection for a link, not connected yet: ``connect()`` checks, and only then connects.
+        """Return a connection for a link, not connected yet: its ``connect()`` checks, and only then connects.
 
         Args:
-            link: where to.
+            link: the link to connect to.
             timeout: seconds for each address.
 
         Raises:
@@ -68,7 +67,7 @@ class Network:
         return _PinnedHTTP(link, self, timeout)
 
     def socket_to(self, host: str, port: int, timeout: float) -> socket.socket:
-        """A socket to the first address of a host that answers, after all of them were checked.
+        """Return a socket to the first address of a host that answers, after all of them were checked.
 
         Raises:
             ForbiddenAddressError: one of the addresses is forbidden.
@@ -78,7 +77,7 @@ class Network:
         try:
             addresses = self.resolver(host, port)
         except (OSError, UnicodeError) as error:
-            raise _not_found(host, error) from error
+            raise _lookup_error(host, error) from error
         self.policy.check_addresses(host, port, addresses)
         failure: OSError | None = None
         for address in addresses:
@@ -89,25 +88,25 @@ class Network:
         raise UnreachableError(f"The host {host!r} does not answer on port {port}; try again later.") from failure
 
 
-def _not_found(host: str, error: Exception) -> LinkError:
+def _lookup_error(host: str, error: Exception) -> LinkError:
     if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
-        return UnreachableError(f"The host {host!r} cannot be looked up now; try again later.")
-    return LinkError(f"The host {host!r} is not known; check the link's spelling.")
+        return UnreachableError(f"The host {host!r} cannot be looked up now; try again later.", code="dns_failure")
+    return LinkError(f"The host {host!r} is not known; check the link's spelling.", code="unknown_host")
 
 
 class _PinnedHTTP(HTTPConnection):
     def __init__(self, link: ParsedUrl, network: Network, timeout: float) -> None:
         super().__init__(link.host, link.port, timeout=timeout)
-        self._network, self._seconds = network, timeout
+        self._network, self._address_timeout = network, timeout
 
     def _new_conn(self) -> socket.socket:
-        return self._network.socket_to(self.host, self.port, self._seconds)
+        return self._network.socket_to(self.host, self.port, self._address_timeout)
 
 
 class _PinnedHTTPS(HTTPSConnection):
     def __init__(self, link: ParsedUrl, network: Network, timeout: float) -> None:
         super().__init__(link.host, link.port, timeout=timeout, ssl_context=network.tls)
-        self._network, self._seconds = network, timeout
+        self._network, self._address_timeout = network, timeout
 
     def _new_conn(self) -> socket.socket:
-        return self._network.socket_to(self.host, self.port, self._seconds)
+        return self._network.socket_to(self.host, self.port, self._address_timeout)

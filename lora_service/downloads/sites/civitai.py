@@ -6,58 +6,53 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from lora_service.downloads.parsed_url import ParsedUrl, redact, with_query
-from lora_service.downloads.remote_file import AuthScope, ErrorHints, Listing, RemoteFile
+from lora_service.downloads.parsed_url import ParsedUrl, with_query
+from lora_service.downloads.remote_file import AuthScope, ErrorHints, Listing, RemoteFile, objects_of
 from lora_service.errors import LinkError
 
 SITE = "civitai"
 HOSTS = ("civitai.com", "www.civitai.com", "civitai.green", "civitai.red")
 
 _API = "https://civitai.com/api"
-_FILE_CHOICES = ("type", "format", "size", "fp")
-_WHICH = "paste the link of a model, such as https://civitai.com/models/123"
+_FILE_PARAMETERS = ("type", "format", "size", "fp")
+_MODEL_LINK_HINT = "paste the link of a model, such as https://civitai.com/models/123"
 
 
 def parse(link: ParsedUrl) -> RemoteFile:
-    """A link to a model, one version of it, or a download.
+    """Parse a link to a model, one version of it, or a download.
 
     Raises:
         LinkError: the link leads to pictures, people or lists.
     """
     token = link.parameter("token")
     version = link.parameter("modelVersionId")
-    match link.steps:
+    match link.segments:
         case (
-            ("api", "download", "models", number)
-            | ("api", "v1", "model-versions", number)
-            | (
-                "model-versions",
-                number,
-            )
+            ("api", "download", "models", number) | ("api", "v1", "model-versions", number) | ("model-versions", number)
         ) if number.isdecimal():
-            choices = {name: link.parameter(name) for name in _FILE_CHOICES}
-            return _version(number, redact(link.url), token, choices)
+            query = {name: link.parameter(name) for name in _FILE_PARAMETERS}
+            return _version(number, link.redacted, token, query)
         case ("models", number, *_) | ("api", "v1", "models", number) if number.isdecimal():
             if version.isdecimal():
-                return _version(version, redact(link.url), token, {})
-            return _model(number, redact(link.url), token)
-    raise LinkError(f"The link {redact(link.url)!r} is a page of Civitai and no model; {_WHICH}.")
+                return _version(version, link.redacted, token, {})
+            return _model(number, link.redacted, token)
+    raise link.refusal(f"is a page of Civitai and no model; {_MODEL_LINK_HINT}")
 
 
-def from_urn(text: str) -> RemoteFile | None:
-    """The source that ``urn:air:sd1:lora:civitai:MODEL@VERSION`` means, or None."""
-    found = re.fullmatch(r"(?:urn:air:[\w-]+:[\w-]+:)?civitai:(\d+)(?:@(\d+))?", text, re.ASCII)
-    if not found:
+def parse_urn(text: str) -> RemoteFile | None:
+    """Parse an AIR like ``urn:air:sd1:lora:civitai:MODEL@VERSION``; None when the text is none."""
+    match = re.fullmatch(r"(?:urn:air:[\w-]+:[\w-]+:)?civitai:(\d+)(?:@(\d+))?", text, re.ASCII)
+    if not match:
         return None
-    model, version = found.groups()
+    model, version = match.groups()
     return _version(version, text, "", {}) if version else _model(model, text, "")
 
 
-def choose(source: RemoteFile, listing: Any) -> RemoteFile:
-    """The newest version of a model.
+def select_file(remote: RemoteFile, listing: Any) -> RemoteFile:
+    """Return the file of a model's newest version.
 
     Args:
-        source: what the model's link resolved to.
+        remote: the model, resolved.
         listing: the model as the API describes it: ``type``, ``modelVersions`` with ``id``, dates and ``files``.
 
     Raises:
@@ -65,36 +60,37 @@ def choose(source: RemoteFile, listing: Any) -> RemoteFile:
     """
     listing = listing if isinstance(listing, dict) else {}
     if listing.get("type") == "Checkpoint":
-        raise LinkError(f"The Civitai model {source.link!r} is a whole checkpoint; paste the link of a LoRA.")
-    versions = [item for item in listing.get("modelVersions", []) if isinstance(item, dict) and _files(item)]
+        raise LinkError(
+            f"The Civitai model {remote.link!r} is a whole checkpoint; paste the link of a LoRA.",
+            code="checkpoint_not_lora",
+        )
+    versions = [version for version in objects_of(listing.get("modelVersions")) if _safetensors_files(version)]
     if not versions:
-        raise LinkError(f"The Civitai model {source.link!r} holds no .safetensors file; {_WHICH}.")
+        raise LinkError(
+            f"The Civitai model {remote.link!r} holds no .safetensors file; {_MODEL_LINK_HINT}.", code="no_lora_file"
+        )
     newest = max(versions, key=lambda item: str(item.get("publishedAt") or item.get("createdAt") or ""))
-    file = max(_files(newest), key=lambda item: item.get("primary") is True)
+    file = max(_safetensors_files(newest), key=lambda item: item.get("primary") is True)
     hashes = file.get("hashes")
-    known = str(hashes.get("SHA256", "")).lower() if isinstance(hashes, dict) else ""
+    sha256 = str(hashes.get("SHA256", "")).lower() if isinstance(hashes, dict) else ""
     return replace(
-        _version(str(newest.get("id")), source.link, source.link_token, {"type": "Model", "format": "SafeTensor"}),
-        sha256=known if re.fullmatch(r"[0-9a-f]{64}", known) else "",
+        _version(str(newest.get("id")), remote.link, remote.link_token, {"type": "Model", "format": "SafeTensor"}),
+        sha256=sha256 if re.fullmatch(r"[0-9a-f]{64}", sha256) else "",
     )
 
 
-def _files(version: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        item
-        for item in version.get("files") or []
-        if isinstance(item, dict) and str(item.get("name", "")).endswith(".safetensors")
-    ]
+def _safetensors_files(version: dict[str, Any]) -> list[dict[str, Any]]:
+    return [file for file in objects_of(version.get("files")) if str(file.get("name", "")).endswith(".safetensors")]
 
 
-def _version(number: str, link: str, token: str, choices: dict[str, str]) -> RemoteFile:
+def _version(number: str, link: str, token: str, query: dict[str, str]) -> RemoteFile:
     return RemoteFile(
         SITE,
-        with_query(f"{_API}/download/models/{number}", **choices),
+        with_query(f"{_API}/download/models/{number}", **query),
         link,
-        token=AuthScope.CIVITAI,
+        auth_scope=AuthScope.CIVITAI,
         link_token=token,
-        advice=_advice(
+        hints=_hints(
             f"Civitai has no version {number}; if that is the number of a model, paste "
             f"https://civitai.com/models/{number} instead"
         ),
@@ -106,19 +102,19 @@ def _model(number: str, link: str, token: str) -> RemoteFile:
         SITE,
         f"{_API}/v1/models/{number}",
         link,
-        token=AuthScope.CIVITAI,
+        auth_scope=AuthScope.CIVITAI,
         link_token=token,
-        catalogue=Listing.CIVITAI,
-        advice=_advice(f"Civitai has no model {number}; copy the link from the model's page"),
+        listing=Listing.CIVITAI,
+        hints=_hints(f"Civitai has no model {number}; copy the link from the model's page"),
     )
 
 
-def _advice(missing: str) -> ErrorHints:
+def _hints(not_found: str) -> ErrorHints:
     return ErrorHints(
-        no_token="Civitai wants a sign-in for this file; make an API key in your Civitai account settings, and give "
-        "it as api_token or CIVITAI_TOKEN",
-        bad_token="Civitai does not accept the token for this file; make a new API key, and check that your account "
-        "may download it",
-        missing=missing,
-        page="Civitai sent a web page instead of the file; copy the link of the Download button",
+        sign_in_required="Civitai wants a sign-in for this file; make an API key in your Civitai account settings, "
+        "and give it as api_token or CIVITAI_TOKEN",
+        token_rejected="Civitai does not accept the token for this file; make a new API key, and check that your "
+        "account may download it",
+        not_found=not_found,
+        web_page="Civitai sent a web page instead of the file; copy the link of the Download button",
     )

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from lora_service.downloads import Fetcher
+from lora_service.downloads.fetcher import Fetcher
+from lora_service.downloads.resolve import resolve
 from lora_service.errors import LinkError
 from tests.downloads.link_fakes import Exchange, FakeSites, safetensors
+from tests.errors import raises
 
 LORA = safetensors()
 SHA256 = hashlib.sha256(LORA).hexdigest()
@@ -24,13 +25,12 @@ HUB_FILE = "https://huggingface.co/o/m/blob/main/lora.safetensors"
 CIVITAI_FILE = "https://civitai.com/api/download/models/202"
 
 
-def refusal(fetcher: Fetcher, link: str, token: str | None = None) -> str:
-    """The sentence that a fetch fails with."""
-    with pytest.raises(LinkError) as caught:
-        fetcher.fetch(link, token=token)
+def refusal(fetcher: Fetcher, link: str, code: str, token: str | None = None) -> str:
+    """Expect a fetch to fail with an error code, and return the sentence."""
+    with raises(LinkError, code=code) as caught:
+        fetcher.fetch(resolve(link), token=token)
     sentence = str(caught.value)
     assert sentence.endswith(".")
-    assert "\n" not in sentence
     assert list((fetcher.cache.folder / "objects").glob("*")) == []
     return sentence
 
@@ -38,7 +38,7 @@ def refusal(fetcher: Fetcher, link: str, token: str | None = None) -> str:
 class TestGoogleDrive:
     def test_a_small_file_comes_at_once(self, sites: FakeSites, fetcher: Fetcher) -> None:
         sites.route(*DRIVE, lambda e: e.file(LORA, Content_Disposition='attachment; filename="a.safetensors"'))
-        assert fetcher.fetch(DRIVE_LINK).read_bytes() == LORA
+        assert fetcher.fetch(resolve(DRIVE_LINK)).read_bytes() == LORA
         assert sites.requests[0].query == {"id": "1AbCdEfGh", "export": "download", "confirm": "t"}
 
     def test_the_form_of_a_large_file_is_submitted(self, sites: FakeSites, fetcher: Fetcher) -> None:
@@ -56,7 +56,7 @@ class TestGoogleDrive:
                 exchange.send(form.encode(), Content_Type="text/html; charset=utf-8")
 
         sites.route(*DRIVE, answer)
-        assert fetcher.fetch(DRIVE_LINK).read_bytes() == LORA
+        assert fetcher.fetch(resolve(DRIVE_LINK)).read_bytes() == LORA
         assert sites.requests[1].query == {"id": "1AbCdEfGh", "export": "download", "confirm": "t", "uuid": "0a1b&2c"}
 
     @pytest.mark.parametrize(
@@ -70,12 +70,12 @@ class TestGoogleDrive:
         sites.route(*DRIVE, lambda e: e.send(page.encode(), Content_Type="text/html"))
         for host in ("drive.usercontent.google.com", "drive.google.com"):
             sites.route(host, "/uc", lambda e: e.file(LORA) if e.query["confirm"] == "XyZ1" else e.page(404, "no"))
-        assert fetcher.fetch(DRIVE_LINK).read_bytes() == LORA
+        assert fetcher.fetch(resolve(DRIVE_LINK)).read_bytes() == LORA
 
     def test_a_page_that_confirms_itself_for_ever_is_given_up(self, sites: FakeSites, fetcher: Fetcher) -> None:
         form = b'<form id="download-form" action="/download"><input type="hidden" name="id" value="1"></form>'
         sites.route(*DRIVE, lambda e: e.send(form, Content_Type="text/html"))
-        assert "from page to page" in refusal(fetcher, DRIVE_LINK)
+        refusal(fetcher, DRIVE_LINK, "too_many_pages")
         assert len(sites.requests) == 3
 
     @pytest.mark.parametrize("status", [200, 403, 429])
@@ -87,27 +87,31 @@ class TestGoogleDrive:
         )
         sites.route(*DRIVE, lambda e: e.send(page.encode(), status, Content_Type="text/html"))
         words = "“Too many users have viewed or downloaded this file recently. Please try again later & wait.”"
-        assert words in refusal(fetcher, DRIVE_LINK)
+        assert words in refusal(fetcher, DRIVE_LINK, "refused_by_site")
         assert len(sites.requests) == 1
 
     def test_the_page_of_a_file_that_is_not_shared_tells_how_to_share_it(
         self, sites: FakeSites, fetcher: Fetcher
     ) -> None:
         sites.route(*DRIVE, lambda e: e.redirect("https://accounts.google.com/ServiceLogin?continue=x"))
-        assert "Anyone with the link" in refusal(fetcher, DRIVE_LINK)
+        assert "Anyone with the link" in refusal(fetcher, DRIVE_LINK, "sign_in_required")
         sites.route(*DRIVE, lambda e: e.page(403, "Google Drive - Access Denied"))
-        assert "Anyone with the link" in refusal(fetcher, DRIVE_LINK)
-        assert sites.asked("accounts.google.com") == []
+        assert "Anyone with the link" in refusal(fetcher, DRIVE_LINK, "sign_in_required")
+        assert sites.requests_to("accounts.google.com") == []
+
+    def test_a_page_that_no_parser_can_read_is_a_page_still(self, sites: FakeSites, fetcher: Fetcher) -> None:
+        sites.route(*DRIVE, lambda e: e.send(b"<![broken[ <title>x</title>", Content_Type="text/html"))
+        refusal(fetcher, DRIVE_LINK, "html_instead_of_file")
 
     def test_a_page_that_nobody_knows_is_named_by_its_title(self, sites: FakeSites, fetcher: Fetcher) -> None:
         sites.route(*DRIVE, lambda e: e.page(200, "My folder - Google Drive"))
-        assert "(“My folder - Google Drive”)" in refusal(fetcher, DRIVE_LINK)
+        assert "(“My folder - Google Drive”)" in refusal(fetcher, DRIVE_LINK, "html_instead_of_file")
 
-    def test_a_file_that_is_gone_is_said_to_be(self, sites: FakeSites, fetcher: Fetcher) -> None:
-        assert "Google Drive has no such file" in refusal(fetcher, DRIVE_LINK)
+    def test_a_file_that_is_gone_is_not_found(self, sites: FakeSites, fetcher: Fetcher) -> None:
+        assert "Google Drive" in refusal(fetcher, DRIVE_LINK, "not_found")
 
     def test_a_folder_is_refused_without_asking(self, sites: FakeSites, fetcher: Fetcher) -> None:
-        assert "is a folder" in refusal(fetcher, "https://drive.google.com/drive/folders/1AbCdEfGh")
+        refusal(fetcher, "https://drive.google.com/drive/folders/1AbCdEfGh", "folder_link")
         assert sites.requests == []
 
 
@@ -122,7 +126,7 @@ class TestHuggingFace:
 
     def test_the_token_goes_to_the_hub_and_not_on_to_the_storage(self, sites: FakeSites, fetcher: Fetcher) -> None:
         self.redirecting(sites)
-        assert fetcher.fetch(HUB_FILE, token="hf_abc").read_bytes() == LORA
+        assert fetcher.fetch(resolve(HUB_FILE), token="hf_abc").read_bytes() == LORA
         assert [(seen.host, seen.token) for seen in sites.requests] == [
             ("huggingface.co", "Bearer hf_abc"),
             ("cdn.example.org", ""),
@@ -133,54 +137,62 @@ class TestHuggingFace:
         sites.route("huggingface.co", path, lambda e: e.redirect("https://other.example.org/x"))
         sites.route("other.example.org", "/x", lambda e: e.redirect("https://huggingface.co/y"))
         sites.serve("https://huggingface.co/y", LORA)
-        fetcher.fetch(HUB_FILE, token="hf_abc")
+        fetcher.fetch(resolve(HUB_FILE), token="hf_abc")
         assert [seen.token for seen in sites.requests] == ["Bearer hf_abc", "", ""]
 
     def test_a_file_that_differs_from_the_announced_hash_is_refused(self, sites: FakeSites, fetcher: Fetcher) -> None:
         self.redirecting(sites, sha256="0" * 64)
-        assert "SHA-256 differs" in refusal(fetcher, HUB_FILE)
+        assert "0" * 12 in refusal(fetcher, HUB_FILE, "hash_mismatch")
 
     def test_the_one_file_of_a_repository_is_found(self, sites: FakeSites, fetcher: Fetcher) -> None:
         self.list_files(sites, "README.md", "lora.safetensors", "lora.bin")
         self.redirecting(sites)
-        assert fetcher.fetch("o/m").read_bytes() == LORA
+        assert fetcher.fetch(resolve("o/m")).read_bytes() == LORA
 
     def test_several_files_of_a_repository_are_named(self, sites: FakeSites, fetcher: Fetcher) -> None:
         self.list_files(sites, "b.safetensors", "a.safetensors", "deep/c.safetensors")
-        sentence = refusal(fetcher, "https://huggingface.co/o/m")
+        sentence = refusal(fetcher, "https://huggingface.co/o/m", "several_lora_files")
         assert "3 .safetensors files" in sentence
         assert "a.safetensors, b.safetensors, deep/c.safetensors" in sentence
 
     def test_a_folder_of_a_repository_is_looked_into_alone(self, sites: FakeSites, fetcher: Fetcher) -> None:
         self.list_files(sites, "b.safetensors", "deep/c d.safetensors")
         sites.serve("https://huggingface.co/o/m/resolve/main/deep/c%20d.safetensors", LORA)
-        assert fetcher.fetch("https://huggingface.co/o/m/tree/main/deep").read_bytes() == LORA
+        assert fetcher.fetch(resolve("https://huggingface.co/o/m/tree/main/deep")).read_bytes() == LORA
 
-    def test_a_repository_without_a_lora_is_said_to_have_none(self, sites: FakeSites, fetcher: Fetcher) -> None:
+    def test_a_repository_without_a_lora_is_refused(self, sites: FakeSites, fetcher: Fetcher) -> None:
         self.list_files(sites, "model.bin")
-        assert "holds no .safetensors file" in refusal(fetcher, "o/m")
+        assert "o/m" in refusal(fetcher, "o/m", "no_lora_file")
 
     def test_a_listing_that_is_none_is_refused(self, sites: FakeSites, fetcher: Fetcher) -> None:
-        for body in (b"[]", b'{"siblings": [1, {"rfilename": 2}]}', b"{", b"[" * 100_000):
+        unusable = (b"[]", b'{"siblings": [1, {"rfilename": 2}]}', b'{"siblings": null}', b'{"siblings": 3}')
+        unreadable = (b"{", b"[" * 100_000)
+        for body in (*unusable, *unreadable):
             sites.serve("https://huggingface.co/api/models/o/m/revision/main", body, etag="")
-            assert "o/m" in refusal(fetcher, "o/m")
+            code = "unreadable_listing" if body in unreadable else "no_lora_file"
+            assert "o/m" in refusal(fetcher, "o/m", code)
+
+    def test_a_file_name_with_a_line_break_is_quoted_in_one_line(self, sites: FakeSites, fetcher: Fetcher) -> None:
+        self.list_files(sites, "a\nb.safetensors", "c.safetensors")
+        assert r"'a\nb.safetensors', c.safetensors" in refusal(fetcher, "o/m", "several_lora_files")
 
     @pytest.mark.parametrize(
-        ("status", "token", "words"),
+        ("status", "token", "code", "quoted"),
         [
-            (401, None, "private, gated or not there"),
-            (401, "hf_x", "token does not open it.*accept the conditions at https://huggingface.co/o/m"),
-            (403, None, "give a Hugging Face token as api_token or HF_TOKEN"),
-            (403, "hf_x", "token does not open it"),
-            (404, None, "no such file or revision in o/m"),
+            (401, None, "sign_in_required", "o/m"),
+            (401, "hf_x", "token_rejected", "https://huggingface.co/o/m"),
+            (403, None, "sign_in_required", "api_token or HF_TOKEN"),
+            (403, "hf_x", "token_rejected", "https://huggingface.co/o/m"),
+            (404, None, "not_found", "o/m"),
         ],
     )
     def test_a_refusal_says_what_to_do(
-        self, status: int, token: str | None, words: str, sites: FakeSites, fetcher: Fetcher
+        self, status: int, token: str | None, code: str, quoted: str, sites: FakeSites, fetcher: Fetcher
     ) -> None:
         sites.route("huggingface.co", "/o/m/resolve/main/lora.safetensors", lambda e: e.send(b"{}", status))
-        sentence = refusal(fetcher, HUB_FILE, token)
-        assert re.search(words, sentence)
+        sentence = refusal(fetcher, HUB_FILE, code, token)
+        assert quoted in sentence
+        assert f"status {status}" in sentence
         assert "hf_x" not in sentence
 
     def list_files(self, sites: FakeSites, *names: str) -> None:
@@ -192,7 +204,7 @@ class TestCivitai:
     def test_the_token_is_not_sent_on_to_the_storage(self, sites: FakeSites, fetcher: Fetcher) -> None:
         sites.route("civitai.com", "/api/download/models/202", self.presigned)
         sites.serve("https://storage.example.org/f", LORA)
-        assert fetcher.fetch(CIVITAI_FILE, token="abc").read_bytes() == LORA
+        assert fetcher.fetch(resolve(CIVITAI_FILE), token="abc").read_bytes() == LORA
         assert [(seen.host, seen.token) for seen in sites.requests] == [
             ("civitai.com", "Bearer abc"),
             ("storage.example.org", ""),
@@ -201,7 +213,7 @@ class TestCivitai:
     def test_a_token_in_the_link_is_sent_as_a_header_instead(self, sites: FakeSites, fetcher: Fetcher) -> None:
         sites.route("civitai.com", "/api/download/models/202", self.presigned)
         sites.serve("https://storage.example.org/f", LORA)
-        fetcher.fetch(f"{CIVITAI_FILE}?token=abc")
+        fetcher.fetch(resolve(f"{CIVITAI_FILE}?token=abc"))
         assert (sites.requests[0].token, sites.requests[0].query) == ("Bearer abc", {})
 
     def presigned(self, exchange: Exchange) -> None:
@@ -210,18 +222,18 @@ class TestCivitai:
         else:
             exchange.send(b'{"error":"Unauthorized"}', 401, Content_Type="application/json")
 
-    def test_without_a_token_it_is_said_where_to_get_one(self, sites: FakeSites, fetcher: Fetcher) -> None:
+    def test_without_a_token_the_refusal_names_the_inputs_for_one(self, sites: FakeSites, fetcher: Fetcher) -> None:
         sites.route("civitai.com", "/api/download/models/202", self.presigned)
-        assert "make an API key in your Civitai account settings" in refusal(fetcher, CIVITAI_FILE)
-        assert "does not accept the token" in refusal(fetcher, CIVITAI_FILE, token="wrong")
+        assert "api_token or CIVITAI_TOKEN" in refusal(fetcher, CIVITAI_FILE, "sign_in_required")
+        refusal(fetcher, CIVITAI_FILE, "token_rejected", token="wrong")
 
     def test_a_redirect_to_its_login_page_means_the_same(self, sites: FakeSites, fetcher: Fetcher) -> None:
         sites.route("civitai.com", "/api/download/models/202", lambda e: e.redirect("/login?reason=download-auth", 307))
-        assert "make an API key" in refusal(fetcher, CIVITAI_FILE)
+        assert "api_token or CIVITAI_TOKEN" in refusal(fetcher, CIVITAI_FILE, "sign_in_required")
 
     def test_a_models_number_in_place_of_a_versions_is_recognised(self, sites: FakeSites, fetcher: Fetcher) -> None:
         sites.route("civitai.com", "/api/download/models/202", lambda e: e.send(b"{}", 404))
-        assert "paste https://civitai.com/models/202 instead" in refusal(fetcher, CIVITAI_FILE)
+        assert "https://civitai.com/models/202" in refusal(fetcher, CIVITAI_FILE, "not_found")
 
     def test_of_a_bare_model_the_newest_version_is_taken(self, sites: FakeSites, fetcher: Fetcher) -> None:
         versions = [
@@ -231,7 +243,7 @@ class TestCivitai:
         ]
         self.describe(sites, {"type": "LORA", "modelVersions": versions})
         sites.serve(CIVITAI_FILE, LORA)
-        assert fetcher.fetch("https://civitai.com/models/101").read_bytes() == LORA
+        assert fetcher.fetch(resolve("https://civitai.com/models/101")).read_bytes() == LORA
         assert sites.requests[1].query == {"type": "Model", "format": "SafeTensor"}
 
     def version(self, number: int, published: str, name: str) -> dict[str, object]:
@@ -243,9 +255,10 @@ class TestCivitai:
 
     def test_a_checkpoint_and_an_empty_model_are_refused(self, sites: FakeSites, fetcher: Fetcher) -> None:
         self.describe(sites, {"type": "Checkpoint", "modelVersions": []})
-        assert "whole checkpoint" in refusal(fetcher, "https://civitai.com/models/101")
-        self.describe(sites, {"type": "LORA", "modelVersions": [{"id": 1, "files": []}]})
-        assert "holds no .safetensors file" in refusal(fetcher, "https://civitai.com/models/101")
+        refusal(fetcher, "https://civitai.com/models/101", "checkpoint_not_lora")
+        for versions in ([{"id": 1, "files": []}], [{"id": 1, "files": 3}], None, 3):
+            self.describe(sites, {"type": "LORA", "modelVersions": versions})
+            refusal(fetcher, "https://civitai.com/models/101", "no_lora_file")
 
 
 class TestOthers:
@@ -257,34 +270,31 @@ class TestOthers:
                 exchange.page(200, "Dropbox - a.safetensors")
 
         sites.route("www.dropbox.com", "/scl/fi/x/a.safetensors", answer)
-        assert "expired or asks for a password" in refusal(fetcher, "https://www.dropbox.com/scl/fi/x/a.safetensors")
+        assert "Dropbox" in refusal(fetcher, "https://www.dropbox.com/scl/fi/x/a.safetensors", "html_instead_of_file")
         link = "https://www.dropbox.com/scl/fi/x/a.safetensors?rlkey=k&dl=0"
-        assert fetcher.fetch(link).read_bytes() == LORA
+        assert fetcher.fetch(resolve(link)).read_bytes() == LORA
 
     def test_a_git_lfs_pointer_is_named_and_where_the_content_is(self, sites: FakeSites, fetcher: Fetcher) -> None:
         pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 9\n"
         sites.serve("https://raw.githubusercontent.com/o/r/main/a.safetensors", pointer)
-        sentence = refusal(fetcher, "https://github.com/o/r/blob/main/a.safetensors")
-        assert "Git LFS pointer" in sentence
-        assert "paste https://media.githubusercontent.com/media/o/r/main/a.safetensors instead" in sentence
+        sentence = refusal(fetcher, "https://github.com/o/r/blob/main/a.safetensors", "git_lfs_pointer")
+        assert "https://media.githubusercontent.com/media/o/r/main/a.safetensors" in sentence
 
     @pytest.mark.parametrize("status", [403, 404])
-    def test_what_replicate_has_deleted_is_told_as_expired(
+    def test_a_file_that_replicate_has_deleted_is_expired(
         self, status: int, sites: FakeSites, fetcher: Fetcher
     ) -> None:
         sites.route("replicate.delivery", "/pbxt/a", lambda e: e.send(b"", status))
-        assert "it has expired" in refusal(fetcher, "https://replicate.delivery/pbxt/a")
+        refusal(fetcher, "https://replicate.delivery/pbxt/a", "expired")
 
     def test_a_web_page_with_status_200_is_no_file(self, sites: FakeSites, fetcher: Fetcher, tmp_path: Path) -> None:
         link = "https://files.example.org/a"
         sites.route("files.example.org", "/a", lambda e: e.page(200, "Welcome"))
-        assert "web page came instead of a file; copy the link of the download button (“Welcome”)" in refusal(
-            fetcher, link
-        )
-        with pytest.raises(LinkError, match="web page"):
-            fetcher.download(link, tmp_path / "in")
+        assert "(“Welcome”)" in refusal(fetcher, link, "html_instead_of_file")
+        with raises(LinkError, code="html_instead_of_file"):
+            fetcher.download(resolve(link), tmp_path / "in")
         sites.serve(link, b"\n<!DOCTYPE html><html></html>" + b" " * 600)
-        assert "web page" in refusal(fetcher, link)
+        assert "web page" in refusal(fetcher, link, "not_a_lora")
 
     @pytest.mark.parametrize(
         ("body", "words"),
@@ -300,22 +310,25 @@ class TestOthers:
         self, body: bytes, words: str, sites: FakeSites, fetcher: Fetcher
     ) -> None:
         sites.serve("https://files.example.org/a", body)
-        sentence = refusal(fetcher, "https://files.example.org/a")
-        assert sentence.startswith("What the link 'https://files.example.org/a' leads to ")
+        sentence = refusal(fetcher, "https://files.example.org/a", "not_a_lora")
+        assert "'https://files.example.org/a'" in sentence
         assert any(word in sentence for word in words.split("|"))
 
 
 def test_an_unchanged_program_fetches_a_drive_link_from_the_environment_alone(sites: FakeSites, tmp_path: Path) -> None:
-    """What the tests of the whole service use: nothing of the program is replaced, its guard least of all."""
+    """The tests of the whole service rely on it: nothing of the program is replaced, its guard least of all."""
     sites.route(*DRIVE, lambda e: e.file(LORA))
     program = f"""
-from lora_service.downloads import Fetcher
+from lora_service.downloads.fetcher import Fetcher
+from lora_service.downloads.resolve import resolve
 from lora_service.settings import Settings
-print(Fetcher(Settings.from_environment()).fetch({DRIVE_LINK!r}))
+print(Fetcher(Settings.from_environment()).fetch(resolve({DRIVE_LINK!r})))
 """
     environment = {**os.environ, **sites.environment(tmp_path), "LORA_CACHE": str(tmp_path / "cache")}
-    found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert Path(found.stdout.strip()).read_bytes() == LORA
+    fetched = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert Path(fetched.stdout.strip()).read_bytes() == LORA
     environment["ALLOW_PRIVATE_ADDRESSES"] = ""
     environment["LORA_CACHE"] = str(tmp_path / "other")
     refused = subprocess.run(
@@ -328,5 +341,6 @@ def test_a_listing_is_read_once_for_many_fetches(sites: FakeSites, fetcher: Fetc
     listing = json.dumps({"siblings": [{"rfilename": "a.safetensors"}]}).encode()
     sites.serve("https://huggingface.co/api/models/o/m/revision/main", listing)
     sites.serve("https://huggingface.co/o/m/resolve/main/a.safetensors", LORA)
-    assert fetcher.fetch("o/m") == fetcher.fetch("https://huggingface.co/o/m") == fetcher.fetch("o/m")
+    paths = {fetcher.fetch(resolve(link)) for link in ("o/m", "https://huggingface.co/o/m", "o/m")}
+    assert len(paths) == 1
     assert len(sites.requests) == 2
