@@ -10,12 +10,18 @@ from typing import Any, get_args
 
 import click
 
-from lora_service.dataset.captions.model import CaptionModelRef
-from lora_service.dataset.captions.templates import DEFAULT_MARKS, parse_prompts
-from lora_service.dataset.choices import CaptionMode, MaskMode, Task
 from lora_service.dataset.contact_sheet import contact_sheet
 from lora_service.dataset.load import load_dataset
-from lora_service.dataset.options import DatasetOptions, UploadLimits
+from lora_service.dataset.options import (
+    DEFAULT_TRIGGER_WORDS,
+    CaptionMode,
+    CaptionModelRef,
+    DatasetOptions,
+    MaskMode,
+    Task,
+    UploadLimits,
+    parse_prompts,
+)
 from lora_service.models.defaults import SD15
 from lora_service.models.registry import locate
 from lora_service.settings import Settings
@@ -35,26 +41,26 @@ from lora_service.settings import Settings
 def check_command(source: Sequence[Path], as_json: bool, sheet: Path | None, **inputs: Any) -> None:
     """Say what a training would use of SOURCE: a zip, a tar, a folder or pictures."""
     with tempfile.TemporaryDirectory() as folder:
-        pictures = load_dataset(source, _options(Settings.from_environment(), **inputs), Path(folder))
+        dataset = load_dataset(source, _options(Settings.from_environment(), **inputs), Path(folder))
     if sheet is not None:
-        contact_sheet(pictures).save(sheet)
+        contact_sheet(dataset).save(sheet)
     if as_json:
-        click.echo(json.dumps(pictures.report.as_json(), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(dataset.report.as_json(), indent=2, ensure_ascii=False))
     else:
-        click.echo("\n".join(pictures.report.lines()))
+        click.echo("\n".join(dataset.report.lines()))
 
 
 def _options(
     settings: Settings, *, resolution: int | None, trigger: str, custom_prompts: str, **same_name: Any
 ) -> DatasetOptions:
-    """As the training on this base reads pictures."""
+    """Return the options with which a training on the environment's base would load the dataset."""
     defaults = locate(settings.base_model, settings.model_cache)[1] or SD15
     return DatasetOptions(
         **same_name,
         resolution=resolution or defaults.resolution,
         bucket_step=defaults.bucket_step,
         custom_prompts=parse_prompts(custom_prompts),
-        trigger_words=(*DEFAULT_MARKS, trigger) if trigger else DEFAULT_MARKS,
+        trigger_words=(*DEFAULT_TRIGGER_WORDS, trigger) if trigger else DEFAULT_TRIGGER_WORDS,
         limits=UploadLimits.from_settings(settings),
         face_model=settings.face_model,
         caption_model=CaptionModelRef.from_settings(settings),

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from lora_service.dataset import TrainingImage
 from lora_service.dataset.captions.templates import TagOptions, fill_template, sample_caption
+from lora_service.dataset.training_images import TrainingImage
 from lora_service.models.text_encoders import TextEncoders, TokenIds
 from lora_service.training.latent_cache import CachedLatents
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lora_service import __version__
-from lora_service.dataset import DatasetReport
+from lora_service.dataset.report import DatasetReport
 from lora_service.lora.key_mapping import canonical
 from lora_service.lora.weights import LoraLayer, LoraWeights
 from lora_service.lora.writer import write_lora

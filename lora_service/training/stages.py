@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from lora_service.dataset import TrainingImage
 from lora_service.dataset.captions.templates import TagOptions
+from lora_service.dataset.training_images import TrainingImage
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.text_encoders import PromptEmbeds, TextEncoders
 from lora_service.training import loss

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from lora_service.dataset import DatasetOptions, TrainingDataset, TrainingImage, UploadLimits, load_dataset
-from lora_service.dataset.captions.model import CaptionModelRef
-from lora_service.dataset.captions.templates import DEFAULT_MARKS
+from lora_service.dataset.load import load_dataset
+from lora_service.dataset.options import DEFAULT_TRIGGER_WORDS, CaptionModelRef, DatasetOptions, UploadLimits
+from lora_service.dataset.training_images import TrainingDataset, TrainingImage
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.settings import Settings
@@ -82,9 +82,9 @@ class Trainer:
         self.log(f"base: {self.base.defaults.title}; {resolved.describe_defaults(config)}")
         with explain_out_of_memory(self.base, resolved.config, checkpointing=checkpointing):
             with self._timed("latents"):
-                cache = self._encode(pictures.pictures, resolved)
+                cache = self._encode(pictures.images, resolved)
             with precision(self.base, resolved, checkpointing=checkpointing) as autocast:
-                context = TrainingContext(self.base, pictures.pictures, cache, resolved, self.base.text, autocast)
+                context = TrainingContext(self.base, pictures.images, cache, resolved, self.base.text, autocast)
                 learned, stages = self._learn(context)
         path = export_lora(self.folder / "lora.safetensors", learned, self.base, resolved, pictures.report, stages)
         return TrainResult(path, resolved, pictures, stages, dict(self._seconds))
@@ -132,7 +132,7 @@ class Trainer:
             aspect_ratio_buckets=config.aspect_ratio_buckets,
             bucket_step=self.base.defaults.bucket_step,
             custom_prompts=config.templates,
-            trigger_words=(*DEFAULT_MARKS, resolved.trigger, "".join(resolved.tokens)),
+            trigger_words=(*DEFAULT_TRIGGER_WORDS, resolved.trigger, "".join(resolved.tokens)),
             limits=UploadLimits.from_settings(self.settings),
             face_model=self.settings.face_model,
             caption_model=CaptionModelRef.from_settings(self.settings),
