@@ -151,9 +151,9 @@ def _used_image(prepared: _PreparedImage, captions: SelectedCaptions) -> UsedIma
 def _no_pictures(skipped: Sequence[Skipped]) -> PicturesError:
     """Return the error of an upload without a usable image; its code is the files' one if they all share it."""
     if not skipped:
-        message = "There are no pictures in what was given; a zip of pictures is needed."
+        message = "There are no pictures in the upload; a zip of pictures is needed."
         return PicturesError(message, code="no_pictures")
     reasons = join_names([f"{file.name}: {file.reason}" for file in skipped], 3)
     codes = {file.code for file in skipped}
-    message = f"There is no picture that can be used in what was given ({reasons})."
+    message = f"There is no picture that can be used in the upload ({reasons})."
     return PicturesError(message, code=codes.pop() if len(codes) == 1 else "no_pictures")

@@ -101,7 +101,7 @@ class CaptionModelRef:
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """How the images of a training are prepared.
+    """Options for preparing the images of a training.
 
     Args:
         resolution: the side in pixels of a square crop; with buckets, the side of the square of the same area.

@@ -82,9 +82,10 @@ def draw(subject: str, seed: int, side: int) -> Image.Image:
     """Return a square RGB image of ``subject`` at a place, in a size, and before a background that ``seed`` chooses."""
     rng = random.Random(f"{subject} {seed}")
     canvas = Image.new("RGB", (_CANVAS, _CANVAS), "white") if subject == "cartoon" else _scene(rng)
-    width = rng.uniform(0.45, 0.75) * _CANVAS
-    height = width * rng.uniform(0.8, 1.2)
-    left, top = rng.uniform(0, _CANVAS - width), rng.uniform(0, _CANVAS - height)
+    smallest, largest = (0.5, 0.6) if subject == "cartoon" else (0.45, 0.75)
+    width, height = rng.uniform(smallest, largest) * _CANVAS, rng.uniform(smallest, largest) * _CANVAS
+    middle = (0.45, 0.55) if subject == "cartoon" else (0.4, 0.6)
+    left, top = rng.uniform(*middle) * _CANVAS - width / 2, rng.uniform(*middle) * _CANVAS - height / 2
     pen = ImageDraw.Draw(canvas)
     for form, color, (x0, y0, x1, y1) in _SHAPES[subject]:
         box = (left + x0 * width, top + y0 * height, left + x1 * width, top + y1 * height)

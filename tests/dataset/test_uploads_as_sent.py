@@ -54,12 +54,12 @@ def test_sets_without_a_face_warn_of_each_image_when_faces_are_taught(tmp_path: 
 
 
 def test_the_drawn_cartoon_is_as_alike_in_colour_as_a_real_one() -> None:
-    """Images of one subject on white ground differ by 5 to 10 of 255, so that only the hash keeps them apart."""
+    """A real one differs by 5 to 10 of 255 from image to image, so that only the hash keeps its images apart."""
     with zipfile.ZipFile(io.BytesIO(drawn_set("cartoon"))) as archive:
         images = [Image.open(io.BytesIO(archive.read(name))).convert("RGB") for name in archive.namelist()]
     colors = [fingerprint(image)[1] for image in images]
     differences = [float(np.abs(one - other).mean()) for one, other in combinations(colors, 2)]
-    assert min(differences) < 20
+    assert max(differences) < 20
 
 
 @pytest.mark.parametrize(("name", "count"), [("dog6", 5), ("teapot", 5), ("red_cartoon", 4)])

@@ -75,7 +75,7 @@ class HaarDetector:
 
 
 class YuNetDetector:
-    """YuNet (Wu et al., 2023), through OpenCV's own wrapper.
+    """YuNet (Wu et al., 2023), through OpenCV's wrapper.
 
     Raises:
         InputError: OpenCV cannot load ``model`` as this network.

@@ -38,7 +38,7 @@ class Mask:
         return (left + right) / 2 / self.image.width, (top + bottom) / 2 / self.image.height
 
     def cropped(self, crop: Crop) -> Mask:
-        """Return the mask of the crop; none, with a warning, where nothing masked is left in it."""
+        """Return the mask of the crop; none, with a warning, where the crop holds no masked pixel."""
         if self.image is None:
             return self
         image = crop.apply(self.image)
