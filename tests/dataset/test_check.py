@@ -44,6 +44,7 @@ def test_check_prints_one_json_object(tmp_path: Path) -> None:
         "warnings": ["its caption has 81 words, of which the model reads about the first 60"],
     }
     assert [file["name"] for file in report["left_out"]] == ["broken.jpg"]
+    assert set(report["left_out"][0]) == {"name", "reason"}
     assert report["duplicates"][0] == {"name": "10_red dog/copy.png", "same_as": "10_red dog/a.png", "exact": True}
 
 

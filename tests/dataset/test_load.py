@@ -88,6 +88,14 @@ def test_a_missing_source_is_refused_by_name(tmp_path: Path) -> None:
         load_dataset([], OPTIONS, tmp_path / "job")
 
 
+def test_files_that_are_unusable_for_different_reasons_are_no_pictures(tmp_path: Path) -> None:
+    (tmp_path / "upload.zip").write_bytes(zipped({"a.png": b"?", "../b.png": png(1)}))
+    with raises(PicturesError, code="no_pictures") as refused:
+        load_dataset(tmp_path / "upload.zip", OPTIONS, tmp_path / "job")
+    assert "a.png" in str(refused.value)
+    assert "../b.png" in str(refused.value)
+
+
 def test_names_in_unicode_extra_fields_are_used(tmp_path: Path) -> None:
     """As Info-ZIP packs on Windows: a name in the old code page, and the same in UTF-8 beside it."""
     name = "собака.png".encode()
