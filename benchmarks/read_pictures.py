@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lora_service.dataset import DatasetOptions, load_dataset
+from lora_service.dataset.load import load_dataset
+from lora_service.dataset.options import DatasetOptions
 
 SIZE = (4032, 3024)
 
@@ -61,11 +62,11 @@ def main(count: int) -> None:
         for task, buckets in (("object", False), ("object", True), ("face", False)):
             options = DatasetOptions(resolution=512, task=task, aspect_ratio_buckets=buckets)  # type: ignore[arg-type]
             start, start_cpu = time.perf_counter(), time.process_time()
-            read = load_dataset(folder / "upload.zip", options, folder / f"{task}{buckets}")
+            dataset = load_dataset(folder / "upload.zip", options, folder / f"{task}{buckets}")
             seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
             kind = f"{task}, {'buckets' if buckets else 'squares'}"
-            print(f"{kind}: {len(read.pictures)} pictures, {seconds:.1f} s, {cpu:.1f} s of CPU, peak {peak} MiB")
+            print(f"{kind}: {len(dataset.images)} pictures, {seconds:.1f} s, {cpu:.1f} s of CPU, peak {peak} MiB")
         start_cpu = time.process_time()
         seconds = decode_all(folder / "upload.zip")
         print(f"decoding alone: {seconds:.1f} s, {time.process_time() - start_cpu:.1f} s of CPU; before: {before} MiB")

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import nn
 
 from benchmarks import random_models
-from lora_service.dataset import TrainingImage
+from lora_service.dataset.training_images import TrainingImage
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.loading import load_base
 from lora_service.settings import Settings

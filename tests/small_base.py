@@ -16,7 +16,7 @@ from diffusers import (
 )
 from PIL import Image
 
-from lora_service.dataset import TrainingImage
+from lora_service.dataset.training_images import TrainingImage
 from lora_service.models.components import Components
 from lora_service.models.defaults import ModelDefaults
 from lora_service.models.diffusion_base import DiffusionBase

@@ -11,11 +11,9 @@ from typing import Any
 import click
 
 from lora_service.cli.field_options import ConfigCommand, config_options
-from lora_service.dataset.captions.model import CaptionModelRef
-from lora_service.dataset.captions.templates import DEFAULT_MARKS
 from lora_service.dataset.contact_sheet import contact_sheet
 from lora_service.dataset.load import load_dataset
-from lora_service.dataset.options import DatasetOptions, UploadLimits
+from lora_service.dataset.options import DEFAULT_TRIGGER_WORDS, CaptionModelRef, DatasetOptions, UploadLimits
 from lora_service.models.defaults import SD15
 from lora_service.models.registry import locate
 from lora_service.settings import Settings
@@ -56,7 +54,7 @@ def _dataset_options(config: TrainConfig, settings: Settings) -> DatasetOptions:
         aspect_ratio_buckets=config.aspect_ratio_buckets,
         bucket_step=defaults.bucket_step,
         custom_prompts=config.templates,
-        trigger_words=(*DEFAULT_MARKS, config.trigger) if config.trigger else DEFAULT_MARKS,
+        trigger_words=(*DEFAULT_TRIGGER_WORDS, config.trigger) if config.trigger else DEFAULT_TRIGGER_WORDS,
         limits=UploadLimits.from_settings(settings),
         face_model=settings.face_model,
         caption_model=CaptionModelRef.from_settings(settings),

@@ -1,15 +1,11 @@
-"""Whatever a person uploads, to checked, upright, captioned and masked pictures, and a report of the rest."""
+"""Datasets: an upload becomes checked, upright, captioned and masked training images, and a report of the rest.
 
-from lora_service.dataset.load import load_dataset
-from lora_service.dataset.options import DatasetOptions, UploadLimits
-from lora_service.dataset.report import DatasetReport
-from lora_service.dataset.training_images import TrainingDataset, TrainingImage
-
-__all__ = [
-    "DatasetOptions",
-    "DatasetReport",
-    "TrainingDataset",
-    "TrainingImage",
-    "UploadLimits",
-    "load_dataset",
-]
+options          the inputs' choices, the limits of an upload, and how images are prepared
+upload/          archives, folders and single files become samples: an image file, its captions, its mask
+images/          a file becomes an RGB image; crops and buckets, masks, faces, duplicates
+captions/        caption files, templates, and models that write captions
+load             ``load_dataset``: all of the above in order
+training_images  the result, as the training reads it
+report           the fate of every file: for logs, for ``--json``, and as counts for a LoRA's header
+contact_sheet    the crops, masks and captions on one image
+"""

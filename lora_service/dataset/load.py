@@ -1,4 +1,4 @@
-"""From what a person uploads to the pictures of a training."""
+"""Loading a dataset: from an upload to the images of a training."""
 
 from __future__ import annotations
 
@@ -14,45 +14,47 @@ from PIL import Image
 
 from lora_service.dataset.captions.select import SelectedCaptions, select_captions
 from lora_service.dataset.images.crops import Crop, crop_for, nearest_bucket
-from lora_service.dataset.images.decode import UnusableFile, decode
+from lora_service.dataset.images.decode import decode
 from lora_service.dataset.images.duplicates import Fingerprint, fingerprint, near_duplicates
 from lora_service.dataset.images.faces import FaceDetector, face_detector
 from lora_service.dataset.images.masks import Mask, find_mask
 from lora_service.dataset.options import DatasetOptions
-from lora_service.dataset.report import DatasetReport, Duplicate, Skipped, UsedImage
+from lora_service.dataset.report import DatasetReport, Duplicate, Skipped, UsedImage, join_names
 from lora_service.dataset.training_images import TrainingDataset, TrainingImage
-from lora_service.dataset.upload.archives import unpack
-from lora_service.dataset.upload.pairing import RawSample, pair_files, shortened
+from lora_service.dataset.upload.archives import extract
+from lora_service.dataset.upload.pairing import pair_files
+from lora_service.dataset.upload.source_files import RawSample, UnusableFileError
 from lora_service.errors import PicturesError
 
-_MOST_WORKERS = 4  # each holds one picture at full size
+_MAX_WORKERS = 4  # each holds one image at full size
 
 
 def load_dataset(source: Path | Sequence[Path], options: DatasetOptions, folder: Path) -> TrainingDataset:
-    """The pictures in ``source``, checked, upright, framed, captioned and masked.
+    """Return the images in ``source``, checked, upright, cropped, captioned and masked.
 
     Args:
-        source: an archive, a folder, a picture, or several of these.
-        folder: the job's own; archives are unpacked into it for as long as this takes, and nothing is written
-            elsewhere.
+        source: an archive, a folder, an image file, or several of these.
+        folder: the job's folder; archives are extracted into it while this runs, and nothing is written elsewhere.
 
     Raises:
-        PicturesError: nothing in it can be used, or something in it needs the person's decision.
+        PicturesError: nothing in it can be used (code ``no_pictures``, or the reason that all its files share), there
+            is too much of it (``too_many_pictures``), or a person must correct something in it; see ``extract``,
+            ``pair_files`` and ``select_captions`` for the other codes.
         InputError: a model that the options name cannot be used.
     """
-    unpacked_to = folder / "unpacked"
-    unpacked_to.mkdir(parents=True)
+    extracted_to = folder / "unpacked"
+    extracted_to.mkdir(parents=True)
     try:
-        return _read(source, options, unpacked_to)
+        return _load(source, options, extracted_to)
     finally:
-        shutil.rmtree(unpacked_to)
+        shutil.rmtree(extracted_to)
 
 
 @dataclass(frozen=True)
-class _Framed:
-    """A picture as the model will see it, without its captions."""
+class _PreparedImage:
+    """An image as the model will see it, without its captions."""
 
-    candidate: RawSample
+    sample: RawSample
     crop: Crop
     image: Image.Image
     mask: Mask
@@ -60,93 +62,98 @@ class _Framed:
     warnings: tuple[str, ...]
 
 
-def _read(source: Path | Sequence[Path], options: DatasetOptions, folder: Path) -> TrainingDataset:
-    unpacked = unpack(source, folder, options.limits)
-    found = pair_files(unpacked.files)
-    if (count := len(found.candidates)) > options.limits.max_pictures:
-        raise PicturesError(f"{count} pictures were given, but {options.limits.max_pictures} are accepted at most.")
-    faces = face_detector(options.face_model) if options.finds_faces else None
-    with ThreadPoolExecutor(min(_MOST_WORKERS, os.cpu_count() or 1)) as workers:
-        unique, copies = _without_copies(found.candidates, list(workers.map(_digest, found.candidates)))
-        results = list(workers.map(lambda candidate: _read_one(candidate, options, faces), unique))
-    framed = [result for result in results if isinstance(result, _Framed)]
-    skipped = [*unpacked.skipped, *found.skipped, *(r for r in results if isinstance(r, Skipped))]
-    if not framed:
-        raise PicturesError(_nothing_usable(skipped))
-    captions = select_captions([each.candidate for each in framed], [each.image for each in framed], options)
+def _load(source: Path | Sequence[Path], options: DatasetOptions, folder: Path) -> TrainingDataset:
+    extracted = extract(source, folder, options.limits)
+    paired = pair_files(extracted.files)
+    if (count := len(paired.samples)) > options.limits.max_pictures:
+        message = f"{count} pictures were given, but {options.limits.max_pictures} are accepted at most."
+        raise PicturesError(message, code="too_many_pictures")
+    detector = face_detector(options.face_model) if options.detects_faces else None
+    with ThreadPoolExecutor(min(_MAX_WORKERS, os.cpu_count() or 1)) as workers:
+        samples, copies = _drop_copies(paired.samples, list(workers.map(_digest, paired.samples)))
+        results = list(workers.map(lambda sample: _prepare(sample, options, detector), samples))
+    prepared = [result for result in results if isinstance(result, _PreparedImage)]
+    skipped = [*extracted.skipped, *paired.skipped, *(result for result in results if isinstance(result, Skipped))]
+    if not prepared:
+        raise _no_pictures(skipped)
+    captions = select_captions([each.sample for each in prepared], [each.image for each in prepared], options)
+    similar = near_duplicates([each.sample.name for each in prepared], [each.fingerprint for each in prepared])
     report = DatasetReport(
-        used=tuple(_entry(each, own) for each, own in zip(framed, captions, strict=True)),
+        used=tuple(_used_image(*pair) for pair in zip(prepared, captions, strict=True)),
         skipped=tuple(skipped),
-        duplicates=(*copies, *near_duplicates([f.candidate.name for f in framed], [f.fingerprint for f in framed])),
-        folders=found.folders,
+        duplicates=(*copies, *similar),
+        folders=paired.folders,
     )
-    return TrainingDataset(tuple(_picture(f, own) for f, own in zip(framed, captions, strict=True)), report)
+    return TrainingDataset(tuple(_training_image(*pair) for pair in zip(prepared, captions, strict=True)), report)
 
 
-def _digest(candidate: RawSample) -> bytes:
-    with candidate.file.path.open("rb") as file:
+def _digest(sample: RawSample) -> bytes:
+    with sample.file.path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _without_copies(
-    candidates: Sequence[RawSample], digests: Sequence[bytes]
-) -> tuple[list[RawSample], list[Duplicate]]:
+def _drop_copies(samples: Sequence[RawSample], digests: Sequence[bytes]) -> tuple[list[RawSample], list[Duplicate]]:
+    """Return the first sample of each digest, and the others as duplicates of it."""
     first: dict[bytes, RawSample] = {}
     copies = []
-    for candidate, digest in zip(candidates, digests, strict=True):
+    for sample, digest in zip(samples, digests, strict=True):
         if digest in first:
-            copies.append(Duplicate(candidate.name, first[digest].name, exact=True))
+            copies.append(Duplicate(sample.name, first[digest].name, exact=True))
         else:
-            first[digest] = candidate
+            first[digest] = sample
     return list(first.values()), copies
 
 
-def _read_one(candidate: RawSample, options: DatasetOptions, faces: FaceDetector | None) -> _Framed | Skipped:
+def _prepare(sample: RawSample, options: DatasetOptions, detector: FaceDetector | None) -> _PreparedImage | Skipped:
     try:
-        decoded = decode(candidate.file, options.resolution, options.background, options.limits.max_pixels)
-    except UnusableFile as error:
-        return Skipped(candidate.name, str(error))
-    mask = find_mask(decoded, candidate.mask, options, faces)
+        decoded = decode(sample.file, options.resolution, options.background, options.limits.max_pixels)
+    except UnusableFileError as error:
+        return Skipped(sample.name, str(error), error.code)
+    mask = find_mask(decoded, sample.mask, options, detector)
     size = (options.resolution, options.resolution)
     if options.aspect_ratio_buckets:
         size = nearest_bucket(decoded.original, options.resolution, options.bucket_step)
-    framing = crop_for(decoded.original, size, mask.center)
-    mask = mask.framed(framing)
+    crop = crop_for(decoded.original, size, mask.center)
+    mask = mask.cropped(crop)
     warnings = [*decoded.warnings, *mask.warnings]
-    if framing.enlargement > 1:
-        warnings.append(f"it is too small and was enlarged {framing.enlargement:.1f} times")
-    look = fingerprint(decoded.image)
-    return _Framed(candidate, framing, framing.apply(decoded.image), mask, look, tuple(warnings))
+    if crop.scale > 1:
+        warnings.append(f"it is too small and was enlarged {crop.scale:.1f} times")
+    image = crop.apply(decoded.image)
+    return _PreparedImage(sample, crop, image, mask, fingerprint(decoded.image), tuple(warnings))
 
 
-def _picture(framed: _Framed, captions: SelectedCaptions) -> TrainingImage:
+def _training_image(prepared: _PreparedImage, captions: SelectedCaptions) -> TrainingImage:
     return TrainingImage(
-        name=framed.candidate.name,
-        image=framed.image,
+        name=prepared.sample.name,
+        image=prepared.image,
         captions=captions.templates,
-        mask=framed.mask.image,
-        crop=framed.crop.crop,
-        original=framed.crop.original,
-        repeats=framed.candidate.repeats,
+        mask=prepared.mask.image,
+        crop=prepared.crop.box,
+        original=prepared.crop.original,
+        repeats=prepared.sample.repeats,
     )
 
 
-def _entry(framed: _Framed, captions: SelectedCaptions) -> UsedImage:
+def _used_image(prepared: _PreparedImage, captions: SelectedCaptions) -> UsedImage:
     return UsedImage(
-        name=framed.candidate.name,
-        original=framed.crop.original,
-        size=framed.crop.size,
-        crop=framed.crop.crop,
+        name=prepared.sample.name,
+        original=prepared.crop.original,
+        size=prepared.crop.size,
+        crop=prepared.crop.box,
         captions=captions.templates,
         caption_source=captions.source,
-        mask=framed.mask.source,
-        repeats=framed.candidate.repeats,
-        warnings=(*framed.warnings, *captions.warnings),
+        mask=prepared.mask.source,
+        repeats=prepared.sample.repeats,
+        warnings=(*prepared.warnings, *captions.warnings),
     )
 
 
-def _nothing_usable(skipped: Sequence[Skipped]) -> str:
+def _no_pictures(skipped: Sequence[Skipped]) -> PicturesError:
+    """Return the error of an upload without a usable image; its code is the files' one if they all share it."""
     if not skipped:
-        return "There are no pictures in what was given; a zip of pictures is needed."
-    reasons = shortened([f"{file.name}: {file.reason}" for file in skipped], 3)
-    return f"There is no picture that can be used in what was given ({reasons})."
+        message = "There are no pictures in the upload; a zip of pictures is needed."
+        return PicturesError(message, code="no_pictures")
+    reasons = join_names([f"{file.name}: {file.reason}" for file in skipped], 3)
+    codes = {file.code for file in skipped}
+    message = f"There is no picture that can be used in the upload ({reasons})."
+    return PicturesError(message, code=codes.pop() if len(codes) == 1 else "no_pictures")

@@ -1,33 +1,71 @@
-"""How pictures are to be read, and how much of them is accepted."""
+"""Options of a dataset: the choices of its inputs, the limits of an upload, and how images are prepared."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
-from lora_service.dataset.captions.model import CaptionModelRef
-from lora_service.dataset.captions.templates import DEFAULT_MARKS, check_prompt
-from lora_service.dataset.choices import CaptionMode, MaskMode, Task
 from lora_service.errors import InputError
 from lora_service.settings import MEBIBYTE, Settings
+
+Task = Literal["face", "object", "style", "location"]
+MaskMode = Literal["auto", "face", "none", "files"]
+CaptionMode = Literal["auto", "files", "filename", "template", "model"]
+MaskSource = Literal["face", "file", "alpha"]
+CaptionSource = Literal["file", "filename", "template", "model"]
+
+SUBJECT = "{}"
+"""The subject's placeholder: every caption template holds it exactly once."""
+DEFAULT_TRIGGER_WORDS = (SUBJECT, "[trigger]", "TOK")
+"""Words that stand for the subject in caption files, whatever the trigger word of the training."""
+
+
+def check_template(template: str) -> None:
+    """Check that a template of ``custom_prompts`` names the subject once.
+
+    Raises:
+        InputError: it does not.
+    """
+    if template.count(SUBJECT) != 1:
+        raise InputError("custom_prompts", template, "a template that holds {} exactly once, such as 'a photo of {}'")
+
+
+def parse_prompts(text: str) -> tuple[str, ...]:
+    """Return the templates in the input ``custom_prompts``: a JSON list, or none when ``text`` is empty.
+
+    Raises:
+        InputError: ``text`` is no such list, or a template does not hold ``{}`` once.
+    """
+    if not text.strip():
+        return ()
+    try:
+        templates = json.loads(text)
+    except ValueError:
+        templates = None
+    if not isinstance(templates, list) or not templates or not all(isinstance(each, str) for each in templates):
+        raise InputError("custom_prompts", text, """a JSON list of templates, such as '["a photo of {}"]'""")
+    for template in templates:
+        check_template(template)
+    return tuple(templates)
 
 
 @dataclass(frozen=True)
 class UploadLimits:
-    """What an upload may hold at most; beyond it, one sentence says so and nothing is read further."""
+    """The most that an upload may hold; the settings of the same names change it."""
 
     max_zip_bytes: int = 1024 * MEBIBYTE
-    """An archive's size, packed and unpacked alike."""
+    """Size of an archive, packed and unpacked alike."""
     max_pictures: int = 1000
     max_members: int = 20_000
     """Files and folders in one archive."""
     max_picture_bytes: int = 256 * MEBIBYTE
-    """One file of an archive, unpacked."""
+    """Size of one file of an archive, unpacked."""
     max_pixels: int = 120_000_000
-    """Width × height of one picture: the largest telephones take 108 million."""
+    """Width × height of one image: the largest telephones take 108 million."""
     max_ratio: int = 200
-    """How many times larger than packed a file of more than 16 MiB may unpack."""
+    """Unpacked size over packed size of a file of more than 16 MiB."""
 
     @staticmethod
     def from_settings(settings: Settings) -> UploadLimits:
@@ -35,21 +73,48 @@ class UploadLimits:
 
 
 @dataclass(frozen=True)
+class CaptionModelRef:
+    """The model that writes captions in mode ``model``.
+
+    Args:
+        name: a folder, or a hub id such as "Salesforce/blip-image-captioning-base". A classifier writes tags.
+        cache: the folder for models from the hub; none: transformers' default.
+        token: the hub's access token, for a gated model.
+        device: as torch names it.
+        tag_threshold: the least probability of a tag, 0 to 1.
+    """
+
+    name: str
+    cache: Path | None = None
+    token: str = field(default="", repr=False)
+    device: str = "cpu"
+    tag_threshold: float = 0.35
+
+    @staticmethod
+    def from_settings(settings: Settings) -> CaptionModelRef | None:
+        """Return the model of the setting ``CAPTION_MODEL``, or None where it is empty."""
+        if not settings.caption_model:
+            return None
+        token = settings.hf_token.get_secret_value()
+        return CaptionModelRef(settings.caption_model, cache=settings.model_cache, token=token)
+
+
+@dataclass(frozen=True)
 class DatasetOptions:
-    """Everything about how the pictures of a training are read.
+    """Options for preparing the images of a training.
 
     Args:
         resolution: the side in pixels of a square crop; with buckets, the side of the square of the same area.
         bucket_step: the sides of buckets are multiples of this: 64 for bases of full size, 8 × the VAE's factor for
             small ones.
-        custom_prompts: templates with ``{}`` for the subject, in place of the task's own.
-        trigger_words: what stands for the subject in caption files, besides the subject's own trigger.
-        background: the colour that transparent pictures are laid on.
-        face_model: an ONNX file of the YuNet face detector; none: the Haar cascades that OpenCV carries.
-        caption_model: what writes captions in mode ``model``.
+        custom_prompts: templates with ``{}`` for the subject, in place of the task's.
+        trigger_words: words in caption files that become ``{}``.
+        background: the RGB colour under transparent images.
+        face_model: an ONNX file of the YuNet face detector; none: the Haar cascade that OpenCV carries.
+        caption_model: the model that writes captions in mode ``model``.
 
     Raises:
-        InputError: a value cannot be used; the message names it.
+        InputError: a value cannot be used; its ``field`` names it.
     """
 
     resolution: int
@@ -59,7 +124,7 @@ class DatasetOptions:
     aspect_ratio_buckets: bool = False
     bucket_step: int = 64
     custom_prompts: tuple[str, ...] = ()
-    trigger_words: tuple[str, ...] = DEFAULT_MARKS
+    trigger_words: tuple[str, ...] = DEFAULT_TRIGGER_WORDS
     limits: UploadLimits = field(default_factory=UploadLimits)
     background: tuple[int, int, int] = (255, 255, 255)
     face_model: Path | None = None
@@ -72,19 +137,19 @@ class DatasetOptions:
             raise InputError("bucket_step", self.bucket_step, "a multiple of 8")
         if self.aspect_ratio_buckets and self.bucket_step > self.resolution:
             raise InputError("bucket_step", self.bucket_step, f"at most the resolution, {self.resolution}")
-        for name, value, kind in (
-            ("task", self.task, Task),
-            ("mask_mode", self.mask_mode, MaskMode),
-            ("caption_mode", self.caption_mode, CaptionMode),
+        for name, value, choices in (
+            ("task", self.task, get_args(Task)),
+            ("mask_mode", self.mask_mode, get_args(MaskMode)),
+            ("caption_mode", self.caption_mode, get_args(CaptionMode)),
         ):
-            if value not in get_args(kind):
-                raise InputError(name, value, f"one of {', '.join(get_args(kind))}")
-        for prompt in self.custom_prompts:
-            check_prompt(prompt)
+            if value not in choices:
+                raise InputError(name, value, f"one of {', '.join(choices)}")
+        for template in self.custom_prompts:
+            check_template(template)
         if self.caption_mode == "model" and self.caption_model is None:
             raise InputError("caption_mode", "model", "another mode, unless the setting CAPTION_MODEL names a model")
 
     @property
-    def finds_faces(self) -> bool:
-        """Whether faces are looked for in pictures that bring no mask."""
+    def detects_faces(self) -> bool:
+        """True if a face is the mask of an image that comes without one."""
         return self.mask_mode == "face" or (self.mask_mode == "auto" and self.task == "face")

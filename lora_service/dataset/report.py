@@ -1,24 +1,26 @@
-"""What became of each file of an upload: for a person's log, for ``--json``, and as counts for the file's header."""
+"""The fate of each file of an upload: lines for a log, JSON for ``check --json``, and counts for a LoRA's header."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lora_service.dataset.choices import CaptionSource, MaskSource
+from lora_service.dataset.images.crops import Box, Size
+from lora_service.dataset.options import CaptionSource, MaskSource
 
 _NAME_WIDTH = 32
 
 
 @dataclass(frozen=True)
 class UsedImage:
-    """One picture that is used; sizes are (width, height), the crop (left, top, right, bottom) of the original."""
+    """One image of the dataset; ``crop`` is the part of the upright original that becomes ``size`` pixels."""
 
     name: str
-    original: tuple[int, int]
-    size: tuple[int, int]
-    crop: tuple[int, int, int, int]
+    original: Size
+    size: Size
+    crop: Box
     captions: tuple[str, ...]
     caption_source: CaptionSource
     mask: MaskSource | None
@@ -28,15 +30,16 @@ class UsedImage:
 
 @dataclass(frozen=True)
 class Skipped:
-    """One file that is not used, and why."""
+    """One file that is not used: ``reason`` is for a person, ``code`` for a program."""
 
     name: str
     reason: str
+    code: str
 
 
 @dataclass(frozen=True)
 class Duplicate:
-    """A picture that is the same as an earlier one (``exact``: dropped), or nearly so (used)."""
+    """An image that is the same file as an earlier one (``exact``: not used), or nearly the same picture (used)."""
 
     name: str
     same_as: str
@@ -44,8 +47,8 @@ class Duplicate:
 
 
 @dataclass(frozen=True)
-class Repeats:
-    """A folder named as kohya's trainer wants it, ``10_red dog``: its pictures count ``repeats`` times."""
+class RepeatFolder:
+    """A folder named as for kohya's trainer, ``10_red dog``: each image in it counts ``repeats`` times."""
 
     folder: str
     repeats: int
@@ -54,49 +57,50 @@ class Repeats:
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What was used, what was not and why."""
+    """The images that are used, the files that are not and why."""
 
     used: tuple[UsedImage, ...]
     skipped: tuple[Skipped, ...] = ()
     duplicates: tuple[Duplicate, ...] = ()
-    folders: tuple[Repeats, ...] = ()
+    folders: tuple[RepeatFolder, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
     def warning_count(self) -> int:
+        """The number of all warnings; each near duplicate is one."""
         near = sum(not duplicate.exact for duplicate in self.duplicates)
-        return near + len(self.warnings) + sum(len(picture.warnings) for picture in self.used)
+        return near + len(self.warnings) + sum(len(image.warnings) for image in self.used)
 
     @property
-    def smallest(self) -> tuple[int, int]:
+    def smallest(self) -> Size:
         """The size of the original with the fewest pixels."""
-        return min((picture.original for picture in self.used), key=lambda size: (size[0] * size[1], size))
+        return min((image.original for image in self.used), key=lambda size: (size[0] * size[1], size))
 
     def lines(self) -> list[str]:
-        """For the log: one line when there is nothing to say, else a short table and what is wrong."""
+        """Return lines for a log: a summary, and where there are problems, a row per image and a line per problem."""
         lines = [self._summary()]
         lines += [
             f"folder {f.folder!r}: each picture counts {f.repeats} times, called {f.word!r}" for f in self.folders
         ]
         if not (self.skipped or self.duplicates or self.warning_count):
             return lines
-        lines += [_row(picture) for picture in self.used]
+        lines += [_row(image) for image in self.used]
         lines += [f"warning: {warning}" for warning in self.warnings]
         lines += [f"left out: {file.name}: {file.reason}" for file in self.skipped]
-        return lines + [_sentence(duplicate) for duplicate in self.duplicates]
+        return lines + [_duplicate_line(duplicate) for duplicate in self.duplicates]
 
     def as_json(self) -> dict[str, Any]:
-        """What ``check --json`` prints."""
+        """Return the object that ``check --json`` prints."""
         return {
-            "used": [_json(picture) for picture in self.used],
-            "left_out": [asdict(file) for file in self.skipped],
+            "used": [_image_json(image) for image in self.used],
+            "left_out": [{"name": file.name, "reason": file.reason} for file in self.skipped],
             "duplicates": [asdict(duplicate) for duplicate in self.duplicates],
             "folders": [asdict(folder) for folder in self.folders],
             "warnings": list(self.warnings),
         }
 
     def counts(self) -> dict[str, Any]:
-        """Numbers without any name, for metrics and the file's header."""
+        """Return numbers without file names, for metrics and a LoRA's header."""
         return {
             "used": len(self.used),
             "left_out": len(self.skipped),
@@ -109,13 +113,13 @@ class DatasetReport:
         }
 
     def _mask_counts(self) -> dict[str, int]:
-        return dict(sorted(Counter(picture.mask or "none" for picture in self.used).items()))
+        return dict(sorted(Counter(image.mask or "none" for image in self.used).items()))
 
     def _caption_counts(self) -> dict[str, int]:
-        return dict(sorted(Counter(picture.caption_source for picture in self.used).items()))
+        return dict(sorted(Counter(image.caption_source for image in self.used).items()))
 
     def _summary(self) -> str:
-        sizes = Counter(picture.size for picture in self.used)
+        sizes = Counter(image.size for image in self.used)
         shown = ", ".join(f"{count} at {w} × {h}" for (w, h), count in sorted(sizes.items()))
         captions = ", ".join(f"{source} {count}" for source, count in self._caption_counts().items())
         masks = ", ".join(f"{source} {count}" for source, count in self._mask_counts().items())
@@ -123,34 +127,40 @@ class DatasetReport:
         return f"pictures: {shown}; captions: {captions}; masks: {masks}; smallest original {width} × {height}"
 
 
-def _row(picture: UsedImage) -> str:
-    (w, h), (to_w, to_h) = picture.original, picture.size
-    parts = [f"{_shorten(picture.name):{_NAME_WIDTH}} {w} × {h} → {to_w} × {to_h}"]
-    parts.append(f"mask: {picture.mask or 'none'}")
-    parts.append(f"caption: {picture.caption_source}")
-    return " | ".join([*parts, *picture.warnings])
+def join_names(names: Sequence[str], limit: int = 5) -> str:
+    """Return the first ``limit`` of ``names`` for a message, and the number of the others."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _row(image: UsedImage) -> str:
+    (w, h), (to_w, to_h) = image.original, image.size
+    parts = [f"{_shorten(image.name):{_NAME_WIDTH}} {w} × {h} → {to_w} × {to_h}"]
+    parts.append(f"mask: {image.mask or 'none'}")
+    parts.append(f"caption: {image.caption_source}")
+    return " | ".join([*parts, *image.warnings])
 
 
 def _shorten(name: str) -> str:
     return name if len(name) <= _NAME_WIDTH else f"…{name[1 - _NAME_WIDTH :]}"
 
 
-def _sentence(duplicate: Duplicate) -> str:
+def _duplicate_line(duplicate: Duplicate) -> str:
     if duplicate.exact:
         return f"left out: {duplicate.name}: the same file as {duplicate.same_as}"
     return f"warning: {duplicate.name} is nearly the same picture as {duplicate.same_as}"
 
 
-def _json(picture: UsedImage) -> dict[str, Any]:
+def _image_json(image: UsedImage) -> dict[str, Any]:
     return {
-        "name": picture.name,
-        "size": list(picture.size),
-        "original": list(picture.original),
-        "crop": list(picture.crop),
-        "caption": picture.captions[0],
-        "captions": list(picture.captions),
-        "caption_source": picture.caption_source,
-        "mask": picture.mask,
-        "repeats": picture.repeats,
-        "warnings": list(picture.warnings),
+        "name": image.name,
+        "size": list(image.size),
+        "original": list(image.original),
+        "crop": list(image.crop),
+        "caption": image.captions[0],
+        "captions": list(image.captions),
+        "caption_source": image.caption_source,
+        "mask": image.mask,
+        "repeats": image.repeats,
+        "warnings": list(image.warnings),
     }

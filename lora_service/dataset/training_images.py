@@ -1,4 +1,4 @@
-"""What a training gets: pictures as the model will see them, and the report of how they came to be."""
+"""The result of loading a dataset: images as the training sees them, and the report of the upload."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from lora_service.dataset.captions.templates import SUBJECT
+from lora_service.dataset.images.crops import Box, Size
+from lora_service.dataset.options import SUBJECT
 from lora_service.dataset.report import DatasetReport
-
-Box = tuple[int, int, int, int]
-"""left, top, right, bottom in pixels."""
-Size = tuple[int, int]
-"""width, height in pixels."""
 
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """One picture, ready for the VAE.
+    """One image, ready for the VAE.
 
     Args:
         name: as in the archive.
         image: RGB in sRGB, upright, at its training size.
-        captions: one or more templates to draw from; ``{}`` stands exactly once for the subject.
-        mask: "L", of the image's size, 255 where the subject is; none: everything counts.
-        crop: what ``image`` shows of the upright original, whose size is ``original``.
-        repeats: the picture's weight when one is drawn.
+        captions: one or more templates to sample from; ``{}`` stands exactly once for the subject.
+        mask: "L", of the image's size, 255 where the subject is; none: the loss counts everywhere.
+        crop: the part of the upright original that ``image`` shows.
+        original: the size of the upright original.
+        repeats: the times that an epoch shows it.
+
+    Raises:
+        ValueError: a caption does not name the subject once.
     """
 
     name: str
@@ -43,7 +43,7 @@ class TrainingImage:
 
 @dataclass(frozen=True)
 class TrainingDataset:
-    """The pictures of one training, in the order of their names, and their report."""
+    """The images of one training, in the order of their names, and the report of their upload."""
 
-    pictures: tuple[TrainingImage, ...]
+    images: tuple[TrainingImage, ...]
     report: DatasetReport

@@ -123,7 +123,7 @@ class InferenceService(ModelService):
         if image is None:
             return None
         from lora_service.dataset.images.decode import decode
-        from lora_service.dataset.upload.archives import SourceFile
+        from lora_service.dataset.upload.source_files import SourceFile
 
         if not isinstance(image, Path):
             raise InputError("image", image, "an uploaded picture or an http(s) link to one")

@@ -9,8 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from lora_service.dataset.captions.templates import parse_prompts
-from lora_service.dataset.choices import CaptionMode, MaskMode, Task
+from lora_service.dataset.options import CaptionMode, MaskMode, Task, parse_prompts
 from lora_service.errors import InputError
 from lora_service.models.defaults import ModelDefaults
 from lora_service.settings import MEBIBYTE

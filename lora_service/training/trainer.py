@@ -11,10 +11,8 @@ from pathlib import Path
 
 import torch
 
-from lora_service.dataset.captions.model import CaptionModelRef
-from lora_service.dataset.captions.templates import DEFAULT_MARKS
 from lora_service.dataset.load import load_dataset
-from lora_service.dataset.options import DatasetOptions, UploadLimits
+from lora_service.dataset.options import DEFAULT_TRIGGER_WORDS, CaptionModelRef, DatasetOptions, UploadLimits
 from lora_service.dataset.training_images import TrainingDataset
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
@@ -99,8 +97,8 @@ class Trainer:
         config = resolved.config
         flip, jitter = bool(config.flip), bool(config.color_jitter)
         with self._timed("latents"):
-            latents = cache_latents(dataset.pictures, self.base, flip=flip, color_jitter=jitter, seed=config.seed or 0)
-        return TrainingContext(self.base, dataset.pictures, latents, resolved, self.base.text, autocast=None)
+            latents = cache_latents(dataset.images, self.base, flip=flip, color_jitter=jitter, seed=config.seed or 0)
+        return TrainingContext(self.base, dataset.images, latents, resolved, self.base.text, autocast=None)
 
     def _train(self, context: TrainingContext) -> tuple[TrainedAdapter, dict[str, LoopReport]]:
         """Run both stages; the base is as before afterwards."""
@@ -140,7 +138,7 @@ class Trainer:
             aspect_ratio_buckets=config.aspect_ratio_buckets,
             bucket_step=self.base.defaults.bucket_step,
             custom_prompts=config.templates,
-            trigger_words=(*DEFAULT_MARKS, resolved.trigger, "".join(resolved.tokens)),
+            trigger_words=(*DEFAULT_TRIGGER_WORDS, resolved.trigger, "".join(resolved.tokens)),
             limits=UploadLimits.from_settings(self.settings),
             face_model=self.settings.face_model,
             caption_model=CaptionModelRef.from_settings(self.settings),

@@ -1,4 +1,4 @@
-"""What comes beside pictures: captions, tables, masks, folders that count."""
+"""Files beside images: captions, tables, masks, folders with repeats."""
 
 from __future__ import annotations
 
@@ -26,100 +26,107 @@ BESIDES = [
         "captions beside",
         zipped({"a.png": A, "a.txt": b"TOK on grass", "b.png": B, "b.caption": b"TOK at sea"}),
         BOTH,
-        said=("captions: file 2",),
+        report=("captions: file 2",),
     ),
     Case(
         "captions with upper-case endings",
         zipped({"a.PNG": A, "a.TXT": b"TOK on grass"}),
         ("a.PNG",),
-        said=("captions: file 1",),
+        report=("captions: file 1",),
     ),
-    Case("a caption without a picture", zipped({"a.png": A, "c.txt": b"x"}), error="belong to no picture: c.txt"),
+    Case(
+        "a caption without a picture", zipped({"a.png": A, "c.txt": b"x"}), error="unmatched_captions", quoted="c.txt"
+    ),
     Case(
         "a caption of a broken picture",
         zipped({"a.png": A, "c.png": b"?", "c.txt": b"x"}),
         ("a.png",),
-        skipped={"c.png": "not a picture"},
+        skipped={"c.png": "not_an_image"},
     ),
     Case(
         "a readme",
         zipped({"a.png": A, "README.txt": b"hello"}),
         ("a.png",),
-        skipped={"README.txt": "belongs to no picture"},
+        skipped={"README.txt": "unmatched_text"},
     ),
     Case(
         "an empty caption",
         zipped({"a.png": A, "a.txt": b" \n"}),
         ("a.png",),
-        said=("caption file is empty", "captions: template 1"),
+        report=("caption file is empty", "captions: template 1"),
     ),
     Case(
         "captions.csv",
         zipped({"a.png": A, "b.png": B, "captions.csv": b"image_file,caption\na.png,one\nb.png,two\n"}),
         BOTH,
-        said=("captions: file 2",),
+        report=("captions: file 2",),
     ),
     Case(
         "caption.csv without a header",
         zipped({"a.png": A, "caption.csv": b"a.png;one, two\n"}),
         ("a.png",),
-        said=("captions: file 1",),
+        report=("captions: file 1",),
     ),
     Case(
         "metadata.jsonl",
         zipped({"x/a.png": A, "x/metadata.jsonl": _rows({"file_name": "a.png", "text": "one"})}),
         ("x/a.png",),
-        said=("captions: file 1",),
+        report=("captions: file 1",),
     ),
     Case(
         "metadata.csv",
         zipped({"x/a.png": A, "metadata.csv": b"file_name,text\nx/a.png,one\n"}),
         ("x/a.png",),
-        said=("captions: file 1",),
+        report=("captions: file 1",),
     ),
     Case(
         "a row without a picture",
         zipped({"a.png": A, "metadata.csv": b"file_name,text\nq.png,one\n"}),
-        error="belong to no picture: q.png",
+        error="unmatched_captions",
+        quoted="q.png",
     ),
     Case(
         "a table without its columns",
         zipped({"a.png": A, "metadata.csv": b"x,y,z\n1,2,3\n"}),
-        error='needs the columns "file_name"',
+        error="invalid_table",
+        quoted="file_name",
     ),
     Case(
         "a broken line of JSON",
         zipped({"a.png": A, "metadata.jsonl": b'{"file_name": '}),
-        error="Line 1 of 'metadata.jsonl'",
+        error="invalid_table",
+        quoted="Line 1 of 'metadata.jsonl'",
     ),
     Case(
         "kohya's folders",
         zipped({"img/150_red dog/a.png": A, "img/20_dog/b.png": B}),
         ("img/20_dog/b.png", "img/150_red dog/a.png"),
-        said=("'150_red dog': each picture counts 150 times, called 'red dog'",),
+        report=("'150_red dog': each picture counts 150 times, called 'red dog'",),
     ),
     *(
-        Case(f"a mask as {name}", zipped({"a.png": A, name: encoded(half_mask())}), ("a.png",), said=("masks: file 1",))
+        Case(
+            f"a mask as {name}", zipped({"a.png": A, name: encoded(half_mask())}), ("a.png",), report=("masks: file 1",)
+        )
         for name in ("a.mask.png", "a_mask.png", "a-masklabel.png", "masks/a.png", "masks/a_mask.jpg")
     ),
     Case(
         "folders of pictures and masks",
         zipped({"images/a.png": A, "masks/a.png": encoded(half_mask())}),
         ("images/a.png",),
-        said=("masks: file 1",),
+        report=("masks: file 1",),
     ),
     Case(
         "a mask without a picture",
         zipped({"a.png": A, "masks/a.png": encoded(half_mask()), "masks/q.png": B}),
         ("a.png",),
-        skipped={"masks/q.png": "mask without a picture"},
+        skipped={"masks/q.png": "unmatched_mask"},
     ),
     Case(
         "two masks",
         zipped({"a.png": A, "a_mask.png": encoded(half_mask()), "masks/a.png": B}),
         ("a.png",),
-        skipped={"masks/a.png": "has another mask"},
-        said=("masks: file 1",),
+        skipped={"masks/a.png": "surplus_mask"},
+        report=("masks: file 1",),
     ),
     Case(
         "pictures of masks",
@@ -130,19 +137,22 @@ BESIDES = [
         "a mask of another shape",
         zipped({"a.png": A, "a_mask.png": encoded(half_mask((50, 50)))}),
         ("a.png",),
-        said=("another shape (50 × 50)", "masks: none 1"),
+        report=("another shape (50 × 50)", "masks: none 1"),
     ),
     Case(
         "a black mask",
         zipped({"a.png": A, "a_mask.png": encoded(Image.new("L", (96, 72)))}),
         ("a.png",),
-        said=("too dark",),
+        report=("too dark",),
     ),
     Case(
-        "a broken mask", zipped({"a.png": A, "a_mask.png": b"?"}), ("a.png",), said=("its mask a_mask.png is not used",)
+        "a broken mask",
+        zipped({"a.png": A, "a_mask.png": b"?"}),
+        ("a.png",),
+        report=("its mask a_mask.png is not used",),
     ),
     Case(
-        "transparency as the mask", zipped({"a.png": _transparent(half_mask())}), ("a.png",), said=("masks: alpha 1",)
+        "transparency as the mask", zipped({"a.png": _transparent(half_mask())}), ("a.png",), report=("masks: alpha 1",)
     ),
-    Case("no face", zipped({"a.png": A}), ("a.png",), said=("no face was found",), options={"task": "face"}),
+    Case("no face", zipped({"a.png": A}), ("a.png",), report=("no face was found",), options={"task": "face"}),
 ]

@@ -1,4 +1,4 @@
-"""One upload and its outcome."""
+"""The form of a case: one upload and its outcome."""
 
 from __future__ import annotations
 
@@ -17,19 +17,23 @@ class Case:
     """One upload and its outcome.
 
     Args:
-        title: what is special about it.
+        title: the name of the test.
         data: the file's bytes.
-        used: the names of the pictures that are used; none: ``error`` is part of the one sentence.
-        skipped: a part of the reason for each name that is left out.
-        said: parts of the report's lines.
-        options: other than those of an object at 64 pixels.
+        used: the names of the images in the dataset.
+        error: the error's code, where the upload is refused.
+        quoted: a name or value that the error's message holds.
+        skipped: the code of the reason for each file that is skipped.
+        report: parts of the report's lines.
+        options: those that differ from an object at 64 pixels.
+        file: the file's name.
     """
 
     title: str
     data: bytes
     used: tuple[str, ...] = ()
     error: str = ""
+    quoted: str = ""
     skipped: Mapping[str, str] = field(default_factory=dict)
-    said: tuple[str, ...] = ()
+    report: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     file: str = "upload.zip"

@@ -1,4 +1,4 @@
-"""Pictures of every kind, and files that are none."""
+"""Image files of every format, and files that are no images."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ PICTURES = [
     Case("grey", zipped({"a.png": encoded(picture(1).convert("L"))}), ("a.png",)),
     Case("palette", zipped({"a.png": encoded(picture(1).convert("P"))}), ("a.png",)),
     Case("two colours", zipped({"a.png": encoded(picture(1).convert("1"))}), ("a.png",)),
-    Case("an animated GIF", zipped({"a.gif": _animation("GIF")}), ("a.gif",), said=("only its first frame",)),
-    Case("an animated WebP", zipped({"a.webp": _animation("WEBP")}), ("a.webp",), said=("only its first frame",)),
+    Case("an animated GIF", zipped({"a.gif": _animation("GIF")}), ("a.gif",), report=("only its first frame",)),
+    Case("an animated WebP", zipped({"a.webp": _animation("WEBP")}), ("a.webp",), report=("only its first frame",)),
     Case(
         "a truncated picture",
         zipped({"a.png": A, "b.jpg": encoded(picture(2), "JPEG")[:-200]}),
@@ -48,21 +48,21 @@ PICTURES = [
         "a picture of zeros",
         zipped({"a.png": A, "b.png": bytes(5000)}),
         ("a.png",),
-        skipped={"b.png": "not a picture"},
+        skipped={"b.png": "not_an_image"},
     ),
-    Case("an empty picture", zipped({"a.png": A, "b.png": b""}), ("a.png",), skipped={"b.png": "not a picture"}),
+    Case("an empty picture", zipped({"a.png": A, "b.png": b""}), ("a.png",), skipped={"b.png": "not_an_image"}),
     Case(
         "a film",
         zipped({"a.png": A, "b.mp4": b"\0\0\0\x18ftypmp42" + bytes(99)}),
         ("a.png",),
-        skipped={"b.mp4": "not a picture"},
+        skipped={"b.mp4": "not_an_image"},
     ),
-    Case("a drawing in SVG", zipped({"a.png": A, "b.svg": b"<svg/>"}), ("a.png",), skipped={"b.svg": "not a picture"}),
+    Case("a drawing in SVG", zipped({"a.png": A, "b.svg": b"<svg/>"}), ("a.png",), skipped={"b.svg": "not_an_image"}),
     Case(
         "a camera's raw file",
         zipped({"a.png": A, "b.dng": encoded(picture(2), "TIFF")}),
         ("a.png",),
-        skipped={"b.dng": "raw"},
+        skipped={"b.dng": "raw_file"},
     ),
     Case(
         "wholly transparent",
@@ -70,13 +70,15 @@ PICTURES = [
         ("a.png",),
         skipped={"b.png": "transparent"},
     ),
-    Case("too small", zipped({"a.png": png(1, (32, 32))}), ("a.png",), said=("a.png", "enlarged 2.0 times")),
-    Case("one pixel", zipped({"a.png": png(1, (1, 1))}), ("a.png",), said=("enlarged 64.0 times",)),
-    Case("the same file twice", zipped({"a.png": A, "b.png": A}), ("a.png",), said=("b.png: the same file as a.png",)),
+    Case("too small", zipped({"a.png": png(1, (32, 32))}), ("a.png",), report=("a.png", "enlarged 2.0 times")),
+    Case("one pixel", zipped({"a.png": png(1, (1, 1))}), ("a.png",), report=("enlarged 64.0 times",)),
+    Case(
+        "the same file twice", zipped({"a.png": A, "b.png": A}), ("a.png",), report=("b.png: the same file as a.png",)
+    ),
     Case(
         "nearly the same",
         zipped({"a.png": A, "b.jpg": encoded(picture(1), "JPEG")}),
         ("a.png", "b.jpg"),
-        said=("b.jpg is nearly the same picture as a.png",),
+        report=("b.jpg is nearly the same picture as a.png",),
     ),
 ]

@@ -1,4 +1,4 @@
-"""Mangled uploads, the same ones for the same seed, and what must hold for each.
+"""Mangled uploads, the same for the same seed, and the invariants of loading them.
 
 ``python tests/dataset/hostile.py COUNT [FIRST]`` tries COUNT of them, one seed after the other.
 """
@@ -18,7 +18,9 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-from lora_service.dataset import DatasetOptions, UploadLimits, load, load_dataset
+from lora_service.dataset import load
+from lora_service.dataset.load import load_dataset
+from lora_service.dataset.options import DatasetOptions, UploadLimits
 from lora_service.errors import PicturesError
 from tests.dataset.corpus_archives import ARCHIVES
 from tests.dataset.corpus_besides import BESIDES
@@ -37,11 +39,11 @@ _TEXTS = {
 }
 _LARGEST = 60_000
 _NUMBERS = [bytes(4), b"\xff" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\x80", b"\1\0\0\0", b"\0\0\1\0"]
-_PATIENCE = 60  # seconds after which an input counts as a hang
+_TIMEOUT = 60  # seconds after which an input counts as a hang
 
 
 class Mangler:
-    """Makes the upload of each seed number."""
+    """Generates an upload from each seed."""
 
     def __init__(self) -> None:
         small = [picture(seed, (24, 16)) for seed in range(3)]
@@ -51,7 +53,7 @@ class Mangler:
         self.uploads = self.files + [case.data for case in corpus if 0 < len(case.data) < _LARGEST]
 
     def upload(self, seed: int) -> bytes:
-        """A mangled archive or picture, or a sound archive of mangled files."""
+        """Return a mangled archive or image, or an intact archive of mangled files."""
         rng = random.Random(seed)
         if rng.random() < 0.6:
             return self.mangled(rng.choice(self.uploads), rng)
@@ -62,7 +64,7 @@ class Mangler:
         return rng.choice((zipped, tarred))(members)
 
     def mangled(self, data: bytes, rng: random.Random) -> bytes:
-        """``data`` after one to six damages: bytes changed, cut, doubled, or taken from another."""
+        """Return ``data`` after one to six damages: bytes changed, cut, doubled, or taken from another upload."""
         out = bytearray(data)
         for _ in range(rng.randint(1, 6)):
             _damage(out, rng, self.uploads)
@@ -89,25 +91,25 @@ def _damage(out: bytearray, rng: random.Random, others: Sequence[bytes]) -> None
 
 
 def read_bytes(data: bytes, folder: Path) -> str:
-    """Reads ``data`` as an upload in the otherwise empty ``folder``: "used" or "refused", as anything else raises."""
+    """Load ``data`` as an upload in the otherwise empty ``folder``, and return "used" or "refused"."""
     upload, job = folder / "upload", folder / "job"
     upload.write_bytes(data)
     try:
-        pictures = load_dataset(upload, OPTIONS, job)
+        dataset = load_dataset(upload, OPTIONS, job)
     except PicturesError as error:
         outcome = "refused"
         assert str(error).endswith("."), error  # noqa: PT017 - a refusal is an outcome like another
     else:
         outcome = "used"
-        assert pictures.pictures
-        assert pictures.report.lines()
+        assert dataset.images
+        assert dataset.report.lines()
     assert {path.name for path in folder.iterdir()} == {"job", "upload"}
     assert not any(job.iterdir())
     return outcome
 
 
 class _OneThread(Executor):
-    """Runs at once what it is given: a thread for each of a million inputs costs more than reading them."""
+    """An executor in the calling thread: a pool for each of a million inputs costs more than reading them."""
 
     def __init__(self, _: int) -> None:
         super().__init__()
@@ -117,13 +119,13 @@ class _OneThread(Executor):
 
 
 def main(count: int, first: int) -> None:
-    """Tries ``count`` uploads and prints what became of them; after a crash, the input lies in the temporary folder."""
+    """Try ``count`` uploads and print the outcomes; after a crash, the input is in the temporary folder."""
     faulthandler.enable()
     load.ThreadPoolExecutor = _OneThread  # type: ignore[assignment, misc]
     mangler, outcomes, start = Mangler(), Counter[str](), time.monotonic()
     folder = Path(tempfile.mkdtemp())
     for seed in range(first, first + count):
-        signal.alarm(_PATIENCE)  # ends the process, even where a decoder hangs
+        signal.alarm(_TIMEOUT)  # ends the process, even where a decoder hangs
         outcomes[read_bytes(mangler.upload(seed), folder)] += 1
         if (seed - first + 1) % 10_000 == 0 or seed == first + count - 1:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

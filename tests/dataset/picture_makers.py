@@ -1,4 +1,4 @@
-"""Small pictures and archives, made when a test wants them."""
+"""Small images and archives, made by code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pillow_heif.register_heif_opener()
 
 
 def picture(seed: int, size: tuple[int, int] = (96, 72)) -> Image.Image:
-    """Soft coloured blotches, RGB; other seeds look other."""
+    """Return soft coloured blotches, RGB, which differ by ``seed``."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
@@ -50,14 +50,14 @@ def tarred(members: Mapping[str, bytes], mode: str = "w", form: int = tarfile.PA
 
 
 def half_mask(size: tuple[int, int] = (96, 72)) -> Image.Image:
-    """White in the right half, "L"."""
+    """Return a mask, "L", that is white in the right half."""
     mask = Image.new("L", size, 0)
     mask.paste(255, (size[0] // 2, 0, size[0], size[1]))
     return mask
 
 
 def draw_face(image: Image.Image, x: float, y: float, radius: float) -> None:
-    """A face that the cascade knows as one: long brown hair, pale skin, its middle at (x, y) in pixels."""
+    """Draw a face that the Haar cascade detects: long brown hair, pale skin, its middle at (x, y) in pixels."""
     pen = ImageDraw.Draw(image)
 
     def ellipse(across: float, down: float, half_width: float, half_height: float, color: str) -> None:
@@ -73,3 +73,17 @@ def draw_face(image: Image.Image, x: float, y: float, radius: float) -> None:
         ellipse(side, 0.07, 0.065, 0.075, "#141416")
     ellipse(0, 0.28, 0.07, 0.09, "#bda896")
     pen.line((x - 0.2 * radius, y + 0.56 * radius, x + 0.2 * radius, y + 0.56 * radius), fill="#963c3c", width=8)
+
+
+CLEAN = {"a.png": png(1), "b.png": png(2, (100, 80)), "b.txt": b"TOK at sea"}
+"""Members of an upload without problems."""
+MIXED = {
+    "10_red dog/a.png": png(1),
+    "10_red dog/copy.png": png(1),
+    "10_red dog/a_mask.png": encoded(half_mask()),
+    "b.jpg": encoded(picture(1), "JPEG"),
+    "small.png": png(3, (32, 40)),
+    "broken.jpg": b"?",
+    "10_red dog/a.txt": b"TOK " + b"long " * 80,
+}
+"""Members of an upload with repeats, a mask, a long caption, a copy, a near duplicate, and two unsuitable files."""

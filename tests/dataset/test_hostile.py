@@ -1,4 +1,4 @@
-"""Whatever the bytes: pictures and a report, or one sentence; nothing is left behind, and nothing written elsewhere."""
+"""Arbitrary bytes give a dataset or a PicturesError; no file is left behind, none is written elsewhere."""
 
 from __future__ import annotations
 

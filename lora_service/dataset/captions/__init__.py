@@ -1,1 +1,7 @@
-"""captions."""
+"""Captions: templates in which ``{}`` stands for the subject.
+
+templates      the templates of each task, and drawing a caption in a training step
+caption_files  captions in text files and tables of an upload
+model          captions by a captioning or tagging model
+select         the captions that each image gets, by ``caption_mode``
+"""

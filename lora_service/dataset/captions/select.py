@@ -1,4 +1,4 @@
-"""Which captions a picture gets: its own, its name's, a model's, or its task's templates."""
+"""Captions of each image, by ``caption_mode``: from its files, its name, a model, or its task's templates."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from pathlib import PurePosixPath
 from PIL import Image
 
 from lora_service.dataset.captions.model import load_caption_model
-from lora_service.dataset.captions.task_templates import TEMPLATES
-from lora_service.dataset.captions.templates import as_template
-from lora_service.dataset.choices import CaptionSource
-from lora_service.dataset.options import DatasetOptions
-from lora_service.dataset.upload.pairing import RawSample, shortened
+from lora_service.dataset.captions.templates import TEMPLATES, caption_to_template
+from lora_service.dataset.options import CaptionSource, DatasetOptions
+from lora_service.dataset.report import join_names
+from lora_service.dataset.upload.source_files import RawSample
 from lora_service.errors import PicturesError
 
-_MANY_WORDS = 60  # about 75 tokens, all that CLIP's text encoder reads
+_MAX_WORDS = 60  # about 75 tokens, all that CLIP's text encoder reads
 _SEPARATORS = re.compile(r"[\s_\-.+~]+")
 _COUNTER = re.compile(r"\s*(\(\d+\)|\d+)\s*$")
 _CAMERA = re.compile(
@@ -30,7 +29,7 @@ _HEXADECIMAL = re.compile(r"[0-9a-f ]{8,}", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class SelectedCaptions:
-    """A picture's templates, where they came from, and what a person should know of them."""
+    """The caption templates of one image, their source, and warnings for a person."""
 
     templates: tuple[str, ...]
     source: CaptionSource
@@ -38,28 +37,30 @@ class SelectedCaptions:
 
 
 def select_captions(
-    candidates: Sequence[RawSample], images: Sequence[Image.Image], options: DatasetOptions
+    samples: Sequence[RawSample], images: Sequence[Image.Image], options: DatasetOptions
 ) -> list[SelectedCaptions]:
-    """The captions of each candidate, whose picture as it is trained on is in ``images``.
+    """Return the captions of each sample; ``images`` are the same samples as they are trained on.
 
     Raises:
-        PicturesError: in mode ``files``, a picture has no caption.
-        InputError: the model that is to write captions cannot be used.
+        PicturesError: in mode ``files``, an image has no caption (code ``missing_captions``).
+        InputError: the captioning model cannot be used.
     """
-    found = [_own(candidate, options) for candidate in candidates]
+    selected = [_from_files(sample, options) or _from_name(sample, options) for sample in samples]
     if options.caption_mode == "model":
-        return _with_model(found, images, options)
-    without = [candidate.name for candidate, own in zip(candidates, found, strict=True) if own is None]
-    if without and options.caption_mode == "files":
+        return _add_model_captions(selected, images, options)
+    missing = [sample.name for sample, captions in zip(samples, selected, strict=True) if captions is None]
+    if missing and options.caption_mode == "files":
         raise PicturesError(
-            f"caption_mode is 'files', but these pictures have no caption: {shortened(without)}; "
-            "add a text file of the same name to each, or use caption_mode 'auto'."
+            f"caption_mode is 'files', but these pictures have no caption: {join_names(missing)}; "
+            "add a text file of the same name to each, or use caption_mode 'auto'.",
+            code="missing_captions",
+            field="caption_mode",
         )
-    return [own or _templates(candidate, options) for candidate, own in zip(candidates, found, strict=True)]
+    return [captions or _from_templates(sample, options) for sample, captions in zip(samples, selected, strict=True)]
 
 
-def name_caption(name: str) -> str:
-    """What the file's name says of the picture; "" for a camera's or a counter's name."""
+def caption_from_name(name: str) -> str:
+    """Return the caption in a file's name; "" for the name of a camera or a counter."""
     text = _SEPARATORS.sub(" ", PurePosixPath(name).stem).strip()
     while (shorter := _COUNTER.sub("", text)) != text:
         text = shorter
@@ -68,39 +69,46 @@ def name_caption(name: str) -> str:
     return text
 
 
-def _own(candidate: RawSample, options: DatasetOptions) -> SelectedCaptions | None:
-    """The captions that came with the picture, unless the options want others."""
-    if options.caption_mode != "template" and candidate.captions:
-        templates = tuple(as_template(text, options.trigger_words) for text in candidate.captions)
-        return SelectedCaptions(templates, "file", tuple(_too_long(templates)))
-    if options.caption_mode == "filename" and (text := name_caption(candidate.name)):
-        return SelectedCaptions((as_template(text, options.trigger_words),), "filename")
-    return None
+def _from_files(sample: RawSample, options: DatasetOptions) -> SelectedCaptions | None:
+    if options.caption_mode == "template" or not sample.captions:
+        return None
+    templates = tuple(caption_to_template(caption, options.trigger_words) for caption in sample.captions)
+    return SelectedCaptions(templates, "file", _length_warnings(templates))
 
 
-def _templates(candidate: RawSample, options: DatasetOptions) -> SelectedCaptions:
+def _from_name(sample: RawSample, options: DatasetOptions) -> SelectedCaptions | None:
+    if options.caption_mode != "filename" or not (caption := caption_from_name(sample.name)):
+        return None
+    return SelectedCaptions((caption_to_template(caption, options.trigger_words),), "filename")
+
+
+def _from_templates(sample: RawSample, options: DatasetOptions) -> SelectedCaptions:
     warnings: tuple[str, ...] = ()
-    if candidate.captions and options.caption_mode == "template":
+    if sample.captions and options.caption_mode == "template":
         warnings = ("its caption file is not used, as caption_mode is 'template'",)
-    elif candidate.captions == ():
+    elif sample.captions == ():
         warnings = ("its caption file is empty",)
     elif options.caption_mode == "filename":
         warnings = ("its name says nothing of the picture",)
     return SelectedCaptions(options.custom_prompts or TEMPLATES[options.task], "template", warnings)
 
 
-def _with_model(
-    found: Sequence[SelectedCaptions | None], images: Sequence[Image.Image], options: DatasetOptions
+def _add_model_captions(
+    selected: Sequence[SelectedCaptions | None], images: Sequence[Image.Image], options: DatasetOptions
 ) -> list[SelectedCaptions]:
-    wanted = [image for image, own in zip(images, found, strict=True) if own is None]
-    if options.caption_model is None or not wanted:
-        return [own for own in found if own is not None]
-    written = iter(load_caption_model(options.caption_model)(wanted))
-    return [own or SelectedCaptions((as_template(next(written), options.trigger_words),), "model") for own in found]
+    """Return ``selected`` with captions by the model for the images that have none yet."""
+    uncaptioned = [image for image, captions in zip(images, selected, strict=True) if captions is None]
+    if options.caption_model is None or not uncaptioned:
+        return [captions for captions in selected if captions is not None]
+    generated = (
+        SelectedCaptions((caption_to_template(caption, options.trigger_words),), "model")
+        for caption in load_caption_model(options.caption_model)(uncaptioned)
+    )
+    return [captions or next(generated) for captions in selected]
 
 
-def _too_long(templates: Sequence[str]) -> list[str]:
+def _length_warnings(templates: Sequence[str]) -> tuple[str, ...]:
     longest = max(len(template.split()) for template in templates)
-    if longest <= _MANY_WORDS:
-        return []
-    return [f"its caption has {longest} words, of which the model reads about the first {_MANY_WORDS}"]
+    if longest <= _MAX_WORDS:
+        return ()
+    return (f"its caption has {longest} words, of which the model reads about the first {_MAX_WORDS}",)

@@ -1,31 +1,71 @@
-"""Captions as templates: ``{}`` stands exactly once where the subject is named.
+"""Caption templates: ``{}`` stands exactly once where the subject is named.
 
-What is put into it (the learned tokens, or the plain trigger word) is drawn at each training step,
-as are the caption of several, the order of tags, and whether there is a caption at all.
+Each training step samples a caption, the order of its tags, whether there is a caption at all, and what names the
+subject: the learned tokens, or the plain trigger word.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lora_service.dataset.options import SUBJECT, Task
 from lora_service.errors import InputError
 
-SUBJECT = "{}"
-DEFAULT_MARKS = ("{}", "[trigger]", "TOK")
+_SUBJECT_TEMPLATES = (
+    "{}",
+    "a photo of {}",
+    "a picture of {}",
+    "an image of {}",
+    "a photo showing {}",
+    "this is {}",
+    "a picture that shows {}",
+    "here is {}",
+    "{} in a photo",
+)
+_STYLE_TEMPLATES = (
+    "a picture in the style of {}",
+    "a drawing in the style of {}",
+    "an image in the style of {}",
+    "a rendering in the style of {}",
+    "a work in the style of {}",
+    "art in the style of {}",
+    "something drawn in the style of {}",
+    "a picture, {} style",
+)
+_LOCATION_TEMPLATES = (
+    "{}",
+    "a photo of {}",
+    "a picture of {}",
+    "an image of {}",
+    "a photo taken at {}",
+    "a picture of the place {}",
+    "a view of {}",
+    "a scene at {}",
+)
+TEMPLATES: dict[Task, tuple[str, ...]] = {
+    "face": _SUBJECT_TEMPLATES,
+    "object": _SUBJECT_TEMPLATES,
+    "style": _STYLE_TEMPLATES,
+    "location": _LOCATION_TEMPLATES,
+}
+"""Captions of images without one, by task.
+
+Each is short and claims nothing of the image that might be untrue, such as "cropped", "dark" or "close-up": the model
+would learn that the word means this subject.
+"""
 
 
 @dataclass(frozen=True)
 class TagOptions:
-    """What happens to a caption each time it is drawn.
+    """Augmentation of a caption each time it is sampled.
 
     Args:
-        shuffle_tags: put comma-separated tags in another order.
-        keep_tokens: how many tags at the front keep their place.
-        caption_dropout: the share of draws without a caption, 0 to 1.
+        shuffle_tags: put comma-separated tags in random order.
+        keep_tokens: the number of tags at the front that keep their place.
+        caption_dropout: the share of samples without a caption, 0 to 1.
 
     Raises:
         InputError: a number is out of range.
@@ -43,74 +83,49 @@ class TagOptions:
 
 
 def sample_caption(captions: Sequence[str], options: TagOptions, rng: random.Random) -> str:
-    """One of ``captions`` as this step sees it: still a template, or "" where dropout takes it."""
+    """Return one of ``captions`` for one training step: still a template, or "" by dropout."""
     caption = rng.choice(captions)
     if options.caption_dropout and rng.random() < options.caption_dropout:
         return ""
-    return shuffled(caption, options.keep_tokens, rng) if options.shuffle_tags else caption
+    return shuffle_tags(caption, options.keep_tokens, rng) if options.shuffle_tags else caption
 
 
-def shuffled(caption: str, keep_tokens: int, rng: random.Random) -> str:
-    """``caption`` with its comma-separated tags in another order, but for the first ``keep_tokens``."""
+def shuffle_tags(caption: str, keep_tokens: int, rng: random.Random) -> str:
+    """Return ``caption`` with its comma-separated tags in random order, but for the first ``keep_tokens``."""
     tags = [tag.strip() for tag in caption.split(",")]
-    kept, rest = tags[:keep_tokens], tags[keep_tokens:]
-    rng.shuffle(rest)
-    return ", ".join(kept + rest)
+    kept, shuffled = tags[:keep_tokens], tags[keep_tokens:]
+    rng.shuffle(shuffled)
+    return ", ".join(kept + shuffled)
 
 
 def fill_template(template: str, subject: str) -> str:
-    """``template`` with ``subject`` in its place; other braces stay as they are."""
+    """Return ``template`` with ``subject`` in place of ``{}``; other braces stay as they are."""
     return template.replace(SUBJECT, subject)
 
 
-def as_template(text: str, marks: Sequence[str]) -> str:
-    """A person's caption as a template.
+def caption_to_template(caption: str, trigger_words: Sequence[str]) -> str:
+    """Return a person's caption as a template.
 
-    The first of ``marks`` becomes ``{}`` and later ones go, as the subject is named once;
-    a text without a mark gets ``{}`` in front. Marks are whole words, in any case of letters.
+    The first of ``trigger_words`` in it becomes ``{}`` and later ones are removed, as the subject is named once;
+    a caption without any gets ``{}`` in front. Trigger words match as whole words, in any case.
     """
-    first, *rest = _pattern((SUBJECT, *marks)).split(text)
-    if rest:
-        return _tidy(first + SUBJECT + "".join(rest))
-    return f"{SUBJECT}, {_tidy(text)}".removesuffix(", ")
+    before, *after = _trigger_pattern((SUBJECT, *trigger_words)).split(caption)
+    if after:
+        return _tidy(before + SUBJECT + "".join(after))
+    return f"{SUBJECT}, {_tidy(caption)}".removesuffix(", ")
 
 
-def check_prompt(prompt: str) -> None:
-    """Raises ``InputError`` unless ``prompt`` names the subject once."""
-    if prompt.count(SUBJECT) != 1:
-        raise InputError("custom_prompts", prompt, "a template that holds {} exactly once, such as 'a photo of {}'")
-
-
-def parse_prompts(text: str) -> tuple[str, ...]:
-    """The templates in the input ``custom_prompts``: a JSON list, or none when ``text`` is empty.
-
-    Raises:
-        InputError: ``text`` is no such list, or a template does not hold ``{}`` once.
-    """
-    if not text.strip():
-        return ()
-    try:
-        prompts = json.loads(text)
-    except ValueError:
-        prompts = None
-    if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
-        raise InputError("custom_prompts", text, """a JSON list of templates, such as '["a photo of {}"]'""")
-    for prompt in prompts:
-        check_prompt(prompt)
-    return tuple(prompts)
-
-
-def _pattern(marks: Sequence[str]) -> re.Pattern[str]:
-    longest_first = sorted({mark for mark in marks if mark.strip()}, key=len, reverse=True)
-    words = (
-        (r"(?<!\w)" if mark[0].isalnum() else "") + re.escape(mark) + (r"(?!\w)" if mark[-1].isalnum() else "")
-        for mark in longest_first
+def _trigger_pattern(trigger_words: Sequence[str]) -> re.Pattern[str]:
+    longest_first = sorted({word for word in trigger_words if word.strip()}, key=len, reverse=True)
+    patterns = (
+        (r"(?<!\w)" if word[0].isalnum() else "") + re.escape(word) + (r"(?!\w)" if word[-1].isalnum() else "")
+        for word in longest_first
     )
-    return re.compile("|".join(words) or r"(?!)", re.IGNORECASE)
+    return re.compile("|".join(patterns) or r"(?!)", re.IGNORECASE)
 
 
 def _tidy(text: str) -> str:
-    """Single spaces, and no comma without something before it."""
+    """Return ``text`` with single spaces, and no comma without something before it."""
     text = re.sub(r"\s+", " ", text)
     text = re.sub(r"\s+(?=,)", "", text)
     return re.sub(r",(\s*,)+", ",", text).strip(" ,")

@@ -1,4 +1,4 @@
-"""Which part of a picture is used, and at which size."""
+"""Crops and sizes: the part of an image that is used, in a square or in an aspect ratio bucket."""
 
 from __future__ import annotations
 
@@ -9,68 +9,72 @@ from functools import lru_cache
 from PIL import Image
 
 Point = tuple[float, float]
+"""x and y as shares (0 to 1) of width and height."""
 Size = tuple[int, int]
+"""width, height in pixels."""
+Box = tuple[int, int, int, int]
+"""left, top, right, bottom in pixels."""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """The part (left, top, right, bottom) of an upright original that is used, and its size in training."""
+    """The part ``box`` of an upright original of size ``original``, resized to ``size`` for training."""
 
-    crop: tuple[int, int, int, int]
+    box: Box
     original: Size
     size: Size
 
     @property
-    def enlargement(self) -> float:
-        """How many training pixels one pixel of the original becomes, along a side."""
-        return self.size[0] / (self.crop[2] - self.crop[0])
+    def scale(self) -> float:
+        """Training pixels per pixel of the original, along a side; above 1 the crop is enlarged."""
+        return self.size[0] / (self.box[2] - self.box[0])
 
     def apply(self, image: Image.Image) -> Image.Image:
-        """The framed part of ``image``, which shows the original at any scale."""
+        """Return the crop of ``image``, which is the original at any scale."""
         x, y = image.width / self.original[0], image.height / self.original[1]
-        left, top, right, bottom = self.crop
+        left, top, right, bottom = self.box
         box = (left * x, top * y, min(right * x, image.width), min(bottom * y, image.height))
         return image.resize(self.size, Image.Resampling.LANCZOS, box=box)
 
 
 def crop_for(original: Size, size: Size, center: Point | None) -> Crop:
-    """The largest part of ``original`` with the shape of ``size``, as near around ``center`` as fits.
+    """Return the largest crop of ``original`` with the aspect ratio of ``size``, as near around ``center`` as fits.
 
     Args:
-        center: the subject's, as shares (0 to 1) of width and height; none: the middle.
+        center: the subject's; none: the middle of the image.
     """
     scale = min(original[0] / size[0], original[1] / size[1])
     width, height = (max(1, min(round(side * scale), limit)) for side, limit in zip(size, original, strict=True))
     x, y = center or (0.5, 0.5)
-    left = _placed(x * original[0] - width / 2, original[0] - width)
-    top = _placed(y * original[1] - height / 2, original[1] - height)
+    left = _clamp(x * original[0] - width / 2, original[0] - width)
+    top = _clamp(y * original[1] - height / 2, original[1] - height)
     return Crop((left, top, left + width, top + height), original, size)
 
 
 def nearest_bucket(original: Size, resolution: int, step: int) -> Size:
-    """The training size for ``original``: nearest in shape, within resolution² pixels, never larger than it is.
+    """Return the bucket nearest to ``original`` in aspect ratio, within resolution² pixels and never enlarging.
 
-    Sides are multiples of ``step``. This is the rule of kohya's trainer with ``bucket_no_upscale``: a picture
-    with fewer pixels than its bucket has gets a smaller one of its own.
+    Sides are multiples of ``step``. This is the rule of kohya's trainer with ``bucket_no_upscale``: an image
+    with fewer pixels than its bucket gets a smaller bucket.
     """
-    wanted = math.log(original[0] / original[1])
-    width, height = min(list_buckets(resolution, step), key=lambda size: abs(math.log(size[0] / size[1]) - wanted))
-    return min(width, _down_to(original[0], step)), min(height, _down_to(original[1], step))
+    log_ratio = math.log(original[0] / original[1])
+    width, height = min(list_buckets(resolution, step), key=lambda size: abs(math.log(size[0] / size[1]) - log_ratio))
+    return min(width, _round_down(original[0], step)), min(height, _round_down(original[1], step))
 
 
 @lru_cache
 def list_buckets(resolution: int, step: int) -> tuple[Size, ...]:
-    """All full-size shapes: each width from half to twice the resolution, with the height its area leaves."""
-    shapes = set()
-    for width in range(_down_to(resolution // 2, step), 2 * resolution + 1, step):
-        height = _down_to(min(2 * resolution, resolution**2 // width), step)
-        shapes |= {(width, height), (height, width)} if width * height <= resolution**2 else set()
-    return tuple(sorted(shapes))
+    """Return all full-size buckets: each width from half to twice the resolution, as high as the area allows."""
+    sizes = set()
+    for width in range(_round_down(resolution // 2, step), 2 * resolution + 1, step):
+        height = _round_down(min(2 * resolution, resolution**2 // width), step)
+        sizes |= {(width, height), (height, width)} if width * height <= resolution**2 else set()
+    return tuple(sorted(sizes))
 
 
-def _down_to(side: int, step: int) -> int:
+def _round_down(side: int, step: int) -> int:
     return max(step, side // step * step)
 
 
-def _placed(start: float, room: int) -> int:
-    return max(0, min(round(start), room))
+def _clamp(start: float, largest: int) -> int:
+    return max(0, min(round(start), largest))

@@ -1,4 +1,4 @@
-"""One picture file of any kind to upright sRGB, whatever its name says it is."""
+"""Decoding: an image file of any format, whatever its name, becomes upright sRGB."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 import pillow_heif
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
-from lora_service.dataset.upload.archives import SourceFile
-from lora_service.errors import PicturesError
+from lora_service.dataset.images.crops import Size
+from lora_service.dataset.upload.source_files import SourceFile, UnusableFileError
 
 pillow_heif.register_heif_opener()
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")
 _READABLE = "jpg, png, webp, bmp, tiff, gif, avif and heic are read"
 _RAW = {".dng", ".cr2", ".nef", ".arw", ".orf", ".rw2", ".pef", ".srw"}  # TIFFs of which Pillow sees the thumbnail
-_OVERSAMPLING = 2  # a picture is reduced early only to this many times the wanted size; Lanczos does the rest
+_OVERSAMPLING = 2  # an image is reduced early only to this many times the target side; Lanczos does the rest
 _STILL_FORMATS = {"JPEG", "MPO", "HEIF", "AVIF"}  # further frames of these are depth maps and thumbnails
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -35,73 +35,82 @@ _SIDEWAYS = {_UPRIGHT[5], _UPRIGHT[6], _UPRIGHT[7], _UPRIGHT[8]}
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
-class UnusableFile(PicturesError):
-    """A file cannot be used as a picture; the message is the reason, without the file's name."""
-
-
 @dataclass(frozen=True)
 class DecodedImage:
-    """A picture as a person sees it.
+    """An image as a person sees it.
 
     Args:
-        image: RGB in sRGB, upright; transparent parts lie on the background colour.
-        alpha: "L", of the image's size, where the file is transparent somewhere.
-        original: width and height in the file, upright; ``image`` may be smaller.
-        warnings: what a person should know.
+        image: RGB in sRGB, upright; transparent parts show the background colour.
+        alpha: "L", of the image's size; none: the file is opaque everywhere.
+        original: the size in the file, upright; ``image`` may be smaller.
+        warnings: messages for a person.
     """
 
     image: Image.Image
     alpha: Image.Image | None
-    original: tuple[int, int]
+    original: Size
     warnings: tuple[str, ...]
 
 
-def decode(file: SourceFile, wanted: int, background: tuple[int, int, int], max_pixels: int) -> DecodedImage:
-    """The picture in ``file``, at no less than twice ``wanted`` pixels on its short side where it has them.
+def decode(file: SourceFile, target_side: int, background: tuple[int, int, int], max_pixels: int) -> DecodedImage:
+    """Decode the image in ``file``.
+
+    Args:
+        target_side: the shorter side in pixels that will be used of it; a larger image is reduced while decoding, to no
+            less than twice that.
+        background: the RGB colour under transparent parts.
+        max_pixels: the most that width × height may be.
 
     Raises:
-        UnusableFile: it is no picture, damaged, or larger than ``max_pixels``.
+        UnusableFileError: it is no image (code ``not_an_image``, ``raw_file``), damaged (``damaged``), larger than
+            ``max_pixels`` (``too_many_pixels``), or wholly transparent (``transparent``).
     """
     if PurePosixPath(file.name.lower()).suffix in _RAW:
-        raise UnusableFile("it is a camera's raw file; export it as jpg")
+        raise UnusableFileError("it is a camera's raw file; export it as jpg", code="raw_file")
     try:
         with Image.open(file.path, formats=FORMATS) as image:
-            return _decode(image, wanted, background, max_pixels)
-    except UnusableFile:
+            return _decode(image, target_side, background, max_pixels)
+    except UnusableFileError:
         raise
     except UnidentifiedImageError:
-        raise UnusableFile(f"it is not a picture that can be read ({_READABLE})") from None
+        raise UnusableFileError(f"it is not a picture that can be read ({_READABLE})", code="not_an_image") from None
     except Image.DecompressionBombError as error:
-        raise UnusableFile(f"it has more than the {max_pixels / 1e6:.0f} million pixels that are accepted") from error
+        message = f"it has more than the {max_pixels / 1e6:.0f} million pixels that are accepted"
+        raise UnusableFileError(message, code="too_many_pixels") from error
     except Exception as error:  # decoders raise anything on damaged data: SyntaxError, struct.error, KeyError …
-        raise UnusableFile(f"it is damaged ({_one_line(error)})") from error
+        raise UnusableFileError(f"it is damaged ({_one_line(error)})", code="damaged") from error
 
 
-def _decode(image: Image.Image, wanted: int, background: tuple[int, int, int], max_pixels: int) -> DecodedImage:
+def _decode(image: Image.Image, target_side: int, background: tuple[int, int, int], max_pixels: int) -> DecodedImage:
     if image.width * image.height > max_pixels:
-        raise UnusableFile(
-            f"it has {image.width} × {image.height} pixels, but {max_pixels / 1e6:.0f} million are accepted at most"
-        )
+        limit = f"{max_pixels / 1e6:.0f} million"
+        message = f"it has {image.width} × {image.height} pixels, but {limit} are accepted at most"
+        raise UnusableFileError(message, code="too_many_pixels")
     warnings = []
     if image.format not in _STILL_FORMATS and getattr(image, "is_animated", False):
         warnings.append("only its first frame is used")
     width, height = image.size
-    enough = max(1, math.floor(min(width, height) / (_OVERSAMPLING * wanted)))
-    image.draft(None, (width // enough, height // enough))  # JPEG: decodes at 1/2, 1/4 or 1/8 straight away
+    factor = _reduction(image.size, target_side)
+    image.draft(None, (width // factor, height // factor))  # JPEG: decodes at 1/2, 1/4 or 1/8 straight away
     image.load()
-    turn = _UPRIGHT.get(_orientation(image))
+    transpose = _UPRIGHT.get(_orientation(image))
     profile = image.info.get("icc_profile")
-    color, alpha = _split(image)
-    color, alpha = _reduced(color, alpha, max(1, math.floor(min(color.size) / (_OVERSAMPLING * wanted))))
-    color, complaint = _to_srgb(color, profile)
-    if complaint:
-        warnings.append(complaint)
+    color, alpha = _split_alpha(image)
+    color, alpha = _reduce(color, alpha, _reduction(color.size, target_side))
+    color, profile_warning = _to_srgb(color, profile)
+    if profile_warning:
+        warnings.append(profile_warning)
     if alpha is not None:
         color = Image.composite(color, Image.new("RGB", color.size, background), alpha)
-    if turn is not None:
-        color, alpha = color.transpose(turn), alpha.transpose(turn) if alpha else None
-        width, height = (height, width) if turn in _SIDEWAYS else (width, height)
+    if transpose is not None:
+        color, alpha = color.transpose(transpose), alpha.transpose(transpose) if alpha else None
+        width, height = (height, width) if transpose in _SIDEWAYS else (width, height)
     return DecodedImage(color, alpha, (width, height), tuple(warnings))
+
+
+def _reduction(size: Size, target_side: int) -> int:
+    """Return the factor by which an image of ``size`` may be reduced early."""
+    return max(1, math.floor(min(size) / (_OVERSAMPLING * target_side)))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -111,8 +120,8 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _split(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """The colours in a mode that a profile can be applied to (L, RGB, CMYK, LAB), and alpha if it matters."""
+def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Return the colours in a mode that a profile applies to (L, RGB, CMYK, LAB), and alpha unless it is opaque."""
     if image.mode.startswith("I") or image.mode == "F":
         return _to_eight_bits(image), None
     alpha = None
@@ -122,16 +131,15 @@ def _split(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
         if alpha.getextrema() == (255, 255):
             alpha = None
         elif alpha.getextrema() == (0, 0):
-            raise UnusableFile("it is wholly transparent")
+            raise UnusableFileError("it is wholly transparent", code="transparent")
     if image.mode in ("L", "RGB", "CMYK", "LAB"):
         return image, alpha
     return image.convert("L" if image.mode in ("1", "LA") else "RGB"), alpha
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Sixteen-bit and floating-point greys: their own range where it is known, else as wide as they are."""
-    values = np.asarray(image, dtype=np.float64)
-    values = np.nan_to_num(values, posinf=0, neginf=0)
+    """Return 16-bit, 32-bit or floating-point greys as "L": from the mode's range if known, else from the image's."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
     highest = float(values.max(initial=0))
     if image.mode.startswith("I;16") or (image.mode == "I" and highest <= 65535):
         white = 65535.0
@@ -140,34 +148,34 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(values / white * 255 + 0.5, 0, 255).astype(np.uint8))
 
 
-def _reduced(color: Image.Image, alpha: Image.Image | None, factor: int) -> tuple[Image.Image, Image.Image | None]:
-    """Both at 1/``factor``; colours are weighted by alpha, so that what is invisible does not bleed."""
+def _reduce(color: Image.Image, alpha: Image.Image | None, factor: int) -> tuple[Image.Image, Image.Image | None]:
+    """Return both at 1/``factor``; colours are weighted by alpha, so that invisible ones do not bleed."""
     if factor == 1:
         return color, alpha
     if alpha is None:
         return color.reduce(factor), None
-    both = color.convert("RGBA")
-    both.putalpha(alpha)
-    both = both.reduce(factor)
-    return both.convert("RGB"), both.getchannel("A")
+    rgba = color.convert("RGBA")
+    rgba.putalpha(alpha)
+    rgba = rgba.reduce(factor)
+    return rgba.convert("RGB"), rgba.getchannel("A")
 
 
 def _to_srgb(image: Image.Image, profile: Any) -> tuple[Image.Image, str]:
-    """``image`` in sRGB, and what went wrong with its colour profile, or ""."""
+    """Return ``image`` in sRGB, and a warning about its colour profile, or ""."""
     if image.mode == "LAB":
         transform = ImageCms.buildTransform(ImageCms.createProfile("LAB"), _SRGB, "LAB", "RGB")
-        return _applied(transform, image), ""
+        return _apply_transform(transform, image), ""
     if not profile:
         return image.convert("RGB"), ""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         transform = ImageCms.buildTransform(source, _SRGB, image.mode, "RGB")
-        return _applied(transform, image), ""
+        return _apply_transform(transform, image), ""
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return image.convert("RGB"), "its colour profile cannot be read and was ignored"
 
 
-def _applied(transform: ImageCms.ImageCmsTransform, image: Image.Image) -> Image.Image:
+def _apply_transform(transform: ImageCms.ImageCmsTransform, image: Image.Image) -> Image.Image:
     result = ImageCms.applyTransform(image, transform)
     if result is None:  # only when working in place
         raise ValueError("no result")
@@ -179,10 +187,10 @@ def _one_line(error: Exception) -> str:
 
 
 def decode_mask(file: SourceFile, max_pixels: int) -> Image.Image:
-    """The mask in ``file``, "L": its transparency where it has some, else its brightness.
+    """Decode the mask in ``file``, "L": its transparency where it has some, else its brightness.
 
     Raises:
-        UnusableFile: as ``decode``.
+        UnusableFileError: as ``decode``.
     """
-    decoded = decode(file, wanted=max_pixels, background=(0, 0, 0), max_pixels=max_pixels)
+    decoded = decode(file, target_side=max_pixels, background=(0, 0, 0), max_pixels=max_pixels)
     return decoded.alpha or decoded.image.convert("L")

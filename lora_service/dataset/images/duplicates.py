@@ -1,4 +1,4 @@
-"""Pictures that were uploaded twice, as the same file or nearly so."""
+"""Near duplicates: images that show the same picture, by a perceptual hash and their colours."""
 
 from __future__ import annotations
 
@@ -11,36 +11,35 @@ from PIL import Image
 
 from lora_service.dataset.report import Duplicate
 
-_SIDE, _LOW = 32, 8
-_MOST_BITS = 6  # of 64; another crop of the same picture mostly differs by more
-_MOST_COLOR = 20.0  # mean difference of the thumbnails' values, of 255: the same drawing in red and in blue is two
-_SAME_COLOR = 1.0  # on flat grounds most frequencies are noise; there the thumbnails alone tell
-
+_SIDE, _FREQUENCIES = 32, 8
+_MAX_BITS = 6  # of 64; another crop of the same picture mostly differs by more
+_MAX_COLOR = 20.0  # mean difference of the thumbnails' values, of 255: the same drawing in red and in blue is two
+_SAME_COLOR = 1.0  # on flat grounds most frequencies are noise, so thumbnails this close are enough
 
 Fingerprint = tuple[NDArray[np.bool_], NDArray[np.float32]]
 """A perceptual hash of 64 bits, (64,), and a colour thumbnail, (192,)."""
 
 
 def fingerprint(image: Image.Image) -> Fingerprint:
-    """What an RGB picture looks like, from afar.
+    """Return the perceptual hash and the colour thumbnail of an RGB image.
 
-    The hash is Zauner's pHash (2010): which of the 8 × 8 lowest frequencies of the 32 × 32 grey picture lie
-    above their median.
+    The hash is Zauner's pHash (2010): a bit for each of the 8 × 8 lowest frequencies of the 32 × 32 grey image, set if
+    it lies above their median.
     """
     gray = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS), dtype=np.float32)
-    low = cv2.dct(gray)[:_LOW, :_LOW]
-    thumbnail = np.asarray(image.resize((_LOW, _LOW), Image.Resampling.BOX), dtype=np.float32)
+    low = cv2.dct(gray)[:_FREQUENCIES, :_FREQUENCIES]
+    thumbnail = np.asarray(image.resize((_FREQUENCIES, _FREQUENCIES), Image.Resampling.BOX), dtype=np.float32)
     return (low > np.median(low)).reshape(-1), thumbnail.reshape(-1)
 
 
-def near_duplicates(names: Sequence[str], prints: Sequence[Fingerprint]) -> list[Duplicate]:
-    """Each picture that looks like an earlier one, with the earliest it looks like."""
-    hashes, colors = (np.stack(part) for part in zip(*prints, strict=True))
-    found = []
+def near_duplicates(names: Sequence[str], fingerprints: Sequence[Fingerprint]) -> list[Duplicate]:
+    """Return each image that looks like an earlier one, with the earliest it looks like; at least one is needed."""
+    hashes, colors = (np.stack(part) for part in zip(*fingerprints, strict=True))
+    duplicates = []
     for index in range(1, len(names)):
         bits = np.count_nonzero(hashes[:index] != hashes[index], axis=1)
         color = np.abs(colors[:index] - colors[index]).mean(axis=1)
-        alike = np.flatnonzero(((bits <= _MOST_BITS) & (color <= _MOST_COLOR)) | (color <= _SAME_COLOR))
-        if alike.size:
-            found.append(Duplicate(names[index], names[int(alike[0])], exact=False))
-    return found
+        matches = np.flatnonzero(((bits <= _MAX_BITS) & (color <= _MAX_COLOR)) | (color <= _SAME_COLOR))
+        if matches.size:
+            duplicates.append(Duplicate(names[index], names[int(matches[0])], exact=False))
+    return duplicates

@@ -17,10 +17,12 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from lora_service.dataset import DatasetOptions, load_dataset
-from lora_service.dataset.captions.model import CaptionModelRef, load_caption_model
+from lora_service.dataset.captions.model import load_caption_model
+from lora_service.dataset.load import load_dataset
+from lora_service.dataset.options import CaptionModelRef, DatasetOptions
 from lora_service.errors import InputError
 from tests.dataset.picture_makers import picture, png, zipped
+from tests.errors import raises
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]", "a", "dog", "on", "grass", "red", "blue"]
 
@@ -60,18 +62,18 @@ def tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_blip_describes_each_picture_in_its_words(blip: Path) -> None:
-    described = load_caption_model(CaptionModelRef(str(blip)))([picture(seed) for seed in range(10)])
-    assert len(described) == 10
-    assert set(" ".join(described).split()) <= set(WORDS)
-    assert described == load_caption_model(CaptionModelRef(str(blip)))([picture(seed) for seed in range(10)])
+def test_blip_captions_each_image(blip: Path) -> None:
+    captions = load_caption_model(CaptionModelRef(str(blip)))([picture(seed) for seed in range(10)])
+    assert len(captions) == 10
+    assert set(" ".join(captions).split()) <= set(WORDS)
+    assert captions == load_caption_model(CaptionModelRef(str(blip)))([picture(seed) for seed in range(10)])
 
 
-def test_classifiers_write_tags_the_likeliest_first(tagger: Path) -> None:
+def test_a_classifier_writes_its_likeliest_tags_first(tagger: Path) -> None:
     assert load_caption_model(CaptionModelRef(str(tagger)))([picture(1)]) == ["blue sky, dog"]
 
 
-def test_written_captions_name_the_subject_and_files_win(tagger: Path, tmp_path: Path) -> None:
+def test_model_captions_name_the_subject_and_files_win(tagger: Path, tmp_path: Path) -> None:
     upload = tmp_path / "upload.zip"
     upload.write_bytes(zipped({"a.png": png(1), "b.png": png(2), "b.txt": b"TOK at sea"}))
     options = DatasetOptions(
@@ -84,6 +86,7 @@ def test_written_captions_name_the_subject_and_files_win(tagger: Path, tmp_path:
     ]
 
 
-def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"caption_model is .*, but it must be a folder or hub id"):
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with raises(InputError, field="caption_model") as refused:
         load_caption_model(CaptionModelRef(str(tmp_path)))
+    assert refused.value.value == str(tmp_path)

@@ -1,4 +1,4 @@
-"""Which captions a picture gets, by mode."""
+"""Captions by mode."""
 
 from __future__ import annotations
 
@@ -7,80 +7,84 @@ from typing import Any
 
 import pytest
 
-from lora_service.dataset import DatasetOptions, DatasetReport, load_dataset
-from lora_service.dataset.captions.select import name_caption
-from lora_service.dataset.captions.task_templates import TEMPLATES
+from lora_service.dataset.captions.select import caption_from_name
+from lora_service.dataset.captions.templates import TEMPLATES
+from lora_service.dataset.load import load_dataset
+from lora_service.dataset.options import DatasetOptions
+from lora_service.dataset.report import DatasetReport
 from lora_service.errors import InputError, PicturesError
 from tests.dataset.picture_makers import png, zipped
+from tests.errors import raises
 
 UPLOAD = {"red_dog-on grass (2).png": png(1), "IMG_0042.png": png(2), "c.png": png(3), "c.txt": b"TOK at sea\nTOK"}
 NAMED, NUMBERED, CAPTIONED = "red_dog-on grass (2).png", "IMG_0042.png", "c.png"
 
 
-def read(folder: Path, members: dict[str, bytes] | None = None, **options: Any) -> DatasetReport:
+def load_report(folder: Path, members: dict[str, bytes] | None = None, **options: Any) -> DatasetReport:
     upload = folder / "upload.zip"
     upload.write_bytes(zipped(members or UPLOAD))
     return load_dataset(upload, DatasetOptions(resolution=64, **({"task": "object"} | options)), folder / "job").report
 
 
 def captions(report: DatasetReport) -> dict[str, tuple[str, ...]]:
-    return {picture.name: picture.captions for picture in report.used}
+    return {image.name: image.captions for image in report.used}
 
 
 def test_auto_takes_files_else_templates(tmp_path: Path) -> None:
-    found = captions(read(tmp_path))
-    assert found[CAPTIONED] == ("{} at sea", "{}")
-    assert found[NAMED] == found[NUMBERED] == TEMPLATES["object"]
+    by_name = captions(load_report(tmp_path))
+    assert by_name[CAPTIONED] == ("{} at sea", "{}")
+    assert by_name[NAMED] == by_name[NUMBERED] == TEMPLATES["object"]
 
 
 @pytest.mark.parametrize("task", ["face", "object", "style", "location"])
 def test_templates_go_by_task(task: str, tmp_path: Path) -> None:
-    assert captions(read(tmp_path, task=task, mask_mode="none"))[NUMBERED] == TEMPLATES[task]  # type: ignore[index]
+    assert captions(load_report(tmp_path, task=task, mask_mode="none"))[NUMBERED] == TEMPLATES[task]  # type: ignore[index]
 
 
 def test_custom_prompts_take_the_templates_place(tmp_path: Path) -> None:
-    found = captions(read(tmp_path, custom_prompts=("{} in bronze",)))
-    assert found[NUMBERED] == ("{} in bronze",)
-    assert found[CAPTIONED] == ("{} at sea", "{}")
+    by_name = captions(load_report(tmp_path, custom_prompts=("{} in bronze",)))
+    assert by_name[NUMBERED] == ("{} in bronze",)
+    assert by_name[CAPTIONED] == ("{} at sea", "{}")
 
 
 def test_file_names_as_captions(tmp_path: Path) -> None:
-    report = read(tmp_path, caption_mode="filename")
+    report = load_report(tmp_path, caption_mode="filename")
     assert captions(report)[NAMED] == ("{}, red dog on grass",)
     assert captions(report)[CAPTIONED] == ("{} at sea", "{}")
-    (numbered,) = (picture for picture in report.used if picture.name == NUMBERED)
+    (numbered,) = (image for image in report.used if image.name == NUMBERED)
     assert numbered.captions == TEMPLATES["object"]
     assert numbered.warnings == ("its name says nothing of the picture",)
 
 
-def test_mode_template_uses_no_files_and_says_so(tmp_path: Path) -> None:
-    report = read(tmp_path, caption_mode="template")
+def test_mode_template_warns_of_unused_caption_files(tmp_path: Path) -> None:
+    report = load_report(tmp_path, caption_mode="template")
     assert set(captions(report).values()) == {TEMPLATES["object"]}
-    assert [picture.name for picture in report.used if "not used" in "".join(picture.warnings)] == [CAPTIONED]
+    assert [image.name for image in report.used if "not used" in "".join(image.warnings)] == [CAPTIONED]
 
 
-def test_mode_files_wants_a_file_for_each(tmp_path: Path) -> None:
-    with pytest.raises(PicturesError, match=r"have no caption: IMG_0042\.png, red_dog-on grass"):
-        read(tmp_path, caption_mode="files")
+def test_mode_files_needs_a_file_for_each_image(tmp_path: Path) -> None:
+    with raises(PicturesError, code="missing_captions", field="caption_mode") as refused:
+        load_report(tmp_path, caption_mode="files")
+    assert f"{NUMBERED}, {NAMED};" in str(refused.value)
 
 
-def test_long_captions_are_said(tmp_path: Path) -> None:
-    report = read(tmp_path, {"a.png": png(1), "a.txt": b"word " * 100})
+def test_long_captions_are_warned_of(tmp_path: Path) -> None:
+    report = load_report(tmp_path, {"a.png": png(1), "a.txt": b"word " * 100})
     assert report.used[0].warnings == ("its caption has 101 words, of which the model reads about the first 60",)
 
 
 def test_the_trigger_of_the_training_counts_as_the_subject(tmp_path: Path) -> None:
-    report = read(tmp_path, {"a.png": png(1), "a.txt": b"zwx dog, grass"}, trigger_words=("zwx dog",))
+    report = load_report(tmp_path, {"a.png": png(1), "a.txt": b"zwx dog, grass"}, trigger_words=("zwx dog",))
     assert report.used[0].captions == ("{}, grass",)
 
 
 def test_mode_model_needs_a_model() -> None:
-    with pytest.raises(InputError, match="unless the setting CAPTION_MODEL names a model"):
+    with raises(InputError, field="caption_mode"):
         DatasetOptions(resolution=64, caption_mode="model")
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
+    ("name", "caption"),
     [
         ("my_dog.jpg", "my dog"),
         ("x/y/a cat - asleep 12.png", "a cat asleep"),
@@ -89,5 +93,5 @@ def test_mode_model_needs_a_model() -> None:
                                   "3f2a9c4e11d0.png", "image (4).png", "Screenshot 2024-01-01.png", "12_34.webp")),
     ],
 )  # fmt: skip
-def test_what_names_say(name: str, text: str) -> None:
-    assert name_caption(name) == text
+def test_captions_from_names(name: str, caption: str) -> None:
+    assert caption_from_name(name) == caption

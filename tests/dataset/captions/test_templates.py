@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import random
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_service.dataset.captions.task_templates import TEMPLATES
 from lora_service.dataset.captions.templates import (
-    DEFAULT_MARKS,
-    SUBJECT,
+    TEMPLATES,
     TagOptions,
-    as_template,
+    caption_to_template,
     fill_template,
-    parse_prompts,
     sample_caption,
-    shuffled,
+    shuffle_tags,
 )
+from lora_service.dataset.options import DEFAULT_TRIGGER_WORDS, SUBJECT, Task
 from lora_service.errors import InputError
+from tests.errors import raises
 
 
 @pytest.mark.parametrize(
-    ("text", "template"),
+    ("caption", "template"),
     [
         ("a photo of TOK on grass", "a photo of {} on grass"),
         ("a photo of [trigger] on grass", "a photo of {} on grass"),
@@ -39,22 +39,23 @@ from lora_service.errors import InputError
         ("", "{}"),
     ],
 )
-def test_templates_from_captions(text: str, template: str) -> None:
-    assert as_template(text, DEFAULT_MARKS) == template
+def test_templates_from_captions(caption: str, template: str) -> None:
+    assert caption_to_template(caption, DEFAULT_TRIGGER_WORDS) == template
 
 
 def test_the_trigger_itself_stands_for_the_subject() -> None:
-    marks = (*DEFAULT_MARKS, "zwx dog", "zwx")
-    assert as_template("Zwx dog by the sea", marks) == "{} by the sea"
-    assert as_template("zwx by the sea", marks) == "{} by the sea"
+    trigger_words = (*DEFAULT_TRIGGER_WORDS, "zwx dog", "zwx")
+    assert caption_to_template("Zwx dog by the sea", trigger_words) == "{} by the sea"
+    assert caption_to_template("zwx by the sea", trigger_words) == "{} by the sea"
 
 
 @given(st.text(), st.lists(st.text()))
-def test_every_caption_names_the_subject_once(text: str, marks: list[str]) -> None:
-    assert as_template(text, marks).count(SUBJECT) == 1
+def test_every_caption_names_the_subject_once(caption: str, trigger_words: list[str]) -> None:
+    assert caption_to_template(caption, trigger_words).count(SUBJECT) == 1
 
 
-def test_every_template_names_the_subject_once_and_none_twice() -> None:
+def test_each_task_has_templates_that_name_the_subject_once_and_differ() -> None:
+    assert set(TEMPLATES) == set(get_args(Task))
     for templates in TEMPLATES.values():
         assert all(template.count(SUBJECT) == 1 for template in templates)
         assert len(set(templates)) == len(templates)
@@ -66,20 +67,20 @@ def test_filling_leaves_other_braces() -> None:
 
 def test_shuffling_keeps_the_first_tags_and_loses_none() -> None:
     caption = "{}, dog, grass, sky, sun"
-    drawn = {shuffled(caption, 2, random.Random(seed)) for seed in range(40)}
-    assert len(drawn) == 6
-    assert all(each.startswith("{}, dog, ") for each in drawn)
-    assert {frozenset(each.split(", ")) for each in drawn} == {frozenset(caption.split(", "))}
+    shuffled = {shuffle_tags(caption, 2, random.Random(seed)) for seed in range(40)}
+    assert len(shuffled) == 6
+    assert all(each.startswith("{}, dog, ") for each in shuffled)
+    assert {frozenset(each.split(", ")) for each in shuffled} == {frozenset(caption.split(", "))}
 
 
-def test_dropout_takes_its_share() -> None:
+def test_dropout_removes_its_share_of_captions() -> None:
     rng = random.Random(0)
-    drawn = [sample_caption(["{} a", "{} b"], TagOptions(caption_dropout=0.25), rng) for _ in range(4000)]
-    assert drawn.count("") == pytest.approx(1000, abs=120)
-    assert drawn.count("{} a") == pytest.approx(1500, abs=120)
+    sampled = [sample_caption(["{} a", "{} b"], TagOptions(caption_dropout=0.25), rng) for _ in range(4000)]
+    assert sampled.count("") == pytest.approx(1000, abs=120)
+    assert sampled.count("{} a") == pytest.approx(1500, abs=120)
 
 
-def test_the_same_seed_draws_the_same() -> None:
+def test_sampling_repeats_with_its_seed() -> None:
     options = TagOptions(shuffle_tags=True, caption_dropout=0.1)
     one, other = random.Random(3), random.Random(3)
     captions = ["{}, a, b, c", "{}, d, e, f"]
@@ -89,17 +90,6 @@ def test_the_same_seed_draws_the_same() -> None:
 
 
 @pytest.mark.parametrize("options", [{"keep_tokens": -1}, {"caption_dropout": 1.5}])
-def test_tag_options_out_of_range(options: dict[str, float]) -> None:
-    with pytest.raises(InputError, match=next(iter(options))):
+def test_tag_options_out_of_range_are_refused(options: dict[str, float]) -> None:
+    with raises(InputError, field=next(iter(options))):
         TagOptions(**options)  # type: ignore[arg-type]
-
-
-def test_custom_prompts() -> None:
-    assert parse_prompts(" ") == ()
-    assert parse_prompts('["a photo of {}", "{} at sea"]') == ("a photo of {}", "{} at sea")
-
-
-@pytest.mark.parametrize("text", ["a photo of {}", "[]", "[1]", '["a photo"]', '["{} and {}"]', "{}"])
-def test_custom_prompts_that_are_none(text: str) -> None:
-    with pytest.raises(InputError, match=r"custom_prompts is .*, but it must be a"):
-        parse_prompts(text)

@@ -13,7 +13,7 @@ sides = st.integers(1, 5000)
 
 
 @pytest.mark.parametrize(
-    ("original", "center", "crop"),
+    ("original", "center", "box"),
     [
         ((100, 60), None, (20, 0, 80, 60)),
         ((60, 100), None, (0, 20, 60, 80)),
@@ -24,29 +24,29 @@ sides = st.integers(1, 5000)
     ],
 )
 def test_squares_around_the_subject(
-    original: tuple[int, int], center: tuple[float, float], crop: tuple[int, ...]
+    original: tuple[int, int], center: tuple[float, float], box: tuple[int, ...]
 ) -> None:
-    assert crop_for(original, (64, 64), center).crop == crop
+    assert crop_for(original, (64, 64), center).box == box
 
 
 @given(sides, sides, st.tuples(st.floats(-1, 2), st.floats(-1, 2)))
 def test_crops_lie_within_the_picture(width: int, height: int, center: tuple[float, float]) -> None:
-    left, top, right, bottom = crop_for((width, height), (128, 64), center).crop
+    left, top, right, bottom = crop_for((width, height), (128, 64), center).box
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
     assert right - left == width or bottom - top == height
 
 
 def test_a_smaller_copy_gives_the_same_part() -> None:
-    framing = crop_for((400, 200), (64, 64), (0.25, 0.5))
-    assert framing.crop == (0, 0, 200, 200)
-    whole, half = (framing.apply(picture(1, size)).getpixel((32, 32)) for size in ((400, 200), (200, 100)))
+    crop = crop_for((400, 200), (64, 64), (0.25, 0.5))
+    assert crop.box == (0, 0, 200, 200)
+    whole, half = (crop.apply(picture(1, size)).getpixel((32, 32)) for size in ((400, 200), (200, 100)))
     assert all(abs(a - b) <= 2 for a, b in zip(whole, half, strict=True))
 
 
-def test_enlargement_is_told() -> None:
-    assert crop_for((32, 40), (64, 64), None).enlargement == 2
-    assert crop_for((128, 128), (64, 64), None).enlargement == 0.5
+def test_the_scale_is_that_of_a_side() -> None:
+    assert crop_for((32, 40), (64, 64), None).scale == 2
+    assert crop_for((128, 128), (64, 64), None).scale == 0.5
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,9 @@ def test_buckets_of_512(original: tuple[int, int], size: tuple[int, int]) -> Non
 
 @given(sides, sides, st.sampled_from([(64, 16), (512, 64), (768, 64), (1024, 64)]))
 def test_buckets_stay_within_the_area_in_steps_and_do_not_enlarge(
-    width: int, height: int, rule: tuple[int, int]
+    width: int, height: int, setting: tuple[int, int]
 ) -> None:
-    resolution, step = rule
+    resolution, step = setting
     to_width, to_height = nearest_bucket((width, height), resolution, step)
     assert to_width % step == to_height % step == 0
     assert to_width * to_height <= resolution**2

@@ -1,4 +1,4 @@
-"""Near duplicates."""
+"""Near duplicates by fingerprint."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def _as_jpeg(image: Image.Image) -> Image.Image:
     [_as_jpeg, lambda image: image.resize((48, 36)), lambda image: ImageEnhance.Brightness(image).enhance(0.9)],
     ids=["as a JPEG", "smaller", "darker"],
 )
-def test_changed_copies_are_found(change) -> None:  # type: ignore[no-untyped-def]
+def test_changed_copies_are_near_duplicates(change) -> None:  # type: ignore[no-untyped-def]
     images = [picture(1), picture(2), change(picture(1))]
     assert near_duplicates(["a", "b", "c"], [fingerprint(image) for image in images]) == [
         Duplicate("c", "a", exact=False)
     ]
 
 
-def test_other_pictures_are_not() -> None:
+def test_other_images_are_no_duplicates() -> None:
     images = [picture(seed) for seed in range(40)]
     assert near_duplicates([str(seed) for seed in range(40)], [fingerprint(image) for image in images]) == []
 
 
-def test_the_same_drawing_in_other_colours_is_another() -> None:
+def test_the_same_drawing_in_other_colours_is_no_duplicate() -> None:
     red = picture(1).convert("L").convert("RGB")
     blue = Image.merge("RGB", (red.getchannel("R").point([0] * 256), red.getchannel("G"), red.getchannel("B")))
     assert near_duplicates(["a", "b"], [fingerprint(red), fingerprint(blue)]) == []

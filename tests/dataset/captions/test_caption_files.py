@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_service.dataset.captions.tables import read_table
-from lora_service.dataset.captions.text_files import read_captions
-from lora_service.dataset.upload.archives import SourceFile
+from lora_service.dataset.captions.caption_files import read_captions, read_table
+from lora_service.dataset.upload.source_files import SourceFile
 from lora_service.errors import PicturesError
+from tests.errors import raises
 
 
 def table(name: str, text: str | bytes, folder: Path) -> dict[str, tuple[str, ...]]:
@@ -33,9 +33,9 @@ def test_tables_of_every_dialect(text: str, tmp_path: Path) -> None:
     assert table("captions.csv", text, tmp_path) == {"a.png": ("one",), "b.png": ("two, and more",)}
 
 
-def test_names_stand_relative_to_the_table(tmp_path: Path) -> None:
-    found = table("x/metadata.jsonl", '{"file_name": "train/a.png", "text": "one", "score": 1}', tmp_path)
-    assert found == {"x/train/a.png": ("one",)}
+def test_names_are_relative_to_the_table(tmp_path: Path) -> None:
+    captions = table("x/metadata.jsonl", '{"file_name": "train/a.png", "text": "one", "score": 1}', tmp_path)
+    assert captions == {"x/train/a.png": ("one",)}
 
 
 def test_several_rows_of_a_picture_are_several_captions(tmp_path: Path) -> None:
@@ -48,18 +48,19 @@ def test_an_empty_table_has_no_captions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "sentence"),
+    ("name", "text", "place"),
     [
-        ("captions.csv", "file_name,text\na.png\n", "Row 1 of 'captions.csv' has too few columns"),
-        ("captions.csv", "just a line\n", "needs the columns"),
-        ("metadata.jsonl", '["a.png"]', "Line 1 of 'metadata.jsonl' is no JSON object"),
-        ("metadata.jsonl", '\n{"file_name": "a.png"}', "Line 2 of 'metadata.jsonl' needs"),
-        ("metadata.jsonl", "[" * 100_000, "Line 1 of 'metadata.jsonl' is no JSON object"),
+        ("captions.csv", "file_name,text\na.png\n", "Row 1 of 'captions.csv'"),
+        ("captions.csv", "just a line\n", "'captions.csv'"),
+        ("metadata.jsonl", '["a.png"]', "Line 1 of 'metadata.jsonl'"),
+        ("metadata.jsonl", '\n{"file_name": "a.png"}', "Line 2 of 'metadata.jsonl'"),
+        ("metadata.jsonl", "[" * 100_000, "Line 1 of 'metadata.jsonl'"),
     ],
 )
-def test_tables_that_are_none(name: str, text: str, sentence: str, tmp_path: Path) -> None:
-    with pytest.raises(PicturesError, match=sentence.replace("(", r"\(")):
+def test_invalid_tables_are_refused_with_the_line(name: str, text: str, place: str, tmp_path: Path) -> None:
+    with raises(PicturesError, code="invalid_table") as refused:
         table(name, text, tmp_path)
+    assert str(refused.value).startswith(place)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])

@@ -1,0 +1,111 @@
+"""Loading a dataset from archives, folders and files, in the order of their names."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+
+from lora_service.dataset.load import load_dataset
+from lora_service.dataset.options import DatasetOptions, UploadLimits
+from lora_service.errors import PicturesError
+from tests.dataset.picture_makers import png, tarred, zipped
+from tests.errors import raises
+
+OPTIONS = DatasetOptions(resolution=64, task="object")
+
+
+def names(source: Path | list[Path], folder: Path) -> list[str]:
+    return [image.name for image in load_dataset(source, OPTIONS, folder / "job").images]
+
+
+def test_a_folder_is_read_in_place(tmp_path: Path) -> None:
+    source = tmp_path / "pictures"
+    (source / "10_dog").mkdir(parents=True)
+    (source / "10_dog" / "b.png").write_bytes(png(1))
+    (source / "10_dog" / "b.txt").write_text("TOK at sea")
+    (source / "a.png").write_bytes(png(2))
+    (source / ".DS_Store").write_bytes(b"x")
+    (source / "out").symlink_to("/etc")
+    (source / "passwd").symlink_to("/etc/passwd")
+    before = sorted(source.rglob("*"))
+    dataset = load_dataset(source, OPTIONS, tmp_path / "job")
+    assert [(each.name, each.repeats) for each in dataset.images] == [("10_dog/b.png", 10), ("a.png", 1)]
+    assert dataset.images[0].captions == ("{} at sea",)
+    assert {file.name: file.code for file in dataset.report.skipped} == {"out": "link", "passwd": "link"}
+    assert sorted(source.rglob("*")) == before
+
+
+def test_a_named_pipe_in_a_folder_is_passed_over(tmp_path: Path) -> None:
+    source = tmp_path / "pictures"
+    source.mkdir()
+    os.mkfifo(source / "pipe.png")
+    (source / "a.png").write_bytes(png(1))
+    assert names(source, tmp_path) == ["a.png"]
+
+
+def test_several_sources_are_one_dataset(tmp_path: Path) -> None:
+    (tmp_path / "one.zip").write_bytes(zipped({"a.png": png(1), "a.txt": b"TOK"}))
+    (tmp_path / "two.tar").write_bytes(tarred({"a.png": png(2)}))
+    (tmp_path / "c.png").write_bytes(png(3))
+    sources = [tmp_path / name for name in ("two.tar", "c.png", "one.zip")]
+    assert names(sources, tmp_path) == ["c.png", "one.zip/a.png", "two.tar/a.png"]
+
+
+def test_sources_of_the_same_name_stay_apart(tmp_path: Path) -> None:
+    sources = []
+    for number, caption in enumerate((b"TOK at sea", b"TOK on grass")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "set.zip").write_bytes(zipped({"a.png": png(number), "a.txt": caption}))
+        (folder / "1.png").write_bytes(png(10 + number))
+        sources += [folder / "set.zip", folder / "1.png"]
+    images = load_dataset(sources, OPTIONS, tmp_path / "job").images
+    assert {each.name: each.captions[-1] for each in images if len(each.captions) == 1} == {
+        "set.zip/a.png": "{} at sea",
+        "set (2).zip/a.png": "{} on grass",
+    }
+    assert {each.name for each in images if len(each.captions) > 1} == {"1.png", "1 (2).png"}
+
+
+def test_limits_hold_for_all_sources_together(tmp_path: Path) -> None:
+    for name in ("one.zip", "two.zip"):
+        (tmp_path / name).write_bytes(zipped({f"{n}.png": png(n) for n in range(3)}))
+    options = DatasetOptions(resolution=64, task="object", limits=UploadLimits(max_members=5))
+    with raises(PicturesError, code="too_many_files"):
+        load_dataset([tmp_path / "one.zip", tmp_path / "two.zip"], options, tmp_path / "job")
+
+
+def test_a_missing_source_is_refused_by_name(tmp_path: Path) -> None:
+    with raises(PicturesError, code="not_found") as refused:
+        load_dataset(tmp_path / "missing.zip", OPTIONS, tmp_path / "job")
+    assert "'missing.zip'" in str(refused.value)
+    with raises(PicturesError, code="no_pictures"):
+        load_dataset([], OPTIONS, tmp_path / "job")
+
+
+def test_files_that_are_unusable_for_different_reasons_are_no_pictures(tmp_path: Path) -> None:
+    (tmp_path / "upload.zip").write_bytes(zipped({"a.png": b"?", "../b.png": png(1)}))
+    with raises(PicturesError, code="no_pictures") as refused:
+        load_dataset(tmp_path / "upload.zip", OPTIONS, tmp_path / "job")
+    assert "a.png" in str(refused.value)
+    assert "../b.png" in str(refused.value)
+
+
+def test_names_in_unicode_extra_fields_are_used(tmp_path: Path) -> None:
+    """As Info-ZIP packs on Windows: a name in the old code page, and the same in UTF-8 beside it."""
+    name = "собака.png".encode()
+    info = zipfile.ZipInfo("??????.png")
+    info.extra = struct.pack("<HHBI", 0x7075, 5 + len(name), 1, zlib.crc32(b"??????.png")) + name
+    with zipfile.ZipFile(tmp_path / "upload.zip", "w") as archive:
+        archive.writestr(info, png(1))
+    assert names(tmp_path / "upload.zip", tmp_path) == ["собака.png"]
+
+
+def test_loading_imports_no_torch() -> None:
+    script = "import sys, lora_service.dataset.load; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
