@@ -15,8 +15,7 @@ from pydantic import BaseModel
 
 from lora_service.cli.main import cli
 from lora_service.generation.request import GenerateRequest
-from lora_service.models.defaults import FILE_NAME, ModelDefaults
-from lora_service.models.registry import EMBEDDED, REGISTRY
+from lora_service.models.registry import EMBEDDED, REGISTRY, ModelDefaults
 from lora_service.serving import entries, signature
 from lora_service.serving.signature import EntryParameter
 from lora_service.settings import Settings
@@ -112,7 +111,7 @@ def test_documented_defaults_by_task_are_those_of_the_tasks() -> None:
 
 def test_documented_defaults_by_base_are_those_of_the_bases() -> None:
     header, *table = rows(section(text("docs/inputs.md"), "Defaults by base"))
-    bases = {"embedded": ModelDefaults.read(EMBEDDED / FILE_NAME)} | {n: b.defaults for n, b in REGISTRY.items()}
+    bases = {"embedded": ModelDefaults.read(EMBEDDED / "base.json")} | {n: b.defaults for n, b in REGISTRY.items()}
     assert header[1:] == [f"`{name}`" for name in bases]
     for names, *values in table:
         field = re.findall(r"`(\w+)`", names)[0]
