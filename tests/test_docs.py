@@ -147,11 +147,13 @@ def test_documented_commands_and_their_options_exist(path: Path) -> None:
             name, *rest = words.split()
             if name.startswith("-"):
                 continue
-            command = cli.commands.get(name)
+            context = click.Context(cli)
+            command = cli.get_command(context, name)
             assert command is not None, line
             if isinstance(command, click.Group) and rest:
-                assert set(rest[0].split("|")) <= set(command.commands), line
-            known = {o.replace("-", "_") for p in command.params for o in p.opts} | {"__help", "_h"}
+                assert set(rest[0].split("|")) <= set(command.list_commands(context)), line
+            options = [option for p in command.params for option in (*p.opts, *p.secondary_opts)]
+            known = {option.replace("-", "_") for option in (*options, "--help", "-h")}
             used = {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)}
             assert {option.replace("-", "_") for option in used} <= known, line
 
