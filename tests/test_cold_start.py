@@ -34,7 +34,7 @@ NOT_FOR_DRAWING = {
 _DRAW = """
 import json, sys
 
-sys.modules["peft"] = None  # only the checks need it: where it is installed, diffusers imports it by itself
+sys.modules["peft"] = None  # training alone uses it, though diffusers imports it wherever it is installed
 
 from lora_service.services.inference_service import InferenceService
 
