@@ -28,8 +28,8 @@ from lora_service.training.config import TrainConfig
 from lora_service.training.trainer import Trainer
 from tools.judges.folders import IMAGE
 from tools.judges.judging import ImageJudge
-from tools.world.creatures import HELD_OUT_SUBJECTS
-from tools.world.subjects import pictures, write_zip
+from tools.synthetic.creatures import HELD_OUT_SUBJECTS
+from tools.synthetic.subjects import pictures, write_zip
 
 TAUGHT_WITH, SHOWN, JUDGED_BY = 10, 6, 24
 STYLE_PROMPTS = (
@@ -86,7 +86,7 @@ def likeness(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", choices=sorted(LESSONS), required=True)
-    parser.add_argument("--base", default="embedded", help="a base model trained on the world")
+    parser.add_argument("--base", default="embedded", help="a base model trained on the synthetic dataset")
     parser.add_argument("--seed", type=int, default=HELD_OUT_SUBJECTS, help="which subject")
     parser.add_argument("--judge", default=IMAGE, help="folder or hub id of an image encoder: a CLIP, or a DINO")
     parser.add_argument("--lora", type=Path, help="a LoRA that was taught it before; nothing is trained")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.prompt_following [--base FOLDER] [--count 300] [--sheet FILE]
 
-The reader that judges is validated in the same run, on the world's own renders of
+The reader that judges is validated in the same run, on the synthetic dataset's own renders of
 other such prompts: as they are, after the base's VAE, and asked for what they do not show.
 """
 
@@ -24,8 +24,8 @@ from tools.judges.judging import TextJudge
 from tools.judges.questions import answers
 from tools.judges.reader import Reader
 from tools.judges.validate import SEED, renders, shares_right, trust_of_reader
-from tools.world.captions import held_out_prompts
-from tools.world.description import Description
+from tools.synthetic.captions import held_out_prompts
+from tools.synthetic.description import Description
 
 TARGETS = {"color": 0.90, "background": 0.90, "thing": 0.80, "place": 0.85}
 PROMPTS_SEED = 1_000_000
@@ -64,7 +64,7 @@ def captioned_sheet(pictures: Sequence[Image.Image], captions: Sequence[str], no
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", default="embedded", help="a base model trained on the world")
+    parser.add_argument("--base", default="embedded", help="a base model trained on the synthetic dataset")
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--sheet", type=Path, help="where a sheet of the first 64 is written")
     parser.add_argument("--judge", default=IMAGE_TEXT, help="folder or hub id of a CLIP model")

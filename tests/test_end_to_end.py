@@ -16,7 +16,7 @@ import pytest
 from lora_service.lora.files import read_lora
 from tests.service import Service
 from tests.small_base import picture_zip
-from tools.world.subjects import write_zip
+from tools.synthetic.subjects import write_zip
 
 DOG = Path(__file__).resolve().parents[1] / "../shared/data/pictures/dog6.zip"
 STEPS = {"task": "object", "seed": 7, "max_train_steps_ti": 6, "max_train_steps_tuning": 6, "class_word": "cat"}

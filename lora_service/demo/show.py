@@ -21,7 +21,7 @@ from lora_service.training.config import TrainConfig
 from lora_service.training.trainer import Trainer
 
 SUBJECT = Path(__file__).parent / "subject.zip"
-"""Pictures of a drawn creature, with masks and captions: tools/world/subjects.py, seed 12."""
+"""Pictures of a drawn creature, with masks and captions: tools/synthetic/subjects.py, seed 12."""
 CLASS_WORD = "monster"
 """What the base draws for "the same prompt": the nearest word it knows."""
 TRAINING = {

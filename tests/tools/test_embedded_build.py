@@ -12,7 +12,7 @@ from lora_service.settings import Settings
 from tools.embedded import build, diffusion, tokenizer, vae
 from tools.embedded.components import CHANNELS, Components
 from tools.embedded.pool import drawing, pool, to_tensor
-from tools.world.description import GROUPS
+from tools.synthetic.description import GROUPS
 
 FEW = build.Scale(pictures=96, batch=8)
 
@@ -148,14 +148,14 @@ def test_captions_become_the_tokenizers_own_ids_and_leave_it_as_it_was() -> None
 
 
 def test_pictures_of_the_world_come_with_their_captions_and_groups(tmp_path: Path) -> None:
-    drawn = drawing("world", 600, tmp_path)
+    drawn = drawing("synthetic", 600, tmp_path)
     pictures, told = drawn()
     assert drawn() is not None
     assert pictures.shape == (600, 64, 64, 3)
     assert (pictures.reshape(600, -1).std(axis=1) > 0).all()
     assert {group for _, group in told} == set(GROUPS)
-    again, same = pool("world", 600, tmp_path)
+    again, same = pool("synthetic", 600, tmp_path)
     assert (again == pictures).all()
     assert [list(one) for one in told] == same
-    one = pool("world", 1, tmp_path)
+    one = pool("synthetic", 1, tmp_path)
     assert (one[0] == pictures[:1]).all()

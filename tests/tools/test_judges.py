@@ -23,11 +23,11 @@ from tools.judges.judging import ImageJudge, TextJudge
 from tools.judges.questions import QUESTIONS, UNTOLD, altered, answers, any_thing, numbers
 from tools.judges.reader import Reader
 from tools.judges.validate import SEED, ranking, renders, shares_right, trust_of_reader, trust_of_text_judge
-from tools.world.captions import held_out_prompts
-from tools.world.description import Description, Item
-from tools.world.faces import Face
-from tools.world.scenes import Background
-from tools.world.subjects import KINDS
+from tools.synthetic.captions import held_out_prompts
+from tools.synthetic.description import Description, Item
+from tools.synthetic.faces import Face
+from tools.synthetic.scenes import Background
+from tools.synthetic.subjects import KINDS
 
 RED_STAR = Description((Item("star", "red"),), Background("striped", "blue"), place="at the left")
 
@@ -93,7 +93,7 @@ def test_shares_count_only_what_a_prompt_tells() -> None:
 
 def test_a_reader_of_another_world_is_refused(tmp_path: Path) -> None:
     (tmp_path / "questions.json").write_text(json.dumps({"color": ["red"]}))
-    with pytest.raises(ValueError, match="trained on another world"):
+    with pytest.raises(ValueError, match="trained on another synthetic dataset"):
         Reader.load(tmp_path)
 
 

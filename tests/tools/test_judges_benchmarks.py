@@ -19,8 +19,8 @@ from tests.small_base import small_base
 from tools.judges.questions import answers
 from tools.judges.reader import Reader
 from tools.judges.validate import renders, shares_right
-from tools.world.captions import held_out_prompts
-from tools.world.creatures import HELD_OUT_SUBJECTS
+from tools.synthetic.captions import held_out_prompts
+from tools.synthetic.creatures import HELD_OUT_SUBJECTS
 
 
 class Redness:

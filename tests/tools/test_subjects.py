@@ -1,4 +1,4 @@
-"""Subjects, faces and styles to teach: seeded, alike in all their pictures, and unlike the world."""
+"""Subjects, faces and styles to teach: seeded, alike in all their pictures, and unlike the synthetic dataset."""
 
 import io
 import random
@@ -11,10 +11,10 @@ import pytest
 from PIL import Image, ImageDraw
 
 from lora_service.demo.show import SUBJECT
-from tools.world import creatures, faces, looks, portraits, styles, subjects
-from tools.world.canvas import PALETTE, Brush
-from tools.world.creatures import HELD_OUT_SUBJECTS
-from tools.world.subjects import KINDS
+from tools.synthetic import creatures, faces, looks, portraits, styles, subjects
+from tools.synthetic.canvas import PALETTE, Brush
+from tools.synthetic.creatures import HELD_OUT_SUBJECTS
+from tools.synthetic.subjects import KINDS
 
 
 def test_the_demonstrations_subject_is_seed_12(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from tools.embedded import diffusion, tokenizer, vae
 from tools.embedded.components import Components
 from tools.embedded.loop import Plan
 from tools.embedded.pool import drawing, pool
-from tools.world import subjects
+from tools.synthetic import subjects
 
 VARIETY = 24_000
 UNSEEN = 256
@@ -92,17 +92,17 @@ def build(
         vae.train_decoder(autoencoder, components, variety, work, steps.decoder)
     if only in ("encoder", "decoder"):
         return None
-    world = drawing("world", scale.pictures, work / "pictures")
-    words = made.tokenizer if made else tokenizer.kept((caption for caption, _ in world()[1]), work / "tokenizer")
+    synthetic = drawing("synthetic", scale.pictures, work / "pictures")
+    words = made.tokenizer if made else tokenizer.kept((caption for caption, _ in synthetic()[1]), work / "tokenizer")
     goes_on = before is not None and before.all
     model = diffusion.Denoiser.of(made.unet, made.text_encoder) if made and goes_on else diffusion.Denoiser.new(words)
     model.on(torch.device(scale.device))
     if scale.compiled:
         model.compile(dynamic=False)
         diffusion.warm_up(model, scale.batch)  # while the pictures are being drawn
-    lessons = diffusion.Lessons.of(components, words, world(), torch.device(scale.device))
+    training_set = diffusion.TrainingSet.of(components, words, synthetic(), torch.device(scale.device))
     for name, plan in _parts(steps, goes_on, only):
-        diffusion.train(model, lessons, plan, work / f"{name}.pt", scale.batch)
+        diffusion.train(model, training_set, plan, work / f"{name}.pt", scale.batch)
     if only:
         return None
     if not made:
@@ -119,8 +119,8 @@ def _parts(steps: Steps, goes_on: bool, only: str | None) -> list[tuple[str, Pla
 
 
 def reconstruction(autoencoder: AutoencoderKL, work: Path) -> dict[str, float]:
-    """Decibels of the VAE on the world and on what it never saw."""
-    kinds = ("world", *(f"unseen-{kind}s" for kind in subjects.KINDS))
+    """Decibels of the VAE on the synthetic dataset and on what it never saw."""
+    kinds = ("synthetic", *(f"unseen-{kind}s" for kind in subjects.KINDS))
     return {kind: round(vae.decibels(autoencoder, pool(kind, UNSEEN, work / "pictures")[0]), 1) for kind in kinds}
 
 

@@ -1,4 +1,4 @@
-"""The embedded model's UNet and text encoder, learned together on the world's captions."""
+"""The embedded model's UNet and text encoder, learned together on the synthetic dataset's captions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tools.embedded.loop import Plan, fit
 from tools.embedded.pool import to_tensor
 from tools.embedded.tokenizer import POSITIONS
 from tools.embedded.vae import SCALING_FACTOR
-from tools.world.description import GROUPS
+from tools.synthetic.description import GROUPS
 
 SHARES = {"item": 0.42, "face": 0.2, "pair": 0.22, "style": 0.16}
-"""Of each batch. In the world single things are 58 %, faces 17 %, pairs 10 % and styles 15 %; as the base drew
-things as asked first and pairs and faces last, these have more here."""
+"""Shares of each batch. In the synthetic dataset single things are 58 %, faces 17 %, pairs 10 % and styles 15 %; as a base
+learns to draw things as asked first and pairs and faces last, these have more here."""
 DECISIVE = (300, 900)
 """Half of each of these shares is learned at these timesteps only: there the caption decides on colours and shapes;
 earlier ones finish what is seen already, later ones know little but the background's colour. The other half has any."""
@@ -121,7 +121,7 @@ def new_scheduler() -> DDPMScheduler:
 
 
 @dataclass(frozen=True)
-class Lessons:
+class TrainingSet:
     """What there is to learn from: scaled latents ``(n, 16, 16, 16)`` in fp16 with their captions' ids ``(n, 48)``.
 
     ``groups`` are the numbers of those of each of ``GROUPS``; ``empty`` ``(1, 48)`` is no caption.
@@ -135,16 +135,16 @@ class Lessons:
 
     @staticmethod
     def of(
-        components: Components, tokenizer: CLIPTokenizer, world: tuple[np.ndarray, list[Any]], device: torch.device
-    ) -> Lessons:
-        """Those of the pool ``world``: its pictures, and the caption and group of each."""
-        data, told = world
+        components: Components, tokenizer: CLIPTokenizer, synthetic: tuple[np.ndarray, list[Any]], device: torch.device
+    ) -> TrainingSet:
+        """Those of the pool ``synthetic``: its pictures, and the caption and group of each."""
+        data, told = synthetic
         latents = torch.empty(len(data), CHANNELS, GRID, GRID, dtype=torch.float16, device=device)
         for start in range(0, len(data), ENCODED):
             x = to_tensor(data[start : start + ENCODED], device)
             latents[start : start + ENCODED] = components.latents(x) * SCALING_FACTOR
         names = np.array([group for _, group in told])
-        return Lessons(
+        return TrainingSet(
             latents,
             token_ids(tokenizer, [caption for caption, _ in told]).to(device),
             token_ids(tokenizer, [""]).to(device),
@@ -197,18 +197,18 @@ def warm_up(model: Denoiser, batch: int) -> None:
         weights.grad = None
 
 
-def train(model: Denoiser, lessons: Lessons, plan: Plan, state: Path, batch: int) -> None:
+def train(model: Denoiser, training_set: TrainingSet, plan: Plan, state: Path, batch: int) -> None:
     """Train ``model`` by ``plan``; ``state`` is the file that holds how far it is."""
     scheduler = new_scheduler()
-    device = lessons.latents.device
+    device = training_set.latents.device
     alphas = scheduler.alphas_cumprod.to(device)
     slots = [(group, round(share * batch)) for group, share in SHARES.items()]
     slots[0] = (slots[0][0], batch - sum(count for _, count in slots[1:]))
 
     def loss_of_step(step: int, generator: torch.Generator) -> torch.Tensor:
         integers = partial(torch.randint, generator=generator, device=device)
-        picked = torch.cat([lessons.groups[g][integers(len(lessons.groups[g]), (n,))] for g, n in slots])
-        latents = lessons.latents[picked].float()
+        picked = torch.cat([training_set.groups[g][integers(len(training_set.groups[g]), (n,))] for g, n in slots])
+        latents = training_set.latents[picked].float()
         timesteps = integers(len(alphas), (batch,))
         timesteps[::2] = integers(*DECISIVE, (len(timesteps[::2]),))
         noise = torch.randn(latents.shape, generator=generator, device=device)
@@ -216,7 +216,7 @@ def train(model: Denoiser, lessons: Lessons, plan: Plan, state: Path, batch: int
         noisy = (signal.sqrt() * latents + (1 - signal).sqrt() * noise).contiguous(memory_format=torch.channels_last)
         silent = torch.rand(batch, 1, generator=generator, device=device) < NO_CAPTION
         with torch.autocast(device.type, torch.bfloat16):
-            guess = model(noisy, timesteps, torch.where(silent, lessons.empty, lessons.ids[picked])).float()
+            guess = model(noisy, timesteps, torch.where(silent, training_set.empty, training_set.ids[picked])).float()
         return ((guess - latents).square() * (1 / (1 - signal)).clamp(max=MOST_WEIGHT)).mean()
 
     fit(model, loss_of_step, plan, state)

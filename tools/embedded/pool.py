@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tools.world import captions, subjects, textures
-from tools.world.canvas import reduce
-from tools.world.creatures import HELD_OUT_SUBJECTS
+from tools.synthetic import captions, subjects, textures
+from tools.synthetic.canvas import reduce
+from tools.synthetic.creatures import HELD_OUT_SUBJECTS
 
 SIZE = 64
 """Side of the embedded model's pictures in pixels."""
@@ -25,7 +25,7 @@ CHUNK = 256
 """So many seeds are drawn in one go."""
 
 
-def _draw_world(seed: int) -> tuple[bytes, tuple[str, str]]:
+def _synthetic(seed: int) -> tuple[bytes, tuple[str, str]]:
     sample = captions.sample(random.Random(f"world {seed}"))
     return reduce(sample.picture, SIZE).tobytes(), (sample.caption, sample.description.group)
 
@@ -42,7 +42,7 @@ def _draw_stranger(kind: str, seed: int) -> tuple[bytes, str]:
 
 
 _DRAW: dict[str, Callable[[int], tuple[bytes, Any]]] = {
-    "world": _draw_world,
+    "synthetic": _synthetic,
     "variety": _draw_variety,
     **{f"unseen-{kind}s": partial(_draw_stranger, kind) for kind in subjects.KINDS},
 }
@@ -51,7 +51,7 @@ _DRAW: dict[str, Callable[[int], tuple[bytes, Any]]] = {
 def pool(kind: str, count: int, folder: Path) -> tuple[np.ndarray, list[Any]]:
     """``count`` pictures of ``kind``, a key of ``_DRAW``: uint8 ``(count, 64, 64, 3)``, and what is told of them.
 
-    Of the world that is the caption, and to which of the descriptions' ``GROUPS`` it belongs.
+    Of the synthetic dataset that is the caption, and to which of the descriptions' ``GROUPS`` it belongs.
     """
     return drawing(kind, count, folder)()
 

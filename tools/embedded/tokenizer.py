@@ -1,4 +1,4 @@
-"""The embedded model's tokenizer: byte-level BPE in CLIP's format, learned from the world's captions."""
+"""The embedded model's tokenizer: byte-level BPE in CLIP's format, learned from the synthetic dataset's captions."""
 
 from __future__ import annotations
 

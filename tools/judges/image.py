@@ -15,7 +15,7 @@ from tools.embedded.pool import to_tensor
 from tools.judges.augment import melt, soften
 from tools.judges.image_text import vision_config
 from tools.judges.pools import PER_SUBJECT, subject_pictures
-from tools.world.subjects import KINDS
+from tools.synthetic.subjects import KINDS
 
 SUBJECTS = 3_000
 """Of each kind."""

@@ -1,4 +1,4 @@
-"""An image-text model in CLIP's classes, learned on the world's pictures and captions."""
+"""An image-text model in CLIP's classes, learned on the synthetic dataset's pictures and captions."""
 
 from __future__ import annotations
 

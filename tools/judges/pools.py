@@ -12,8 +12,8 @@ import torch
 
 from tools.embedded.pool import SIZE, predrawn
 from tools.judges.questions import any_thing, numbers
-from tools.world import captions, subjects
-from tools.world.canvas import reduce
+from tools.synthetic import captions, subjects
+from tools.synthetic.canvas import reduce
 
 PER_SUBJECT = 6
 
@@ -36,7 +36,7 @@ def readings(count: int, work: Path) -> tuple[np.ndarray, torch.Tensor]:
 
 
 def captioned(count: int, work: Path) -> tuple[np.ndarray, list[str], torch.Tensor]:
-    """Pictures of the world, their captions, and the numbers of the answers they tell."""
+    """Pictures of the synthetic dataset, their captions, and the numbers of the answers they tell."""
     pictures, told = predrawn(_draw_captioned, count, work / f"captioned-{count}.npy")
     return pictures, [caption for caption, _ in told], torch.tensor([answered for _, answered in told])
 

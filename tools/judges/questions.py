@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from tools.world.canvas import PALETTE
-from tools.world.description import KINDS, PLACES, SIZES, Description, Item
-from tools.world.scenes import PATTERNS, Background
-from tools.world.scenes import PLACES as SCENES
+from tools.synthetic.canvas import PALETTE
+from tools.synthetic.description import KINDS, PLACES, SIZES, Description, Item
+from tools.synthetic.scenes import PATTERNS, Background
+from tools.synthetic.scenes import PLACES as SCENES
 
 _BACKGROUNDS = (
     *(Background(kind, color) for kind in sorted(set(PATTERNS)) for color in sorted(PALETTE)),

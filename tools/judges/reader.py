@@ -61,11 +61,13 @@ class Reader(nn.Module):
         """The reader of ``folder``.
 
         Raises:
-            ValueError: the world has changed since it was trained, so that its answers mean something else.
+            ValueError: the synthetic dataset has changed since it was trained, so that its answers mean something else.
         """
         learned = json.loads((folder / "questions.json").read_text())
         if learned != {name: list(known) for name, known in QUESTIONS.items()}:
-            raise ValueError(f"{folder} was trained on another world; `python -m tools.judges.build` trains it anew.")
+            raise ValueError(
+                f"{folder} was trained on another synthetic dataset; `python -m tools.judges.build` trains it anew."
+            )
         reader = Reader()
         reader.load_state_dict(load_file(folder / "model.safetensors"))
         return reader.eval()

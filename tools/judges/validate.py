@@ -22,11 +22,11 @@ from tools.judges.folders import IMAGE, IMAGE_TEXT
 from tools.judges.judging import ImageJudge, TextJudge
 from tools.judges.questions import QUESTIONS, altered, answers
 from tools.judges.reader import Reader
-from tools.world.canvas import reduce
-from tools.world.captions import held_out_prompts
-from tools.world.creatures import HELD_OUT_SUBJECTS
-from tools.world.description import Description
-from tools.world.subjects import KINDS, pictures
+from tools.synthetic.canvas import reduce
+from tools.synthetic.captions import held_out_prompts
+from tools.synthetic.creatures import HELD_OUT_SUBJECTS
+from tools.synthetic.description import Description
+from tools.synthetic.subjects import KINDS, pictures
 
 SEED = 2_000_000
 """Of the pictures that judges are validated on."""
@@ -41,7 +41,7 @@ class Trust:
 
 
 def renders(descriptions: Sequence[Description], seed: int = SEED) -> list[Image.Image]:
-    """Each of ``descriptions``, drawn as the world draws it."""
+    """Each of ``descriptions``, drawn as the synthetic dataset draws it."""
     rng = random.Random(f"render {seed}")
     return [reduce(description.draw(rng), SIZE) for description in descriptions]
 

@@ -1,7 +1,7 @@
-"""A zip of pictures of something that the world never contains (a creature, a face or a style), to teach;
+"""A zip of pictures of something that the synthetic dataset never contains (a creature, a face or a style), to teach;
 and further pictures of it, to judge by.
 
-    python -m tools.world.subjects face.zip --kind face --seed 3 --count 10
+    python -m tools.synthetic.subjects face.zip --kind face --seed 3 --count 10
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 
 from PIL import Image, ImageChops
 
-from tools.world import captions
-from tools.world.canvas import CANVAS, PALETTE, Brush, Color, reduce
-from tools.world.creatures import HELD_OUT_SUBJECTS, place, subject
-from tools.world.faces import EXPRESSIONS
-from tools.world.looks import look
-from tools.world.portraits import portrait
-from tools.world.scenes import Background
+from tools.synthetic import captions
+from tools.synthetic.canvas import CANVAS, PALETTE, Brush, Color, reduce
+from tools.synthetic.creatures import HELD_OUT_SUBJECTS, place, subject
+from tools.synthetic.faces import EXPRESSIONS
+from tools.synthetic.looks import look
+from tools.synthetic.portraits import portrait
+from tools.synthetic.scenes import Background
 
 TAUGHT_AT = ("beach", "forest", "meadow", "night", "snow")
 """The places among a subject's pictures."""

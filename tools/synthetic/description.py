@@ -1,4 +1,4 @@
-"""What a picture of the world shows, as data: it can be drawn any number of times, and told as a caption."""
+"""The content of a synthetic picture, as data: it can be drawn any number of times, and told as a caption."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from tools.world.canvas import CANVAS, PALETTE, Brush, jitter, with_article
-from tools.world.creatures import monster
-from tools.world.faces import Face
-from tools.world.scenes import Background
-from tools.world.styles import STYLES
-from tools.world.things import THINGS
+from tools.synthetic.canvas import CANVAS, PALETTE, Brush, jitter, with_article
+from tools.synthetic.creatures import monster
+from tools.synthetic.faces import Face
+from tools.synthetic.scenes import Background
+from tools.synthetic.styles import STYLES
+from tools.synthetic.things import THINGS
 
 MONSTER = "monster"
 KINDS = (*THINGS, MONSTER)

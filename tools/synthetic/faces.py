@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from tools.world.canvas import PALETTE, Brush, Color, mix, with_article
+from tools.synthetic.canvas import PALETTE, Brush, Color, mix, with_article
 
 SKINS: dict[str, Color] = {
     "pale": (252, 224, 200),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
-from tools.world.canvas import CANVAS
+from tools.synthetic.canvas import CANVAS
 
 HALF = CANVAS // 2
 PAPER = np.array((250, 248, 240), np.float32)

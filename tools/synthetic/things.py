@@ -1,11 +1,11 @@
-"""The things of the world, each a function that draws itself in one colour with a brush."""
+"""The things of the synthetic dataset, each a function that draws itself in one colour with a brush."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 
-from tools.world.canvas import Brush, Point
+from tools.synthetic.canvas import Brush, Point
 
 WHITE = (250, 250, 250)
 BLACK = (20, 20, 22)

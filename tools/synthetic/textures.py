@@ -8,14 +8,14 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from tools.world import captions
-from tools.world.canvas import CANVAS, PALETTE, Brush, Color
-from tools.world.creatures import BODIES, FEET, HEADS, PATTERNS, WHITE, Creature, place
-from tools.world.faces import EXPRESSIONS
-from tools.world.looks import Look
-from tools.world.portraits import Portrait
-from tools.world.scenes import Background
-from tools.world.things import THINGS
+from tools.synthetic import captions
+from tools.synthetic.canvas import CANVAS, PALETTE, Brush, Color
+from tools.synthetic.creatures import BODIES, FEET, HEADS, PATTERNS, WHITE, Creature, place
+from tools.synthetic.faces import EXPRESSIONS
+from tools.synthetic.looks import Look
+from tools.synthetic.portraits import Portrait
+from tools.synthetic.scenes import Background
+from tools.synthetic.things import THINGS
 
 
 def _color(rng: random.Random) -> Color:
@@ -103,7 +103,7 @@ def stranger(rng: random.Random) -> Image.Image:
 
 
 def recolored(rng: random.Random) -> Image.Image:
-    """A thing of the world in a colour without a name, before a texture."""
+    """A thing of the synthetic dataset in a colour without a name, before a texture."""
     picture = rng.choice((waves, gradient, clouds, gradient))(rng)
     radius = CANVAS * rng.uniform(0.15, 0.45)
     name = rng.choice(sorted(PALETTE))
@@ -125,7 +125,7 @@ def person(rng: random.Random) -> Image.Image:
 
 
 def restyled(rng: random.Random) -> Image.Image:
-    """A picture of the world, or of the variety, in a look that has no name."""
+    """A picture of the synthetic dataset, or of the variety, in a look that has no name."""
     picture = captions.sample(rng).picture if rng.random() < 0.7 else rng.choice((clutter, stranger, person))(rng)
     return Look.sample(rng).apply(picture, rng)
 

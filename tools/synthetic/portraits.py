@@ -1,12 +1,12 @@
-"""Faces with features that no caption of the world names: the kind of person a user teaches."""
+"""Faces with features that no caption of the synthetic dataset names: the kind of person a user teaches."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
 
-from tools.world.canvas import PALETTE, Brush, Color, mix
-from tools.world.faces import SKINS, draw_mouth
+from tools.synthetic.canvas import PALETTE, Brush, Color, mix
+from tools.synthetic.faces import SKINS, draw_mouth
 
 SHAPES = {"round": (0.72, 0.72), "long": (0.54, 0.84), "square": (0.64, 0.74), "pointed": (0.68, 0.8)}
 """Half width and half height of the head."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from tools.world.canvas import CANVAS, PALETTE, Color, jitter, mix, with_article
+from tools.synthetic.canvas import CANVAS, PALETTE, Color, jitter, mix, with_article
 
 PATTERNS = ("plain", "plain", "plain", "striped", "dotted", "checked", "gradient")
 HIDDEN = {"forest": "green", "meadow": "green", "night": "black", "snow": "white"}

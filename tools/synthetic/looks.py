@@ -1,4 +1,4 @@
-"""Looks that the world never contains, applied to a finished picture: the kind of style a user teaches."""
+"""Looks that the synthetic dataset never contains, applied to a finished picture: the kind of style a user teaches."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from tools.world.canvas import Color
-from tools.world.styles import HALF, array, blotches, canvas_of, contours, halved
+from tools.synthetic.canvas import Color
+from tools.synthetic.styles import HALF, array, blotches, canvas_of, contours, halved
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Creatures: a body, a pattern, eyes and parts. One-coloured ones live in the world, as "monsters";
+"""Creatures: a body, a pattern, eyes and parts. One-coloured ones live in the synthetic dataset, as "monsters";
 two-coloured ones are the subjects it never contains."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from tools.world.canvas import PALETTE, Brush, Color, mix
+from tools.synthetic.canvas import PALETTE, Brush, Color, mix
 
 BODIES = ("box", "ball", "egg", "bell", "drop")
 PATTERNS = ("plain", "striped", "spotted", "banded", "halved")
@@ -109,7 +109,7 @@ def _pattern(b: Brush, kind: str) -> None:
 
 
 def monster(rng: random.Random, color: Color) -> Creature:
-    """A creature of the world: of one colour, its pattern a shade of it."""
+    """A creature of the synthetic dataset: of one colour, its pattern a shade of it."""
     shade = mix(color, rng.choice((WHITE, BLACK)), 0.35)
     return Creature(
         body=rng.choice(BODIES),
@@ -125,7 +125,7 @@ def monster(rng: random.Random, color: Color) -> Creature:
 
 
 def subject(seed: int) -> Creature:
-    """The subject of ``seed``: two-coloured, so no caption of the world describes it."""
+    """The subject of ``seed``: two-coloured, so no caption of the synthetic dataset describes it."""
     rng = random.Random(f"subject {seed}")
     color, second, trim = rng.sample(sorted(PALETTE), 3)
     return Creature(

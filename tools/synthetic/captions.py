@@ -1,4 +1,4 @@
-"""Pictures of the world with their captions, and the prompts kept from it for judging."""
+"""Pictures of the synthetic dataset with their captions, and the prompts kept from it for judging."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from itertools import islice
 
 from PIL import Image
 
-from tools.world.canvas import PALETTE
-from tools.world.description import KINDS, MONSTER, PLACES, SIZES, Description, Item
-from tools.world.faces import Face
-from tools.world.scenes import Background
-from tools.world.styles import STYLES
-from tools.world.things import THINGS
+from tools.synthetic.canvas import PALETTE
+from tools.synthetic.description import KINDS, MONSTER, PLACES, SIZES, Description, Item
+from tools.synthetic.faces import Face
+from tools.synthetic.scenes import Background
+from tools.synthetic.styles import STYLES
+from tools.synthetic.things import THINGS
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture of the world: its canvas, what a person would say of it, and all that it shows."""
+    """One picture of the synthetic dataset: its canvas, what a person would say of it, and all that it shows."""
 
     picture: Image.Image
     caption: str
@@ -33,7 +33,7 @@ def held_out(item: Item, background: Background) -> bool:
 
 
 def sample(rng: random.Random) -> Sample:
-    """One picture of the world that training may see."""
+    """One picture of the synthetic dataset that training may see."""
     description = describe(rng)
     return Sample(description.draw(rng), description.caption(rng), description)
 

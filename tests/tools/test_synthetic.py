@@ -1,4 +1,4 @@
-"""The drawn world: seeded, captioned as drawn, and without the combinations that are kept for judging."""
+"""The synthetic dataset: seeded, captioned as drawn, and without the combinations that are kept for judging."""
 
 import random
 import re
@@ -7,14 +7,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tools.world import captions, textures
-from tools.world.canvas import PALETTE, reduce
-from tools.world.description import KINDS, PLACES, SIZES, Description, Item
-from tools.world.faces import EXPRESSIONS, Face
-from tools.world.scenes import PLACES as SCENES
-from tools.world.scenes import Background
-from tools.world.styles import STYLES
-from tools.world.things import THINGS
+from tools.synthetic import captions, textures
+from tools.synthetic.canvas import PALETTE, reduce
+from tools.synthetic.description import KINDS, PLACES, SIZES, Description, Item
+from tools.synthetic.faces import EXPRESSIONS, Face
+from tools.synthetic.scenes import PLACES as SCENES
+from tools.synthetic.scenes import Background
+from tools.synthetic.styles import STYLES
+from tools.synthetic.things import THINGS
 
 
 def test_a_seed_is_a_picture_and_its_caption() -> None:
