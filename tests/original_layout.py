@@ -38,9 +38,9 @@ _OPEN_CLIP = {
 }
 
 
-def checkpoint(parts: Any, family: str) -> dict[str, Tensor]:
-    """The weights of ``parts`` (:class:`lora_service.models.components.Parts`) as one checkpoint of a family."""
-    encoders = {name: encoder.state_dict() for name, encoder in parts.text_encoders.items()}
+def checkpoint(components: Any, family: str) -> dict[str, Tensor]:
+    """Return the weights of ``components`` (:class:`lora_service.models.components.Components`) as one checkpoint."""
+    encoders = {name: encoder.state_dict() for name, encoder in components.text_encoders.items()}
     text = {
         "sd1": lambda: _clip(encoders["text_encoder"], "cond_stage_model.transformer."),
         "sd2": lambda: _open_clip(encoders["text_encoder"], "cond_stage_model.model."),
@@ -49,11 +49,11 @@ def checkpoint(parts: Any, family: str) -> dict[str, Tensor]:
             **_open_clip(encoders["text_encoder_2"], "conditioner.embedders.1.model."),
         },
     }[family]()
-    return {**unet(parts.unet.state_dict()), **_vae(parts.vae.state_dict()), **text}
+    return {**unet(components.unet.state_dict()), **_vae(components.vae.state_dict()), **text}
 
 
 def unet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A UNet's weights under their original keys."""
+    """Return a UNet's weights under their original keys."""
     with_attention = {int(m[1]) for key in state if (m := re.match(r"up_blocks\.(\d)\.attentions", key))}
     return {f"model.diffusion_model.{_unet_key(key, with_attention)}": tensor for key, tensor in state.items()}
 
@@ -108,7 +108,7 @@ def _vae_attention(match: re.Match[str]) -> str:
 
 
 def _as_kernel(key: str, tensor: Tensor) -> Tensor:
-    """The original VAE's attention is of 1 × 1 convolutions."""
+    """Reshape attention weights: the original VAE's are 1 × 1 convolutions."""
     return tensor[:, :, None, None] if "attentions" in key and tensor.dim() == 2 else tensor
 
 
@@ -118,19 +118,19 @@ def _clip(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _open_clip(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     bare = {key.removeprefix("text_model."): tensor for key, tensor in state.items()}
-    found = {
+    state_dict = {
         "token_embedding.weight": bare["embeddings.token_embedding.weight"],
         "positional_embedding": bare["embeddings.position_embedding.weight"],
         "ln_final.weight": bare["final_layer_norm.weight"],
         "ln_final.bias": bare["final_layer_norm.bias"],
     }
     if "text_projection.weight" in bare:
-        found["text_projection"] = bare["text_projection.weight"].T.contiguous()
+        state_dict["text_projection"] = bare["text_projection.weight"].T.contiguous()
     layers = {match[1] for key in bare if (match := re.match(r"encoder\.layers\.(\d+)\.", key))}
     for layer in layers:
         ours, theirs = f"encoder.layers.{layer}.", f"transformer.resblocks.{layer}."
         for kind in ("weight", "bias"):
             joined = [bare[f"{ours}self_attn.{name}.{kind}"] for name in ("q_proj", "k_proj", "v_proj")]
-            found[f"{theirs}attn.in_proj_{kind}"] = torch.cat(joined)
-            found |= {f"{theirs}{new}.{kind}": bare[f"{ours}{old}.{kind}"] for old, new in _OPEN_CLIP.items()}
-    return {prefix + key: tensor.clone() for key, tensor in found.items()}
+            state_dict[f"{theirs}attn.in_proj_{kind}"] = torch.cat(joined)
+            state_dict |= {f"{theirs}{new}.{kind}": bare[f"{ours}{old}.{kind}"] for old, new in _OPEN_CLIP.items()}
+    return {prefix + key: tensor.clone() for key, tensor in state_dict.items()}

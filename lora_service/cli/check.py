@@ -16,8 +16,7 @@ from lora_service.dataset.choices import CaptionMode, MaskMode, Task
 from lora_service.dataset.contact_sheet import contact_sheet
 from lora_service.dataset.load import load_dataset
 from lora_service.dataset.options import DatasetOptions, UploadLimits
-from lora_service.models.defaults import SD15
-from lora_service.models.registry import locate
+from lora_service.models.registry import SD15, locate
 from lora_service.settings import Settings
 
 

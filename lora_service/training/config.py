@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from lora_service.dataset.captions.templates import parse_prompts
 from lora_service.dataset.choices import CaptionMode, MaskMode, Task
 from lora_service.errors import InputError
-from lora_service.models.defaults import ModelDefaults
+from lora_service.models.registry import ModelDefaults
 from lora_service.validation import Int, first_error
 
 PLACEHOLDER = re.compile(r"<[^<>|\s]{1,30}>")

@@ -157,7 +157,7 @@ def _encode_each(text: TextEncoders, batches: BatchPlan) -> EncodeCaptions:
 def _encode_once(text: TextEncoders, batches: BatchPlan) -> EncodeCaptions:
     """The same with nothing learning in the text encoders: each caption is encoded once, not once a step."""
     with torch.no_grad():
-        told = PromptEmbeds.joined([text.encode(ids) for ids in batches.ids.split(16)])
+        told = PromptEmbeds.concatenate([text.encode(ids) for ids in batches.ids.split(16)])
     return lambda captions: told[captions]
 
 
