@@ -35,7 +35,7 @@ ON_SHEET, COLUMNS = 64, 8
 def draw_prompts(drawing: ImageGenerator, asked: Sequence[Description]) -> list[Image.Image]:
     """A picture of each description's caption, with the base's own defaults; the seed is its place in the list."""
     requests = [GenerateRequest(prompt=d.caption(), seed=i) for i, d in enumerate(asked)]
-    return [drawing.draw(request, [])[0].image for request in requests]
+    return [drawing.generate(request, [])[0].image for request in requests]
 
 
 def table(read: Sequence[dict[str, str]], asked: Sequence[Description], reader: Reader,

@@ -55,7 +55,7 @@ class InferenceService:
         """Load the base model; with ``WARM_UP`` also draw once, so that the first request finds all kernels ready."""
         drawing = self._loaded()
         if self.settings.warm_up:
-            drawing.draw(GenerateRequest.of({"prompt": "", "num_inference_steps": 2}), [])
+            drawing.generate(GenerateRequest.of({"prompt": "", "num_inference_steps": 2}), [])
 
     def _loaded(self) -> ImageGenerator:
         if self._drawing is None:
@@ -104,7 +104,7 @@ class InferenceService:
         check_one_host([source for source, _ in asked], token, self.settings)
         loras = [(self._lora(source, token, log), scale) for source, scale in asked]
         fetched = time.monotonic()
-        pictures = self._loaded().draw(request, loras, image=image, log=log)
+        pictures = self._loaded().generate(request, loras, image=image, log=log)
         folder = self._folder.renew()
         ending = "jpg" if request.output_format == "jpeg" else request.output_format
         paths = [
