@@ -12,7 +12,7 @@ import train
 from lora_service.generation.request import GenerateRequest
 from lora_service.generation.schedulers import SCHEDULERS
 from lora_service.serving import entries, signature
-from lora_service.serving.signature import EntryParameter
+from lora_service.serving.entries import EntryParameter
 from lora_service.training.config import TrainConfig
 
 CASES = [("train", TrainConfig), ("predict", GenerateRequest)]
@@ -20,8 +20,8 @@ NOT_CONFIG = {"instance_data", "instance_data_urls", "image", "api_token"}
 
 
 def parameters(mode: Any) -> dict[str, EntryParameter]:
-    found = signature.read(entries.find(mode)).parameters
-    return {p.name: p for p in found if p.name not in NOT_CONFIG}
+    inputs = signature.read(entries.find(mode)).parameters
+    return {p.name: p for p in inputs if p.name not in NOT_CONFIG}
 
 
 @pytest.mark.parametrize(("mode", "model"), CASES)
@@ -46,7 +46,7 @@ def test_defaults_and_limits_are_the_same(mode: str, model: type[BaseModel]) -> 
             assert list(parameter.choices) == list(get_args(field.annotation)), name
 
 
-def test_the_samplers_of_the_form_are_those_that_there_are() -> None:
+def test_the_schedulers_of_the_form_are_those_that_there_are() -> None:
     assert list(parameters("predict")["scheduler"].choices or ()) == list(SCHEDULERS)
 
 

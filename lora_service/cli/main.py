@@ -120,7 +120,7 @@ def generate(prompt: str, loras: tuple[str, ...], output: Path, image: Path | No
 def serve(kind: Any, port: int | None, host: str) -> None:
     """Run Cog's own HTTP server without Docker, and restart its worker when it dies."""
     from lora_service.models.registry import locate
-    from lora_service.serving.supervisor import serve as run
+    from lora_service.serving.server import serve as run
 
     settings = Settings.from_environment()
     locate(settings.base_model, settings.model_cache)  # what can be no base is refused here and not by every job
