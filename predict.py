@@ -1,7 +1,8 @@
 """Cog's inference entry: a prompt and LoRAs in, pictures out.
 
-Cog reads this file without running it, so limits, defaults and descriptions are
-plain literals here; a test holds them against lora_service/generation/request.py.
+Cog reads this file without running it, so the inputs are plain literals. They are
+written by ``python -m tools.write_entries`` from lora_service/generation/request.py:
+change them there.
 """
 
 from cog import BaseRunner, Input, Path, Secret
@@ -19,24 +20,27 @@ class Predictor(BaseRunner):
         prompt: str = Input(
             default="a photo of <1>",
             max_length=5000,
-            description="What to draw. <1>, <2> stand for what the first, second LoRA learned; trigger words work too.",
+            description="What to draw. <1>, <2>: what the first, second LoRA learned; trigger words work too.",
         ),
         negative_prompt: str = Input(default="", max_length=5000, description="What not to draw."),
         width: int | None = Input(
-            default=None, ge=16, le=2048, description="Width in pixels. Empty: the base model's own (SD 1.5: 512)."
+            default=None, ge=16, le=2048, description="Empty: the base model's own (SD 1.5: 512). Width in pixels."
         ),
         height: int | None = Input(
-            default=None, ge=16, le=2048, description="Height in pixels. Empty: the base model's own (SD 1.5: 512)."
+            default=None, ge=16, le=2048, description="Empty: the base model's own (SD 1.5: 512). Height in pixels."
         ),
         num_outputs: int = Input(default=1, ge=1, le=8, description="How many pictures."),
         num_inference_steps: int | None = Input(
-            default=None, ge=1, le=500, description="Steps of the sampler. Empty: the base's own (SD 1.5: 30)."
+            default=None,
+            ge=1,
+            le=500,
+            description="Empty: the base model's own (SD 1.5: 30). Denoising steps of the scheduler.",
         ),
         guidance_scale: float | None = Input(
             default=None,
             ge=0,
             le=50,
-            description="How strictly the prompt is followed. Empty: the base's own (SD 1.5: 7.5).",
+            description="Empty: the base model's own (SD 1.5: 7.5). How strictly to follow the prompt.",
         ),
         scheduler: str = Input(
             default="DPMSolverMultistep",
@@ -52,7 +56,7 @@ class Predictor(BaseRunner):
                 "Heun",
                 "LCM",
             ],
-            description="The sampler.",
+            description="The sampler that turns noise into the picture.",
         ),
         lora_urls: str = Input(
             default="",
@@ -62,7 +66,7 @@ class Predictor(BaseRunner):
         lora_scales: str = Input(
             default="0.8",
             max_length=500,
-            description="One scale, or one each, split by |. 0.8/0.5: UNet 0.8, text encoder 0.5.",
+            description="One scale for all, or one each, split by |. 0.8/0.5: UNet 0.8, text encoder 0.5.",
         ),
         image: Path | None = Input(default=None, description="A picture to start from."),
         prompt_strength: float = Input(
@@ -72,7 +76,7 @@ class Predictor(BaseRunner):
             default=None,
             ge=0,
             le=4294967295,
-            description="The same seed gives the same pictures. Empty: random, and reported.",
+            description="Empty: random, and reported. The same seed gives the same pictures.",
         ),
         output_format: str = Input(default="png", choices=["png", "jpeg", "webp"], description="Format of the files."),
         output_quality: int = Input(default=90, ge=1, le=100, description="Quality of jpeg and webp."),

@@ -1,7 +1,8 @@
 """Cog's training entry: pictures in, one LoRA file out.
 
-Cog reads this file without running it, so limits, defaults and descriptions are
-plain literals here; a test holds them against lora_service/training/config.py.
+Cog reads this file without running it, so the inputs are plain literals. They are
+written by ``python -m tools.write_entries`` from lora_service/training/config.py:
+change them there.
 """
 
 from cog import Input, Path, current_scope
@@ -15,34 +16,35 @@ service.warm_up()
 def train(
     instance_data: Path | None = Input(
         default=None,
-        description="A zip of pictures of what is to be taught: 4 to 30 are enough. This or instance_data_urls.",
+        description="A zip of pictures of what is to be taught; 4 to 30 are enough. This or instance_data_urls.",
     ),
     instance_data_urls: str = Input(
-        default="", description="Links to pictures or zips: a JSON list, or one per line, or split by |."
+        default="", description="Links to pictures or zips instead: a JSON list, or one per line, or split by |."
     ),
     task: str = Input(
         default="face",
         choices=["face", "object", "style", "location"],
-        description="What is taught. Picks caption templates, rank, mirroring and which noise levels matter most.",
+        description="What the pictures show. Picks caption templates, rank, mirroring and the noise levels.",
     ),
     trigger: str = Input(
         default="",
         max_length=60,
-        description="The plain word that also calls the subject, in any tool. Empty: one is chosen and reported.",
+        description="Empty: one is chosen and reported. The plain word that calls the subject, in any tool.",
     ),
     class_word: str = Input(
-        default="",
-        max_length=60,
-        description="What kind of thing it is, like dog. The new tokens start from this word.",
+        default="", max_length=60, description="The kind of thing it is, like dog. The new tokens start from this word."
     ),
     seed: int | None = Input(
-        default=None, ge=0, le=4294967295, description="The same seed gives the same file. Empty: random, and reported."
+        default=None,
+        ge=0,
+        le=4294967295,
+        description="Empty: random, and reported. The same seed gives the same file on the same machine.",
     ),
     resolution: int | None = Input(
         default=None,
         ge=16,
         le=2048,
-        description="Side of the training pictures in pixels. Empty: the base model's own.",
+        description="Empty: the base model's own (SD 1.5: 512). Side of the training pictures in pixels.",
     ),
     max_train_steps_ti: int = Input(
         default=700,
@@ -51,49 +53,70 @@ def train(
         description="Steps of stage 1, which learns new tokens. 0: only the trigger is taught.",
     ),
     max_train_steps_tuning: int = Input(
-        default=700, ge=0, le=20000, description="Steps of stage 2, which learns the LoRA."
+        default=700,
+        ge=0,
+        le=20000,
+        description="Steps of stage 2, which learns the LoRA. 0: only new tokens are learned.",
     ),
     learning_rate_ti: float | None = Input(
-        default=None, ge=0, le=1, description="Rate of the tokens. Empty: the base model's own (SD 1.5: 5e-4)."
+        default=None,
+        ge=0,
+        le=1,
+        description="Empty: the base model's own (SD 1.5: 5e-4). Learning rate of the new tokens in stage 1.",
     ),
     learning_rate_text: float | None = Input(
-        default=None, ge=0, le=1, description="Rate of the text encoder's LoRA. Empty: the base's own (SD 1.5: 1e-5)."
+        default=None,
+        ge=0,
+        le=1,
+        description="Empty: the base model's own (SD 1.5: 1e-5). Learning rate of the text encoder's LoRA.",
     ),
     learning_rate_unet: float | None = Input(
-        default=None, ge=0, le=1, description="Rate of the UNet's LoRA. Empty: the base's own (SD 1.5: 2e-4)."
+        default=None,
+        ge=0,
+        le=1,
+        description="Empty: the base model's own (SD 1.5: 2e-4). Learning rate of the UNet's LoRA.",
     ),
     lr_scheduler: str = Input(
         default="constant",
         choices=["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"],
-        description="How the rates change over the steps.",
+        description="How the learning rates change over the steps.",
     ),
-    lr_warmup_steps: int = Input(default=0, ge=0, le=10000, description="Steps over which the rates rise from 0."),
+    lr_warmup_steps: int = Input(
+        default=0, ge=0, le=10000, description="Steps over which the learning rates rise from 0 to their value."
+    ),
     lora_rank: int | None = Input(
-        default=None, ge=1, le=128, description="Rank of the LoRA. Empty: 8 for objects, 16 for all else."
+        default=None,
+        ge=1,
+        le=128,
+        description="Empty: 8 for objects, else 16. Rank of the LoRA: more holds more detail.",
     ),
     lora_alpha: float | None = Input(
         default=None,
         ge=0.001,
         le=1024,
-        description="The LoRA counts alpha / rank. Empty: the rank, which every tool reads alike.",
+        description="Empty: the rank, which every tool reads alike. The LoRA counts alpha / rank.",
     ),
     caption_mode: str = Input(
         default="auto",
         choices=["auto", "files", "filename", "template", "model"],
-        description="auto: text files beside the pictures, else templates; model: CAPTION_MODEL writes them.",
+        description="auto: text files beside the pictures, else templates. model: CAPTION_MODEL writes them.",
     ),
     custom_prompts: str = Input(
         default="",
         max_length=20000,
-        description="JSON list of captions with {} for the subject, in place of the task's own.",
+        description="Empty: the task's own. JSON list of caption templates with {} for the subject.",
     ),
-    shuffle_tags: bool = Input(default=False, description="Put comma-separated tags in a new order each step."),
-    keep_tokens: int = Input(default=1, ge=0, le=100, description="With shuffle_tags, so many tags at the front stay."),
+    shuffle_tags: bool = Input(
+        default=False, description="Put a caption's comma-separated tags in a new order each step."
+    ),
+    keep_tokens: int = Input(
+        default=1, ge=0, le=100, description="With shuffle_tags: how many tags at the front keep their place."
+    ),
     caption_dropout: float | None = Input(
         default=None,
         ge=0,
         le=1,
-        description="Share of stage 2's steps without a caption. Empty: 0.1 for styles, else 0.05.",
+        description="Empty: 0.1 for styles, else 0.05. Share of stage 2's steps without a caption.",
     ),
     mask_mode: str = Input(
         default="auto",
@@ -104,11 +127,10 @@ def train(
         default=False, description="Keep the pictures' shapes instead of cropping them to squares."
     ),
     color_jitter: bool | None = Input(
-        default=None, description="Vary brightness, contrast and saturation a little. Empty: no."
+        default=None, description="Empty: no. Vary brightness, contrast and saturation a little."
     ),
     flip: bool | None = Input(
-        default=None,
-        description="Mirror pictures at random. Empty: yes for objects and styles, no for faces and locations.",
+        default=None, description="Empty: yes for objects and styles, else no. Mirror pictures at random."
     ),
     train_batch_size: int = Input(default=1, ge=1, le=64, description="Pictures per batch."),
     gradient_accumulation_steps: int = Input(
@@ -117,7 +139,7 @@ def train(
     gradient_checkpointing: str = Input(
         default="auto",
         choices=["auto", "on", "off"],
-        description="Less memory for about a third more time. auto: where it is needed.",
+        description="Save memory for about a third more time. auto: where it is needed.",
     ),
     mixed_precision: str = Input(
         default="auto",
@@ -125,15 +147,15 @@ def train(
         description="auto: bf16 on a GPU that has it, fp16 on older ones, full precision on a CPU.",
     ),
     weight_decay_lora: float = Input(default=0.001, ge=0, le=1, description="Weight decay of the LoRA."),
-    weight_decay_ti: float = Input(default=0.0, ge=0, le=1, description="Weight decay of the tokens."),
+    weight_decay_ti: float = Input(default=0.0, ge=0, le=1, description="Weight decay of the new tokens."),
     snr_gamma: float | None = Input(
-        default=None, ge=0, le=100, description="min-SNR weighting of the loss; 0 turns it off. Empty: 5."
+        default=None, ge=0, le=100, description="Empty: 5. Gamma of the loss's min-SNR weighting; 0 turns it off."
     ),
     noise_offset: float | None = Input(
         default=None,
         ge=0,
         le=1,
-        description="Helps with very dark and very bright pictures. Empty: 0, styles and locations 0.03.",
+        description="Empty: 0.03 for styles and locations, else 0. Helps with very dark and bright pictures.",
     ),
     placeholder_tokens: str = Input(
         default="<s1>|<s2>", max_length=200, description="Names of the new tokens, in angle brackets, split by |."
@@ -141,18 +163,21 @@ def train(
     initializer_tokens: str = Input(
         default="",
         max_length=200,
-        description="Words the new tokens start from, split by |. Empty: class_word, the rest random.",
+        description="Empty: class_word. Words the new tokens start from, split by |; the rest start random.",
     ),
     continue_inversion: bool | None = Input(
-        default=None, description="Go on learning the tokens in stage 2. Empty: as suits the base (SD 1.5: no)."
+        default=None, description="Empty: as suits the base model (SD 1.5: no). Go on learning the tokens in stage 2."
     ),
     continue_inversion_lr: float | None = Input(
-        default=None, ge=0, le=1, description="Rate of the tokens in stage 2. Empty: the base's own (SD 1.5: 1e-4)."
+        default=None,
+        ge=0,
+        le=1,
+        description="Empty: the base model's own (SD 1.5: 1e-4). Learning rate of the tokens in stage 2.",
     ),
     lora_format: str = Input(
         default="kohya",
         choices=["kohya", "diffusers", "cloneofsimo"],
-        description="Layout of the file. kohya is read by every tool.",
+        description="Layout of the file; kohya is read by every tool.",
     ),
 ) -> Path:
     inputs = dict(locals())

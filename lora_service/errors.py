@@ -2,6 +2,7 @@
 
     LoraServiceError          anything a user can mend
     ├── InputError            a field's value cannot be used
+    │   └── SettingError      an environment variable's value cannot be used
     ├── PicturesError         the pictures cannot be used
     ├── LinkError             a link cannot be used or fetched
     ├── LoraFileError         a file is no LoRA that can be read
@@ -53,6 +54,16 @@ class InputError(LoraServiceError):
         super().__init__(f"{field} is {value!r}, but it must be {expected}.", code=code, field=field)
         self.value = value
         self.expected = expected
+
+
+class SettingError(InputError):
+    """An environment variable's value cannot be used; ``field`` is the variable's name."""
+
+    default_code = "invalid_setting"
+
+    def __init__(self, name: str, value: object, expected: str) -> None:
+        super().__init__(f"the environment variable {name}", value, expected)
+        self.field = name
 
 
 class PicturesError(LoraServiceError):

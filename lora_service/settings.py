@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from lora_service.errors import InputError
+from lora_service.errors import SettingError
 from lora_service.validation import first_error
 
 MEBIBYTE = 1024**2
@@ -62,18 +62,19 @@ class Settings(BaseSettings):
     @classmethod
     def _none_yet(cls, value: str) -> str:
         if value:
-            raise InputError("the environment variable SAFETY_CHECKER", value, "empty: pictures are not checked here")
+            raise SettingError("SAFETY_CHECKER", value, "empty: pictures are not checked here")
         return value
 
     @field_validator("model_cache", "lora_cache", "face_model")
     @classmethod
     def _from_home(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        """What a shell does to ``~`` where it sees the value; a container's or a service's environment has no shell."""
+        """Expand ``~``, as a shell would; a container's or a service's environment has none."""
         try:
             return value and value.expanduser()
         except RuntimeError as error:
-            name = f"the environment variable {str(info.field_name).upper()}"
-            raise InputError(name, str(value), "a path under a home that exists, like ~/models") from error
+            raise SettingError(
+                str(info.field_name).upper(), str(value), "a path under a home that exists, like ~/models"
+            ) from error
 
     @field_validator("hf_endpoint")
     @classmethod
@@ -84,7 +85,7 @@ class Settings(BaseSettings):
                 return value
         except ValueError:
             pass  # a bracket that is not closed, or a port that is no number
-        raise InputError("the environment variable HF_ENDPOINT", value, "an http(s) address, or empty")
+        raise SettingError("HF_ENDPOINT", value, "an http(s) address, or empty")
 
     @field_validator("allow_private_addresses", mode="before")
     @classmethod
@@ -93,14 +94,13 @@ class Settings(BaseSettings):
 
     @staticmethod
     def from_environment() -> Settings:
-        """The settings of this process.
+        """Read the settings of this process.
 
         Raises:
-            InputError: a variable holds what it cannot mean.
+            SettingError: a variable's value cannot be used.
         """
         try:
             return Settings()
         except ValidationError as error:
             first = first_error(error)
-            name = f"the environment variable {first.field.upper()}"
-            raise InputError(name, first.value, first.expected) from error
+            raise SettingError(first.field.upper(), first.value, first.expected) from error

@@ -23,6 +23,8 @@ _LIMITS = {
     "less_than": ("lt", "less than"),
 }
 
+_TYPES = {"bool_parsing": "true or false", "int_parsing": "a whole number", "float_parsing": "a number"}
+
 
 def first_error(error: ValidationError) -> InputError:
     """The first of the fields that ``error`` refuses, as our own error; its ``field`` is "" for the whole object."""
@@ -34,6 +36,8 @@ def _expected(error: Any) -> str:
     if error["type"] in _LIMITS:
         key, words = _LIMITS[error["type"]]
         return f"{words} {error['ctx'][key]}"
+    if error["type"] in _TYPES:
+        return _TYPES[error["type"]]
     if error["type"] == "literal_error":
         return f"one of {error['ctx']['expected']}"
     if error["type"] == "extra_forbidden":

@@ -57,23 +57,23 @@ def small_components(prediction_type: str = "epsilon", family: str = "sd1") -> C
     return Components(
         unet=models.unet,
         vae=vae,
-        text_encoders={name: part for name, part in models.components.items() if name != "unet"},
+        text_encoders={name: model for name, model in models.components.items() if name != "unet"},
         tokenizers=models.tokenizers,
         scheduler_config=dict(scheduler.config),
         zeros_for_empty_prompt=family == "sdxl",
     )
 
 
-def pipeline_of(base: DiffusionBase, scheduler: type = DDPMScheduler, **options: object) -> DiffusionPipeline:
+def pipeline_of(base: DiffusionBase, scheduler_class: type = DDPMScheduler, **options: object) -> DiffusionPipeline:
     """Make diffusers' own pipeline of the base's models."""
-    sampler = scheduler.from_config(base.scheduler_config, **options)  # type: ignore[attr-defined]
-    parts = {"vae": base.vae, "unet": base.unet, "scheduler": sampler, **base.text.encoders}
-    parts |= {name.replace("text_encoder", "tokenizer"): tokenizer for name, tokenizer in base.tokenizers.items()}
+    scheduler = scheduler_class.from_config(base.scheduler_config, **options)  # type: ignore[attr-defined]
+    components = {"vae": base.vae, "unet": base.unet, "scheduler": scheduler, **base.text.encoders}
+    components |= {name.replace("text_encoder", "tokenizer"): tokenizer for name, tokenizer in base.tokenizers.items()}
     if base.is_xl:
-        pipeline = StableDiffusionXLPipeline(**parts, add_watermarker=False)
+        pipeline = StableDiffusionXLPipeline(**components, add_watermarker=False)
     else:
         none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        pipeline = StableDiffusionPipeline(**parts, **none)
+        pipeline = StableDiffusionPipeline(**components, **none)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -100,9 +100,9 @@ def picture_zip(path: Path, colors: tuple[str, ...] = ("red", "green", "blue"), 
 
 def hashes(base: DiffusionBase) -> dict[str, int]:
     """Hash the bytes of each of the base's weights."""
-    parts = {**base.components, "vae": base.vae}
+    models = {**base.components, "vae": base.vae}
     return {
         f"{name}.{key}": hash(value.detach().numpy().tobytes())
-        for name, part in parts.items()
-        for key, value in part.state_dict().items()
+        for name, model in models.items()
+        for key, value in model.state_dict().items()
     }

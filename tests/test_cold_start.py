@@ -60,9 +60,17 @@ def test_a_picture_is_drawn_without_importing_what_drawing_does_not_use() -> Non
     assert not modules & NOT_FOR_DRAWING
 
 
-def test_the_command_line_starts_without_torch() -> None:
-    modules = imported("import json, sys, lora_service.cli.main; print(json.dumps(sorted(sys.modules)))")
+@pytest.mark.parametrize("module", ["check", "hosting", "jobs", "links"])
+def test_the_command_line_starts_without_torch(module: str) -> None:
+    modules = imported(f"import json, sys, lora_service.cli.{module}; print(json.dumps(sorted(sys.modules)))")
     assert not modules & {"torch", "diffusers", "transformers", "huggingface_hub", "scipy"}
+
+
+def test_the_list_of_commands_imports_neither_pydantic_nor_numpy() -> None:
+    script = "import json, sys; from lora_service.cli.main import cli; cli(['--help'], standalone_mode=False)"
+    modules = imported(f"{script}; print(json.dumps(sorted(sys.modules)))")
+    assert "lora_service.cli.main" in modules
+    assert not modules & {"torch", "pydantic", "numpy", "PIL", "requests", "lora_service.settings"}
 
 
 @pytest.mark.parametrize("warm_up", [False, True])
@@ -89,5 +97,5 @@ def test_a_training_server_loads_the_base_before_the_first_job_only_when_asked_t
     with TrainingService(Settings(warm_up=warm_up)) as service:
         service.warm_up()
         assert len(loaded) == warm_up
-        service.base()
+        assert service.base is service.base
         assert len(loaded) == 1

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lora_service.errors import InputError
+from lora_service.errors import SettingError
 from lora_service.settings import Settings
+from tests.errors import raises
 
 FOLDERS = ("MODEL_CACHE", "LORA_CACHE", "FACE_MODEL")
 
@@ -22,5 +23,6 @@ def test_the_home_is_found_where_no_shell_read_the_value(
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_home_that_is_nobodys_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "~nobody-here/kept")
-    with pytest.raises(InputError, match=f"{name} is '~nobody-here/kept', but it must be a path under a home"):
+    with raises(SettingError, field=name) as caught:
         Settings.from_environment()
+    assert caught.value.value == "~nobody-here/kept"

@@ -1,1 +1,12 @@
-"""cli."""
+"""The command line; every input of the two forms is an option of the same name.
+
+    main.py           the program: its commands, and mistakes as one sentence with exit status 2
+    field_options.py  a config's fields as options, checked by pydantic, in groups
+    jobs.py           train, generate, demo
+    check.py          check
+    lora_files.py     inspect, convert
+    links.py          resolve, cache ls, cache clear
+    hosting.py        serve, download-base
+
+``main`` imports the module of a command only when it is called, so these import what they need at their top.
+"""

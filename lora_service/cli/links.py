@@ -1,4 +1,4 @@
-"""The command line's part that is about links: ``resolve LINK`` and ``cache ls|clear``."""
+"""The commands about links: ``resolve LINK``, ``cache ls`` and ``cache clear``."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lora_service.settings import MEBIBYTE, Settings
 
 @click.command("resolve")
 @click.argument("link")
-@click.option("--json", "as_json", is_flag=True, help="One object on standard output.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def resolve_command(link: str, as_json: bool) -> None:
     """Show what would be fetched for LINK, without asking the network."""
     source = resolve(link, allow_local=True)
     url = source.link if source.site == "data" else source.url
     if as_json:
-        found = {"site": source.site, "url": url, "headers": list(source.headers), "cache_key": source.cache_key}
-        click.echo(json.dumps(found, indent=2))
+        fields = {"site": source.site, "url": url, "headers": list(source.headers), "cache_key": source.cache_key}
+        click.echo(json.dumps(fields, indent=2))
         return
     click.echo(f"site       {source.site}")
     click.echo(f"url        {url}")
@@ -34,7 +34,7 @@ def resolve_command(link: str, as_json: bool) -> None:
 
 @click.group("cache")
 def cache_group() -> None:
-    """Look at the downloaded LoRAs, or throw them away."""
+    """Look at the downloaded LoRAs, or remove them."""
 
 
 @cache_group.command("ls")
@@ -50,7 +50,7 @@ def cache_ls() -> None:
 
 @cache_group.command("clear")
 def cache_clear() -> None:
-    """Throw away all downloaded LoRAs."""
+    """Remove all downloaded LoRAs."""
     cache = _cache()
     size = cache.size()
     count = cache.clear()

@@ -1,15 +1,16 @@
-"""The commands ``inspect`` and ``convert`` of the command line.
-
-What reads files brings torch along, seconds of it, so it is imported by the commands that need it and not here.
-"""
+"""The commands about LoRA files: ``inspect`` and ``convert``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import click
+import torch
 
 from lora_service.errors import InputError
+from lora_service.lora import summary
+from lora_service.lora.reader import read_lora
+from lora_service.lora.writer import FORMAT_NAMES, write_lora
 
 _FILE = click.Path(path_type=Path)
 
@@ -18,11 +19,12 @@ _FILE = click.Path(path_type=Path)
 @click.argument("file", type=_FILE)
 @click.option("--json", "as_object", is_flag=True, help="Print one JSON object instead of lines for a person.")
 def inspect_command(file: Path, as_object: bool) -> None:
-    """Show what a LoRA file holds: layout, base, rank, size of the change per block, tokens, trigger, header."""
-    from lora_service.lora import summary
+    """Show what a LoRA file holds.
 
-    found = summary.summarize(file)
-    click.echo(summary.as_json(found) if as_object else summary.as_text(found))
+    Layout, base model, rank, size of the change by block, tokens, trigger and header.
+    """
+    summarized = summary.summarize(file)
+    click.echo(summary.as_json(summarized) if as_object else summary.as_text(summarized))
 
 
 @click.command("convert")
@@ -31,7 +33,7 @@ def inspect_command(file: Path, as_object: bool) -> None:
     "--to",
     "layout",
     required=True,
-    type=click.Choice(["kohya", "diffusers", "cloneofsimo", "embedding"]),
+    type=click.Choice(FORMAT_NAMES),
     help="kohya: every tool; diffusers: its pipelines; cloneofsimo: the first Replicate trainers; "
     "embedding: only the learned tokens, for A1111 and ComfyUI.",
 )
@@ -42,19 +44,15 @@ def inspect_command(file: Path, as_object: bool) -> None:
 )  # fmt: skip
 def convert_command(file: Path, layout: str, output: Path | None, dtype: str) -> None:
     """Write a LoRA file in another layout."""
-    import torch
-
-    from lora_service.lora.reader import read_lora
-    from lora_service.lora.writer import write_lora
-
     weights = read_lora(file)
-    target = output or _beside(file, layout)
+    target = output or _path_beside(file, layout)
     write_lora(target, weights, layout=layout, dtype=getattr(torch, dtype))
     click.echo(f"{target}: {layout} from {weights.layout}")
 
 
-def _beside(file: Path, layout: str) -> Path:
+def _path_beside(file: Path, layout: str) -> Path:
+    """Return the path of a converted file without a name of its own, which must not overwrite another."""
     target = file.with_name(f"{file.stem}-{layout}.safetensors")
     if target.exists():
-        raise InputError("the output", str(target), "a new file; name one with -o, which is overwritten if it exists")
+        raise InputError("--output", str(target), "a new file; name one with -o, which is overwritten if it exists")
     return target

@@ -27,7 +27,7 @@ from lora_service.models.diffusion_base import DiffusionBase
 
 ScaledLora = tuple[LoraWeights, Scale]
 Log = Callable[[str], None]
-Sampler = Callable[[torch.Generator], Image.Image]
+GenerateImage = Callable[[torch.Generator], Image.Image]
 """Generates one image from the noise of a random generator."""
 
 _IMAGE_PROCESSOR = VaeImageProcessor()
@@ -84,8 +84,8 @@ class ImageGenerator:
                 log(note)
             self._warn_of_truncation(expanded.prompt, log)
             with torch.inference_mode():
-                sampler, settings = self._prepare(request, expanded.prompt, size, image)
-            return _sample(sampler, request, {"prompt": expanded.prompt, **settings}, log)
+                generate_image, settings = self._prepare(request, expanded.prompt, size, image)
+            return _generate_images(generate_image, request, {"prompt": expanded.prompt, **settings}, log)
 
     @contextmanager
     def _patched(self, loras: list[ScaledLora]) -> Iterator[Any]:
@@ -109,8 +109,8 @@ class ImageGenerator:
 
     def _prepare(
         self, request: GenerateRequest, prompt: str, size: tuple[int, int], image: Image.Image | None
-    ) -> tuple[Sampler, dict[str, Any]]:
-        """Return the sampler of the request's images, and the settings for their metadata."""
+    ) -> tuple[GenerateImage, dict[str, Any]]:
+        """Return the function that generates the request's images, and the settings for their metadata."""
         defaults = self.base.defaults
         steps = request.num_inference_steps or defaults.num_inference_steps
         guidance_scale = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
@@ -148,21 +148,21 @@ class ImageGenerator:
         )
         return {**prompt_embeds.as_kwargs(), **negative_embeds.as_kwargs("negative_")}
 
-    def _text2img(self, kwargs: dict[str, Any], scheduler: Any) -> Sampler:
+    def _text2img(self, kwargs: dict[str, Any], scheduler: Any) -> GenerateImage:
         pipeline = make_pipeline(self.base, "text2img", scheduler)
         return lambda generator: self._decode(pipeline(**kwargs, generator=generator, output_type="latent").images)
 
-    def _img2img(self, kwargs: dict[str, Any], initial: Image.Image, scheduler: Any) -> Sampler:
+    def _img2img(self, kwargs: dict[str, Any], initial: Image.Image, scheduler: Any) -> GenerateImage:
         pipeline = make_pipeline(self.base, "img2img", scheduler)
         posterior = self.base.posterior(_IMAGE_PROCESSOR.preprocess(initial))
         # The pipelines recognize latents by their 4 channels; they have to encode an image to any others themselves.
         takes_latents = self.base.vae.config.latent_channels == 4
 
-        def sample(generator: torch.Generator) -> Image.Image:
+        def generate_image(generator: torch.Generator) -> Image.Image:
             image = self.base.scale_latents(posterior.sample(generator)) if takes_latents else initial
             return self._decode(pipeline(**kwargs, image=image, generator=generator, output_type="latent").images)
 
-        return sample
+        return generate_image
 
     def _decode(self, latents: torch.Tensor) -> Image.Image:
         return _IMAGE_PROCESSOR.postprocess(self.base.decode(latents))[0]
@@ -174,14 +174,16 @@ class ImageGenerator:
             log(f"warning: the prompt has {tokens} tokens and only the first {limit} are used")
 
 
-def _sample(sampler: Sampler, request: GenerateRequest, settings: dict[str, Any], log: Log) -> list[GeneratedImage]:
+def _generate_images(
+    generate_image: GenerateImage, request: GenerateRequest, settings: dict[str, Any], log: Log
+) -> list[GeneratedImage]:
     first_seed = random.SystemRandom().randrange(2**32 - 8) if request.seed is None else request.seed
     images = []
     for i in range(request.num_outputs):
         started, seed = time.monotonic(), (first_seed + i) % 2**32
         generator = torch.Generator("cpu").manual_seed(seed)  # the same noise on every device
         with torch.inference_mode():
-            image = sampler(generator)
+            image = generate_image(generator)
         images.append(GeneratedImage(image, seed, {"seed": seed, **settings}))
         log(f"image {i + 1} of {request.num_outputs}: seed {seed}, {time.monotonic() - started:.1f} s")
     return images

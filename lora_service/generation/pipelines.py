@@ -70,7 +70,7 @@ def _supports(class_name: str, config: Mapping[str, Any]) -> bool:
 class X0EulerAncestralScheduler(EulerAncestralDiscreteScheduler):  # type: ignore[misc]
     """Euler's ancestral scheduler for a UNet that predicts the latents x0 of ``x0 + σ · noise``.
 
-    diffusers' own takes predicted noise and velocity only, so the config has to say ``epsilon``.
+    diffusers' own takes predicted noise and velocity only, so it is made with the prediction type ``epsilon``.
     """
 
     def step(
@@ -89,7 +89,7 @@ class X0EulerAncestralScheduler(EulerAncestralDiscreteScheduler):  # type: ignor
 
 
 class X0PNDMScheduler(PNDMScheduler):  # type: ignore[misc]
-    """PNDM for a UNet that predicts the latents x0 of ``√ᾱ · x0 + √(1 − ᾱ) · noise``; config as above."""
+    """PNDM for a UNet that predicts the latents x0 of ``√ᾱ · x0 + √(1 − ᾱ) · noise``; made with ``epsilon`` too."""
 
     def step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, return_dict: bool = True) -> Any:
         """Take one step from ``sample``; ``model_output`` is the predicted latents."""
@@ -98,5 +98,8 @@ class X0PNDMScheduler(PNDMScheduler):  # type: ignore[misc]
         return super().step(noise, timestep, sample, return_dict)
 
 
-_X0_SCHEDULERS = {"EulerAncestralDiscreteScheduler": X0EulerAncestralScheduler, "PNDMScheduler": X0PNDMScheduler}
+_X0_SCHEDULERS: dict[str, Any] = {
+    "EulerAncestralDiscreteScheduler": X0EulerAncestralScheduler,
+    "PNDMScheduler": X0PNDMScheduler,
+}
 """Schedulers for bases that predict the latents, by the diffusers class that cannot do that."""

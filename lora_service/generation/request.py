@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from lora_service.downloads.resolve import split
 from lora_service.errors import InputError
-from lora_service.generation.schedulers import check_scheduler
+from lora_service.generation.schedulers import SCHEDULERS, check_scheduler
 from lora_service.lora.scale import Scale
 from lora_service.validation import Int, first_error
 
@@ -20,7 +21,7 @@ MAX_LORAS = 8
 """The most LoRAs of one request."""
 
 
-def _sampler(name: str) -> str:
+def _checked_scheduler(name: str) -> str:
     check_scheduler(name, 1)
     return name
 
@@ -31,21 +32,57 @@ class GenerateRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: str = Field(
-        "a photo of <1>", max_length=5000, description="What to draw; <1> is what the first LoRA learned."
+        "a photo of <1>",
+        max_length=5000,
+        description="What to draw. <1>, <2>: what the first, second LoRA learned; trigger words work too.",
     )
     negative_prompt: str = Field("", max_length=5000, description="What not to draw.")
-    width: Int | None = Field(None, ge=16, le=LARGEST_SIDE, description="Width in pixels.")
-    height: Int | None = Field(None, ge=16, le=LARGEST_SIDE, description="Height in pixels.")
+    width: Int | None = Field(
+        None, ge=16, le=LARGEST_SIDE, description="Empty: the base model's own (SD 1.5: 512). Width in pixels."
+    )
+    height: Int | None = Field(
+        None, ge=16, le=LARGEST_SIDE, description="Empty: the base model's own (SD 1.5: 512). Height in pixels."
+    )
     num_outputs: Int = Field(1, ge=1, le=8, description="How many pictures.")
-    num_inference_steps: Int | None = Field(None, ge=1, le=500, description="Steps of the sampler.")
-    guidance_scale: float | None = Field(None, ge=0, le=50, description="How strictly the prompt is followed.")
-    scheduler: Annotated[str, BeforeValidator(_sampler)] = Field("DPMSolverMultistep", description="The sampler.")
-    lora_urls: str = Field("", max_length=20000, description="Links to LoRAs, split by |.")
-    lora_scales: str = Field("0.8", max_length=500, description="One scale for all, or one each, split by |.")
-    prompt_strength: float = Field(0.8, ge=0, le=1, description="How far from the given picture: 1 ignores it.")
-    seed: Int | None = Field(None, ge=0, le=2**32 - 1, description="The same seed gives the same picture.")
+    num_inference_steps: Int | None = Field(
+        None, ge=1, le=500, description="Empty: the base model's own (SD 1.5: 30). Denoising steps of the scheduler."
+    )
+    guidance_scale: float | None = Field(
+        None, ge=0, le=50, description="Empty: the base model's own (SD 1.5: 7.5). How strictly to follow the prompt."
+    )
+    scheduler: Annotated[str, BeforeValidator(_checked_scheduler)] = Field(
+        "DPMSolverMultistep",
+        description="The sampler that turns noise into the picture.",
+        json_schema_extra={"enum": [*SCHEDULERS]},
+    )
+    lora_urls: str = Field(
+        "",
+        max_length=20000,
+        description="Links to LoRAs, split by |. Share links of Google Drive, Hugging Face, Civitai … work.",
+    )
+    lora_scales: str = Field(
+        "0.8",
+        max_length=500,
+        description="One scale for all, or one each, split by |. 0.8/0.5: UNet 0.8, text encoder 0.5.",
+    )
+    prompt_strength: float = Field(
+        0.8, ge=0, le=1, description="With image: how far the result may go from it. 1 ignores it."
+    )
+    seed: Int | None = Field(
+        None, ge=0, le=2**32 - 1, description="Empty: random, and reported. The same seed gives the same pictures."
+    )
     output_format: Literal["png", "jpeg", "webp"] = Field("png", description="Format of the files.")
     output_quality: Int = Field(90, ge=1, le=100, description="Quality of jpeg and webp.")
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Picture": (
+            "prompt", "negative_prompt", "lora_urls", "lora_scales", "width", "height", "num_outputs", "seed",
+            "prompt_strength",
+        ),
+        "Sampling": ("num_inference_steps", "guidance_scale", "scheduler"),
+        "Files": ("output_format", "output_quality"),
+    }  # fmt: skip
+    """The fields by group, in the order of ``lora-service generate --help``."""
 
     @staticmethod
     def of(values: dict[str, Any]) -> GenerateRequest:

@@ -1,4 +1,5 @@
-"""Learned tokens of LoRAs in copies of tokenizers and at the end of embedding tables, and exactly back."""
+"""Learned tokens in copies of tokenizers and in embedding tables, added and exactly removed, for training and
+inference alike."""
 
 from __future__ import annotations
 
@@ -18,12 +19,12 @@ from lora_service.errors import WrongBaseError
 RowsByToken = Mapping[str, Mapping[str, Tensor]]
 """Token name -> component -> row ``(width,)``."""
 
-_COPIES_KEPT = 4
+_CACHED_COPIES = 4
 
 
 @dataclass(frozen=True, eq=False)
-class _Table:
-    """An embedding table as it was."""
+class _OriginalTable:
+    """An embedding table before tokens were added."""
 
     weight: Tensor
     rows: int
@@ -31,7 +32,7 @@ class _Table:
 
 
 class TokenEmbeddings:
-    """The tokens of the text encoders: which are added now, and how to be without them.
+    """The tokens that are added to text encoders now, and their removal.
 
     Fast tokenizers cannot remove tokens, so tokens go into copies; the originals are never touched. A learned row
     goes behind the table's own rows, in a new table that the embedding points to while the tokens are there.
@@ -43,31 +44,31 @@ class TokenEmbeddings:
         self._tokenizers = dict(tokenizers)
         self._taken = {name for tokenizer in tokenizers.values() for name in tokenizer.get_vocab()}
         self._copies: OrderedDict[tuple[str, tuple[str, ...]], CLIPTokenizer] = OrderedDict()
-        self._tables: dict[str, _Table] = {}
+        self._tables: dict[str, _OriginalTable] = {}
         self._added: list[tuple[str, str, Tensor]] = []
 
     @property
     def tokenizers(self) -> Mapping[str, CLIPTokenizer]:
-        """The tokenizer to use now, per text encoder."""
+        """The tokenizers with the added tokens, per text encoder."""
         return dict(self._tokenizers)
 
-    def spellings(self, tokens: Sequence[RowsByToken]) -> list[dict[str, str]]:
-        """For each LoRA, its token names -> how they are spelled: as they are, unless the name is taken already."""
+    def unique_names(self, tokens: Sequence[RowsByToken]) -> list[dict[str, str]]:
+        """Return each LoRA's token names -> their names in prompts: the same, unless a name is taken already."""
         taken = set(self._taken)
         result: list[dict[str, str]] = []
         for number, rows in enumerate(tokens, start=1):
-            spelled = {}
+            unique = {}
             for name in rows:
-                spelling = name
-                while spelling in taken:
-                    spelling = f"<lora{number}:{spelling.strip('<>')}>"
-                taken.add(spelling)
-                spelled[name] = spelling
-            result.append(spelled)
+                candidate = name
+                while candidate in taken:
+                    candidate = f"<lora{number}:{candidate.strip('<>')}>"
+                taken.add(candidate)
+                unique[name] = candidate
+            result.append(unique)
         return result
 
     def check(self, rows: RowsByToken) -> None:
-        """Whether the rows fit the tables.
+        """Check that the rows fit the tables.
 
         Raises:
             WrongBaseError: a row is for a text encoder that is not there, or of another width.
@@ -86,23 +87,23 @@ class TokenEmbeddings:
                     )
 
     def set(self, tokens: Sequence[RowsByToken]) -> list[dict[str, str]]:
-        """Makes these the added tokens, in place of what was added before; returns their spellings."""
-        spelled = self.spellings(tokens)
-        wanted = [
-            (component, spelling[name], row)
-            for rows, spelling in zip(tokens, spelled, strict=True)
+        """Add these tokens in place of those added before; return :meth:`unique_names`."""
+        names = self.unique_names(tokens)
+        added = [
+            (component, unique[name], row)
+            for rows, unique in zip(tokens, names, strict=True)
             for name, by_encoder in rows.items()
             for component, row in by_encoder.items()
         ]
-        if [(c, name, id(row)) for c, name, row in wanted] != [(c, name, id(row)) for c, name, row in self._added]:
+        if [(c, name, id(row)) for c, name, row in added] != [(c, name, id(row)) for c, name, row in self._added]:
             self.restore()
-            self._added = wanted  # before the tables: an interruption must not leave them untold
+            self._added = added  # before the tables: an interruption must not leave rows that nobody removes
             for component in self._encoders:
-                self._add(component, {name: row for c, name, row in wanted if c == component})
-        return spelled
+                self._add(component, {name: row for c, name, row in added if c == component})
+        return names
 
     def restore(self) -> None:
-        """The original tokenizers and tables."""
+        """Put the original tokenizers and tables back."""
         self._added = []
         self._tokenizers = dict(self._original_tokenizers)
         for component, table in self._tables.items():
@@ -110,7 +111,7 @@ class TokenEmbeddings:
             embedding = _embedding(encoder)
             embedding.weight.data = table.weight.to(embedding.weight.device, embedding.weight.dtype)
             embedding.num_embeddings = table.rows
-            set_end_of_prompt(encoder, table.eos_token_id)
+            _set_end_of_prompt(encoder, table.eos_token_id)
         self._tables = {}
 
     def _add(self, component: str, rows: Mapping[str, Tensor]) -> None:
@@ -124,30 +125,31 @@ class TokenEmbeddings:
         table = weight.new_zeros(max(len(weight), max(ids) + 1), weight.shape[1])
         table[: len(weight)] = weight
         table[ids] = torch.stack(list(rows.values())).to(weight.device, weight.dtype)
-        self._tables[component] = _Table(weight, embedding.num_embeddings, end_of_prompt(encoder))
+        self._tables[component] = _OriginalTable(weight, embedding.num_embeddings, _end_of_prompt(encoder))
         embedding.weight.data = table
         embedding.num_embeddings = len(table)
-        # Configurations from before transformers 4.24 say EOS is 2 and mean "the highest id", which a new token is.
-        set_end_of_prompt(encoder, tokenizer.eos_token_id)
+        # Configurations from before transformers 4.24 say that EOS is 2 and mean the highest id, which a new token is.
+        _set_end_of_prompt(encoder, tokenizer.eos_token_id)
         self._tokenizers[component] = tokenizer
 
     def _copy_with(self, component: str, names: tuple[str, ...]) -> CLIPTokenizer:
-        """A copy of the tokenizer with these tokens. Copying takes tens of milliseconds, so the last few are kept."""
+        """Return a copy of the tokenizer with these tokens; copying takes tens of milliseconds, so a few are cached."""
         key = (component, names)
         if key not in self._copies:
             tokenizer = copy.deepcopy(self._original_tokenizers[component])
-            # Not normalised: CLIP's lower-casing would let "<S1>" in a prompt miss the token "<S1>".
+            # Not normalised: CLIP's lower-casing would let "<S1>" in a prompt miss the token "<S1>", and make one
+            # token of "<s1>" and "<S1>".
             tokenizer.add_tokens([AddedToken(n, normalized=False, single_word=not _bracketed(n)) for n in names])
             self._copies[key] = tokenizer
         self._copies.move_to_end(key)
-        while len(self._copies) > _COPIES_KEPT:
+        while len(self._copies) > _CACHED_COPIES:
             self._copies.popitem(last=False)
         return self._copies[key]
 
 
-def as_text(spelled: Sequence[str]) -> str:
-    """Tokens as a piece of a prompt: ``<s1><s2>``, but ``word word_1`` where the names have no brackets."""
-    return ("" if all(map(_bracketed, spelled)) else " ").join(spelled)
+def as_text(names: Sequence[str]) -> str:
+    """Join tokens to a piece of a prompt: ``<s1><s2>``, but ``word word_1`` where the names have no brackets."""
+    return ("" if all(map(_bracketed, names)) else " ").join(names)
 
 
 def _bracketed(name: str) -> bool:
@@ -159,18 +161,18 @@ def _embedding(encoder: nn.Module) -> nn.Embedding:
     return embedding
 
 
-def end_of_prompt(encoder: nn.Module) -> Any:
-    """The id by which a text encoder finds the end of a prompt, whose state is the pooled one."""
+def _end_of_prompt(encoder: nn.Module) -> Any:
+    """Return the id by which a text encoder finds the end of a prompt, whose state is the pooled one."""
     return getattr(_end_holder(encoder), "eos_token_id", None)
 
 
-def set_end_of_prompt(encoder: nn.Module, token_id: Any) -> None:
-    """Makes ``token_id`` the id of a prompt's end, in encoders that look for one."""
+def _set_end_of_prompt(encoder: nn.Module, token_id: Any) -> None:
+    """Make ``token_id`` the id of a prompt's end, in encoders that look for one."""
     holder = _end_holder(encoder)
     if hasattr(holder, "eos_token_id"):
         holder.eos_token_id = token_id
 
 
 def _end_holder(encoder: nn.Module) -> Any:
-    """The module that finds the end: inside the encoder, or, in newer transformers, itself."""
+    """Return the module that finds the end: inside the encoder, or, in newer transformers, itself."""
     return getattr(encoder, "text_model", encoder)

@@ -1,1 +1,6 @@
-"""services."""
+"""The two services: training and inference jobs, one after another on a warm base model.
+
+model_service.py       the frame of both: settings, output folder, failed jobs
+training_service.py    an upload and a config -> a LoRA file
+inference_service.py   a request and links to LoRAs -> picture files
+"""

@@ -349,7 +349,7 @@ def _environment(entry: EntryPoint, port: int) -> dict[str, str]:
 
 
 def _setup_error(status: dict[str, Any]) -> str:
-    """Return the exception of a failed setup, without the server's words around it."""
+    """Return the exception of a failed setup, without the server's text around it."""
     logs = str((status.get("setup") or {}).get("logs", "")).strip()
     return logs.rpartition("etup failed: ")[2].rstrip(".") or "it gave no reason"
 

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class Health(StrEnum):
-    """The state of a server: the words of Cog's health check, and three for a server that does not answer it."""
+    """The state of a server: those of Cog's health check, and three for a server that does not answer it."""
 
     STARTING = "STARTING"
     READY = "READY"
@@ -48,7 +48,7 @@ class SupervisedServer(Protocol):
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """When to restart a server, and when to give up; times in seconds.
+    """The conditions of a restart, and of giving up; times in seconds.
 
     A death soon after the last one doubles the pause before the next start, so that a job that kills its worker each
     time does not keep the machine busy. Only starts that never get ready count towards giving up.

@@ -1,1 +1,15 @@
-"""Teaching: from pictures to one LoRA file, in two stages."""
+"""Training: from pictures to one LoRA file, in two stages.
+
+config.py              the inputs, the defaults of tasks, their resolution on a base
+trainer.py             one training from upload to file
+latent_cache.py        the VAE's posteriors of the pictures
+batches.py             the pictures and captions of every step, planned beforehand
+stages.py              textual inversion, then LoRA
+loop.py                the optimiser's loop
+loss.py                noise, timesteps, targets and weights, as pure functions
+lora_layers.py         peft's LoRA layers, in and out of a model
+textual_inversion.py   new tokens whose embeddings learn
+memory.py              GPU memory, estimated
+export.py              a trained adapter -> the file
+lora_metadata.py       the strings of the file's header
+"""

@@ -1,4 +1,4 @@
-"""What each step sees, drawn for a whole stage beforehand, so that the loop never waits for the host."""
+"""The batches of a whole stage, planned beforehand so that the loop never waits for the host."""
 
 from __future__ import annotations
 
@@ -8,86 +8,86 @@ from dataclasses import dataclass
 
 import torch
 
-from lora_service.dataset import TrainingImage
 from lora_service.dataset.captions.templates import TagOptions, fill_template, sample_caption
+from lora_service.dataset.training_images import TrainingImage
 from lora_service.models.text_encoders import TextEncoders, TokenIds
 from lora_service.training.latent_cache import CachedLatents
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The choices of all micro-batches of a stage; batch ``i`` comes from ``groups[i]``.
+    """The micro-batches of a stage, in order; batch ``i`` holds pictures of one size, those of ``buckets[i]``.
 
-    ``versions``, ``pictures`` (within the group) and ``captions`` (rows of ``ids``)
-    are ``(batches, b)``; ``ids`` holds each different caption once.
+    ``variants``, ``images`` (indices within the bucket) and ``captions`` (rows of ``token_ids``) are ``(batches, b)``;
+    ``token_ids`` holds each different caption once.
     """
 
-    groups: list[int]
-    versions: torch.Tensor
-    pictures: torch.Tensor
+    buckets: list[int]
+    variants: torch.Tensor
+    images: torch.Tensor
     captions: torch.Tensor
-    ids: TokenIds
+    token_ids: TokenIds
 
 
 @dataclass(frozen=True)
 class CaptionSampler:
-    """How captions name the subject: ``subject_texts`` with their shares, which sum to 1."""
+    """Samples a caption; ``subject_texts`` name the subject, each with its share, and the shares sum to 1."""
 
     subject_texts: tuple[tuple[str, float], ...]
     tags: TagOptions
 
-    def caption(self, picture: TrainingImage, rng: random.Random) -> str:
-        """A caption of ``picture`` with the subject named, or "" where dropout takes it."""
-        names, shares = zip(*self.subject_texts, strict=True)
-        return fill_template(sample_caption(picture.captions, self.tags, rng), rng.choices(names, shares)[0])
+    def sample(self, image: TrainingImage, rng: random.Random) -> str:
+        """Return a caption of ``image`` with the subject named, or "" where caption dropout takes it."""
+        texts, shares = zip(*self.subject_texts, strict=True)
+        return fill_template(sample_caption(image.captions, self.tags, rng), rng.choices(texts, shares)[0])
 
 
 def plan_batches(
     cache: Sequence[CachedLatents],
-    pictures: Sequence[TrainingImage],
-    wording: CaptionSampler,
-    text: TextEncoders,
+    images: Sequence[TrainingImage],
+    captions: CaptionSampler,
+    text_encoders: TextEncoders,
     *,
     batches: int,
     batch_size: int,
     seed: str,
 ) -> BatchPlan:
-    """Draw a stage. Every picture comes as often as its ``repeats`` say before any comes again."""
+    """Plan ``batches`` batches. Every picture comes as often as its ``repeats`` say before any comes again."""
     rng = random.Random(seed)
     queue: list[tuple[int, list[int]]] = []
-    groups, rows = [], []
+    buckets, rows = [], []
     for _ in range(batches):
         if not queue:
-            queue = _epoch(cache, pictures, batch_size, rng)
-        group, members = queue.pop()
-        groups.append(group)
+            queue = _epoch(cache, images, batch_size, rng)
+        bucket, members = queue.pop()
+        buckets.append(bucket)
         rows.append(members)
-    words: dict[str, int] = {}
-    captions = [
-        [words.setdefault(wording.caption(pictures[cache[g].pictures[m]], rng), len(words)) for m in members]
-        for g, members in zip(groups, rows, strict=True)
+    texts: dict[str, int] = {}
+    caption_rows = [
+        [texts.setdefault(captions.sample(images[cache[b].images[m]], rng), len(texts)) for m in members]
+        for b, members in zip(buckets, rows, strict=True)
     ]
-    versions = [[rng.randrange(len(cache[g].mean)) for _ in members] for g, members in zip(groups, rows, strict=True)]
+    variants = [[rng.randrange(len(cache[b].mean)) for _ in members] for b, members in zip(buckets, rows, strict=True)]
     device = cache[0].mean.device
     return BatchPlan(
-        groups=groups,
-        versions=torch.tensor(versions, device=device),
-        pictures=torch.tensor(rows, device=device),
-        captions=torch.tensor(captions, device=device),
-        ids=text.tokenize(list(words)).to(device),
+        buckets=buckets,
+        variants=torch.tensor(variants, device=device),
+        images=torch.tensor(rows, device=device),
+        captions=torch.tensor(caption_rows, device=device),
+        token_ids=text_encoders.tokenize(list(texts)).to(device),
     )
 
 
 def _epoch(
-    cache: Sequence[CachedLatents], pictures: Sequence[TrainingImage], batch_size: int, rng: random.Random
+    cache: Sequence[CachedLatents], images: Sequence[TrainingImage], batch_size: int, rng: random.Random
 ) -> list[tuple[int, list[int]]]:
-    """One pass over all pictures as full batches, each of one size; a short last one is filled from its own group."""
+    """One pass over all pictures in full batches of one size each; a short last one is filled from its own bucket."""
     batches = []
-    for group, latents in enumerate(cache):
-        order = [m for m, picture in enumerate(latents.pictures) for _ in range(pictures[picture].repeats)]
+    for bucket, latents in enumerate(cache):
+        order = [m for m, image in enumerate(latents.images) for _ in range(images[image].repeats)]
         rng.shuffle(order)
         while len(order) % batch_size:
-            order.append(rng.randrange(len(latents.pictures)))
-        batches += [(group, order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
+            order.append(rng.randrange(len(latents.images)))
+        batches += [(bucket, order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
     rng.shuffle(batches)
     return batches

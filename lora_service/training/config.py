@@ -1,10 +1,11 @@
-"""What a user asks of a training, and what it becomes on a given base."""
+"""The inputs of a training, and their resolution on a base: every number as it will be used."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -12,66 +13,183 @@ from lora_service.dataset.captions.templates import parse_prompts
 from lora_service.dataset.choices import CaptionMode, MaskMode, Task
 from lora_service.errors import InputError
 from lora_service.models.registry import ModelDefaults
+from lora_service.settings import MEBIBYTE
 from lora_service.validation import Int, first_error
 
+PROMPT_CACHE_BYTES = 512 * MEBIBYTE
+"""Most of the device's memory for the prompt embeds of captions that are encoded once: 2,200 captions of SD 1.5 in
+fp32."""
 PLACEHOLDER = re.compile(r"<[^<>|\s]{1,30}>")
 
 
 class TrainConfig(BaseModel):
     """The inputs of a training, as given and validated; the fields are the form's, in its order.
 
-    ``None`` means "what suits the task or the base": :func:`resolve_config` says what it became.
+    ``None`` means the default of the task or the base; :func:`resolve_config` fills it in.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    task: Task = Field("face", description="What is taught: a face, an object, a style or a location.")
-    trigger: str = Field("", max_length=60, description="The plain word that also calls the subject, in any tool.")
-    class_word: str = Field(
-        "", max_length=60, description="What kind of thing it is, like dog; the tokens start there."
+    task: Task = Field(
+        "face", description="What the pictures show. Picks caption templates, rank, mirroring and the noise levels."
     )
-    seed: Int | None = Field(None, ge=0, le=2**32 - 1, description="The same seed gives the same file.")
-    resolution: Int | None = Field(None, ge=16, le=2048, description="Side of the training pictures in pixels.")
-    max_train_steps_ti: Int = Field(700, ge=0, le=20000, description="Steps of stage 1, which learns the tokens.")
-    max_train_steps_tuning: Int = Field(700, ge=0, le=20000, description="Steps of stage 2, which learns the LoRA.")
-    learning_rate_ti: float | None = Field(None, ge=0, le=1, description="Rate of the tokens.")
-    learning_rate_text: float | None = Field(None, ge=0, le=1, description="Rate of the text encoder's LoRA.")
-    learning_rate_unet: float | None = Field(None, ge=0, le=1, description="Rate of the UNet's LoRA.")
+    trigger: str = Field(
+        "",
+        max_length=60,
+        description="Empty: one is chosen and reported. The plain word that calls the subject, in any tool.",
+    )
+    class_word: str = Field(
+        "", max_length=60, description="The kind of thing it is, like dog. The new tokens start from this word."
+    )
+    seed: Int | None = Field(
+        None,
+        ge=0,
+        le=2**32 - 1,
+        description="Empty: random, and reported. The same seed gives the same file on the same machine.",
+    )
+    resolution: Int | None = Field(
+        None,
+        ge=16,
+        le=2048,
+        description="Empty: the base model's own (SD 1.5: 512). Side of the training pictures in pixels.",
+    )
+    max_train_steps_ti: Int = Field(
+        700, ge=0, le=20000, description="Steps of stage 1, which learns new tokens. 0: only the trigger is taught."
+    )
+    max_train_steps_tuning: Int = Field(
+        700, ge=0, le=20000, description="Steps of stage 2, which learns the LoRA. 0: only new tokens are learned."
+    )
+    learning_rate_ti: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Empty: the base model's own (SD 1.5: 5e-4). Learning rate of the new tokens in stage 1.",
+    )
+    learning_rate_text: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Empty: the base model's own (SD 1.5: 1e-5). Learning rate of the text encoder's LoRA.",
+    )
+    learning_rate_unet: float | None = Field(
+        None, ge=0, le=1, description="Empty: the base model's own (SD 1.5: 2e-4). Learning rate of the UNet's LoRA."
+    )
     lr_scheduler: Literal[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
-    ] = Field("constant", description="How the rates change over the steps.")
-    lr_warmup_steps: Int = Field(0, ge=0, le=10000, description="Steps over which the rates rise from 0.")
-    lora_rank: Int | None = Field(None, ge=1, le=128, description="Rank of the LoRA.")
-    lora_alpha: float | None = Field(None, gt=0, le=1024, description="The change is alpha / rank · up · down.")
-    caption_mode: CaptionMode = Field("auto", description="Where captions come from.")
-    custom_prompts: str = Field("", max_length=20000, description="JSON list of captions with {} for the subject.")
-    shuffle_tags: bool = Field(False, description="Draw comma-separated tags in a new order each step.")
-    keep_tokens: Int = Field(1, ge=0, le=100, description="So many tags at the front stay in place.")
-    caption_dropout: float | None = Field(None, ge=0, le=1, description="Share of steps without a caption.")
-    mask_mode: MaskMode = Field("auto", description="What weights the loss.")
-    aspect_ratio_buckets: bool = Field(False, description="Keep each picture's shape instead of cropping squares.")
-    color_jitter: bool | None = Field(None, description="Vary brightness, contrast and saturation a little.")
-    flip: bool | None = Field(None, description="Mirror pictures at random.")
-    train_batch_size: Int = Field(1, ge=1, le=64, description="Pictures per step.")
-    gradient_accumulation_steps: Int = Field(1, ge=1, le=64, description="Batches per optimiser step.")
-    gradient_checkpointing: Literal["auto", "on", "off"] = Field("auto", description="Less memory for more time.")
-    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = Field("auto", description="What is computed in.")
+    ] = Field("constant", description="How the learning rates change over the steps.")
+    lr_warmup_steps: Int = Field(
+        0, ge=0, le=10000, description="Steps over which the learning rates rise from 0 to their value."
+    )
+    lora_rank: Int | None = Field(
+        None, ge=1, le=128, description="Empty: 8 for objects, else 16. Rank of the LoRA: more holds more detail."
+    )
+    lora_alpha: float | None = Field(
+        None,
+        ge=0.001,
+        le=1024,
+        description="Empty: the rank, which every tool reads alike. The LoRA counts alpha / rank.",
+    )
+    caption_mode: CaptionMode = Field(
+        "auto",
+        description="auto: text files beside the pictures, else templates. model: CAPTION_MODEL writes them.",
+    )
+    custom_prompts: str = Field(
+        "",
+        max_length=20000,
+        description="Empty: the task's own. JSON list of caption templates with {} for the subject.",
+    )
+    shuffle_tags: bool = Field(False, description="Put a caption's comma-separated tags in a new order each step.")
+    keep_tokens: Int = Field(
+        1, ge=0, le=100, description="With shuffle_tags: how many tags at the front keep their place."
+    )
+    caption_dropout: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Empty: 0.1 for styles, else 0.05. Share of stage 2's steps without a caption.",
+    )
+    mask_mode: MaskMode = Field(
+        "auto",
+        description="What counts most in a picture. auto: the face for faces, else transparency or mask files.",
+    )
+    aspect_ratio_buckets: bool = Field(
+        False, description="Keep the pictures' shapes instead of cropping them to squares."
+    )
+    color_jitter: bool | None = Field(None, description="Empty: no. Vary brightness, contrast and saturation a little.")
+    flip: bool | None = Field(
+        None, description="Empty: yes for objects and styles, else no. Mirror pictures at random."
+    )
+    train_batch_size: Int = Field(1, ge=1, le=64, description="Pictures per batch.")
+    gradient_accumulation_steps: Int = Field(
+        1, ge=1, le=64, description="Batches per step; a step counts once however many it has."
+    )
+    gradient_checkpointing: Literal["auto", "on", "off"] = Field(
+        "auto", description="Save memory for about a third more time. auto: where it is needed."
+    )
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = Field(
+        "auto", description="auto: bf16 on a GPU that has it, fp16 on older ones, full precision on a CPU."
+    )
     weight_decay_lora: float = Field(1e-3, ge=0, le=1, description="Weight decay of the LoRA.")
-    weight_decay_ti: float = Field(0.0, ge=0, le=1, description="Weight decay of the tokens.")
-    snr_gamma: float | None = Field(None, ge=0, le=100, description="min-SNR-γ; 0 turns it off.")
-    noise_offset: float | None = Field(None, ge=0, le=1, description="Helps very dark and very bright pictures.")
-    placeholder_tokens: str = Field("<s1>|<s2>", max_length=200, description="Names of the new tokens, split by |.")
-    initializer_tokens: str = Field("", max_length=200, description="Words the new tokens start from, split by |.")
-    continue_inversion: bool | None = Field(None, description="Go on learning the tokens in stage 2.")
-    continue_inversion_lr: float | None = Field(None, ge=0, le=1, description="Rate of the tokens in stage 2.")
-    lora_format: Literal["kohya", "diffusers", "cloneofsimo"] = Field("kohya", description="Layout of the file.")
+    weight_decay_ti: float = Field(0.0, ge=0, le=1, description="Weight decay of the new tokens.")
+    snr_gamma: float | None = Field(
+        None, ge=0, le=100, description="Empty: 5. Gamma of the loss's min-SNR weighting; 0 turns it off."
+    )
+    noise_offset: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Empty: 0.03 for styles and locations, else 0. Helps with very dark and bright pictures.",
+    )
+    placeholder_tokens: str = Field(
+        "<s1>|<s2>", max_length=200, description="Names of the new tokens, in angle brackets, split by |."
+    )
+    initializer_tokens: str = Field(
+        "",
+        max_length=200,
+        description="Empty: class_word. Words the new tokens start from, split by |; the rest start random.",
+    )
+    continue_inversion: bool | None = Field(
+        None, description="Empty: as suits the base model (SD 1.5: no). Go on learning the tokens in stage 2."
+    )
+    continue_inversion_lr: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Empty: the base model's own (SD 1.5: 1e-4). Learning rate of the tokens in stage 2.",
+    )
+    lora_format: Literal["kohya", "diffusers", "cloneofsimo"] = Field(
+        "kohya", description="Layout of the file; kohya is read by every tool."
+    )
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Main": (
+            "task", "trigger", "class_word", "seed", "resolution", "max_train_steps_ti", "max_train_steps_tuning",
+            "learning_rate_unet", "lora_rank", "caption_mode",
+        ),
+        "Training": (
+            "learning_rate_text", "learning_rate_ti", "lr_scheduler", "lr_warmup_steps", "train_batch_size",
+            "gradient_accumulation_steps", "lora_alpha", "weight_decay_lora",
+        ),
+        "Captions and pictures": (
+            "custom_prompts", "caption_dropout", "shuffle_tags", "keep_tokens", "mask_mode", "aspect_ratio_buckets",
+            "flip", "color_jitter",
+        ),
+        "Noise and loss": ("noise_offset", "snr_gamma"),
+        "Memory and precision": ("gradient_checkpointing", "mixed_precision"),
+        "Tokens": (
+            "placeholder_tokens", "initializer_tokens", "continue_inversion", "continue_inversion_lr",
+            "weight_decay_ti",
+        ),
+        "File": ("lora_format",),
+    }  # fmt: skip
+    """The fields by group, in the order of ``lora-service train --help``."""
 
     @staticmethod
     def of(values: dict[str, Any]) -> TrainConfig:
-        """A config from an entry's inputs.
+        """Validate an entry's inputs.
 
         Raises:
-            InputError: an input cannot be used; its name, its value and what would work are said.
+            InputError: an input cannot be used.
         """
         try:
             return TrainConfig(**values)
@@ -109,13 +227,13 @@ class TrainConfig(BaseModel):
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """The custom prompts; empty: the task's own."""
+        """The custom prompts; none: the task's own."""
         return parse_prompts(self.custom_prompts)
 
 
 @dataclass(frozen=True)
 class TaskDefaults:
-    """What suits a task; ``timestep_bias`` is explained at :func:`loss.sample_timesteps`."""
+    """Defaults of a task; ``timestep_bias`` is explained at :func:`loss.sample_timesteps`."""
 
     lora_rank: int
     flip: bool
@@ -134,11 +252,11 @@ TASKS: dict[str, TaskDefaults] = {
 
 @dataclass(frozen=True)
 class ResolvedConfig:
-    """A training with nothing left open: every number as it will be used.
+    """A config without ``None``, on a base.
 
-    ``config`` holds no ``None`` any more; ``tokens`` are the new tokens' names
-    (none when stage 1 has no steps); ``initializers`` the words they start from,
-    "" for a random start.
+    Attributes:
+        tokens: names of the new tokens, none when stage 1 has no steps.
+        initializers: the words that they start from, "" for a random start.
     """
 
     config: TrainConfig
@@ -148,19 +266,19 @@ class ResolvedConfig:
 
     @property
     def trigger(self) -> str:
-        """The plain word; "" when there is no stage 2, which alone teaches it."""
+        """The trigger word; "" when there is no stage 2, which alone teaches it."""
         return self.config.trigger if self.config.max_train_steps_tuning else ""
 
     @property
     def subject_text(self) -> str:
-        """How captions spell the learned tokens, or the trigger where there are none."""
+        """The text that stands for the subject in captions: the new tokens, or the trigger where there are none."""
         return "".join(self.tokens) or self.trigger
 
-    def describe_defaults(self, asked: TrainConfig) -> str:
-        """What the inputs that ``asked`` left open became."""
-        became = self.config.model_dump()
+    def describe_defaults(self, config: TrainConfig) -> str:
+        """List the values of the inputs that ``config`` left open."""
+        values = self.config.model_dump()
         return ", ".join(
-            f"{name} {became[name]}" for name, given in asked.model_dump().items() if given != became[name]
+            f"{name} {values[name]}" for name, value in config.model_dump().items() if value != values[name]
         )
 
     @property
@@ -173,19 +291,19 @@ class ResolvedConfig:
         return f"a picture in the style of {subject}" if self.config.task == "style" else f"a photo of {subject}"
 
     def as_json(self) -> dict[str, object]:
-        """The settings as they became."""
+        """Return the resolved settings, without the user's captions."""
         return self.config.model_dump(exclude={"custom_prompts"})
 
 
 def resolve_config(config: TrainConfig, defaults: ModelDefaults, trigger: str, seed: int) -> ResolvedConfig:
-    """``config`` on a base with ``defaults``: whatever was left open is resolved here.
+    """Resolve ``config`` on a base with ``defaults``; ``trigger`` and ``seed`` are taken where it has none.
 
     Raises:
         InputError: the inputs do not fit together.
     """
     task = TASKS[config.task]
     rank = config.lora_rank or task.lora_rank
-    resolved: dict[str, Any] = {
+    values: dict[str, Any] = {
         "trigger": trigger,
         "seed": seed,
         "resolution": defaults.resolution,
@@ -203,21 +321,19 @@ def resolve_config(config: TrainConfig, defaults: ModelDefaults, trigger: str, s
         "continue_inversion_lr": defaults.continue_inversion_lr,
     }
     if config.lr_scheduler == "constant" and config.lr_warmup_steps:
-        config = config.model_copy(
-            update={"lr_scheduler": "constant_with_warmup"}
-        )  # "constant" itself knows no warm-up
-    left_open = {k: v for k, v in resolved.items() if getattr(config, k) in (None, "")}
-    whole = config.model_copy(update=left_open)
-    if whole.max_train_steps_tuning and not whole.learning_rate_unet and not whole.learning_rate_text:
-        wanted = "above 0 when learning_rate_text is 0 too: stage 2 would teach nothing"
-        raise InputError("learning_rate_unet", whole.learning_rate_unet, wanted)
+        # "constant" itself has no warm-up.
+        config = config.model_copy(update={"lr_scheduler": "constant_with_warmup"})
+    config = config.model_copy(update={k: v for k, v in values.items() if getattr(config, k) in (None, "")})
+    if config.max_train_steps_tuning and not config.learning_rate_unet and not config.learning_rate_text:
+        expected = "above 0 when learning_rate_text is 0 too: stage 2 would teach nothing"
+        raise InputError("learning_rate_unet", config.learning_rate_unet, expected)
     names = tuple(config.placeholder_tokens.split("|")) if config.max_train_steps_ti else ()
     words = tuple(w.strip() for w in (config.initializer_tokens.strip() or config.class_word).split("|"))
     if names and len(words) > len(names):
-        wanted = f"at most {len(names)} words split by |, one for each of {config.placeholder_tokens}"
-        raise InputError("initializer_tokens", config.initializer_tokens, wanted)
+        expected = f"at most {len(names)} words split by |, one for each of {config.placeholder_tokens}"
+        raise InputError("initializer_tokens", config.initializer_tokens, expected)
     if config.initializer_tokens.strip() and not names:
         raise InputError(
             "initializer_tokens", config.initializer_tokens, "empty when max_train_steps_ti is 0: no token is new"
         )
-    return ResolvedConfig(whole, names, words, task.timestep_bias)
+    return ResolvedConfig(config, names, words, task.timestep_bias)

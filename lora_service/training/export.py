@@ -1,4 +1,4 @@
-"""From what was learned to the one LoRA file."""
+"""The export of a trained adapter: LoRA layers and tokens to the one file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lora_service import __version__
-from lora_service.dataset import DatasetReport
+from lora_service.dataset.report import DatasetReport
 from lora_service.lora.key_mapping import canonical
 from lora_service.lora.weights import LoraLayer, LoraWeights
 from lora_service.lora.writer import write_lora
@@ -24,48 +24,48 @@ from lora_service.training.textual_inversion import AddedTokens
 
 @dataclass
 class TrainedAdapter:
-    """What the stages taught: the new tokens, and the LoRA layers."""
+    """The result of the stages: the new tokens and the LoRA layers, while they are in the base."""
 
     tokens: AddedTokens | None
     layers: Layers = field(default_factory=dict)
 
     def weights(self, names: tuple[str, ...], metadata: Mapping[str, str]) -> LoraWeights:
-        """It as a LoRA in memory; ``names`` are the tokens'."""
+        """Copy it into a LoRA in memory; ``names`` are the tokens'."""
         layers = {
             component: {
                 canonical(path): LoraLayer(layer.down.detach().cpu(), layer.up.detach().cpu(), layer.alpha)
-                for path, layer in found.items()
+                for path, layer in by_path.items()
             }
-            for component, found in self.layers.items()
-            if found
+            for component, by_path in self.layers.items()
+            if by_path
         }
-        rows = {} if self.tokens is None else self.tokens.rows
-        learned = {encoder: found.rows.detach().cpu() for encoder, found in rows.items()}
-        embeddings = {name: {encoder: found[i] for encoder, found in learned.items()} for i, name in enumerate(names)}
+        learned = {} if self.tokens is None else self.tokens.embeddings
+        rows = {encoder: embedding.rows.detach().cpu() for encoder, embedding in learned.items()}
+        embeddings = {name: {encoder: row[i] for encoder, row in rows.items()} for i, name in enumerate(names)}
         return LoraWeights(layers=layers, embeddings=embeddings, metadata=metadata)
 
 
 def export_lora(
     path: Path,
-    learned: TrainedAdapter,
+    adapter: TrainedAdapter,
     base: DiffusionBase,
     resolved: ResolvedConfig,
-    pictures: DatasetReport,
+    dataset: DatasetReport,
     stages: Mapping[str, LoopReport],
 ) -> Path:
-    """Write the file. No clock, path or temporary name is in it: the same training gives the same bytes."""
+    """Write the LoRA file. No clock, path or temporary name is in it: the same training gives the same bytes."""
     config = resolved.config
     report = {
         "base": base.defaults.title,
         "settings": resolved.as_json(),
         "prompt": resolved.prompt,
-        "pictures": pictures.counts(),
+        "pictures": dataset.counts(),
         "losses": {name: stage.losses for name, stage in stages.items()},
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
     side = config.resolution or 0
-    description = LoraMetadata(
+    header = LoraMetadata(
         architecture=base.defaults.architecture,
         base_version=base.defaults.version,
         base_name=base.defaults.title,
@@ -82,6 +82,6 @@ def export_lora(
         if resolved.trigger
         else "",
     )
-    metadata = metadata_strings(description, __version__) | {"lora_service.report": json.dumps(report, sort_keys=True)}
-    write_lora(path, learned.weights(resolved.tokens, metadata), layout=config.lora_format)
+    metadata = metadata_strings(header, __version__) | {"lora_service.report": json.dumps(report, sort_keys=True)}
+    write_lora(path, adapter.weights(resolved.tokens, metadata), layout=config.lora_format)
     return path

@@ -1,4 +1,4 @@
-"""Pictures as the VAE sees them, encoded once; noise, mirror and caption are still drawn at each step."""
+"""The VAE's posteriors of the pictures, computed once; noise, mirroring and captions are still sampled at each step."""
 
 from __future__ import annotations
 
@@ -11,96 +11,98 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from lora_service.dataset import TrainingImage
+from lora_service.dataset.training_images import TrainingImage
 from lora_service.models.diffusion_base import DiffusionBase
 
 JITTERED = 4
-"""Versions of each picture in slightly different colours, with ``color_jitter``."""
+"""Variants of each picture in slightly different colours, with ``color_jitter``."""
 
 
 @dataclass(frozen=True)
 class CachedLatents:
-    """The VAE's posterior of pictures of one size, in ``v`` versions each (mirrored, recoloured).
+    """The posteriors of the pictures of one size (a bucket), in ``v`` variants each: mirrored, recoloured.
 
-    ``mean`` and ``std`` are ``(v, n, c, h, w)``, already scaled; ``mask`` is
-    ``(v, n, 1, h, w)`` in [0, 1] or None; ``pictures`` tells which ``n`` of the
-    training's pictures they are; ``sizes`` is :func:`size_conditioning` of each
-    ``(v, n, 6)``, None where the base is not told.
+    Attributes:
+        mean, std: ``(v, n, c, h, w)``, already scaled.
+        mask: ``(v, n, 1, h, w)`` in [0, 1], or None.
+        images: indices of the ``n`` pictures in the dataset.
+        sizes: :func:`size_conditioning` of each, ``(v, n, 6)``; None where the base takes none.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
     mask: torch.Tensor | None
-    pictures: tuple[int, ...]
+    images: tuple[int, ...]
     sizes: torch.Tensor | None = None
 
-    def draw(self, version: torch.Tensor, picture: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """A fresh sample of the posterior ``(b, c, h, w)`` for versions and pictures ``(b,)``."""
-        mean = self.mean[version, picture]
-        return mean + self.std[version, picture] * torch.randn(mean.shape, generator=generator, device=mean.device)
+    def sample(self, variants: torch.Tensor, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Sample latents ``(b, c, h, w)`` from the posteriors of ``variants`` of ``images``, both ``(b,)``."""
+        mean = self.mean[variants, images]
+        return mean + self.std[variants, images] * torch.randn(mean.shape, generator=generator, device=mean.device)
 
-    def masks(self, version: torch.Tensor, picture: torch.Tensor) -> torch.Tensor | None:
-        return None if self.mask is None else self.mask[version, picture]
+    def masks(self, variants: torch.Tensor, images: torch.Tensor) -> torch.Tensor | None:
+        """Return the masks ``(b, 1, h, w)``, None where no picture of the bucket has one."""
+        return None if self.mask is None else self.mask[variants, images]
 
-    def conditioning(self, version: torch.Tensor, picture: torch.Tensor) -> torch.Tensor | None:
-        """What an XL is told of the sizes, ``(b, 6)``."""
-        return None if self.sizes is None else self.sizes[version, picture]
+    def time_ids(self, variants: torch.Tensor, images: torch.Tensor) -> torch.Tensor | None:
+        """Return the size conditioning of Stable Diffusion XL, ``(b, 6)``; None for other bases."""
+        return None if self.sizes is None else self.sizes[variants, images]
 
 
 def cache_latents(
-    pictures: Sequence[TrainingImage], base: DiffusionBase, *, flip: bool, color_jitter: bool, seed: int
+    images: Sequence[TrainingImage], base: DiffusionBase, *, flip: bool, color_jitter: bool, seed: int
 ) -> list[CachedLatents]:
-    """Encode ``pictures`` with the base's VAE, one :class:`CachedLatents` per picture size.
+    """Encode ``images`` with the base's VAE, one :class:`CachedLatents` per picture size.
 
     The posterior is kept in fp32: the latents of one picture at 512² are 64 kB.
     """
     by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for i, picture in enumerate(pictures):
+    for i, picture in enumerate(images):
         by_size[picture.image.size].append(i)
-    versions = [
+    variants = [
         (jitter, mirror) for jitter in range(JITTERED if color_jitter else 1) for mirror in range(2 if flip else 1)
     ]
     return [
-        _encode_group([pictures[i] for i in members], tuple(members), base, versions, seed)
+        _encode_bucket([images[i] for i in members], tuple(members), base, variants, seed)
         for _, members in sorted(by_size.items())
     ]
 
 
-def _encode_group(
-    group: list[TrainingImage],
+def _encode_bucket(
+    bucket: list[TrainingImage],
     members: tuple[int, ...],
     base: DiffusionBase,
-    versions: list[tuple[int, int]],
+    variants: list[tuple[int, int]],
     seed: int,
 ) -> CachedLatents:
     means, stds = [], []
-    for jitter, mirror in versions:
-        mean, std = _posterior([_version(p.image, jitter, mirror, seed) for p in group], base)
+    for jitter, mirror in variants:
+        mean, std = _posterior([_variant(p.image, jitter, mirror, seed) for p in bucket], base)
         means.append(mean)
         stds.append(std)
-    mirrors = [bool(mirror) for _, mirror in versions]
+    mirrors = [bool(mirror) for _, mirror in variants]
     return CachedLatents(
-        torch.stack(means), torch.stack(stds), _masks(group, base, mirrors), members, _sizes(group, base, mirrors)
+        torch.stack(means), torch.stack(stds), _masks(bucket, base, mirrors), members, _sizes(bucket, base, mirrors)
     )
 
 
-def _masks(group: list[TrainingImage], base: DiffusionBase, mirrors: list[bool]) -> torch.Tensor | None:
-    if all(p.mask is None for p in group):
+def _masks(bucket: list[TrainingImage], base: DiffusionBase, mirrors: list[bool]) -> torch.Tensor | None:
+    if all(p.mask is None for p in bucket):
         return None
-    width, height = (side // base.vae_scale_factor for side in group[0].image.size)
-    masks = [torch.stack([_mask(p.mask, mirror, (width, height)) for p in group]) for mirror in mirrors]
+    width, height = (side // base.vae_scale_factor for side in bucket[0].image.size)
+    masks = [torch.stack([_mask(p.mask, mirror, (width, height)) for p in bucket]) for mirror in mirrors]
     return torch.stack(masks).to(base.device)
 
 
-def _sizes(group: list[TrainingImage], base: DiffusionBase, mirrors: list[bool]) -> torch.Tensor | None:
+def _sizes(bucket: list[TrainingImage], base: DiffusionBase, mirrors: list[bool]) -> torch.Tensor | None:
     if not base.is_xl:
         return None
-    sizes = [[size_conditioning(p, mirror=mirror) for p in group] for mirror in mirrors]
+    sizes = [[size_conditioning(p, mirror=mirror) for p in bucket] for mirror in mirrors]
     return torch.tensor(sizes, dtype=torch.float32, device=base.device)
 
 
 def size_conditioning(picture: TrainingImage, *, mirror: bool = False) -> tuple[int, ...]:
-    """What Stable Diffusion XL is told of ``picture`` (https://arxiv.org/abs/2307.01952, section 2.2).
+    """Return Stable Diffusion XL's conditioning on sizes (https://arxiv.org/abs/2307.01952, section 2.2).
 
     Height and width of the original, top and left of the crop in the original once that is scaled to the training
     size, height and width of the training picture.
@@ -125,7 +127,7 @@ def _posterior(images: list[Image.Image], base: DiffusionBase) -> tuple[torch.Te
     return base.scale_latents(torch.cat(means)).clone(), torch.cat(stds).mul(base.vae.config.scaling_factor).clone()
 
 
-def _version(image: Image.Image, jitter: int, mirror: int, seed: int) -> Image.Image:
+def _variant(image: Image.Image, jitter: int, mirror: int, seed: int) -> Image.Image:
     if jitter:
         rng = random.Random(f"{seed} {jitter}")
         for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):

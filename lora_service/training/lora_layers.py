@@ -1,52 +1,71 @@
-"""The LoRA layers that learn, put into a model and taken out again."""
+"""The LoRA layers that learn: peft's, put into a model and taken out again."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear as PeftLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn import functional as F
 
 UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj")
 """Attention, and the projection of GEGLU: what the original trainers taught."""
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+_ADAPTER = "default"
 
 
-class LoraLinear(nn.Module):
-    """``base(x) + alpha / rank · up(down(x))`` (Hu et al., https://arxiv.org/abs/2106.09685).
+class FusedLoraLinear(PeftLinear):  # type: ignore[misc, unused-ignore]
+    """peft's ``base(x) + alpha / rank · up(down(x))`` (Hu et al., https://arxiv.org/abs/2106.09685) in fewer calls.
 
-    ``down`` is ``(rank, in)``, ``up`` is ``(out, rank)``, both fp32; ``up`` starts
-    at 0, so that the first step sees the base. There is no dropout: it would have
-    to be remembered and turned off wherever the LoRA is used.
+    ``down`` is ``(rank, in)``, ``up`` is ``(out, rank)``, both fp32. At batch 1 a step costs its calls rather than its
+    arithmetic, so product, scaling and sum are one ``addmm`` here where peft's own forward takes three. Whatever else
+    a peft layer can be (dropout, DoRA, several adapters, merged) goes through peft's forward.
     """
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float, generator: torch.Generator) -> None:
-        super().__init__()
-        self.base = base
-        self.alpha = alpha
-        self.scale = alpha / rank
-        bound = 1 / math.sqrt(base.in_features)
-        down = torch.rand(rank, base.in_features, generator=generator) * 2 * bound - bound
-        self.down = nn.Parameter(down.to(base.weight.device))
-        self.up = nn.Parameter(torch.zeros(base.out_features, rank, device=base.weight.device))
+    def __init__(self, base_layer: nn.Module, adapter_name: str, **kwargs: Any) -> None:
+        super().__init__(base_layer, adapter_name, **kwargs)
+        for adapter in (self.lora_A[adapter_name], self.lora_B[adapter_name]):
+            adapter.float()  # peft makes them in the base's dtype; what learns is fp32
+        has_dropout = not isinstance(self.lora_dropout[adapter_name], nn.Identity)
+        is_plain = not (self.lora_variant or self.lora_bias[adapter_name] or has_dropout)
+        # A tuple, so that nn.Module does not register the weights a second time.
+        self._fused = (self.down, self.up, float(self.scaling[adapter_name])) if is_plain else None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self.base(x)
-        inner = F.linear(x, self.down.to(out.dtype))
-        # One fused call instead of a product, a scaling and a sum: at batch 1 calls are what a step costs.
-        flat = torch.addmm(out.flatten(0, -2), inner.flatten(0, -2), self.up.to(out.dtype).t(), alpha=self.scale)
-        return flat.view_as(out)
+    @property
+    def down(self) -> nn.Parameter:
+        return cast(nn.Parameter, self.lora_A[_ADAPTER].weight)
+
+    @property
+    def up(self) -> nn.Parameter:
+        return cast(nn.Parameter, self.lora_B[_ADAPTER].weight)
+
+    @property
+    def alpha(self) -> float:
+        return float(self.lora_alpha[_ADAPTER])
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The layer's output for ``x`` ``(…, in)``."""
+        if self._fused is None or kwargs or self.disable_adapters or self.merged or len(self.active_adapters) != 1:
+            return super().forward(x, *args, **kwargs)
+        down, up, scaling = self._fused
+        out = self.base_layer(x)
+        hidden = F.linear(x, down.to(out.dtype))
+        fused = torch.addmm(out.flatten(0, -2), hidden.flatten(0, -2), up.to(out.dtype).t(), alpha=scaling)
+        return fused.view_as(out)
 
 
-Layers = Mapping[str, Mapping[str, LoraLinear]]
+Layers = Mapping[str, Mapping[str, FusedLoraLinear]]
 """Component -> module path -> the layer that learns there."""
 
 
 def targets_in(component: str, model: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers of the base's ``component`` that a LoRA changes, by module path."""
+    """Return the linear layers of the base's ``component`` that a LoRA changes, by module path."""
     endings = tuple("." + target for target in (UNET_TARGETS if component == "unet" else TEXT_TARGETS))
     return {
         path: layer for path, layer in model.named_modules() if isinstance(layer, nn.Linear) and path.endswith(endings)
@@ -56,19 +75,33 @@ def targets_in(component: str, model: nn.Module) -> dict[str, nn.Linear]:
 @contextmanager
 def lora_layers(
     component: str, model: nn.Module, rank: int, alpha: float, generator: torch.Generator
-) -> Iterator[Mapping[str, LoraLinear]]:
-    """Within it the target layers of the base's ``component`` learn; gives them by path."""
-    found = targets_in(component, model)
-    layers = {path: LoraLinear(layer, rank, alpha, generator) for path, layer in found.items()}
+) -> Iterator[Mapping[str, FusedLoraLinear]]:
+    """Let the target layers of the base's ``component`` learn within the context; yields them by path.
+
+    ``down`` starts uniform in ±1/√in, drawn from ``generator``, and ``up`` at 0, so that the first step sees the base.
+    There is no dropout: it would have to be remembered and turned off wherever the LoRA is used. However the context
+    ends, the model is as before it, module by module.
+    """
+    paths = list(targets_in(component, model))
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=paths, lora_dropout=0.0)  # type: ignore[arg-type, unused-ignore]
+    config._register_custom_module({nn.Linear: FusedLoraLinear})
     try:
-        for path, layer in layers.items():
-            _put(model, path, layer)
+        inject_adapter_in_model(config, model, _ADAPTER)
+        layers = {path: cast(FusedLoraLinear, model.get_submodule(path)) for path in paths}
+        for layer in layers.values():
+            # peft's distribution, but from the job's seed and not from the process's.
+            bound = 1 / math.sqrt(layer.down.shape[1])
+            layer.down.data.copy_(torch.rand(layer.down.shape, generator=generator) * 2 * bound - bound)
         yield layers
     finally:
-        for path, original in found.items():
-            _put(model, path, original)
+        _remove_layers(model)
 
 
-def _put(model: nn.Module, path: str, layer: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, layer)
+def _remove_layers(model: nn.Module) -> None:
+    """Put every layer that peft wrapped back; also after an injection that broke off half-way."""
+    for path, layer in list(model.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, layer.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config

@@ -9,12 +9,12 @@ import torch
 
 
 def sample_timesteps(count: int, steps: int, timestep_bias: float, generator: torch.Generator) -> torch.Tensor:
-    """``count`` timesteps from 0 to ``steps`` − 1, on the generator's device.
+    """Sample ``count`` timesteps from 0 to ``steps`` − 1, on the generator's device.
 
     All are possible, unlike in the predecessors, whose second stage silently drew
-    below 0.8 of the range only. The density is ``1 + high_noise · (2u − 1)`` over
+    below 0.8 of the range only. The density is ``1 + timestep_bias · (2u − 1)`` over
     ``u = t / steps``: subjects learn a little less at high noise, where a layout is
-    resolved, styles a little more.
+    decided, styles a little more.
     """
     u = torch.rand(count, generator=generator, device=generator.device)
     if timestep_bias:
@@ -25,7 +25,11 @@ def sample_timesteps(count: int, steps: int, timestep_bias: float, generator: to
 
 
 def sample_noise(like: torch.Tensor, offset: float, generator: torch.Generator) -> torch.Tensor:
-    """Normal noise of ``like``'s shape; ``offset`` shifts each channel as a whole (crosslabs.org, Guttenberg 2023)."""
+    """Sample normal noise of ``like``'s shape.
+
+    Args:
+        offset: strength of a shift of each channel as a whole (N. Guttenberg, crosslabs.org, 2023).
+    """
     noise = torch.randn(like.shape, generator=generator, device=like.device)
     if offset:
         shift = torch.randn((*like.shape[:2], 1, 1), generator=generator, device=like.device)
@@ -34,13 +38,13 @@ def sample_noise(like: torch.Tensor, offset: float, generator: torch.Generator) 
 
 
 def add_noise(latents: torch.Tensor, noise: torch.Tensor, alphas: torch.Tensor) -> torch.Tensor:
-    """``√ᾱ · latents + √(1 − ᾱ) · noise`` (DDPM, equation 4); ``alphas`` is ᾱ of each picture ``(b,)``."""
+    """Return ``√ᾱ · latents + √(1 − ᾱ) · noise`` (DDPM, equation 4); ``alphas`` is ᾱ of each picture ``(b,)``."""
     a = alphas.view(-1, 1, 1, 1)
     return a.sqrt() * latents + (1 - a).sqrt() * noise
 
 
 def target(latents: torch.Tensor, noise: torch.Tensor, alphas: torch.Tensor, prediction_type: str) -> torch.Tensor:
-    """What the UNet is to say: the noise, or ``v = √ᾱ · noise − √(1 − ᾱ) · latents`` (Salimans & Ho, 2022).
+    """Return the target of the prediction: the noise, or ``v = √ᾱ · noise − √(1 − ᾱ) · latents`` (Salimans & Ho, 2022).
 
     With diffusers' third ``prediction_type``, ``sample``, it is the latents themselves.
     """
@@ -53,7 +57,7 @@ def target(latents: torch.Tensor, noise: torch.Tensor, alphas: torch.Tensor, pre
 
 
 def snr_weights(alphas: torch.Tensor, gamma: float, prediction_type: str) -> torch.Tensor:
-    """min-SNR-γ weights ``(b,)`` (Hang et al., https://arxiv.org/abs/2303.09556); γ = 0 gives 1.
+    """Return the min-SNR-γ weights ``(b,)`` (Hang et al., https://arxiv.org/abs/2303.09556); γ = 0 gives 1.
 
     They make the same loss of whatever is predicted: min(snr, γ) times the squared error of the latents.
     """
@@ -67,13 +71,13 @@ def snr_weights(alphas: torch.Tensor, gamma: float, prediction_type: str) -> tor
 
 
 MASK_FLOOR = 0.1
-"""What the surroundings count for where a mask says they are not the subject."""
+"""Weight of the loss where the mask is 0, outside the subject."""
 
 
 def masked_loss(
     model_pred: torch.Tensor, target: torch.Tensor, weights: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """Mean over the batch of ``weights (b,)`` times each picture's mean squared error, in fp32.
+    """Return the mean over the batch of ``weights (b,)`` times each picture's mean squared error, in fp32.
 
     With ``mask`` ``(b, 1, h, w)`` in [0, 1] the error is averaged with weights
     ``MASK_FLOOR + (1 − MASK_FLOOR) · mask``, normalised per picture so that small

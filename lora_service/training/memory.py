@@ -1,22 +1,21 @@
-"""What a training takes of a GPU's memory, estimated before it starts, and whether it fits.
+"""An estimate of the GPU memory of a training before it starts, and the choice of gradient checkpointing by it.
 
 In bytes, for batches of ``b`` pictures:
 
-    weights   of the UNet, the text encoders and the VAE, as they are held
-    learned   16 for each number that learns: itself, its gradient and AdamW's two moments, all fp32
-    captions  hidden states that are kept because nothing learns in the text encoders, at most TEXT_CACHE_BYTES
-    step      b · (UNet + text encoders), what is kept for the backward pass:
+    weights    of the UNet, the text encoders and the VAE, as they are held
+    parameters 16 for each that learns: itself, its gradient and AdamW's two moments, all fp32
+    captions   prompt embeds, which are cached where nothing learns in the text encoders, at most PROMPT_CACHE_BYTES
+    step       b · (UNet + text encoders), saved for the backward pass:
                 UNet           x · Σ n (c_in + c_out) over residual blocks + y · Σ n c over transformer blocks,
                                with n positions and c channels each
                 checkpointed   z · Σ n c_in over residual blocks and transformers, and the largest block anew
                 text encoders  w · n c for each layer, where something learns in them
-    encoding  4 maps of the VAE's first level, at the pictures' full size, before the steps
+    encoding   4 maps of the VAE's first level, at the pictures' full size, before the steps
 
-    need      weights + max(encoding, learned + captions + step)
+    need       weights + max(encoding, parameters + captions + step)
 
-x, y, z and w are what autograd was counted to keep, at full size, by ``python -m benchmarks.activations``; they hold to
-about a tenth for 1.x, 2.x and XL. What the device's allocator and kernels take on top was not measured on a GPU:
-``OVERHEAD`` stands for it.
+x, y, z and w are the bytes that autograd saved at full size, counted by ``python -m benchmarks.activations``; they hold
+to about a tenth for 1.x, 2.x and XL. ``OVERHEAD`` stands for what the allocator and the kernels take on top.
 """
 
 from __future__ import annotations
@@ -37,20 +36,19 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.text_encoders import TextEncoder
-from lora_service.training.config import TrainConfig
+from lora_service.training.config import PROMPT_CACHE_BYTES, TrainConfig
 from lora_service.training.lora_layers import targets_in
-from lora_service.training.stages import PROMPT_CACHE_BYTES
 
 GIB = 2**30
 OVERHEAD = 1.15
 """Factor for fragments, workspaces and gradients on their way; a run that fits only without it may not fit."""
 
-_BYTES_LEARNED = 16
+_BYTES_PER_PARAMETER = 16
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """Bytes kept per position and channel."""
+class _SavedBytes:
+    """Bytes that autograd saves per position and channel."""
 
     residual: float
     transformer: float
@@ -58,9 +56,9 @@ class _Kept:
     encoder: float
 
 
-_HALF = _Kept(residual=15.5, transformer=55, inputs=6, encoder=42)
+_HALF = _SavedBytes(residual=15.5, transformer=55, inputs=6, encoder=42)
 """Autocast keeps the norms' inputs in fp32 beside the half-precision rest."""
-_FULL = _Kept(residual=18.5, transformer=92, inputs=10, encoder=80)
+_FULL = _SavedBytes(residual=18.5, transformer=92, inputs=10, encoder=80)
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class MemoryEstimate:
     """Bytes on the device, as the module's formula names them."""
 
     weights: int
-    learned: int
+    parameters: int
     captions: int
     step: int
     encoding: int
@@ -79,22 +77,22 @@ class MemoryEstimate:
 
     @property
     def beyond_weights(self) -> int:
-        """What is to come once the base is loaded."""
-        return max(self.encoding, self.learned + self.captions + self.step)
+        """The bytes that are needed once the base is loaded."""
+        return max(self.encoding, self.parameters + self.captions + self.step)
 
 
 def estimate(base: DiffusionBase, config: TrainConfig, *, checkpointing: bool) -> MemoryEstimate:
-    """What the training of ``config``, with nothing left open, needs on ``base``."""
+    """Estimate the training of the resolved ``config`` on ``base``."""
     side, batch = config.resolution or base.defaults.resolution, config.train_batch_size
     models = [*base.components.values(), base.vae]
-    teaches_text = bool(config.max_train_steps_tuning and config.learning_rate_text)
+    trains_text = bool(config.max_train_steps_tuning and config.learning_rate_text)
     step = unet_bytes(base.unet, side // base.vae_scale_factor, base.dtype, checkpointing=checkpointing)
-    if teaches_text or config.max_train_steps_ti:
+    if trains_text or config.max_train_steps_ti:
         step += sum(encoder_bytes(e, base.text.positions, base.dtype) for e in base.text.encoders.values())
-    captions = 0 if teaches_text else config.max_train_steps_tuning * base.text.positions * base.text.width
+    captions = 0 if trains_text else config.max_train_steps_tuning * base.text.positions * base.text.width
     return MemoryEstimate(
         weights=sum(p.numel() * p.element_size() for model in models for p in model.parameters()),
-        learned=_BYTES_LEARNED * _learned(base, config),
+        parameters=_BYTES_PER_PARAMETER * _parameter_count(base, config),
         captions=min(PROMPT_CACHE_BYTES, captions * base.dtype.itemsize),
         step=round(batch * step),
         encoding=4 * side**2 * base.vae.config.block_out_channels[0] * base.vae.dtype.itemsize,
@@ -102,25 +100,25 @@ def estimate(base: DiffusionBase, config: TrainConfig, *, checkpointing: bool) -
 
 
 def unet_bytes(unet: UNet2DConditionModel, side: int, dtype: torch.dtype, *, checkpointing: bool) -> float:
-    """What a step keeps of ``unet`` for one picture of ``side`` × ``side`` latents, computing in ``dtype``."""
-    kept = _FULL if dtype == torch.float32 else _HALF
+    """Return the bytes saved of ``unet`` for one picture of ``side`` × ``side`` latents, computing in ``dtype``."""
+    saved = _FULL if dtype == torch.float32 else _HALF
     whole, largest, inputs = 0.0, 0.0, 0.0
     for module, positions in _blocks(unet, side**2):
         block = 0.0
         if isinstance(module, BasicTransformerBlock):
-            block = kept.transformer * positions * module.dim
+            block = saved.transformer * positions * module.dim
         else:
             inputs += positions * module.in_channels
         if isinstance(module, ResnetBlock2D):
-            block = kept.residual * positions * (module.in_channels + module.out_channels)
+            block = saved.residual * positions * (module.in_channels + module.out_channels)
         whole, largest = whole + block, max(largest, block)
-    return kept.inputs * inputs + largest if checkpointing else whole
+    return saved.inputs * inputs + largest if checkpointing else whole
 
 
 def encoder_bytes(encoder: TextEncoder, positions: int, dtype: torch.dtype) -> float:
-    """What a step keeps of a text encoder for one caption."""
-    kept = _FULL if dtype == torch.float32 else _HALF
-    return kept.encoder * positions * encoder.config.hidden_size * encoder.config.num_hidden_layers
+    """Return the bytes saved of a text encoder for one caption."""
+    saved = _FULL if dtype == torch.float32 else _HALF
+    return saved.encoder * positions * encoder.config.hidden_size * encoder.config.num_hidden_layers
 
 
 def _blocks(unet: UNet2DConditionModel, positions: int) -> Iterator[tuple[Any, int]]:
@@ -133,8 +131,8 @@ def _blocks(unet: UNet2DConditionModel, positions: int) -> Iterator[tuple[Any, i
             yield module, positions // 4**level
 
 
-def _learned(base: DiffusionBase, config: TrainConfig) -> int:
-    """Numbers that learn in stage 2, which are more than stage 1's."""
+def _parameter_count(base: DiffusionBase, config: TrainConfig) -> int:
+    """Return the number of parameters of stage 2's LoRA, which has more than stage 1."""
     rank = config.lora_rank or 1
     return sum(
         rank * (layer.in_features + layer.out_features)
@@ -147,11 +145,11 @@ def _learned(base: DiffusionBase, config: TrainConfig) -> int:
 def choose_checkpointing(
     base: DiffusionBase, config: TrainConfig, log: Callable[[str], None], free: int | None = None
 ) -> bool:
-    """Whether gradients are checkpointed: as ``gradient_checkpointing`` says, where that is ``auto`` only if needed.
+    """Choose whether gradients are checkpointed: with ``gradient_checkpointing`` ``auto`` only if it is needed.
 
     Args:
         log: called with a warning where it may not fit.
-        free: bytes that are left on the device beside the base; None: as it says now, unlimited on a CPU.
+        free: free bytes of the device beside the base; None: as it reports now, unlimited on a CPU.
 
     Raises:
         InputError: it cannot fit.
@@ -174,7 +172,7 @@ def choose_checkpointing(
 
 @contextmanager
 def explain_out_of_memory(base: DiffusionBase, config: TrainConfig, *, checkpointing: bool) -> Iterator[None]:
-    """Within it a device that runs out of memory after all is told as a user's error, with what to lower."""
+    """Turn running out of memory after all, within the context, into a user's error that names what to lower."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -183,7 +181,7 @@ def explain_out_of_memory(base: DiffusionBase, config: TrainConfig, *, checkpoin
 
 
 def _free(device: torch.device) -> int | None:
-    """Bytes that this process can still get on a GPU, PyTorch's own reserve included."""
+    """Return the bytes that this process can still get on a GPU, PyTorch's own reserve included."""
     if device.type != "cuda":
         return None
     reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -191,18 +189,20 @@ def _free(device: torch.device) -> int | None:
 
 
 def _too_large(base: DiffusionBase, config: TrainConfig, why: str, *, checkpointing: bool, share: float) -> InputError:
-    """The error that names what to lower: checkpointing's choice, else the batch, else the resolution.
+    """Return the error that names what to lower: checkpointing's choice, else the batch, else the resolution.
 
     Args:
-        share: part of what is needed that there is.
+        share: free bytes as a share of the needed ones.
     """
     if not checkpointing:
-        return InputError("gradient_checkpointing", config.gradient_checkpointing, f"on at this size, as {why}")
+        return InputError(
+            "gradient_checkpointing", config.gradient_checkpointing, f"on at this size, as {why}", code="out_of_memory"
+        )
     if config.train_batch_size > 1:
-        return InputError("train_batch_size", config.train_batch_size, f"less, as {why}")
+        return InputError("train_batch_size", config.train_batch_size, f"less, as {why}", code="out_of_memory")
     side = config.resolution or base.defaults.resolution
     fitting = base.nearest_side(side * math.sqrt(share) - base.size_step)
-    return InputError("resolution", side, f"about {fitting} or less, as {why}")
+    return InputError("resolution", side, f"about {fitting} or less, as {why}", code="out_of_memory")
 
 
 def _figures(need: int, free: int) -> str:

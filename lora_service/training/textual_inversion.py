@@ -1,8 +1,10 @@
-"""New words for the text encoders: rows that learn beside tables that do not."""
+"""New tokens for the text encoders: embedding rows that learn beside a table that does not.
+
+peft's trainable tokens are not used, as they copy the whole table (49,408 rows of SD 1.5) at every step.
+"""
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,16 +14,16 @@ import torch
 from torch import nn
 
 from lora_service.errors import InputError
-from lora_service.lora.token_embeddings import end_of_prompt, set_end_of_prompt
+from lora_service.lora.token_embeddings import TokenEmbeddings
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.text_encoders import TextEncoder, TextEncoders
 
 
 class LearnedTokens(nn.Module):
-    """Stands in for a text encoder's token embedding; ``n`` ids from ``first`` on are ``rows``.
+    """A text encoder's token embedding in which the ``n`` ids from ``first`` on are ``rows``.
 
-    Only ``rows`` ``(n, width)``, fp32, learn: the predecessors' optimisers ran over
-    the whole table and put it back at each step, to teach two rows.
+    Only ``rows`` ``(n, width)``, fp32, learn: the predecessors' optimisers ran over the whole table and restored it
+    at each step, to teach two rows.
     """
 
     def __init__(self, table: nn.Embedding, rows: torch.Tensor, first: int) -> None:
@@ -30,83 +32,80 @@ class LearnedTokens(nn.Module):
         self.rows = nn.Parameter(rows.float())
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings ``(b, n, width)`` of ``ids`` ``(b, n)``."""
-        place = ids - self.first
-        known = self.table(ids.clamp(max=self.table.num_embeddings - 1))
-        learned = self.rows.to(known.dtype)[place.clamp(0, len(self.rows) - 1)]
-        new = (place >= 0) & (place < len(self.rows))
-        return torch.where(new.unsqueeze(-1), learned, known)
+        """Return the embeddings ``(b, n, width)`` of ``ids`` ``(b, n)``."""
+        embeds = self.table(ids)
+        row = ids - self.first
+        learned = self.rows.to(embeds.dtype)[row.clamp(0, len(self.rows) - 1)]
+        is_learned = (row >= 0) & (row < len(self.rows))
+        return torch.where(is_learned.unsqueeze(-1), learned, embeds)
 
 
 @dataclass(frozen=True, eq=False)
 class AddedTokens:
-    """Words that a base has learned to read for a while.
+    """New tokens of a base, and their embeddings while they learn.
 
     Attributes:
-        text: the base's text side, reading by tokenizers that know them.
-        rows: text encoder -> their rows, which learn.
+        text: the base's text encoders with tokenizers that have the tokens.
+        embeddings: text encoder -> the module with the rows that learn, in the tokens' order.
     """
 
     text: TextEncoders
-    rows: Mapping[str, LearnedTokens]
+    embeddings: Mapping[str, LearnedTokens]
 
 
 @contextmanager
 def added_tokens(base: DiffusionBase, names: Sequence[str], rows: Mapping[str, torch.Tensor]) -> Iterator[AddedTokens]:
-    """Within it all text encoders know ``names``, whose embeddings are ``rows`` (text encoder -> ``(n, width)``).
+    """Add the tokens ``names`` to all text encoders within the context; ``rows``: text encoder -> ``(n, width)``.
 
-    The tokenizers that it gives are copies (fast tokenizers cannot unlearn a word);
-    the base's own are never touched, and its embedding tables are put back at the end.
+    The base's tokenizers are never touched, and its embedding tables are as before at the end.
+
+    Raises:
+        InputError: a name is a token of the base already, and would get no row of its own.
     """
-    # A word that a tokenizer knows already would get no row of its own.
     known = [name for name in names for tokenizer in base.tokenizers.values() if name in tokenizer.get_vocab()]
     if known:
-        raise InputError(
-            "placeholder_tokens", "|".join(names), f"words that {base.name} does not know yet, unlike {known[0]}"
-        )
-    tokenizers = copy.deepcopy(dict(base.tokenizers))
-    learned = {}
-    with ExitStack() as changes:
-        for encoder, tokenizer in tokenizers.items():
-            tokenizer.add_tokens(list(names))
-            # Not always the table's length: some bases' tables are longer than their vocabulary.
+        expected = f"words that {base.name} does not know yet, unlike {known[0]}"
+        raise InputError("placeholder_tokens", "|".join(names), expected, code="token_exists")
+    tokens = TokenEmbeddings(base.text.encoders, base.tokenizers)
+    with ExitStack() as stack:
+        stack.callback(tokens.restore)
+        tokens.set([{name: {encoder: by_row[i] for encoder, by_row in rows.items()} for i, name in enumerate(names)}])
+        learned = {}
+        for encoder, tokenizer in tokens.tokenizers.items():
             first = tokenizer.convert_tokens_to_ids(names[0])
-            model = base.text.encoders[encoder]
-            learned[encoder] = changes.enter_context(_longer_table(model, rows[encoder], first, tokenizer.eos_token_id))
-        yield AddedTokens(base.text.with_tokenizers(tokenizers), learned)
+            learned[encoder] = stack.enter_context(_learning(base.text.encoders[encoder], rows[encoder], first))
+        yield AddedTokens(base.text.with_tokenizers(tokens.tokenizers), learned)
 
 
 @contextmanager
-def _longer_table(encoder: TextEncoder, rows: torch.Tensor, first: int, eos: int) -> Iterator[LearnedTokens]:
-    table, end = encoder.get_input_embeddings(), end_of_prompt(encoder)
+def _learning(encoder: TextEncoder, rows: torch.Tensor, first: int) -> Iterator[LearnedTokens]:
+    table = encoder.get_input_embeddings()
     learned = LearnedTokens(table, rows, first).to(table.weight.device)
     encoder.set_input_embeddings(learned)
-    set_end_of_prompt(encoder, eos)
     try:
         yield learned
     finally:
         encoder.set_input_embeddings(table)
-        set_end_of_prompt(encoder, end)
 
 
 def initial_embeddings(
     base: DiffusionBase, names: Sequence[str], words: Sequence[str], generator: torch.Generator
 ) -> dict[str, torch.Tensor]:
-    """Where the new rows of each text encoder start, ``(n, width)`` fp32.
+    """Return the rows that the new tokens start from: text encoder -> ``(n, width)``, fp32.
 
-    At the ``words``, one of several pieces at their mean; where one is empty at random around 0.
+    Each starts at one of ``words``, a word of several tokens at their mean; where a word is empty at random around 0.
 
     Raises:
-        InputError: a word has no piece that the base knows.
+        InputError: a word has no token in the base's vocabulary.
     """
-    return {encoder: _first_rows(base, encoder, names, words, generator) for encoder in base.text.encoders}
+    return {encoder: _initial_rows(base, encoder, names, words, generator) for encoder in base.text.encoders}
 
 
-def _first_rows(
+def _initial_rows(
     base: DiffusionBase, encoder: str, names: Sequence[str], words: Sequence[str], generator: torch.Generator
 ) -> torch.Tensor:
     table = base.text.encoders[encoder].get_input_embeddings().weight
-    std = base.defaults.token_std or _usual_norm(table) / math.sqrt(table.shape[1])
+    std = base.defaults.token_std or _median_norm(table) / math.sqrt(table.shape[1])
     rows = torch.randn(len(names), table.shape[1], generator=generator) * std
     for i, word in enumerate(words[: len(names)]):
         if not word:
@@ -119,29 +118,30 @@ def _first_rows(
 
 
 class NormPull:
-    """Keeps learned words as loud as real ones.
+    """Pulls the norm of each learned row towards that of real words, as lora_pti does.
 
-    Each row's length is moved towards the recipe's, or towards the usual length of a row of the encoder's table:
-    ``norm ← norm + λ (target − norm)``, ``λ = min(1, 100 · rate)``, which is lora_pti's rule.
+    ``norm ← norm + λ (target − norm)`` with ``λ = min(1, 100 · lr)``; the target is the base's ``token_norm``, or the
+    median norm of the encoder's own rows.
     """
 
-    def __init__(self, base: DiffusionBase, rows: Mapping[str, LearnedTokens]) -> None:
+    def __init__(self, base: DiffusionBase, embeddings: Mapping[str, LearnedTokens]) -> None:
         self._targets = [
-            (learned.rows, base.defaults.token_norm or _usual_norm(learned.table.weight)) for learned in rows.values()
+            (learned.rows, base.defaults.token_norm or _median_norm(learned.table.weight[: learned.first]))
+            for learned in embeddings.values()
         ]
 
-    def __call__(self, rate: float) -> None:
+    def __call__(self, lr: float) -> None:
         for rows, target in self._targets:
-            pull_norms(rows, target, rate)
+            pull_norms(rows, target, lr)
 
 
-def pull_norms(rows: torch.Tensor, target: float, rate: float) -> None:
-    """Move each row's length towards ``target``, in place."""
+def pull_norms(rows: torch.Tensor, target: float, lr: float) -> None:
+    """Move each row's norm towards ``target``, in place."""
     with torch.no_grad():
         norms = rows.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-        rows.mul_((norms + min(1.0, 100 * rate) * (target - norms)) / norms)
+        rows.mul_((norms + min(1.0, 100 * lr) * (target - norms)) / norms)
 
 
-def _usual_norm(table: torch.Tensor) -> float:
-    """The median length of a table's rows ``(n, width)``: never-seen words' are too short for the mean to tell."""
+def _median_norm(table: torch.Tensor) -> float:
+    """Return the median norm of a table's rows ``(n, width)``; rows of never-seen words would distort the mean."""
     return table.detach().float().norm(dim=-1).median().item()

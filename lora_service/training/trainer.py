@@ -11,15 +11,17 @@ from pathlib import Path
 
 import torch
 
-from lora_service.dataset import DatasetOptions, TrainingDataset, TrainingImage, UploadLimits, load_dataset
 from lora_service.dataset.captions.model import CaptionModelRef
 from lora_service.dataset.captions.templates import DEFAULT_MARKS
+from lora_service.dataset.load import load_dataset
+from lora_service.dataset.options import DatasetOptions, UploadLimits
+from lora_service.dataset.training_images import TrainingDataset
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.settings import Settings
 from lora_service.training.config import ResolvedConfig, TrainConfig, resolve_config
 from lora_service.training.export import TrainedAdapter, export_lora
-from lora_service.training.latent_cache import CachedLatents, cache_latents
+from lora_service.training.latent_cache import cache_latents
 from lora_service.training.loop import LoopReport, OnProgress
 from lora_service.training.lora_layers import Layers, lora_layers
 from lora_service.training.memory import choose_checkpointing, explain_out_of_memory
@@ -32,11 +34,16 @@ TRIGGERS = ("ohwx", "zkvi", "qlum", "vrep", "xabo", "nujx", "wizq", "bovk", "jyr
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training made, and how it went."""
+    """The LoRA file of a training, and how the training went.
+
+    Attributes:
+        stages: "stage 1", "stage 2" -> its report; a stage without steps is not in it.
+        seconds: phase -> seconds.
+    """
 
     path: Path
     resolved: ResolvedConfig
-    pictures: TrainingDataset
+    dataset: TrainingDataset
     stages: dict[str, LoopReport]
     seconds: dict[str, float]
 
@@ -52,10 +59,10 @@ class Trainer:
 
     Args:
         base: the base model; its weights are as before when :meth:`run` ends, however it ends.
-        folder: the job's own working folder; the LoRA file is written there.
+        folder: the job's working folder; the LoRA file is written there.
         on_progress: called now and then with the stage, the step and the loss.
         log: called with lines for the person who waits.
-        settings: limits of what is read, and the models that find faces and write captions.
+        settings: limits of uploads, and the models that find faces and write captions.
     """
 
     base: DiffusionBase
@@ -71,49 +78,50 @@ class Trainer:
         Raises:
             PicturesError: the pictures cannot be used.
             InputError: an input cannot be used on this base.
+            DivergedError: the loss is not finite.
         """
-        resolved = self._decide(config)
+        resolved = self._resolve(config)
         checkpointing = choose_checkpointing(self.base, resolved.config, self.log)
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._timed("pictures"):
-            pictures = load_dataset(source, self._picture_options(resolved), self.folder)
-        for line in pictures.report.lines():
+            dataset = load_dataset(source, self._dataset_options(resolved), self.folder)
+        for line in dataset.report.lines():
             self.log(line)
         self.log(f"base: {self.base.defaults.title}; {resolved.describe_defaults(config)}")
         with explain_out_of_memory(self.base, resolved.config, checkpointing=checkpointing):
-            with self._timed("latents"):
-                cache = self._encode(pictures.pictures, resolved)
+            context = self._context(dataset, resolved)
             with precision(self.base, resolved, checkpointing=checkpointing) as autocast:
-                context = TrainingContext(self.base, pictures.pictures, cache, resolved, self.base.text, autocast)
-                learned, stages = self._learn(context)
-        path = export_lora(self.folder / "lora.safetensors", learned, self.base, resolved, pictures.report, stages)
-        return TrainResult(path, resolved, pictures, stages, dict(self._seconds))
+                adapter, stages = self._train(replace(context, autocast=autocast))
+        path = export_lora(self.folder / "lora.safetensors", adapter, self.base, resolved, dataset.report, stages)
+        return TrainResult(path, resolved, dataset, stages, dict(self._seconds))
 
-    def _encode(self, pictures: tuple[TrainingImage, ...], resolved: ResolvedConfig) -> list[CachedLatents]:
+    def _context(self, dataset: TrainingDataset, resolved: ResolvedConfig) -> TrainingContext:
         config = resolved.config
         flip, jitter = bool(config.flip), bool(config.color_jitter)
-        return cache_latents(pictures, self.base, flip=flip, color_jitter=jitter, seed=config.seed or 0)
+        with self._timed("latents"):
+            latents = cache_latents(dataset.pictures, self.base, flip=flip, color_jitter=jitter, seed=config.seed or 0)
+        return TrainingContext(self.base, dataset.pictures, latents, resolved, self.base.text, autocast=None)
 
-    def _learn(self, context: TrainingContext) -> tuple[TrainedAdapter, dict[str, LoopReport]]:
-        """Both stages; the base is as before afterwards, and what was learned is beside it."""
+    def _train(self, context: TrainingContext) -> tuple[TrainedAdapter, dict[str, LoopReport]]:
+        """Run both stages; the base is as before afterwards."""
         resolved = context.resolved
         generator = torch.Generator().manual_seed(resolved.config.seed or 0)
-        learned = TrainedAdapter(None)
+        adapter = TrainedAdapter(None)
         stages: dict[str, LoopReport] = {}
-        with ExitStack() as changes:
+        with ExitStack() as stack:
             if resolved.tokens:
-                start = initial_embeddings(self.base, resolved.tokens, resolved.initializers, generator)
-                learned.tokens = changes.enter_context(added_tokens(self.base, resolved.tokens, start))
-                context = replace(context, text=learned.tokens.text)
+                rows = initial_embeddings(self.base, resolved.tokens, resolved.initializers, generator)
+                adapter.tokens = stack.enter_context(added_tokens(self.base, resolved.tokens, rows))
+                context = replace(context, text=adapter.tokens.text)
                 with self._timed("stage 1"):
-                    stages["stage 1"] = train_textual_inversion(context, learned.tokens, self.on_progress)
+                    stages["stage 1"] = train_textual_inversion(context, adapter.tokens, self.on_progress)
             if resolved.config.max_train_steps_tuning:
-                learned.layers = self._add_layers(changes, resolved, generator)
+                adapter.layers = self._add_layers(stack, resolved, generator)
                 with self._timed("stage 2"):
-                    stages["stage 2"] = train_lora(context, learned.layers, learned.tokens, self.on_progress)
-        return learned, stages
+                    stages["stage 2"] = train_lora(context, adapter.layers, adapter.tokens, self.on_progress)
+        return adapter, stages
 
-    def _decide(self, config: TrainConfig) -> ResolvedConfig:
+    def _resolve(self, config: TrainConfig) -> ResolvedConfig:
         seed = random.SystemRandom().randrange(2**32) if config.seed is None else config.seed
         trigger = config.trigger or " ".join(
             word for word in (random.Random(seed).choice(TRIGGERS), config.class_word) if word
@@ -122,7 +130,7 @@ class Trainer:
         self.base.check_side("resolution", resolved.config.resolution or self.base.defaults.resolution)
         return resolved
 
-    def _picture_options(self, resolved: ResolvedConfig) -> DatasetOptions:
+    def _dataset_options(self, resolved: ResolvedConfig) -> DatasetOptions:
         config = resolved.config
         return DatasetOptions(
             resolution=config.resolution or self.base.defaults.resolution,
@@ -138,14 +146,14 @@ class Trainer:
             caption_model=CaptionModelRef.from_settings(self.settings),
         )
 
-    def _add_layers(self, changes: ExitStack, resolved: ResolvedConfig, generator: torch.Generator) -> Layers:
-        """LoRA layers in the UNet and in the text encoders, until ``changes`` ends; none where the rate is 0."""
+    def _add_layers(self, stack: ExitStack, resolved: ResolvedConfig, generator: torch.Generator) -> Layers:
+        """Add LoRA layers to the UNet and the text encoders until ``stack`` ends; none where the rate is 0."""
         config = resolved.config
         rank, alpha = config.lora_rank or 1, config.lora_alpha or 1.0
         layers = {}
         for component, model in self.base.components.items():
             if config.learning_rate_unet if component == "unet" else config.learning_rate_text:
-                layers[component] = changes.enter_context(lora_layers(component, model, rank, alpha, generator))
+                layers[component] = stack.enter_context(lora_layers(component, model, rank, alpha, generator))
         return layers
 
     @contextmanager
@@ -157,23 +165,22 @@ class Trainer:
 
 @contextmanager
 def precision(base: DiffusionBase, resolved: ResolvedConfig, *, checkpointing: bool) -> Iterator[torch.dtype | None]:
-    """The dtype to compute in, None for fp32; within it the UNet's gradients are checkpointed where asked for.
+    """Yield the dtype to compute in, None for fp32; within the context gradients of the UNet may be checkpointed.
 
-    ``auto`` is what the base's weights are held in: fp32 on a CPU, which gains
-    nothing from less, bf16 on a card that has it, fp16 (with scaled gradients) on older ones.
+    ``auto`` is the dtype of the base's weights: fp32 on a CPU, which gains nothing from less, bf16 on a card that has
+    it, fp16 (with scaled gradients) on older ones.
 
     Raises:
-        InputError: fp16 on a CPU, which has no gradient scaling; or full precision of weights that are held in half.
+        InputError: fp16 on a CPU, which has no gradient scaling; or full precision of weights in half precision.
     """
-    asked = resolved.config.mixed_precision
-    if asked == "fp16" and base.device.type != "cuda":
-        raise InputError("mixed_precision", asked, f"auto, no or bf16 on a {base.device.type} device")
-    if asked == "no" and base.dtype != torch.float32:
-        raise InputError(
-            "mixed_precision", asked, "auto, fp16 or bf16 here, as the server holds the base in half precision"
-        )
-    held = None if base.dtype == torch.float32 else base.dtype
-    dtype = {"auto": held, "no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[asked]
+    mode = resolved.config.mixed_precision
+    if mode == "fp16" and base.device.type != "cuda":
+        raise InputError("mixed_precision", mode, f"auto, no or bf16 on a {base.device.type} device")
+    if mode == "no" and base.dtype != torch.float32:
+        expected = "auto, fp16 or bf16 here, as the server holds the base in half precision"
+        raise InputError("mixed_precision", mode, expected)
+    auto = None if base.dtype == torch.float32 else base.dtype
+    dtype = {"auto": auto, "no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[mode]
     if not checkpointing:
         yield dtype
         return

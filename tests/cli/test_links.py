@@ -21,21 +21,21 @@ LINK = "https://files.example.org/lora.safetensors"
 
 def test_resolve_prints_one_object() -> None:
     result = CliRunner().invoke(resolve_command, ["https://civitai.com/models/1?token=SECRET", "--json"])
-    found = json.loads(result.output)
-    assert set(found) == {"site", "url", "headers", "cache_key"}
-    assert found["url"] == "https://civitai.com/api/v1/models/1"
-    assert found["headers"] == ["Authorization"]
+    printed = json.loads(result.output)
+    assert set(printed) == {"site", "url", "headers", "cache_key"}
+    assert printed["url"] == "https://civitai.com/api/v1/models/1"
+    assert printed["headers"] == ["Authorization"]
     assert "SECRET" not in result.output
 
 
-def test_resolve_speaks_to_people_too() -> None:
+def test_resolve_prints_lines_for_people() -> None:
     result = CliRunner().invoke(resolve_command, [DRIVE_LINK])
     assert "google-drive" in result.output
     assert "https://drive.usercontent.google.com/download?id=1AbCdEfGh&export=download&confirm=t" in result.output
     assert "listing" in CliRunner().invoke(resolve_command, ["owner/name"]).output
 
 
-def test_resolve_passes_a_mistake_on_for_the_command_line_to_tell() -> None:
+def test_resolve_leaves_mistakes_to_the_command_line() -> None:
     result = CliRunner().invoke(resolve_command, ["ftp://example.org/a"])
     assert isinstance(result.exception, LinkError)
 

@@ -17,6 +17,7 @@ from lora_service.lora.reader import read_lora
 from lora_service.lora.summary import as_text, summary_of
 from lora_service.lora.weights import LoraLayer, LoraWeights
 from lora_service.lora.writer import FORMAT_NAMES, write_lora
+from tests.errors import raises
 from tests.lora.lora_fakes import TOKEN_NAMES, assert_same_changes, is_cloneofsimo_target, random_lora, save
 from tests.small_models import small_models
 
@@ -39,21 +40,29 @@ def run(command: object, *arguments: object) -> Result:
 
 
 def test_inspect_prints_one_object_for_programs(file: Path) -> None:
-    found = json.loads(run(inspect_command, file, "--json").output)
-    assert found["layout"] == "kohya"
-    assert found["base"] == "a base with a text width of 32"
-    assert (found["rank"], found["alpha"]) == (4, 4.0)
-    assert found["modules"] == {"unet": 54, "text_encoder": 8}
-    assert found["tokens"] == ["<s1>", "<s2>"]
-    assert found["trigger"] == "rexdog"
-    assert found["thumbnail"] == "jpeg, 3 kB"
-    assert found["metadata"]["modelspec.title"] == STRINGS["modelspec.title"]
+    printed = json.loads(run(inspect_command, file, "--json").output)
+    assert printed["layout"] == "kohya"
+    assert printed["base"] == "a base with a text width of 32"
+    assert (printed["rank"], printed["alpha"]) == (4, 4.0)
+    assert printed["modules"] == {"unet": 54, "text_encoder": 8}
+    assert printed["tokens"] == ["<s1>", "<s2>"]
+    assert printed["trigger"] == "rexdog"
+    assert printed["thumbnail"] == "jpeg, 3 kB"
+    assert printed["metadata"]["modelspec.title"] == STRINGS["modelspec.title"]
 
 
 def test_inspect_prints_lines_with_bars_for_people(file: Path) -> None:
     text = run(inspect_command, file).output
-    for wanted in ("kohya", "unet 54, text_encoder 8", "<s1> <s2>", "rexdog", "jpeg, 3 kB", "unet down_blocks.0", "█"):
-        assert wanted in text
+    for expected in (
+        "kohya",
+        "unet 54, text_encoder 8",
+        "<s1> <s2>",
+        "rexdog",
+        "jpeg, 3 kB",
+        "unet down_blocks.0",
+        "█",
+    ):
+        assert expected in text
     assert "\x1b" not in text
     assert "AAAA" not in text
 
@@ -110,8 +119,9 @@ def test_convert_writes_where_it_is_told_and_keeps_full_precision_if_told(file: 
 
 def test_convert_does_not_overwrite_a_file_that_was_not_named(file: Path) -> None:
     run(convert_command, file, "--to", "kohya")
-    with pytest.raises(InputError, match="rex-kohya"):
+    with raises(InputError, field="--output") as caught:
         run(convert_command, file, "--to", "kohya")
+    assert caught.value.value == str(file.with_name("rex-kohya.safetensors"))
 
 
 def test_every_layout_that_can_be_written_can_be_asked_for() -> None:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from lora_service.cli import main
+from lora_service.cli.jobs import split_scale
 from lora_service.lora.reader import read_lora
 from tests.small_base import picture_zip
 
@@ -28,9 +29,9 @@ def test_a_zip_becomes_a_lora_and_the_lora_pictures(
 ) -> None:
     archive, lora, pictures = picture_zip(tmp_path / "p.zip"), tmp_path / "new" / "dog.safetensors", tmp_path / "out"
     assert run(monkeypatch, "train", str(archive), "-o", str(lora), *QUICK) == 0
-    said = capsys.readouterr().out
-    assert "stage 1 (tokens): step 2 of 2" in said
-    assert f"lora-service generate 'a photo of <1>' --lora {lora}" in said
+    output = capsys.readouterr().out
+    assert "stage 1 (tokens): step 2 of 2" in output
+    assert f"lora-service generate 'a photo of <1>' --lora {lora}" in output
     assert read_lora(lora).tokens == ("<s1>", "<s2>")
     assert [path.name for path in lora.parent.iterdir()] == ["dog.safetensors"]
     draw = [
@@ -57,7 +58,12 @@ def test_a_zip_becomes_a_lora_and_the_lora_pictures(
         (["train", "PLAIN"], "error: "),
         (["train", "ZIP", "--lora_rank", "0"], "error: lora_rank is '0', but it must be at least 1."),
         (["train"], "error: instance_data is None, but it must be a zip of pictures"),
-        (["train", "ZIP", "--lora_rnk", "3"], "No such option"),
+        (["train", "ZIP", "--lora_rnk", "3"], "error: No such option '--lora_rnk'"),
+        (["train", "ZIP", "--flip", "maybe"], "error: "),
+        (["train", "ZIP", "--flip=maybe"], "error: flip is 'maybe', but it must be true or false."),
+        (["train", "ZIP", "--mixed-precision", "fp8"], "error: mixed_precision is 'fp8'"),
+        (["trian", "ZIP"], "error: No such command 'trian'"),
+        (["generate"], "error: Missing argument 'PROMPT'"),
         (["train", "gone.zip"], "does not exist"),
         (["generate", "a cat", "--lora", "PLAIN"], "error: "),
         (["generate", "a cat", "--width", "65"], "error: width is 65, but it must be a multiple of 8"),
@@ -78,11 +84,11 @@ def test_a_mistake_is_one_sentence_and_status_2(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "plain.txt").write_text("no lora, no zip")
     names = {"PLAIN": "plain.txt", "ZIP": str(picture_zip(tmp_path / "p.zip"))}
-    given = [names.get(a.split("@")[0], a.split("@")[0]) + a[len(a.split("@")[0]) :] for a in arguments]
-    assert run(monkeypatch, *given) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert "Traceback" not in said
+    resolved = [names.get(a.split("@")[0], a.split("@")[0]) + a[len(a.split("@")[0]) :] for a in arguments]
+    assert run(monkeypatch, *resolved) == 2
+    output = capsys.readouterr().err
+    assert message in output
+    assert output.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.zip", "plain.txt"]
 
 
@@ -111,4 +117,27 @@ def test_a_server_is_not_started_on_what_can_be_no_base(
     ],
 )
 def test_a_scale_is_split_off_at_the_last_at_sign(text: str, parts: tuple[str, str]) -> None:
-    assert main._link_and_scale(text) == parts
+    assert split_scale(text) == parts
+
+
+@pytest.mark.parametrize("name", main.COMMANDS)
+def test_the_list_of_commands_has_the_first_sentence_of_each(name: str) -> None:
+    command = main.COMMANDS[name].load()
+    assert command.name == name
+    assert main.COMMANDS[name].help == (command.help or "").split("\n\n")[0].replace("\n", " ")
+
+
+def test_the_commands_are_listed_without_importing_any(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(main.LazyCommand, "load", lambda self: pytest.fail(f"{self.module} is imported"))
+    assert run(monkeypatch, "--help") == 0
+    shown = [line.split()[0] for line in capsys.readouterr().out.partition("Commands:")[2].splitlines() if line]
+    assert set(main.COMMANDS) <= set(shown)
+
+
+def test_no_command_is_a_mistake_that_shows_them_all(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch) == 2
+    assert "Commands:" in capsys.readouterr().err

@@ -156,22 +156,22 @@ def test_every_scheduler_is_reproducible_by_seed(scheduler: str, predicted: str)
     assert pixels(again) == pixels(first)
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_every_scheduler_samples_the_same_from_predicted_noise_and_predicted_latents(scheduler: str) -> None:
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_samples_the_same_from_predicted_noise_and_predicted_latents(name: str) -> None:
     samples = []
     for prediction_type in ("epsilon", "sample"):
-        sampler = make_scheduler(scheduler, small_base(prediction_type).scheduler_config)
-        sampler.set_timesteps(5)
+        scheduler = make_scheduler(name, small_base(prediction_type).scheduler_config)
+        scheduler.set_timesteps(5)
         rng = torch.Generator().manual_seed(0)
-        x = torch.randn(1, 4, 4, 4, generator=rng) * sampler.init_noise_sigma
-        for t in sampler.timesteps:
-            noisy = sampler.scale_model_input(x, t)
-            in_sigmas = sampler.init_noise_sigma != 1  # these may stand between two timesteps
-            alpha = 1 / (1 + sampler.sigmas[sampler.step_index] ** 2) if in_sigmas else sampler.alphas_cumprod[t]
+        x = torch.randn(1, 4, 4, 4, generator=rng) * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            noisy = scheduler.scale_model_input(x, t)
+            in_sigmas = scheduler.init_noise_sigma != 1  # these may stand between two timesteps
+            alpha = 1 / (1 + scheduler.sigmas[scheduler.step_index] ** 2) if in_sigmas else scheduler.alphas_cumprod[t]
             latents = torch.tanh(noisy)
             noise = (noisy - alpha.sqrt() * latents) / (1 - alpha).sqrt()
-            kwargs = {"generator": rng} if "generator" in inspect.signature(sampler.step).parameters else {}
-            x = sampler.step(latents if prediction_type == "sample" else noise, t, x, **kwargs).prev_sample
+            kwargs = {"generator": rng} if "generator" in inspect.signature(scheduler.step).parameters else {}
+            x = scheduler.step(latents if prediction_type == "sample" else noise, t, x, **kwargs).prev_sample
         samples.append(x)
     torch.testing.assert_close(samples[1], samples[0], rtol=1e-3, atol=1e-3)
 

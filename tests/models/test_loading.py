@@ -31,10 +31,10 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_folder_is_loaded_frozen_with_its_own_weights(folder: Path) -> None:
     loaded, saved = load_base(Settings(base_model=str(folder))), small_base()
-    for name, part in loaded.components.items():
-        assert not part.training
+    for name, model in loaded.components.items():
+        assert not model.training
         for key, value in saved.components[name].state_dict().items():
-            assert torch.equal(part.state_dict()[key], value), key
+            assert torch.equal(model.state_dict()[key], value), key
     assert not any(p.requires_grad for p in loaded.vae.parameters())
     assert loaded.prediction_type == "epsilon"
     assert loaded.defaults == SD15
@@ -43,11 +43,11 @@ def test_a_folder_is_loaded_frozen_with_its_own_weights(folder: Path) -> None:
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
 def test_a_folder_of_an_xl_is_loaded_whole(tmp_path: Path, variant: str | None) -> None:
-    own = small_base("v_prediction", "sdxl")
-    pipeline_of(own).save_pretrained(tmp_path / "xl", variant=variant)
+    original = small_base("v_prediction", "sdxl")
+    pipeline_of(original).save_pretrained(tmp_path / "xl", variant=variant)
     loaded = load_base(Settings(base_model=str(tmp_path / "xl")))
-    for name, part in own.components.items():
-        for key, value in part.state_dict().items():
+    for name, model in original.components.items():
+        for key, value in model.state_dict().items():
             assert torch.equal(loaded.components[name].state_dict()[key], value), (name, key)
     assert (loaded.defaults, loaded.prediction_type, loaded.is_xl) == (SDXL, "v_prediction", True)
     assert loaded.text.zeros_for_empty_prompt
@@ -65,9 +65,9 @@ def test_a_folder_of_an_xl_is_loaded_whole(tmp_path: Path, variant: str | None) 
 def test_the_vae_of_an_xl_stays_in_full_precision_unless_it_is_a_fixed_one(
     tmp_path: Path, family: str, dtype: str, force_upcast: bool, expected: torch.dtype
 ) -> None:
-    own = small_base(family=family)
-    own.vae.register_to_config(force_upcast=force_upcast)
-    pipeline_of(own).save_pretrained(tmp_path / "base")
+    original = small_base(family=family)
+    original.vae.register_to_config(force_upcast=force_upcast)
+    pipeline_of(original).save_pretrained(tmp_path / "base")
     loaded = load_base(Settings.model_validate({"base_model": str(tmp_path / "base"), "dtype": dtype}))
     assert loaded.vae.dtype == expected
     assert loaded.unet.dtype == getattr(torch, dtype)
@@ -136,10 +136,10 @@ def test_an_xl_without_its_second_text_encoder_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_unet_that_takes_more_than_latents_is_refused(tmp_path: Path) -> None:
-    own = small_base()
-    own.unet.conv_in = torch.nn.Conv2d(9, 32, 3, padding=1)
-    own.unet.register_to_config(in_channels=9)
-    pipeline_of(own).save_pretrained(tmp_path / "base")
+    original = small_base()
+    original.unet.conv_in = torch.nn.Conv2d(9, 32, 3, padding=1)
+    original.unet.register_to_config(in_channels=9)
+    pipeline_of(original).save_pretrained(tmp_path / "base")
     with raises(BaseModelError, code="unsupported_model") as caught:
         load_base(Settings(base_model=str(tmp_path / "base")))
     assert "inpainting" in str(caught.value)

@@ -55,19 +55,19 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_single_file_generates_the_images_of_its_models(family: str, write: Any) -> None:
-    loaded, own = load_base(Settings(base_model=str(write(family)))), small_base(family=family)
+    loaded, original = load_base(Settings(base_model=str(write(family)))), small_base(family=family)
     assert loaded.is_xl == (family == "sdxl")
-    for name, part in {**own.components, "vae": own.vae}.items():
+    for name, model in {**original.components, "vae": original.vae}.items():
         state = (loaded.vae if name == "vae" else loaded.components[name]).state_dict()
-        for key, value in part.state_dict().items():
+        for key, value in model.state_dict().items():
             assert torch.equal(state[key], value), (name, key)
-    loaded.scheduler_config = own.scheduler_config
+    loaded.scheduler_config = original.scheduler_config
     loaded.text = loaded.text.with_tokenizers(
-        own.tokenizers
+        original.tokenizers
     )  # the small vocabulary has no "!" with the id 0 to pad with
     inputs = {"prompt": "a dog", "seed": 1, "num_inference_steps": 2, "guidance_scale": 4.0, "width": 32, "height": 32}
     request = GenerateRequest.of(inputs)
-    images = [ImageGenerator(base).generate(request, [])[0].image.tobytes() for base in (loaded, own)]
+    images = [ImageGenerator(base).generate(request, [])[0].image.tobytes() for base in (loaded, original)]
     assert images[0] == images[1]
 
 
@@ -182,7 +182,7 @@ def test_unreadable_files_are_refused(name: str, code: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("family", "part", "count"),
+    ("family", "model_name", "count"),
     [
         # The published models' counts.
         ("sd15", "unet", 859_520_964),
@@ -196,6 +196,8 @@ def test_unreadable_files_are_refused(name: str, code: str, tmp_path: Path) -> N
         ("sdxl", "text_encoder_2", 694_659_840),
     ],
 )
-def test_the_configurations_are_those_of_the_published_models(family: str, part: str, count: int) -> None:
-    model = {"unet": bare_unet, "vae": bare_vae}.get(part, lambda name: bare_text_encoder(name, part))(family)
+def test_the_configurations_are_those_of_the_published_models(family: str, model_name: str, count: int) -> None:
+    model = {"unet": bare_unet, "vae": bare_vae}.get(model_name, lambda name: bare_text_encoder(name, model_name))(
+        family
+    )
     assert sum(parameter.numel() for parameter in model.parameters()) == count

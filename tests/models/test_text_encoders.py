@@ -61,7 +61,7 @@ def test_gradients_reach_the_new_rows_of_both_text_encoders() -> None:
         embeds = tokens.text.encode(tokens.text.tokenize(["a <s1>"]))
         assert embeds.pooled is not None
         (embeds.states.square().mean() + embeds.pooled.square().mean()).backward()
-        assert all(rows.rows.grad.abs().max() > 0 for rows in tokens.rows.values())  # type: ignore[union-attr]
+        assert all(table.rows.grad.abs().max() > 0 for table in tokens.embeddings.values())  # type: ignore[union-attr]
 
 
 def test_parts_of_a_batch_are_what_each_text_gives() -> None:

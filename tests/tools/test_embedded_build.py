@@ -9,9 +9,12 @@ from diffusers import StableDiffusionPipeline
 from lora_service.models.loading import load_base
 from lora_service.models.registry import EMBEDDED
 from lora_service.settings import Settings
-from tools.embedded import build, tokenizer, vae
+from tools.embedded import build, diffusion, tokenizer, vae
 from tools.embedded.components import CHANNELS, Components
-from tools.embedded.pool import pool, to_tensor
+from tools.embedded.pool import drawing, pool, to_tensor
+from tools.world.description import GROUPS
+
+FEW = build.Scale(pictures=96, batch=8)
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +29,9 @@ def components(work: Path) -> Components:
 
 @pytest.fixture
 def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, few in (("PICTURES", 64), ("VARIETY", 64), ("UNSEEN", 2), ("FOR_COMPONENTS", 64)):
+    for name, few in (("VARIETY", 64), ("UNSEEN", 2), ("FOR_COMPONENTS", 64)):
         monkeypatch.setattr(build, name, few)
+    monkeypatch.setattr(build.build, "__defaults__", (*build.build.__defaults__[:-1], FEW))
 
 
 def test_latents_are_told_apart_by_how_much_they_vary(components: Components, work: Path) -> None:
@@ -59,9 +63,9 @@ def test_a_tokenizer_once_learned_is_kept(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("few_pictures")
 def test_a_run_makes_a_base_that_draws_and_a_second_goes_on_from_it(work: Path, tmp_path: Path) -> None:
     steps = build.Steps(encoder=2, decoder=2, denoiser=2, finish=2)
-    assert build.build(work, steps, only="encoder") is None
+    assert build.build(work, steps, only="encoder", scale=FEW) is None
     assert [path.name for path in work.glob("*.pt")] == ["encoder.pt"]
-    made = build.build(work, steps, only=None)
+    made = build.build(work, steps, scale=FEW)
     assert made is not None
     build.export(made, tmp_path)
     base = load_base(Settings(base_model=str(tmp_path)))
@@ -71,7 +75,7 @@ def test_a_run_makes_a_base_that_draws_and_a_second_goes_on_from_it(work: Path, 
     drawn = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)("a red star", num_inference_steps=2)
     assert drawn.images[0].size == (64, 64)
     files = {path: path.stat().st_mtime_ns for path in work.glob("*.pt")}
-    again = build.build(work, steps, only=None)
+    again = build.build(work, steps, scale=FEW)
     assert again is not None
     assert {path: path.stat().st_mtime_ns for path in work.glob("*.pt")} == files
     weights, same = (pipeline.unet.state_dict() for pipeline in (made, again))
@@ -82,7 +86,7 @@ def test_a_run_makes_a_base_that_draws_and_a_second_goes_on_from_it(work: Path, 
 def test_the_finish_goes_on_from_a_model_that_was_made_before(tmp_path: Path) -> None:
     shipped = StableDiffusionPipeline.from_pretrained(EMBEDDED, safety_checker=None)
     steps = build.Steps(encoder=9, decoder=9, denoiser=9, finish=1)
-    further = build.build(tmp_path, steps, only=None, start=EMBEDDED)
+    further = build.build(tmp_path, steps, before=build.Before(EMBEDDED, all=True), scale=FEW)
     assert further is not None
     assert [path.name for path in tmp_path.glob("*.pt")] == ["finish.pt"]
     assert further.tokenizer.get_vocab() == shipped.tokenizer.get_vocab()
@@ -93,3 +97,65 @@ def test_the_finish_goes_on_from_a_model_that_was_made_before(tmp_path: Path) ->
     build.export(further, tmp_path / "out")
     for kept in ("vae/config.json", "tokenizer/tokenizer.json", "unet/config.json"):
         assert (tmp_path / "out" / kept).read_text() == (EMBEDDED / kept).read_text(), kept
+
+
+@pytest.mark.usefixtures("few_pictures")
+def test_a_new_unet_learns_on_the_vae_of_a_model_that_was_made_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append(options))
+    shipped = StableDiffusionPipeline.from_pretrained(EMBEDDED, safety_checker=None)
+    steps = build.Steps(encoder=9, decoder=9, denoiser=9, finish=9, seconds=3)
+    before, scale = build.Before(EMBEDDED, all=False), build.Scale(pictures=96, batch=8, compiled=True)
+    made = build.build(tmp_path, steps, before=before, scale=scale)
+    assert made is not None
+    assert compiled == [{"dynamic": False}]
+    assert [path.name for path in tmp_path.glob("*.pt")] == ["denoiser.pt"]
+    build.export(made, tmp_path / "out")
+    base = load_base(Settings(base_model=str(tmp_path / "out")))
+    assert all(torch.equal(weights, shipped.vae.state_dict()[name]) for name, weights in base.vae.state_dict().items())
+    assert made.tokenizer.get_vocab() == shipped.tokenizer.get_vocab()
+    untrained = diffusion.Denoiser.new(made.tokenizer)
+    for part in ("unet", "text_encoder"):
+        weights, trained = (getattr(model, part).state_dict() for model in (untrained, made))
+        assert {name: value.shape for name, value in weights.items()} == {k: v.shape for k, v in trained.items()}
+        assert any(not torch.equal(trained[name], value.half()) for name, value in weights.items()), part
+
+
+def test_warming_up_teaches_nothing() -> None:
+    model = diffusion.Denoiser.new(StableDiffusionPipeline.from_pretrained(EMBEDDED, safety_checker=None).tokenizer)
+    before = {name: weights.clone() for name, weights in model.state_dict().items()}
+    diffusion.warm_up(model.on(torch.device("cpu")), batch=2)
+    assert all(torch.equal(weights, before[name]) for name, weights in model.state_dict().items())
+    assert all(weights.grad is None for weights in model.parameters())
+
+
+def test_weights_fit_into_the_package() -> None:
+    model = diffusion.Denoiser.new(StableDiffusionPipeline.from_pretrained(EMBEDDED, safety_checker=None).tokenizer)
+    for part in (model.unet, model.text_encoder):
+        assert 2 * sum(weights.numel() for weights in part.parameters()) < 16 * 2**20 - 2**17
+
+
+def test_captions_become_the_tokenizers_own_ids_and_leave_it_as_it_was() -> None:
+    own = StableDiffusionPipeline.from_pretrained(EMBEDDED, safety_checker=None).tokenizer
+    captions = ["a big red star on a dotted green background", "", "an " + "old " * 60 + "cat"]
+    before = own.backend_tokenizer.to_str()
+    ids = diffusion.token_ids(own, captions)
+    assert own.backend_tokenizer.to_str() == before
+    wanted = own(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    torch.testing.assert_close(ids, wanted, rtol=0, atol=0)
+
+
+def test_pictures_of_the_world_come_with_their_captions_and_groups(tmp_path: Path) -> None:
+    drawn = drawing("world", 600, tmp_path)
+    pictures, told = drawn()
+    assert drawn() is not None
+    assert pictures.shape == (600, 64, 64, 3)
+    assert (pictures.reshape(600, -1).std(axis=1) > 0).all()
+    assert {group for _, group in told} == set(GROUPS)
+    again, same = pool("world", 600, tmp_path)
+    assert (again == pictures).all()
+    assert [list(one) for one in told] == same
+    one = pool("world", 1, tmp_path)
+    assert (one[0] == pictures[:1]).all()

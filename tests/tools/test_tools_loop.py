@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from tools.embedded import loop
 from tools.embedded.loop import Plan, Stepper, fit
+from tools.embedded.muon import Muon
 
 
 def _is_matrix(name: str, weights: nn.Parameter) -> bool:
@@ -65,3 +67,73 @@ def test_muon_moves_convolutions_and_matrices_along_all_directions_alike() -> No
 def test_muon_refuses_convolutions_that_it_could_not_move() -> None:
     with pytest.raises(RuntimeError, match="view"):
         Stepper(_model(), Plan(1, 1e-2, orthogonal=_is_matrix))
+
+
+def test_matrices_of_one_shape_step_as_with_pytorchs_muon() -> None:
+    generator = torch.Generator().manual_seed(3)
+    shapes = ((6, 20), (20, 6), (6, 20), (5, 5))
+    ours = [torch.randn(shape, generator=generator) for shape in shapes]
+    theirs = [nn.Parameter(matrix.clone()) for matrix in ours]
+    muon = Muon(ours, 0.1)
+    reference = torch.optim.Muon(theirs, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        gradients = [torch.randn(shape, generator=generator) for shape in shapes]
+        for matrix, gradient in zip(theirs, gradients, strict=True):
+            matrix.grad = gradient.clone()
+        muon.step(gradients, 1e-2)
+        reference.step()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other.detach(), rtol=0, atol=2e-3)  # the iteration is in bf16
+
+
+@pytest.fixture
+def seconds_fly(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that stands still until the test moves it on."""
+    clock = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+    return clock
+
+
+def _train_for(seconds: float, clock: list[float], state: Path, pace: float, stop: int | None = None) -> list[float]:
+    """The rates of the steps, each of ``pace`` seconds; ``stop`` is the step that is interrupted."""
+    model, rates = _model(), []
+    plan = Plan.within(seconds, 1e-2, warmup=2, average=0.9)
+    step_with = Stepper.step
+
+    def noted(self: Stepper, rate: float) -> None:
+        rates.append(rate)
+        step_with(self, rate)
+
+    def loss_of_step(step: int, generator: torch.Generator) -> torch.Tensor:
+        if step == stop:
+            raise KeyboardInterrupt
+        clock[0] += pace
+        return model(torch.randn(8, 3, 4, 4, generator=generator)).square().mean()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stepper, "step", noted)
+        fit(model, loss_of_step, plan, state)
+    return rates
+
+
+def test_a_run_of_seconds_ends_in_time_with_its_rate_decayed(tmp_path: Path, seconds_fly: list[float]) -> None:
+    rates = _train_for(100, seconds_fly, tmp_path / "state.pt", pace=0.25)
+    assert seconds_fly[0] == pytest.approx(100, abs=0.5)
+    assert len(rates) == pytest.approx(400, abs=2)
+    assert rates[10:190] == [1e-2] * 180
+    assert rates[190:] == sorted(rates[190:], reverse=True)
+    assert rates[-1] < 2e-4
+    assert torch.load(tmp_path / "state.pt")["step"] == len(rates)
+
+
+def test_a_stopped_run_of_seconds_goes_on_for_those_that_are_left(tmp_path: Path, seconds_fly: list[float]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        _train_for(100, seconds_fly, tmp_path / "state.pt", pace=0.25, stop=300)
+    saved = torch.load(tmp_path / "state.pt")
+    assert 200 < saved["step"] <= 300
+    seconds_fly[0] = 1_000.0
+    rates = _train_for(100, seconds_fly, tmp_path / "state.pt", pace=0.5)
+    assert seconds_fly[0] == pytest.approx(1_000 + 100 - saved["seconds"], abs=1)
+    assert rates[0] < 1e-2
+    assert rates[-1] < 2e-4
+    assert max(_train_for(100, seconds_fly, tmp_path / "state.pt", pace=0.5), default=0) < 2e-4

@@ -157,3 +157,13 @@ def test_the_variety_draws_what_no_caption_names() -> None:
         one, other = draw(rng), draw(rng)
         assert one.size == other.size == (256, 256)
         assert one.tobytes() != other.tobytes()
+
+
+def test_a_description_belongs_to_one_group() -> None:
+    background, star, mug = Background("plain", "white"), Item("star", "red"), Item("mug", "blue")
+    face = Face.sample(random.Random(0))
+    assert Description((star,), background).group == "item"
+    assert Description((star, mug), background).group == "pair"
+    assert Description((face,), background).group == "face"
+    for shown in ((star,), (star, mug), (face,)):
+        assert Description(shown, background, style="neon").group == "style"

@@ -16,48 +16,48 @@ def test_every_picture_comes_as_often_as_its_repeats_say() -> None:
     base = small_base()
     pictures = [picture("red"), picture("green", repeats=3)]
     cache = cache_latents(pictures, base, flip=False, color_jitter=False, seed=0)
-    batches = plan_batches(
+    plan = plan_batches(
         cache, pictures, CaptionSampler((("x", 1.0),), TAGS), base.text, batches=40, batch_size=1, seed="s"
     )
-    assert Counter(batches.pictures.flatten().tolist()) == {0: 10, 1: 30}
+    assert Counter(plan.images.flatten().tolist()) == {0: 10, 1: 30}
 
 
 def test_batches_hold_one_size_and_are_always_full() -> None:
     base = small_base()
     pictures = [picture("red"), picture("green", size=(48, 32)), picture("blue", size=(48, 32)), picture("black")]
     cache = cache_latents(pictures, base, flip=False, color_jitter=False, seed=0)
-    batches = plan_batches(
+    plan = plan_batches(
         cache, pictures, CaptionSampler((("x", 1.0),), TAGS), base.text, batches=6, batch_size=3, seed="s"
     )
-    assert batches.pictures.shape == (6, 3)
-    assert set(batches.groups) == {0, 1}
-    for group, members in zip(batches.groups, batches.pictures.tolist(), strict=True):
-        assert set(members) <= set(range(len(cache[group].pictures)))
+    assert plan.images.shape == (6, 3)
+    assert set(plan.buckets) == {0, 1}
+    for group, members in zip(plan.buckets, plan.images.tolist(), strict=True):
+        assert set(members) <= set(range(len(cache[group].images)))
 
 
 def test_spellings_share_the_captions_as_they_should() -> None:
     base = small_base()
     pictures = [picture()]
     cache = cache_latents(pictures, base, flip=True, color_jitter=False, seed=0)
-    wording = CaptionSampler((("dog", 0.7), ("cat", 0.3)), TAGS)
-    batches = plan_batches(cache, pictures, wording, base.text, batches=2000, batch_size=1, seed="s")
-    tokenizer, ids = base.tokenizers["text_encoder"], batches.ids.by_encoder["text_encoder"]
-    texts = [tokenizer.decode(ids[i], skip_special_tokens=True) for i in batches.captions.flatten().tolist()]
+    captions = CaptionSampler((("dog", 0.7), ("cat", 0.3)), TAGS)
+    plan = plan_batches(cache, pictures, captions, base.text, batches=2000, batch_size=1, seed="s")
+    tokenizer, ids = base.tokenizers["text_encoder"], plan.token_ids.by_encoder["text_encoder"]
+    texts = [tokenizer.decode(ids[i], skip_special_tokens=True) for i in plan.captions.flatten().tolist()]
     counts = Counter("cat" if "cat" in text else "dog" for text in texts)
     assert 500 < counts["cat"] < 700
-    assert len(batches.ids) == 2
-    assert 850 < batches.versions.sum().item() < 1150  # mirrored half the time
+    assert len(plan.token_ids) == 2
+    assert 850 < plan.variants.sum().item() < 1150  # mirrored half the time
 
 
 def test_the_same_seed_draws_the_same_and_another_does_not() -> None:
     base = small_base()
     pictures = [picture("red"), picture("green"), picture("blue")]
     cache = cache_latents(pictures, base, flip=True, color_jitter=False, seed=0)
-    wording = CaptionSampler((("dog", 0.5), ("cat", 0.5)), TAGS)
+    captions = CaptionSampler((("dog", 0.5), ("cat", 0.5)), TAGS)
     one, same, other = (
-        plan_batches(cache, pictures, wording, base.text, batches=20, batch_size=2, seed=seed)
+        plan_batches(cache, pictures, captions, base.text, batches=20, batch_size=2, seed=seed)
         for seed in ("a", "a", "b")
     )
-    assert torch.equal(one.pictures, same.pictures)
+    assert torch.equal(one.images, same.images)
     assert torch.equal(one.captions, same.captions)
-    assert not torch.equal(one.pictures, other.pictures)
+    assert not torch.equal(one.images, other.images)

@@ -94,7 +94,7 @@ def test_the_loss_of_an_xl_is_that_of_diffusers_own_conditioning() -> None:
     zero = torch.zeros(1, dtype=torch.long)
     with torch.no_grad():
         text = base.text.encode(base.text.tokenize([caption]))
-        ours = base.denoise(noisy, timesteps, text, cache.conditioning(zero, zero))
+        ours = base.denoise(noisy, timesteps, text, cache.time_ids(zero, zero))
         states, _, pooled, _ = pipeline_of(base).encode_prompt(caption, do_classifier_free_guidance=False)
         time_ids = torch.tensor([[80.0, 100.0, 0.0, 4.0, 32.0, 32.0]])
         added = {"text_embeds": pooled, "time_ids": time_ids}
@@ -133,7 +133,7 @@ def test_mirrored_versions_are_told_their_own_crop() -> None:
 def test_pictures_of_one_size_from_different_originals_keep_their_own() -> None:
     first, second = picture("red"), picture("green", original=(64, 64), crop=(0, 0, 64, 64))
     (cache,) = cache_latents([first, second], small_base(family="sdxl"), flip=False, color_jitter=False, seed=0)
-    told = cache.conditioning(torch.tensor([0, 0]), torch.tensor([1, 0]))
+    told = cache.time_ids(torch.tensor([0, 0]), torch.tensor([1, 0]))
     assert told is not None
     assert told[:, 0].tolist() == [64, 32]
 
@@ -152,6 +152,6 @@ def test_tokens_start_as_long_as_the_tables_rows_where_the_recipe_leaves_it_open
         assert found.norm(dim=-1).mean().item() == pytest.approx(usual[name], rel=0.05)
     ones = {name: torch.ones_like(found[:2]) for name, found in rows.items()}
     with added_tokens(base, ("<s1>", "<s2>"), ones) as tokens:
-        NormPull(base, tokens.rows)(1.0)
-        for name, learned in tokens.rows.items():
+        NormPull(base, tokens.embeddings)(1.0)
+        for name, learned in tokens.embeddings.items():
             torch.testing.assert_close(learned.rows.norm(dim=-1), torch.full((2,), usual[name]))

@@ -29,7 +29,7 @@ def test_versions_are_the_picture_and_its_mirror() -> None:
 def test_each_draw_is_a_fresh_sample_of_the_posterior() -> None:
     (cache,) = cache_latents([picture()], small_base(), flip=False, color_jitter=False, seed=0)
     generator, zeros = torch.Generator().manual_seed(0), torch.zeros(4000, dtype=torch.long)
-    drawn = cache.draw(zeros, zeros, generator)
+    drawn = cache.sample(zeros, zeros, generator)
     torch.testing.assert_close(drawn.mean(dim=0), cache.mean[0, 0], atol=0.1, rtol=0)
     torch.testing.assert_close(drawn.std(dim=0), cache.std[0, 0], atol=0.1, rtol=0)
 
@@ -50,5 +50,5 @@ def test_sizes_are_kept_apart_and_jitter_adds_versions() -> None:
     pictures = [picture("red"), picture("green", size=(48, 32))]
     caches = cache_latents(pictures, small_base(), flip=False, color_jitter=True, seed=0)
     assert [c.mean.shape for c in caches] == [(JITTERED, 1, 4, 8, 8), (JITTERED, 1, 4, 8, 12)]
-    assert [c.pictures for c in caches] == [(0,), (1,)]
+    assert [c.images for c in caches] == [(0,), (1,)]
     assert not torch.equal(caches[0].mean[0], caches[0].mean[1])

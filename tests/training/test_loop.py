@@ -9,16 +9,17 @@ from torch import nn
 from lora_service.errors import DivergedError
 from lora_service.training.config import TrainConfig
 from lora_service.training.loop import LoopSpec, TrainingProgress, run_loop
+from tests.errors import raises
 
 
 def test_each_step_takes_a_whole_group_of_batches_and_none_is_left_over() -> None:
     weight, seen = nn.Parameter(torch.zeros(1)), list[int]()
 
-    def loss_of_batch(i: int) -> torch.Tensor:
+    def compute_loss(i: int) -> torch.Tensor:
         seen.append(i)
         return (weight.sum() * 0 + i).float()
 
-    stage = LoopSpec("s", 2, 1, [{"params": [weight], "lr": 0.1}], loss_of_batch)
+    stage = LoopSpec("s", 2, 1, [{"params": [weight], "lr": 0.1}], compute_loss)
     report = run_loop(stage, TrainConfig(gradient_accumulation_steps=3), lambda progress: None)
     assert seen == [0, 1, 2, 3, 4, 5]
     assert report.losses == [1.0, 4.0]
@@ -29,11 +30,11 @@ def test_the_gradient_of_a_step_is_the_mean_of_its_batches() -> None:
     weight, targets = nn.Parameter(torch.zeros(1)), (0.01, 0.02, 0.06)
     grads = list[float]()
 
-    def loss_of_batch(i: int) -> torch.Tensor:
+    def compute_loss(i: int) -> torch.Tensor:
         return -targets[i] * weight.sum()
 
     weight.register_post_accumulate_grad_hook(lambda p: grads.append(p.grad.item()))  # type: ignore[union-attr]
-    stage = LoopSpec("s", 1, 1, [{"params": [weight], "lr": 0.1}], loss_of_batch)
+    stage = LoopSpec("s", 1, 1, [{"params": [weight], "lr": 0.1}], compute_loss)
     run_loop(stage, TrainConfig(gradient_accumulation_steps=3), lambda progress: None)
     assert grads[-1] == pytest.approx(-sum(targets) / 3)
 
@@ -62,8 +63,10 @@ def test_rates_follow_the_schedule_and_reach_what_follows_a_step(
 def test_a_loss_that_is_no_number_is_said_with_the_rates() -> None:
     weight = nn.Parameter(torch.zeros(1))
     stage = LoopSpec("stage 1", 2, 1, [{"params": [weight], "lr": 0.5}], lambda i: weight.sum() * float("nan"))
-    with pytest.raises(DivergedError, match="stage 1 was no longer a number; try lower rates than 0.5"):
+    with raises(DivergedError) as caught:
         run_loop(stage, TrainConfig(), lambda progress: None)
+    assert "stage 1" in str(caught.value)
+    assert "0.5" in str(caught.value)
 
 
 def test_a_progress_line_reads_well() -> None:

@@ -13,6 +13,7 @@ from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.training.config import TrainConfig
 from lora_service.training.loop import TrainingProgress
 from lora_service.training.trainer import Trainer, TrainResult
+from tests.errors import raises
 from tests.small_base import hashes, picture_zip, pipeline_of, small_base
 
 STEPS = {"task": "object", "seed": 1, "max_train_steps_ti": 2, "max_train_steps_tuning": 2, "resolution": 32}
@@ -145,18 +146,20 @@ def test_v_prediction_is_trained_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "message"),
+    "inputs",
     [
-        ({"resolution": 36}, "resolution is 36, but it must be a multiple of 8 for small"),
-        ({"mixed_precision": "fp16"}, "mixed_precision is 'fp16'"),
-        ({"initializer_tokens": "a|b|c"}, "initializer_tokens is 'a|b|c'"),
-        ({"learning_rate_unet": 0, "learning_rate_text": 0}, "learning_rate_unet is 0"),
+        {"resolution": 36},
+        {"mixed_precision": "fp16"},
+        {"initializer_tokens": "a|b|c"},
+        {"learning_rate_unet": 0, "learning_rate_text": 0},
     ],
+    ids=lambda inputs: next(iter(inputs)),
 )
-def test_what_this_base_cannot_do_is_said(tmp_path: Path, inputs: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError) as raised:
+def test_an_input_that_this_base_cannot_take_is_refused(tmp_path: Path, inputs: dict[str, Any]) -> None:
+    field, value = next(iter(inputs.items()))
+    with raises(InputError, field=field) as caught:
         train(tmp_path, **inputs)
-    assert message in str(raised.value)
+    assert caught.value.value == value
 
 
 def test_no_pictures_is_an_error_of_its_own(tmp_path: Path) -> None:

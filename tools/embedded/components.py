@@ -42,7 +42,7 @@ class Components:
 
     def latents(self, x: torch.Tensor) -> torch.Tensor:
         """The components ``(n, 16, 16, 16)`` of pictures ``x`` ``(n, 3, 64, 64)`` in [-1, 1]."""
-        return ((_patches(x) - self.mean) @ self.basis).permute(0, 3, 1, 2)
+        return ((_patches(x) - self.mean.to(x)) @ self.basis.to(x)).permute(0, 3, 1, 2)
 
 
 def _patches(x: torch.Tensor) -> torch.Tensor:

@@ -32,6 +32,8 @@ UNTOLD_SPREAD = 0.1
 """How far from the middle a subject's centre may be that no word places, as a share of the side. As in photographs
 it is near the middle; when it could be anywhere, the base drew it half as well as where it was told to be."""
 FACE_SIZE, PAIR_SIZE = 0.33, 0.21
+GROUPS = ("item", "face", "pair", "style")
+"""One item, a face or two items, each drawn flat, and anything in a drawing style."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,13 @@ class Description:
     style: str = ""
 
     @property
-    def is_plain_item(self) -> bool:
-        """Whether it is one item, drawn flat."""
-        return len(self.subjects) == 1 and isinstance(self.subjects[0], Item) and not self.style
+    def group(self) -> str:
+        """Which of ``GROUPS`` it belongs to."""
+        if self.style:
+            return "style"
+        if len(self.subjects) == 2:
+            return "pair"
+        return "item" if isinstance(self.subjects[0], Item) else "face"
 
     def caption(self, rng: random.Random | None = None) -> str:
         """What a person would say of it: parts left out now and then, or all told without ``rng``."""
