@@ -92,6 +92,10 @@ def server_document(mode: Mode, folder: Path) -> JsonSchema:
 
     A training server takes the same inputs at ``/predictions`` (the form) and at ``/trainings``, as an image built
     from ``cog.train.yaml`` does.
+
+    Raises:
+        ServingError: the entry is not in the folder.
+        EntryError: Cog's build would refuse or misread the entry.
     """
     entry = signature.read(entries.find(mode, folder))
     return schema.openapi(run=entry, train=entry if mode == "train" else None)

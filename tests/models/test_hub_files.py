@@ -35,7 +35,6 @@ unet/diffusion_pytorch_model.safetensors unet/model.onnx unet/model.onnx_data un
 vae/config.json vae/diffusion_pytorch_model.fp16.safetensors vae/diffusion_pytorch_model.safetensors
 vae_1_0/config.json vae_1_0/diffusion_pytorch_model.fp16.safetensors vae_decoder/model.onnx vae_encoder/model.onnx
 """
-ONE_OF_EACH = {"model.safetensors", "diffusion_pytorch_model.safetensors"}
 
 
 def selected(listing: str) -> dict[str, str]:

@@ -143,7 +143,7 @@ def test_two_servers_keep_to_their_own_folders(service, trainer) -> None:
     assert (trainer.server.folder / "server.log").exists()
 
 
-def test_a_given_folder_is_kept_and_a_temporary_one_removed(home, tmp_path) -> None:
+def test_a_named_folder_is_kept_and_a_temporary_one_removed(home, tmp_path) -> None:
     with CogServer("train", home=home, folder=tmp_path / "work") as kept:
         pass
     assert (kept.folder / ".cog" / "openapi_schema.json").exists()
