@@ -25,6 +25,6 @@ def through_vae(base: DiffusionBase, pictures: Sequence[Image.Image]) -> list[Im
     arrays = np.stack([np.asarray(p.convert("RGB"), np.float32) for p in pictures])
     pixels = torch.from_numpy(arrays).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.inference_mode():
-        decoded = [base.decode(base.scaled(base.posterior(chunk).mean)) for chunk in pixels.split(32)]
+        decoded = [base.decode(base.scale_latents(base.posterior(chunk).mean)) for chunk in pixels.split(32)]
     scaled = ((torch.cat(decoded).float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
     return [Image.fromarray(array) for array in scaled.permute(0, 2, 3, 1).numpy()]

@@ -70,9 +70,9 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
     drawing, request = ImageGenerator(base), _request(options)
     with _phase("LoRA read and patched, 1 step drawn", device):
         weights = read_lora(lora)
-        drawing.draw(request.model_copy(update={"num_inference_steps": 1}), [(weights, Scale(1.0, 1.0))])
+        drawing.generate(request.model_copy(update={"num_inference_steps": 1}), [(weights, Scale(1.0, 1.0))])
     with _phase(f"picture of {options.picture_steps} steps", device):
-        drawing.draw(request, [(weights, Scale(1.0, 1.0))])
+        drawing.generate(request, [(weights, Scale(1.0, 1.0))])
     with _phase("LoRA taken out", device):
         drawing.patcher.restore()
     if options.plain:

@@ -18,9 +18,9 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.bases import base_for_judging, through_vae
-from lora_service.demo.sheet import Row, draw_sheet
+from lora_service.demo.evaluation import Evaluation, Metrics, evaluate
+from lora_service.demo.image_grid import ImageRow, draw_grid
 from lora_service.demo.show import PROMPTS
-from lora_service.demo.trial import Figures, Trial, draw_and_measure
 from lora_service.lora.files import read_lora
 from lora_service.lora.weights import LoraWeights
 from lora_service.models.diffusion_base import DiffusionBase
@@ -70,17 +70,23 @@ def teach(base: DiffusionBase, kind: str, seed: int, folder: Path) -> Path:
 
 def likeness(
     base: DiffusionBase, lora: LoraWeights, judge: ImageJudge, kind: str, seed: int
-) -> tuple[list[Row], Figures]:
+) -> tuple[list[ImageRow], Metrics]:
     """Rows of pictures for a sheet, and figures with the VAE's ceiling among the similarities."""
     lesson, side = LESSONS[kind], base.defaults.resolution
     further = [p.image for p in islice(pictures(seed, side, "judge", kind), 2 * JUDGED_BY)]
     subject, others = further[:JUDGED_BY], further[JUDGED_BY:]
-    trial = Trial(lesson.prompts, lesson.plain, lambda drawn: judge.similarity(drawn, subject), lesson.taught)
-    rows, figures = draw_and_measure(base, lora, trial)
+    evaluation = Evaluation(
+        lesson.prompts, lesson.plain, lambda images: judge.similarity(images, subject), lesson.taught
+    )
+    rows, figures = evaluate(base, lora, evaluation)
     ceiling = through_vae(base, others)
     figures.similarity["ceiling"] = judge.similarity(ceiling, subject)
     taught: list[Image.Image] = [p.image for p in islice(pictures(seed, side, kind=kind), SHOWN)]
-    return [Row("taught with", taught), *rows, Row("further pictures after the VAE", ceiling[:SHOWN])], figures
+    return [
+        ImageRow("taught with", taught),
+        *rows,
+        ImageRow("further pictures after the VAE", ceiling[:SHOWN]),
+    ], figures
 
 
 def main() -> None:
@@ -98,7 +104,7 @@ def main() -> None:
     rows, figures = likeness(base, read_lora(lora), judge, arguments.kind, arguments.seed)
     lines = figures.lines("mean cosine by the image judge")
     print(f"{base.defaults.title}, {arguments.kind} {arguments.seed}", *lines, sep="\n")
-    draw_sheet(rows, lines).save(arguments.out / f"{arguments.kind}.png")
+    draw_grid(rows, lines).save(arguments.out / f"{arguments.kind}.png")
 
 
 if __name__ == "__main__":

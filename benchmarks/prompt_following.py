@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.bases import base_for_judging, through_vae
-from lora_service.demo.sheet import Row, draw_sheet
+from lora_service.demo.image_grid import ImageRow, draw_grid
 from lora_service.generation.generator import ImageGenerator
 from lora_service.generation.request import GenerateRequest
 from tools.judges.folders import IMAGE_TEXT
@@ -35,7 +35,7 @@ ON_SHEET, COLUMNS = 64, 8
 def draw_prompts(drawing: ImageGenerator, asked: Sequence[Description]) -> list[Image.Image]:
     """A picture of each description's caption, with the base's own defaults; the seed is its place in the list."""
     requests = [GenerateRequest(prompt=d.caption(), seed=i) for i, d in enumerate(asked)]
-    return [drawing.draw(request, [])[0].image for request in requests]
+    return [drawing.generate(request, [])[0].image for request in requests]
 
 
 def table(read: Sequence[dict[str, str]], asked: Sequence[Description], reader: Reader,
@@ -59,7 +59,7 @@ def marked(description: Description, read: dict[str, str]) -> str:
 def captioned_sheet(pictures: Sequence[Image.Image], captions: Sequence[str], notes: Sequence[str]) -> Image.Image:
     """Rows of eight with their captions."""
     starts = range(0, len(pictures), COLUMNS)
-    return draw_sheet([Row("", pictures[i : i + COLUMNS], captions[i : i + COLUMNS]) for i in starts], notes)
+    return draw_grid([ImageRow("", pictures[i : i + COLUMNS], captions[i : i + COLUMNS]) for i in starts], notes)
 
 
 def main() -> None:

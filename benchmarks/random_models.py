@@ -17,9 +17,9 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from lora_service.models.components import Components
-from lora_service.models.defaults import SD15, SD21, SDXL
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.loading import assemble, vae_dtype
+from lora_service.models.registry import SD15, SD21, SDXL
 from lora_service.models.single_file import CONFIGS
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -79,7 +79,7 @@ def parts(family: str, dtype: torch.dtype, device: torch.device, *, small_vae: b
         text_encoders={part: text_encoder(dtype, device, family, part) for part in encoders},
         tokenizers={part: full_size_tokenizer() for part in encoders},
         scheduler_config=json.loads((CONFIGS / family / "scheduler" / "scheduler_config.json").read_text()),
-        blank_is_zero=family == "sdxl",
+        zeros_for_empty_prompt=family == "sdxl",
     )
 
 

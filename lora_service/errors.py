@@ -157,12 +157,15 @@ class EntryError(LoraServiceError):
     """Cog's build would refuse an entry's source, or misread it in silence.
 
     Args:
-        place: file, line and parameter.
+        place: file and line, as ``train.py:14``.
         problem: what is written there and what the build makes of it.
-        instead: what to write, as a command.
+        remedy: what to write, as a command.
+        field: the parameter, or the function where no parameter is meant.
     """
 
     default_code = "misread_entry"
 
-    def __init__(self, place: str, problem: str, instead: str) -> None:
-        super().__init__(f"{place}: {problem}; {instead}.")
+    def __init__(self, place: str, problem: str, remedy: str, *, code: str = "", field: str = "") -> None:
+        subject = f"{place}: {field}" if field else place
+        super().__init__(f"{subject}: {problem}; {remedy}.", code=code, field=field)
+        self.place = place

@@ -13,14 +13,14 @@ ENTRIES = 49408
 
 
 def clip_folder(folder: Path) -> Path:
-    """Writes ``vocab.json`` and ``merges.txt`` into ``folder``; skips the test where the vocabulary is not at hand.
+    """Write ``vocab.json`` and ``merges.txt`` into ``folder``; skip the test where open-clip-torch is not installed.
 
     The order of entries is that of OpenAI's simple_tokenizer.py: bytes, bytes that end a word, merges, start and end.
     """
-    found = importlib.util.find_spec("open_clip")  # found, not imported: its own dependencies are not installed
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("open_clip")  # not imported: its own dependencies are not installed
+    if spec is None or spec.origin is None:
         pytest.skip("open-clip-torch is not installed; scripts/setup --dev does it")
-    text = gzip.decompress(Path(found.origin).with_name("bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode()
+    text = gzip.decompress(Path(spec.origin).with_name("bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode()
     single = [*_bytes_as_letters()]
     single += [letter + "</w>" for letter in single]
     merges = text.splitlines()[1 : ENTRIES - len(single) - 2 + 1]
@@ -32,6 +32,6 @@ def clip_folder(folder: Path) -> Path:
 
 
 def _bytes_as_letters() -> list[str]:
-    """A printable letter for each byte, those that print as they are first."""
+    """Return a printable letter for each byte, the printable bytes first."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [*map(chr, plain), *(chr(256 + number) for number in range(256 - len(plain)))]

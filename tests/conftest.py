@@ -16,7 +16,7 @@ from tests.service import Service
 
 @pytest.fixture(scope="module")
 def start_service() -> Iterator[Callable[..., Service]]:
-    """Starts servers (arguments as for `Server`) that answer when they are handed out and end with the module."""
+    """Starts servers (arguments as for `CogServer`) that answer when they are handed out and end with the module."""
     with ExitStack() as stack:
 
         def start(*arguments: Any, **options: Any) -> Service:

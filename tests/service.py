@@ -8,7 +8,8 @@ from typing import Any
 
 import requests
 
-from lora_service.serving.server import CogServer, Health
+from lora_service.serving.server import CogServer
+from lora_service.serving.supervisor import Health
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Service:
     server: CogServer
 
     def post(self, path: str = "predictions", *, wait: float = 60.0, **inputs: Any) -> requests.Response:
-        """Post a job; while the one before it frees its place (409), again, for at most ``wait`` seconds."""
+        """Post a job, again for ``wait`` seconds while the server refuses it (409) because of the previous one."""
         end = time.monotonic() + wait
         while True:
             answer = requests.post(f"{self.server.url}/{path}", json={"input": inputs}, timeout=600)
@@ -27,7 +28,7 @@ class Service:
             time.sleep(0.05)
 
     def output(self, path: str = "predictions", **inputs: Any) -> Any:
-        """The output of a job that must succeed."""
+        """Return the output of a job that must succeed."""
         answer = self.post(path, **inputs)
         body = answer.json()
         assert answer.status_code == 200, body
@@ -35,7 +36,7 @@ class Service:
         return body["output"]
 
     def wait_for(self, health: Health, seconds: float = 60.0) -> None:
-        """Wait until the server says so: ``READY`` for the next job, ``BUSY`` for one that has started."""
+        """Wait for a state of the server: ``READY`` for the next job, ``BUSY`` for one that has started."""
         end = time.monotonic() + seconds
         while self.server.health() is not health:
             assert time.monotonic() < end, f"not {health} within {seconds} s"

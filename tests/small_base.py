@@ -1,4 +1,4 @@
-"""A tiny random base model, whole: what training and drawing need, in a moment."""
+"""A tiny random base model, complete, for tests of training and generation."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from PIL import Image
 
 from lora_service.dataset.training_images import TrainingImage
 from lora_service.models.components import Components
-from lora_service.models.defaults import ModelDefaults
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.loading import assemble
+from lora_service.models.registry import ModelDefaults
 from tests.small_models import small_models
 
 DEFAULTS = ModelDefaults(
@@ -29,12 +29,12 @@ DEFAULTS = ModelDefaults(
 
 
 def small_base(prediction_type: str = "epsilon", family: str = "sd1") -> DiffusionBase:
-    """A base of one of ``FAMILIES`` with a VAE of factor 4; the same every time."""
-    return assemble("small", small_parts(prediction_type, family), DEFAULTS, torch.device("cpu"), torch.float32)
+    """Make a base of one of ``FAMILIES``, with a VAE of factor 4; the same every time."""
+    return assemble("small", small_components(prediction_type, family), DEFAULTS, torch.device("cpu"), torch.float32)
 
 
-def small_parts(prediction_type: str = "epsilon", family: str = "sd1") -> Components:
-    """What :func:`small_base` is made of."""
+def small_components(prediction_type: str = "epsilon", family: str = "sd1") -> Components:
+    """Make the components of :func:`small_base`."""
     models = small_models(family)
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -57,29 +57,29 @@ def small_parts(prediction_type: str = "epsilon", family: str = "sd1") -> Compon
     return Components(
         unet=models.unet,
         vae=vae,
-        text_encoders={name: part for name, part in models.components.items() if name != "unet"},
+        text_encoders={name: model for name, model in models.components.items() if name != "unet"},
         tokenizers=models.tokenizers,
         scheduler_config=dict(scheduler.config),
-        blank_is_zero=family == "sdxl",
+        zeros_for_empty_prompt=family == "sdxl",
     )
 
 
-def pipeline_of(base: DiffusionBase, scheduler: type = DDPMScheduler, **options: object) -> DiffusionPipeline:
-    """Plain diffusers around the base's own parts."""
-    made = scheduler.from_config(base.scheduler_config, **options)  # type: ignore[attr-defined]
-    parts = {"vae": base.vae, "unet": base.unet, "scheduler": made, **base.text.encoders}
-    parts |= {name.replace("text_encoder", "tokenizer"): found for name, found in base.tokenizers.items()}
+def pipeline_of(base: DiffusionBase, scheduler_class: type = DDPMScheduler, **options: object) -> DiffusionPipeline:
+    """Make diffusers' own pipeline of the base's models."""
+    scheduler = scheduler_class.from_config(base.scheduler_config, **options)  # type: ignore[attr-defined]
+    components = {"vae": base.vae, "unet": base.unet, "scheduler": scheduler, **base.text.encoders}
+    components |= {name.replace("text_encoder", "tokenizer"): tokenizer for name, tokenizer in base.tokenizers.items()}
     if base.is_xl:
-        pipeline = StableDiffusionXLPipeline(**parts, add_watermarker=False)
+        pipeline = StableDiffusionXLPipeline(**components, add_watermarker=False)
     else:
         none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        pipeline = StableDiffusionPipeline(**parts, **none)
+        pipeline = StableDiffusionPipeline(**components, **none)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 def picture(color: str = "red", size: tuple[int, int] = (32, 32), **more: object) -> TrainingImage:
-    """A training picture of one colour with a dark left half, so that its mirror differs."""
+    """Make a training picture of one colour with a black left half, so that its mirror image differs."""
     image = Image.new("RGB", size, color)
     image.paste("black", (0, 0, size[0] // 2, size[1]))
     values: dict[str, object] = {"captions": ("a photo of {}",), "mask": None, "crop": (0, 0, *size), "original": size}
@@ -87,7 +87,7 @@ def picture(color: str = "red", size: tuple[int, int] = (32, 32), **more: object
 
 
 def picture_zip(path: Path, colors: tuple[str, ...] = ("red", "green", "blue"), size: int = 64) -> Path:
-    """A zip of plain pictures with a shape on each."""
+    """Write a zip of one-coloured pictures with a white square on each."""
     with zipfile.ZipFile(path, "w") as archive:
         for color in colors:
             image = Image.new("RGB", (size, size), color)
@@ -99,10 +99,10 @@ def picture_zip(path: Path, colors: tuple[str, ...] = ("red", "green", "blue"), 
 
 
 def hashes(base: DiffusionBase) -> dict[str, int]:
-    """A number for the bytes of each of the base's weights."""
-    parts = {**base.components, "vae": base.vae}
+    """Hash the bytes of each of the base's weights."""
+    models = {**base.components, "vae": base.vae}
     return {
         f"{name}.{key}": hash(value.detach().numpy().tobytes())
-        for name, part in parts.items()
-        for key, value in part.state_dict().items()
+        for name, model in models.items()
+        for key, value in model.state_dict().items()
     }

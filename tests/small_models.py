@@ -1,4 +1,4 @@
-"""Tiny random models of the Stable Diffusion 1.x, 2.x and XL classes, built in a moment: shapes small, names real."""
+"""Tiny random models of the Stable Diffusion 1.x, 2.x and XL classes, with the real modules' names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WORDS = ("a", "photo", "of", "dog", "cat", "on", "the", "beach")
 
 @dataclass(frozen=True)
 class SmallModels:
-    """The parts of a pipeline that a LoRA touches, with inputs to run them on."""
+    """The models of a pipeline that a LoRA changes, with fixed inputs to run them on."""
 
     family: str
     components: dict[str, nn.Module]
@@ -27,7 +27,7 @@ class SmallModels:
 
     @torch.no_grad()
     def unet_output(self, seed: int = 0) -> Tensor:
-        """The UNet's output ``(1, 4, 8, 8)`` for random inputs of a seed."""
+        """Run the UNet on random inputs of a seed; the output is ``(1, 4, 8, 8)``."""
         generator = torch.Generator().manual_seed(seed)
         parameter = next(self.unet.parameters())
         width = self.unet.config.cross_attention_dim
@@ -42,14 +42,14 @@ class SmallModels:
 
     @torch.no_grad()
     def text_output(self, prompt: str = "a photo of a dog", component: str = "text_encoder") -> Tensor:
-        """A text encoder's last hidden state ``(1, 77, width)``."""
+        """Return a text encoder's last hidden state ``(1, 77, width)``."""
         tokenizer = self.tokenizers[component]
         ids = tokenizer(prompt, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
         return self.components[component](ids).last_hidden_state
 
 
 def small_models(family: str = "sd1", dtype: torch.dtype = torch.float32) -> SmallModels:
-    """Random models of a family; the same every time."""
+    """Make random models of a family; the same every time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         components: dict[str, nn.Module] = {"unet": _unet(family), "text_encoder": _text_encoder(CLIPTextModel, 32)}
@@ -107,7 +107,7 @@ def _text_encoder(kind: type[nn.Module], width: int) -> nn.Module:
 
 
 def small_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer that knows letters and a few words."""
+    """Make a CLIP tokenizer whose vocabulary is letters and a few words."""
     return CLIPTokenizer(vocab=_vocabulary(), merges=_merges(), model_max_length=77)
 
 
@@ -119,7 +119,7 @@ def _vocabulary() -> dict[str, int]:
 
 
 def _merges() -> list[tuple[str, str]]:
-    """Byte pairs that build each known word from its letters, left to right."""
+    """Return the byte pairs that merge each word from its letters, left to right."""
     merges: dict[tuple[str, str], None] = {}
     for word in _WORDS:
         pieces = [*word[:-1], word[-1] + "</w>"]

@@ -78,9 +78,9 @@ def test_a_server_draws_before_it_is_ready_only_when_asked_to(warm_up: bool, mon
     from lora_service.generation.generator import ImageGenerator
 
     drawn: list[object] = []
-    draw = ImageGenerator.draw
+    generate = ImageGenerator.generate
     monkeypatch.setattr("lora_service.models.loading.load_base", lambda settings: small_base())
-    monkeypatch.setattr(ImageGenerator, "draw", lambda self, *given: drawn.append(draw(self, *given)))
+    monkeypatch.setattr(ImageGenerator, "generate", lambda self, *inputs: drawn.append(generate(self, *inputs)))
     with InferenceService(Settings(warm_up=warm_up)) as service:
         service.warm_up()
     assert len(drawn) == warm_up

@@ -13,11 +13,10 @@ import predict
 import train
 from lora_service.generation.request import GenerateRequest
 from lora_service.generation.schedulers import SCHEDULERS
-from lora_service.models.defaults import SD15
+from lora_service.models.registry import SD15
 from lora_service.serving import entries, signature
-from lora_service.serving.entries import Mode
+from lora_service.serving.entries import EntryParameter, Mode
 from lora_service.serving.form import FormInput
-from lora_service.serving.signature import EntryParameter
 from lora_service.training.config import TASKS, TrainConfig
 from tools import write_entries
 
@@ -116,7 +115,7 @@ def test_the_numbers_for_sd15_in_the_descriptions_are_those_of_its_defaults(mode
         assert (False if number == "no" else float(number)) == default, name
 
 
-def test_the_samplers_of_the_form_are_those_that_there_are() -> None:
+def test_the_schedulers_of_the_form_are_those_that_there_are() -> None:
     assert list(parameters("predict")["scheduler"].choices or ()) == list(SCHEDULERS)
 
 

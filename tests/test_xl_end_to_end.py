@@ -14,7 +14,7 @@ from PIL import Image
 
 from lora_service.cli.main import cli
 from lora_service.lora.files import read_lora
-from lora_service.models.defaults import SDXL
+from lora_service.models.registry import SDXL
 from tests.small_base import DEFAULTS, picture_zip, pipeline_of, small_base
 
 STEPS = {"task": "object", "class_word": "dog", "seed": 7, "max_train_steps_ti": 2, "max_train_steps_tuning": 2}

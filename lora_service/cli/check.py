@@ -14,8 +14,7 @@ from lora_service.cli.field_options import ConfigCommand, config_options
 from lora_service.dataset.contact_sheet import contact_sheet
 from lora_service.dataset.load import load_dataset
 from lora_service.dataset.options import DEFAULT_TRIGGER_WORDS, CaptionModelRef, DatasetOptions, UploadLimits
-from lora_service.models.defaults import SD15
-from lora_service.models.registry import locate
+from lora_service.models.registry import SD15, locate
 from lora_service.settings import Settings
 from lora_service.training.config import TrainConfig
 

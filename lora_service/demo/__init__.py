@@ -1,1 +1,6 @@
-"""The demonstration: a subject that the embedded model has never seen is taught, drawn and measured."""
+"""The demonstration: the embedded model is trained on a subject it has never seen, and its images are evaluated.
+
+``show``        trains, evaluates and draws the result
+``evaluation``  images of the base and of a LoRA, and metrics of both
+``image_grid``  labelled rows of images in one
+"""

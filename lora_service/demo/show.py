@@ -1,4 +1,4 @@
-"""Teaches the embedded model a subject it has never seen, and shows what it learned on one sheet."""
+"""Trains the embedded model on a subject it has never seen, and shows the result in one image."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from statistics import mean
 
 from PIL import Image
 
-from lora_service.demo.measures import subject_similarity
-from lora_service.demo.sheet import Row, draw_sheet
-from lora_service.demo.trial import Trial, draw_and_measure
+from lora_service.demo.evaluation import Evaluation, evaluate, subject_similarity
+from lora_service.demo.image_grid import ImageRow, draw_grid
 from lora_service.lora.files import read_lora
 from lora_service.models.loading import load_base, use_threads
 from lora_service.settings import Settings
@@ -23,7 +22,7 @@ from lora_service.training.trainer import Trainer
 SUBJECT = Path(__file__).parent / "subject.zip"
 """Pictures of a drawn creature, with masks and captions: tools/synthetic/subjects.py, seed 12."""
 CLASS_WORD = "monster"
-"""What the base draws for "the same prompt": the nearest word it knows."""
+"""The subject in the base's prompts: the nearest word that the base knows."""
 TRAINING = {
     "task": "object",
     "class_word": CLASS_WORD,
@@ -43,7 +42,7 @@ PROMPTS = (
 
 
 def show(folder: Path, log: Callable[[str], None] = print) -> Path:
-    """Run the demonstration; the sheet ``demo.png`` and the LoRA ``demo.safetensors`` are written to ``folder``."""
+    """Run the demonstration; write ``demo.png``, which is returned, and the LoRA ``demo.safetensors`` to ``folder``."""
     started = time.monotonic()
     settings = Settings.from_environment().model_copy(update={"base_model": "embedded"})
     use_threads(settings)
@@ -52,23 +51,23 @@ def show(folder: Path, log: Callable[[str], None] = print) -> Path:
     job = Trainer(base, folder, on_progress=lambda progress: log(progress.line()), log=log)
     result = job.run(SUBJECT, TrainConfig.of(dict(TRAINING)))
     lora_path = result.path.replace(folder / "demo.safetensors")
-    taught, masks = taught_pictures(SUBJECT)
-    trial = Trial(
+    pictures, masks = read_subject(SUBJECT)
+    evaluation = Evaluation(
         PROMPTS,
-        plain=f"a {CLASS_WORD}",
-        likeness=lambda pictures: mean(subject_similarity(p, taught, masks) for p in pictures),
+        base_subject=f"a {CLASS_WORD}",
+        similarity=lambda images: mean(subject_similarity(image, pictures, masks) for image in images),
     )
-    rows, figures = draw_and_measure(base, read_lora(lora_path), trial)
-    lines = figures.lines("1: every patch of it is found")
-    draw_sheet([Row("taught with", taught[: len(PROMPTS)]), *rows], lines).save(folder / "demo.png")
+    rows, metrics = evaluate(base, read_lora(lora_path), evaluation)
+    lines = metrics.lines("1: every patch of it is found")
+    draw_grid([ImageRow("taught with", pictures[: len(PROMPTS)]), *rows], lines).save(folder / "demo.png")
     for line in lines:
         log(line)
     log(f"{folder / 'demo.png'} shows it and {lora_path} is the LoRA, after {time.monotonic() - started:.0f} s")
     return folder / "demo.png"
 
 
-def taught_pictures(path: Path) -> tuple[list[Image.Image], list[Image.Image]]:
-    """The subject's pictures and their masks."""
+def read_subject(path: Path) -> tuple[list[Image.Image], list[Image.Image]]:
+    """Read the training pictures of a subject and their masks from a zip."""
     with zipfile.ZipFile(path) as archive:
         names = sorted(n for n in archive.namelist() if n.endswith(".png") and ".mask" not in n)
         pictures = [Image.open(io.BytesIO(archive.read(n))).convert("RGB") for n in names]

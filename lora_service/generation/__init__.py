@@ -1,1 +1,7 @@
-"""Drawing: from a prompt and LoRAs to picture files."""
+"""Image generation: from a prompt and LoRAs to image files.
+
+``request``     the inputs, validated
+``schedulers``  the schedulers by the names that clients use
+``pipelines``   diffusers' pipelines and schedulers around the models of a base
+``generator``   a base that generates images with LoRAs, and saving them
+"""

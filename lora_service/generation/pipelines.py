@@ -1,9 +1,17 @@
-"""diffusers' pipelines around a base's own parts: text becomes conditioning before them, latents pictures after."""
+"""diffusers' pipelines and schedulers around the models of a base."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any, Literal
 
+import diffusers
+import torch
+from diffusers import EulerAncestralDiscreteScheduler, PNDMScheduler
+
+from lora_service.errors import InputError
+from lora_service.generation.schedulers import SCHEDULERS
 from lora_service.models.diffusion_base import DiffusionBase
 
 PipelineTask = Literal["text2img", "img2img"]
@@ -14,24 +22,84 @@ _PIPELINES: dict[tuple[PipelineTask, bool], str] = {
     ("img2img", False): "StableDiffusionImg2ImgPipeline",
     ("img2img", True): "StableDiffusionXLImg2ImgPipeline",
 }
-"""By task and whether the base is an XL: the classes' names, as importing one takes a second."""
+"""Class names, as importing a class takes a second; True: of XL."""
+
+_ZERO_TERMINAL_SNR = "rescale_betas_zero_snr"
+"""Key of a scheduler config whose last timestep has no signal (https://arxiv.org/abs/2305.08891, section 3.1)."""
 
 
-def pipeline_for(base: DiffusionBase, task: PipelineTask, scheduler: Any) -> Any:
-    """A pipeline around ``base`` as it is now, whose text encoders stay outside; making one costs a millisecond.
+def make_pipeline(base: DiffusionBase, task: PipelineTask, scheduler: Any) -> Any:
+    """Make a pipeline of ``base`` with neither text encoders nor safety checker; this takes a millisecond.
 
-    It is called with :meth:`~lora_service.models.text_encoders.PromptEmbeds.as_arguments`, and gives
-    latents when asked with
-    ``output_type="latent"``: its own handling of the VAE casts the VAE's weights back and forth.
+    Call it with :meth:`~lora_service.models.text_encoders.PromptEmbeds.as_kwargs` and ``output_type="latent"``: a
+    pipeline that decodes latents itself casts the VAE's weights back and forth.
     """
-    import diffusers
-
-    parts: dict[str, Any] = {"vae": base.vae, "unet": base.unet, "scheduler": scheduler}
-    parts |= dict.fromkeys(["text_encoder", "tokenizer"])
+    components: dict[str, Any] = {"vae": base.vae, "unet": base.unet, "scheduler": scheduler}
+    components |= {"text_encoder": None, "tokenizer": None}
     if base.is_xl:
-        parts |= {"text_encoder_2": None, "tokenizer_2": None, "add_watermarker": False}
+        components |= {"text_encoder_2": None, "tokenizer_2": None, "add_watermarker": False}
     else:
-        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    pipeline = getattr(diffusers, _PIPELINES[task, base.is_xl])(**parts)
+        components |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    pipeline = getattr(diffusers, _PIPELINES[task, base.is_xl])(**components)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
+    """Make the scheduler that :data:`SCHEDULERS` lists as ``name``, with a base's own scheduler config.
+
+    Raises:
+        InputError: the config ends without signal and diffusers' class ignores that.
+    """
+    choice = SCHEDULERS[name]
+    if not _supports(choice.class_name, config):
+        names = ", ".join(other for other, c in SCHEDULERS.items() if _supports(c.class_name, config))
+        expected = f"one of {names} for a base whose noise schedule ends without signal"
+        raise InputError("scheduler", name, expected, code="unsupported_noise_schedule")
+    if config.get("prediction_type") == "sample" and choice.class_name in _X0_SCHEDULERS:
+        x0_class = _X0_SCHEDULERS[choice.class_name]
+        return x0_class.from_config(config, **choice.options, prediction_type="epsilon")
+    return getattr(diffusers, choice.class_name).from_config(config, **choice.options)
+
+
+def _supports(class_name: str, config: Mapping[str, Any]) -> bool:
+    parameters = inspect.signature(getattr(diffusers, class_name).__init__).parameters
+    return not config.get(_ZERO_TERMINAL_SNR) or _ZERO_TERMINAL_SNR in parameters
+
+
+class X0EulerAncestralScheduler(EulerAncestralDiscreteScheduler):  # type: ignore[misc]
+    """Euler's ancestral scheduler for a UNet that predicts the latents x0 of ``x0 + σ · noise``.
+
+    diffusers' own takes predicted noise and velocity only, so it is made with the prediction type ``epsilon``.
+    """
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: Any,
+        sample: torch.Tensor,
+        generator: torch.Generator | None = None,  # pipelines pass a generator only where they see this name
+        return_dict: bool = True,
+    ) -> Any:
+        """Take one step from ``sample``; ``model_output`` is the predicted latents."""
+        if self.step_index is None:
+            self._init_step_index(timestep)
+        noise = (sample - model_output) / self.sigmas[self.step_index]
+        return super().step(noise, timestep, sample, generator=generator, return_dict=return_dict)
+
+
+class X0PNDMScheduler(PNDMScheduler):  # type: ignore[misc]
+    """PNDM for a UNet that predicts the latents x0 of ``√ᾱ · x0 + √(1 − ᾱ) · noise``; made with ``epsilon`` too."""
+
+    def step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, return_dict: bool = True) -> Any:
+        """Take one step from ``sample``; ``model_output`` is the predicted latents."""
+        alpha = self.alphas_cumprod[timestep]
+        noise = (sample - alpha.sqrt() * model_output) / (1 - alpha).sqrt()
+        return super().step(noise, timestep, sample, return_dict)
+
+
+_X0_SCHEDULERS: dict[str, Any] = {
+    "EulerAncestralDiscreteScheduler": X0EulerAncestralScheduler,
+    "PNDMScheduler": X0PNDMScheduler,
+}
+"""Schedulers for bases that predict the latents, by the diffusers class that cannot do that."""

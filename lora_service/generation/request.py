@@ -1,4 +1,4 @@
-"""What a user asks to be drawn."""
+"""The inputs of an image generation, validated, and the prompt with its references to LoRAs expanded."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from lora_service.lora.scale import Scale
 from lora_service.validation import Int, first_error
 
 LARGEST_SIDE = 2048
-"""Width and height in pixels."""
-LORAS_AT_MOST = 8
-"""LoRAs in one request."""
+"""The most pixels of width and height."""
+MAX_LORAS = 8
+"""The most LoRAs of one request."""
 
 
-def _sampler(name: str) -> str:
+def _checked_scheduler(name: str) -> str:
     check_scheduler(name, 1)
     return name
 
 
 class GenerateRequest(BaseModel):
-    """The inputs of an inference, as given and validated; ``None`` means what suits the base."""
+    """The inputs of an inference; ``None`` stands for the base model's default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,7 +50,7 @@ class GenerateRequest(BaseModel):
     guidance_scale: float | None = Field(
         None, ge=0, le=50, description="Empty: the base model's own (SD 1.5: 7.5). How strictly to follow the prompt."
     )
-    scheduler: Annotated[str, BeforeValidator(_sampler)] = Field(
+    scheduler: Annotated[str, BeforeValidator(_checked_scheduler)] = Field(
         "DPMSolverMultistep",
         description="The sampler that turns noise into the picture.",
         json_schema_extra={"enum": [*SCHEDULERS]},
@@ -86,10 +86,10 @@ class GenerateRequest(BaseModel):
 
     @staticmethod
     def of(values: dict[str, Any]) -> GenerateRequest:
-        """A request from an entry's inputs.
+        """Validate an entry's inputs.
 
         Raises:
-            InputError: an input cannot be used; its name, its value and what would work are said.
+            InputError: an input cannot be used.
         """
         try:
             request = GenerateRequest(**values)
@@ -99,14 +99,14 @@ class GenerateRequest(BaseModel):
         return request
 
     def loras(self) -> list[tuple[str, Scale]]:
-        """The links with their scales.
+        """Return the links with their scales; a single scale counts for all links.
 
         Raises:
-            InputError: the numbers of links and scales differ, or a scale is none.
+            InputError: there are too many links, the numbers of links and scales differ, or a scale is invalid.
         """
         links = split(self.lora_urls)
-        if len(links) > LORAS_AT_MOST:
-            raise InputError("lora_urls", self.lora_urls, f"at most {LORAS_AT_MOST} links")
+        if len(links) > MAX_LORAS:
+            raise InputError("lora_urls", self.lora_urls, f"at most {MAX_LORAS} links")
         scales = [parse_scale(text) for text in self.lora_scales.split("|")] if links else []
         if len(scales) == 1:
             scales *= len(links)
@@ -118,10 +118,10 @@ class GenerateRequest(BaseModel):
 
 
 def parse_scale(text: str) -> Scale:
-    """``0.8``, or ``0.8/0.5`` for 0.8 in the UNet and 0.5 in the text encoder.
+    """Parse ``0.8``, or ``0.8/0.5`` for 0.8 in the UNet and 0.5 in the text encoder.
 
     Raises:
-        InputError: it is no number, or two, from −2 to 2.
+        InputError: it is neither one nor two numbers from −2 to 2.
     """
     try:
         numbers = [float(part) for part in text.split("/")]
@@ -136,7 +136,7 @@ def parse_scale(text: str) -> Scale:
 
 @dataclass(frozen=True)
 class ExpandedPrompt:
-    """A prompt with its subjects named."""
+    """A prompt without references, and notes for the user on references that were left out."""
 
     prompt: str
     notes: tuple[str, ...] = ()
@@ -146,16 +146,20 @@ _REFERENCE = re.compile(r"<([1-9]\d?)>")
 
 
 def expand_references(prompt: str, subjects: list[str | None]) -> ExpandedPrompt:
-    """``prompt`` with ``<1>``, ``<2>`` replaced by what calls the subject of the first, second LoRA.
+    """Replace ``<1>``, ``<2>`` in ``prompt`` by the tokens or trigger word of the first, second LoRA.
 
-    Without any LoRA they are left out, as the form's own default prompt names one.
+    Without any LoRA the references are left out, as the default prompt has one.
+
+    Args:
+        prompt: the prompt with references.
+        subjects: tokens or trigger word of each LoRA; None for a LoRA that has neither.
 
     Raises:
-        InputError: a number has no LoRA.
+        InputError: a number is larger than the number of LoRAs.
     """
     notes = []
 
-    def name(match: re.Match[str]) -> str:
+    def expand(match: re.Match[str]) -> str:
         number = int(match[1])
         if not subjects:
             notes.append(
@@ -163,10 +167,12 @@ def expand_references(prompt: str, subjects: list[str | None]) -> ExpandedPrompt
             )
             return ""
         if number > len(subjects):
-            raise InputError("prompt", prompt, f"one that names <1> to <{len(subjects)}>, the LoRAs that were given")
-        if subjects[number - 1] is None:
-            notes.append(f"LoRA {number} names no token or trigger word, so {match[0]} was left out of the prompt.")
-        return subjects[number - 1] or ""
+            expected = f"one that names <1> to <{len(subjects)}>, the LoRAs of the request"
+            raise InputError("prompt", prompt, expected, code="unknown_reference")
+        subject = subjects[number - 1]
+        if subject is None:
+            notes.append(f"LoRA {number} has no token or trigger word, so {match[0]} was left out of the prompt.")
+        return subject or ""
 
-    named = _REFERENCE.sub(name, prompt)
-    return ExpandedPrompt(re.sub(r"\s+", " ", named).strip() if notes else named, tuple(notes))
+    expanded = _REFERENCE.sub(expand, prompt)
+    return ExpandedPrompt(re.sub(r"\s+", " ", expanded).strip() if notes else expanded, tuple(notes))

@@ -1,1 +1,12 @@
-"""Base models: which one, how it is loaded, and the rates and guidance that suit it."""
+"""Base models: which one, where its weights are, and how they are loaded.
+
+``registry``          the names of ``BASE_MODEL``, and the defaults that suit each base
+``hub_files``         the files of a hub repository that make up a Stable Diffusion
+``hub_download``      fetches them, checked against the hub's hashes
+``text_encoders``     token ids and prompt embeds of one CLIP text encoder or XL's two
+``diffusion_base``    a base in memory, the same for all families
+``components``        the models as loaded, and the checks that they are whole
+``diffusers_folder``  loads them from a folder in diffusers' layout
+``single_file``       loads them from one checkpoint in the original layout
+``loading``           chooses device and dtype, and loads whatever ``BASE_MODEL`` names
+"""

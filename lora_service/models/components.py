@@ -1,4 +1,4 @@
-"""What a loader gives, wherever the weights came from, and the refusal of what is no base."""
+"""The models that make up a base, as every loader returns them, and the checks that they are whole and fit together."""
 
 from __future__ import annotations
 
@@ -13,66 +13,81 @@ from lora_service.errors import BaseModelError
 from lora_service.models.registry import ACCEPTED
 from lora_service.models.text_encoders import TextEncoder
 
+_VOCABULARY_ENTRY = "a</w>"
+"""An entry of every vocabulary of CLIP's kind."""
+
+_MODELS_BY_CHANNELS = {5: "is a depth-to-image model", 8: "is an instruction editing model (pix2pix)"}
+
 
 @dataclass(frozen=True, eq=False)
 class Components:
-    """A base's models as loaded; names of text encoders and tokenizers are those of diffusers' folders."""
+    """A base's models as loaded.
+
+    Attributes:
+        unet: the UNet.
+        vae: the VAE.
+        text_encoders: text encoders by the names of diffusers' folders: ``text_encoder``, XL's ``text_encoder_2`` too.
+        tokenizers: tokenizers by the names of their text encoders.
+        scheduler_config: the base's own, as in diffusers' ``scheduler_config.json``.
+        zeros_for_empty_prompt: diffusers' ``force_zeros_for_empty_prompt``.
+    """
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     text_encoders: Mapping[str, TextEncoder]
     tokenizers: Mapping[str, CLIPTokenizer]
     scheduler_config: Mapping[str, Any]
-    blank_is_zero: bool = False
+    zeros_for_empty_prompt: bool = False
 
     @staticmethod
-    def of(pipeline: Any) -> Components:
-        """The parts of one of diffusers' pipelines."""
-        ends = [end for end in ("", "_2") if getattr(pipeline, f"text_encoder{end}", None) is not None]
+    def from_pipeline(pipeline: Any) -> Components:
+        """Take the components out of one of diffusers' pipelines."""
+        suffixes = [end for end in ("", "_2") if getattr(pipeline, f"text_encoder{end}", None) is not None]
         return Components(
             unet=pipeline.unet,
             vae=pipeline.vae,
-            text_encoders={f"text_encoder{end}": getattr(pipeline, f"text_encoder{end}") for end in ends},
-            tokenizers={f"text_encoder{end}": getattr(pipeline, f"tokenizer{end}") for end in ends},
+            text_encoders={f"text_encoder{end}": getattr(pipeline, f"text_encoder{end}") for end in suffixes},
+            tokenizers={f"text_encoder{end}": getattr(pipeline, f"tokenizer{end}") for end in suffixes},
             scheduler_config=pipeline.scheduler.config,
-            blank_is_zero=bool(pipeline.config.get("force_zeros_for_empty_prompt")),
+            zeros_for_empty_prompt=bool(pipeline.config.get("force_zeros_for_empty_prompt")),
         )
 
 
-_A_WORD = "a</w>"
-"""Every vocabulary of CLIP's kind holds it."""
+def check_components(name: str, components: Components) -> None:
+    """Check that ``components`` have all their weights and fit together.
 
-_KINDS_BY_CHANNELS = {5: "is a model that draws by depth", 8: "is a model that edits by instructions (pix2pix)"}
+    The libraries load a model that lacks weights, and a tokenizer without a vocabulary, without an error.
 
-
-def refuse_channels(name: str, channels: int, latent_channels: int = 4) -> None:
-    """Raises unless a UNet of so many input channels takes a VAE's latents and nothing else."""
-    if channels != latent_channels:
-        kind = _KINDS_BY_CHANNELS.get(channels, "is an inpainting model")
-        raise refusal(name, f"{kind} ({channels} input channels)")
-
-
-def refuse_broken(name: str, components: Components) -> None:
-    """Raises unless ``components`` are whole and go together.
-
-    The libraries load what lacks weights, with nothing in their place, and what lacks a vocabulary, with an empty one.
+    Raises:
+        BaseModelError: weights or a vocabulary are missing, or widths differ.
     """
-    refuse_channels(name, components.unet.config.in_channels, components.vae.config.latent_channels)
-    models = {"unet": components.unet, "vae": components.vae, **components.text_encoders}
-    gaps = (f"{part}.{key}" for part, model in models.items() for key, p in model.named_parameters() if p.is_meta)
-    if first := next(gaps, None):
-        raise refusal(name, f"lacks weights, like {first}")
+    unet, encoders = components.unet, components.text_encoders
+    check_channels(name, unet.config.in_channels, components.vae.config.latent_channels)
+    models = {"unet": unet, "vae": components.vae, **encoders}
+    missing = (f"{part}.{key}" for part, model in models.items() for key, p in model.named_parameters() if p.is_meta)
+    if first := next(missing, None):
+        raise unusable(name, f"lacks weights, like {first}", code="incomplete_model")
     for encoder, tokenizer in components.tokenizers.items():
-        if _A_WORD not in tokenizer.get_vocab():
-            raise refusal(name, f"has a {encoder.replace('text_encoder', 'tokenizer')} without a vocabulary")
-    told, read = (
-        sum(e.config.hidden_size for e in components.text_encoders.values()),
-        components.unet.config.cross_attention_dim,
-    )
-    if told != read:
-        raise refusal(name, f"has text encoders of width {told} and a UNet that reads {read}")
+        if _VOCABULARY_ENTRY not in tokenizer.get_vocab():
+            tokenizer_name = encoder.replace("text_encoder", "tokenizer")
+            raise unusable(name, f"has a {tokenizer_name} without a vocabulary", code="incomplete_model")
+    encoder_width = sum(encoder.config.hidden_size for encoder in encoders.values())
+    if encoder_width != unet.config.cross_attention_dim:
+        reason = f"has text encoders of width {encoder_width} and a UNet that reads {unet.config.cross_attention_dim}"
+        raise unusable(name, reason, code="incomplete_model")
 
 
-def refusal(name: str, reason: str) -> BaseModelError:
-    """The error about ``BASE_MODEL`` ``name``, which ``reason`` (as the end of "it …") makes no base."""
-    return BaseModelError(f"BASE_MODEL {name!r} {reason}; it must be {ACCEPTED}.")
+def check_channels(name: str, channels: int, latent_channels: int = 4) -> None:
+    """Check that a UNet of ``channels`` input channels takes the latents of a VAE and nothing else.
+
+    Raises:
+        BaseModelError: it is an inpainting, editing or depth-to-image model.
+    """
+    if channels != latent_channels:
+        model = _MODELS_BY_CHANNELS.get(channels, "is an inpainting model")
+        raise unusable(name, f"{model} ({channels} input channels)")
+
+
+def unusable(name: str, reason: str, *, code: str = "unsupported_model") -> BaseModelError:
+    """Make the error for the base model ``name``; ``reason`` is the end of "it …"."""
+    return BaseModelError(f"BASE_MODEL {name!r} {reason}; it must be {ACCEPTED}.", code=code, field="BASE_MODEL")

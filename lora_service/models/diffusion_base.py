@@ -1,4 +1,4 @@
-"""One base model in memory: its parts, and what suits it; what differs between the families is hidden here."""
+"""A base model in memory, with one interface for Stable Diffusion 1.x, 2.x and XL."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from lora_service.errors import InputError
-from lora_service.models.defaults import ModelDefaults
+from lora_service.models.registry import ModelDefaults
 from lora_service.models.text_encoders import PromptEmbeds, TextEncoders
 
 
 @dataclass
 class DiffusionBase:
-    """The parts of a Stable Diffusion, all in eval mode and without gradients.
+    """The models of a Stable Diffusion, all in eval mode and without gradients.
 
-    ``name`` is what was asked for, for messages; ``scheduler_config`` is the
-    base's own, from which every sampler and the training's noise schedule are made.
-    ``dtype`` is the UNet's and the text encoders'; the VAE may be held in fp32
-    beside them (:func:`lora_service.models.loading.vae_dtype`).
+    Attributes:
+        name: the value of ``BASE_MODEL``, for messages.
+        scheduler_config: the base's own; every sampling scheduler and the noise schedule of the training follow it.
+        defaults: the defaults of inputs that depend on the base.
+        dtype: that of the UNet and the text encoders; the VAE may have fp32
+            (:func:`lora_service.models.loading.vae_dtype`).
     """
 
     name: str
@@ -39,7 +41,7 @@ class DiffusionBase:
 
     @property
     def components(self) -> dict[str, nn.Module]:
-        """What a LoRA can change, by the names the LoRA files use."""
+        """The models that a LoRA can change, by their names in LoRA files."""
         return {"unet": self.unet, **self.text.encoders}
 
     @property
@@ -49,7 +51,7 @@ class DiffusionBase:
 
     @property
     def is_xl(self) -> bool:
-        """Whether the UNet is told the pooled text and the pictures' sizes too, as Stable Diffusion XL's is."""
+        """True for Stable Diffusion XL, whose UNet takes the pooled text and the pictures' sizes too."""
         return self.unet.config.addition_embed_type == "text_time"
 
     @cached_property
@@ -63,25 +65,31 @@ class DiffusionBase:
         return str(self.noise_schedule.config.prediction_type)
 
     def denoise(self, noisy: Tensor, timesteps: Tensor, text: PromptEmbeds, sizes: Tensor | None = None) -> Tensor:
-        """What the UNet says of ``noisy`` ``(b, c, h, w)`` at ``timesteps`` ``(b,)``.
+        """Run the UNet on noisy latents.
 
         Args:
-            sizes: where :attr:`is_xl`, original height and width, the crop's top and left, and target height and
-                width of each picture in pixels ``(b, 6)`` (https://arxiv.org/abs/2307.01952, section 2.2).
+            noisy: latents ``(b, c, h, w)``.
+            timesteps: ``(b,)``.
+            text: the prompt embeds of the batch.
+            sizes: XL's micro-conditioning ``(b, 6)`` in pixels: each picture's original height and width, the crop's
+                top and left, and the target height and width (https://arxiv.org/abs/2307.01952, section 2.2).
+
+        Returns:
+            The prediction ``(b, c, h, w)``, of :attr:`prediction_type`.
         """
         added = {"text_embeds": text.pooled, "time_ids": sizes} if self.is_xl else None
         return self.unet(noisy.to(self.unet.dtype), timesteps, text.states, added_cond_kwargs=added).sample
 
     def posterior(self, pixels: Tensor) -> DiagonalGaussianDistribution:
-        """The VAE's posterior of pictures ``(b, 3, h, w)`` in [-1, 1]; not yet :meth:`scaled`."""
+        """Encode pictures ``(b, 3, h, w)`` in [-1, 1]; samples of it need :meth:`scale_latents`."""
         return self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
 
-    def scaled(self, latents: Tensor) -> Tensor:
-        """What comes out of the VAE as the UNet knows it: of about unit variance."""
+    def scale_latents(self, latents: Tensor) -> Tensor:
+        """Scale latents of the VAE to the UNet's, which have about unit variance."""
         return (latents - self._shift) * self.vae.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures ``(b, 3, h, w)`` around [-1, 1] of the UNet's latents ``(b, c, h, w)``."""
+        """Decode the UNet's latents ``(b, c, h, w)`` to pictures ``(b, 3, h, w)``, about in [-1, 1]."""
         unscaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor + self._shift
         return self.vae.decode(unscaled).sample
 
@@ -90,21 +98,25 @@ class DiffusionBase:
         return self.vae.config.shift_factor or 0.0
 
     @property
-    def pixels_per_latent(self) -> int:
-        """Side of the square of pixels that one latent stands for."""
+    def vae_scale_factor(self) -> int:
+        """Side of a picture in pixels divided by that of its latents."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     @property
     def size_step(self) -> int:
-        """Widths and heights are multiples of this: the VAE's factor times the UNet's."""
-        return int(self.pixels_per_latent * 2 ** (len(self.unet.config.block_out_channels) - 1))
+        """The factor of widths and heights in pixels: the VAE's downsampling times the UNet's."""
+        return int(self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1))
 
     def nearest_side(self, pixels: float) -> int:
-        """The side that pictures can have nearest to ``pixels``."""
+        """Return the multiple of :attr:`size_step` nearest to ``pixels``."""
         return max(self.size_step, round(pixels / self.size_step) * self.size_step)
 
     def check_side(self, field: str, pixels: int) -> None:
-        """Raises ``InputError`` on ``field`` unless pictures can have a side of ``pixels``."""
+        """Check that pictures can have a side of ``pixels``.
+
+        Raises:
+            InputError: on ``field``, unless it is a multiple of :attr:`size_step`.
+        """
         if pixels % self.size_step:
             near = self.nearest_side(pixels)
             raise InputError(field, pixels, f"a multiple of {self.size_step} for {self.defaults.title}, like {near}")

@@ -1,4 +1,4 @@
-"""Loads a base model: the embedded one, a diffusers folder, a hub id or a single file, all into one bundle."""
+"""Loads the base model that ``BASE_MODEL`` names: the embedded one, a folder, a model of the hub or a single file."""
 
 from __future__ import annotations
 
@@ -12,35 +12,50 @@ from safetensors import SafetensorError
 from torch import nn
 
 from lora_service.errors import BaseModelError
-from lora_service.models.components import Components, refusal, refuse_broken
-from lora_service.models.defaults import ModelDefaults, PredictionType
+from lora_service.models.components import Components, check_components, unusable
 from lora_service.models.diffusers_folder import load_folder
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.hub_download import ensure_local
-from lora_service.models.registry import defaults_for
+from lora_service.models.registry import ModelDefaults, PredictionType, defaults_for
 from lora_service.models.single_file import load_single_file
 from lora_service.models.text_encoders import TextEncoders
 from lora_service.settings import Settings
 
 
-def choose_device(settings: Settings) -> torch.device:
-    """The device of ``DEVICE``; ``auto`` is CUDA, then Apple's MPS, then the CPU.
+def load_base(settings: Settings, *, for_training: bool = False) -> DiffusionBase:
+    """Load the base model of ``BASE_MODEL`` onto its device, frozen; a model of the hub is downloaded first.
 
     Raises:
-        BaseModelError: CUDA or MPS was asked for and is not there.
+        BaseModelError: there is no such folder, file or hub id, or it is no Stable Diffusion.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    _disable_progress_bars()
+    device = choose_device(settings)
+    dtype = choose_dtype(settings, device, for_training=for_training)
+    path, defaults = ensure_local(settings)
+    components = _load_components(path, dtype, settings)
+    return assemble(settings.base_model, components, defaults, device, dtype)
+
+
+def choose_device(settings: Settings) -> torch.device:
+    """Return the device of ``DEVICE``; ``auto`` is CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        BaseModelError: this machine has no such device.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if settings.device == "auto":
-        return torch.device(next(name for name in there if there[name]))
-    if not there[settings.device]:
+        return torch.device(next(name for name in available if available[name]))
+    if not available[settings.device]:
         raise BaseModelError(
-            f"DEVICE is {settings.device!r}, but this machine has none; set DEVICE=cpu or leave it out."
+            f"DEVICE is {settings.device!r}, but this machine has none; set DEVICE=cpu or leave it out.",
+            code="device_unavailable",
+            field="DEVICE",
         )
     return torch.device(settings.device)
 
 
 def choose_dtype(settings: Settings, device: torch.device, *, for_training: bool = False) -> torch.dtype:
-    """The dtype of ``DTYPE``; ``auto`` is fp32, on CUDA fp16, for training bf16 where there is bf16."""
+    """Return the dtype of ``DTYPE``; ``auto`` is fp32, on CUDA fp16, and for training bf16 on cards that have it."""
     if settings.dtype == "auto":
         if device.type != "cuda":
             return torch.float32
@@ -51,83 +66,67 @@ def choose_dtype(settings: Settings, device: torch.device, *, for_training: bool
 
 
 def use_threads(settings: Settings) -> int:
-    """Fix the number of CPU threads, which results depend on in the last bits; returns it."""
+    """Set torch's number of CPU threads and return it; the last bits of results depend on it."""
     threads = settings.torch_threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
     return threads
 
 
 def vae_dtype(config: Mapping[str, Any], dtype: torch.dtype, *, is_xl: bool) -> torch.dtype:
-    """What a VAE of ``config`` is held in beside a UNet of ``dtype``: XL's overflows in half precision.
+    """Return the dtype of a VAE of ``config`` beside a UNet of ``dtype``: XL's overflows in half precision.
 
-    A VAE that was mended says ``force_upcast: false``; 1.x and 2.x need none, whatever that says.
+    Fixed VAEs of XL have ``force_upcast: false``; those of 1.x and 2.x never need fp32, whatever their config says.
     """
     return torch.float32 if is_xl and config["force_upcast"] else dtype
-
-
-def load_base(settings: Settings, *, for_training: bool = False) -> DiffusionBase:
-    """The base model of ``BASE_MODEL``, on its device, frozen.
-
-    Raises:
-        BaseModelError: there is no such folder, file or hub id, or it is no Stable Diffusion.
-    """
-    _silence()
-    device = choose_device(settings)
-    dtype = choose_dtype(settings, device, for_training=for_training)
-    place, defaults = ensure_local(settings)
-    components = _load_parts(place, dtype, settings)
-    return assemble(settings.base_model, components, defaults, device, dtype)
 
 
 def assemble(
     name: str, components: Components, defaults: ModelDefaults | None, device: torch.device, dtype: torch.dtype
 ) -> DiffusionBase:
-    """``components`` as one base, frozen and on ``device``; without a recipe of its own it gets its family's.
+    """Make one base of ``components``, frozen and on ``device``; ``defaults`` of None are replaced by the family's.
 
     Raises:
-        BaseModelError: its UNet predicts what is neither learned nor drawn here.
+        BaseModelError: its UNet has a prediction type that is not supported.
     """
     is_xl = components.unet.config.addition_embed_type == "text_time"
-    text = TextEncoders(components.text_encoders, components.tokenizers, blank_is_zero=components.blank_is_zero)
-    schedule = dict(components.scheduler_config)
+    text = TextEncoders(components.text_encoders, components.tokenizers, components.zeros_for_empty_prompt)
+    scheduler_config = dict(components.scheduler_config)
     if defaults and defaults.prediction_type:
-        schedule["prediction_type"] = defaults.prediction_type
-    if schedule.get("prediction_type", "epsilon") not in get_args(PredictionType):
-        predicted = (
-            f"says that it predicts {schedule['prediction_type']!r} and not {' or '.join(get_args(PredictionType))}"
-        )
-        raise refusal(name, predicted)
+        scheduler_config["prediction_type"] = defaults.prediction_type
+    prediction_type, supported = scheduler_config.get("prediction_type", "epsilon"), get_args(PredictionType)
+    if prediction_type not in supported:
+        reason = f"has the prediction type {prediction_type!r} and not {' or '.join(supported)}"
+        raise unusable(name, reason, code="unsupported_prediction")
     base = DiffusionBase(
         name=name,
         unet=components.unet,
         vae=components.vae,
         text=text,
-        scheduler_config=schedule,
-        defaults=defaults or defaults_for(is_xl, text.width, str(schedule.get("prediction_type"))),
+        scheduler_config=scheduler_config,
+        defaults=defaults or defaults_for(is_xl, text.width, prediction_type),
         device=device,
         dtype=dtype,
     )
-    for part in base.components.values():
-        part.eval().requires_grad_(False).to(device)
-    # The plain method: that of diffusers warns of every cast.
+    for model in base.components.values():
+        model.eval().requires_grad_(False).to(device)
+    # nn.Module's own method: that of diffusers warns of every cast.
     nn.Module.to(base.vae.eval().requires_grad_(False), device, vae_dtype(base.vae.config, dtype, is_xl=is_xl))
     return base
 
 
-def _load_parts(place: Path, dtype: torch.dtype, settings: Settings) -> Components:
+def _load_components(path: Path, dtype: torch.dtype, settings: Settings) -> Components:
     name = settings.base_model
     try:
-        components = (
-            load_single_file(place, name, dtype, settings) if place.is_file() else load_folder(place, name, dtype)
-        )
+        is_file = path.is_file()
+        components = load_single_file(path, name, dtype, settings) if is_file else load_folder(path, name, dtype)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise refusal(name, f"could not be loaded ({reason})") from error
-    refuse_broken(name, components)
+        raise unusable(name, f"could not be loaded ({reason})", code="unreadable_model") from error
+    check_components(name, components)
     return components
 
 
-def _silence() -> None:
+def _disable_progress_bars() -> None:
     """Keep the libraries' progress bars out of logs that people read."""
     import diffusers
     import transformers

@@ -1,7 +1,7 @@
 """Loads a base from a single-file checkpoint in the original model's layout, of any fine-tuned model of the families.
 
-What a checkpoint does not say of itself is in ``configs/``: one folder per family with diffusers' configurations of
-the published models' parts.
+``configs/`` holds what a checkpoint does not: a folder for each family, with diffusers' configurations of the published
+model.
 """
 
 from __future__ import annotations
@@ -16,31 +16,36 @@ import torch
 from safetensors import safe_open
 from transformers import CLIPTokenizer
 
-from lora_service.models.components import Components, refusal, refuse_channels
+from lora_service.models.components import Components, check_channels, unusable
 from lora_service.settings import Settings
 
 CONFIGS = Path(__file__).parent / "configs"
 TOKENIZER_ID = "openai/clip-vit-large-patch14"
-"""All families read by this model's vocabulary; a checkpoint holds none."""
+"""The tokenizer of all families; a checkpoint holds none."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 _UNET = "model.diffusion_model."
-_SECOND_PADS = "!"
+_OPENCLIP_PAD = "!"
 """OpenCLIP pads with id 0, which is this character."""
 
 
 @dataclass(frozen=True)
 class SingleFileFamily:
-    """A family as its checkpoints show it: name of its folder in ``configs/``, and each tokenizer's padding."""
+    """A family of checkpoints.
+
+    Attributes:
+        name: its folder in ``configs/``.
+        pad_tokens: the pad token of each text encoder's tokenizer; None: the tokenizer's own.
+    """
 
     name: str
-    pads: Mapping[str, str | None]
+    pad_tokens: Mapping[str, str | None]
 
 
 SD1 = SingleFileFamily("sd15", {"text_encoder": None})
-SD2 = SingleFileFamily("sd21", {"text_encoder": _SECOND_PADS})
-XL = SingleFileFamily("sdxl", {"text_encoder": None, "text_encoder_2": _SECOND_PADS})
+SD2 = SingleFileFamily("sd21", {"text_encoder": _OPENCLIP_PAD})
+XL = SingleFileFamily("sdxl", {"text_encoder": None, "text_encoder_2": _OPENCLIP_PAD})
 _BY_TEXT_WIDTH = {768: SD1, 1024: SD2, 2048: XL}
 _REFINER_WIDTH = 1280
 
@@ -54,96 +59,100 @@ _OTHER_MODELS = {
     "decoder.": "holds a VAE alone",
     "control_model.": "is a ControlNet",
 }
-"""By how one of the keys begins, first match first."""
+"""Files that are no base, by the prefix of one of their keys; the first match counts."""
 
 
 def load_single_file(path: Path, name: str, dtype: torch.dtype, settings: Settings) -> Components:
-    """The parts that ``path`` holds, on the CPU.
+    """Load the models in the file ``path``, on the CPU.
 
     Raises:
-        BaseModelError: it is no Stable Diffusion 1.x, 2.x or XL base, or its tokenizer is nowhere to be had.
+        BaseModelError: it is no Stable Diffusion 1.x, 2.x or XL base, or there is no tokenizer for it.
         OSError, ValueError, KeyError, SafetensorError: it cannot be read.
     """
     import diffusers
 
-    shapes, metadata = _header(path, name)
-    family = family_of(name, shapes)
+    shapes, metadata = _read_header(path, name)
+    family = detect_family(name, shapes)
     config = CONFIGS / family.name
-    kind = json.loads((config / "model_index.json").read_text())["_class_name"]
-    tokenizers = tokenizers_for(family, path, name, settings)
-    given = {encoder.replace("text_encoder", "tokenizer"): found for encoder, found in tokenizers.items()}
-    given["scheduler"] = diffusers.DDIMScheduler.from_config(schedule_of(config, shapes, metadata))
+    pipeline_class = json.loads((config / "model_index.json").read_text())["_class_name"]
+    tokenizers = load_tokenizers(family, path, name, settings)
+    options: dict[str, Any] = {
+        encoder.replace("text_encoder", "tokenizer"): tokenizer for encoder, tokenizer in tokenizers.items()
+    }
+    options["scheduler"] = diffusers.DDIMScheduler.from_config(scheduler_config(config, shapes, metadata))
     if family is not XL:
-        given |= {"safety_checker": None, "requires_safety_checker": False}
-    pipeline = getattr(diffusers, kind).from_single_file(
-        str(path), config=str(config), dtype=dtype, local_files_only=True, **given
+        options |= {"safety_checker": None, "requires_safety_checker": False}
+    pipeline = getattr(diffusers, pipeline_class).from_single_file(
+        str(path), config=str(config), dtype=dtype, local_files_only=True, **options
     )
-    return Components.of(pipeline)
+    return Components.from_pipeline(pipeline)
 
 
-def family_of(name: str, shapes: Shapes) -> SingleFileFamily:
-    """The family of a checkpoint, told by the shapes of its UNet's first convolution and text attention.
-
-    Raises:
-        BaseModelError: it is of none, or not a base.
-    """
-    first = shapes.get(f"{_UNET}input_blocks.0.0.weight")
-    width = next((shape[1] for key, shape in shapes.items() if key.endswith("attn2.to_k.weight")), None)
-    if first is None or width is None:
-        known = (what for start, what in _OTHER_MODELS.items() if any(key.startswith(start) for key in shapes))
-        raise refusal(name, next(known, "holds no Stable Diffusion"))
-    refuse_channels(name, first[1])
-    if width == _REFINER_WIDTH:
-        raise refusal(name, "is Stable Diffusion XL's refiner, which reads with one text encoder")
-    if width not in _BY_TEXT_WIDTH:
-        raise refusal(name, f"is of no known family (a text width of {width})")
-    return _BY_TEXT_WIDTH[width]
-
-
-def schedule_of(config: Path, shapes: Shapes, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The family's noise schedule, with what the checkpoint says of its own.
-
-    Fine-tuned XL checkpoints that predict v have an empty tensor ``v_pred`` to say so, and ``ztsnr`` where the last
-    step has no signal left; others have ModelSpec's strings in the header. 2.x checkpoints without any are taken for
-    the 768-pixel model, which predicts v: for the 512-pixel one a recipe beside the file says epsilon.
-    """
-    schedule: dict[str, Any] = json.loads((config / "scheduler" / "scheduler_config.json").read_text())
-    told = metadata.get("modelspec.prediction_type", "")
-    if "v_pred" in shapes or told == "v":
-        schedule["prediction_type"] = "v_prediction"
-    elif told == "epsilon" or "v2-512" in metadata.get("modelspec.architecture", ""):
-        schedule["prediction_type"] = "epsilon"
-    if "ztsnr" in shapes:
-        # Drawing must then begin at the last step (https://arxiv.org/abs/2305.08891, section 3.3).
-        schedule |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    return schedule
-
-
-def _header(path: Path, name: str) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """Shapes by key, and the header's strings."""
+def _read_header(path: Path, name: str) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Return the tensors' shapes by key, and the header's metadata."""
     if path.suffix != ".safetensors":
-        raise refusal(name, "is no .safetensors file (pickled checkpoints can run code when they are read)")
+        reason = "is no .safetensors file (pickled checkpoints can run code when they are read)"
+        raise unusable(name, reason, code="not_safetensors")
     with safe_open(str(path), framework="pt") as file:
         return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
-def tokenizers_for(family: SingleFileFamily, path: Path, name: str, settings: Settings) -> dict[str, CLIPTokenizer]:
-    """A tokenizer for each text encoder, from a folder ``tokenizer`` beside the file, else from the hub.
+def detect_family(name: str, shapes: Shapes) -> SingleFileFamily:
+    """Return the family of a checkpoint, by the shapes of its UNet's first convolution and cross-attention.
+
+    Raises:
+        BaseModelError: it belongs to no family, or is no base.
+    """
+    conv_in = shapes.get(f"{_UNET}input_blocks.0.0.weight")
+    width = next((shape[1] for key, shape in shapes.items() if key.endswith("attn2.to_k.weight")), None)
+    if conv_in is None or width is None:
+        reasons = (reason for prefix, reason in _OTHER_MODELS.items() if any(key.startswith(prefix) for key in shapes))
+        raise unusable(name, next(reasons, "holds no Stable Diffusion"))
+    check_channels(name, conv_in[1])
+    if width == _REFINER_WIDTH:
+        raise unusable(name, "is Stable Diffusion XL's refiner, which has only one text encoder")
+    if width not in _BY_TEXT_WIDTH:
+        raise unusable(name, f"belongs to no supported family (its cross-attention is {width} wide)")
+    return _BY_TEXT_WIDTH[width]
+
+
+def scheduler_config(config: Path, shapes: Shapes, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return the family's scheduler config, with the checkpoint's own prediction type and noise schedule.
+
+    Fine-tuned XL checkpoints with v-prediction are marked by an empty tensor ``v_pred``, those with zero terminal SNR
+    by ``ztsnr``; others have ModelSpec's strings in the header. 2.x checkpoints without a mark are taken for the
+    768-pixel model, which predicts v; for the 512-pixel one, a file of defaults beside the checkpoint sets epsilon.
+    """
+    scheduler: dict[str, Any] = json.loads((config / "scheduler" / "scheduler_config.json").read_text())
+    prediction = metadata.get("modelspec.prediction_type", "")
+    if "v_pred" in shapes or prediction == "v":
+        scheduler["prediction_type"] = "v_prediction"
+    elif prediction == "epsilon" or "v2-512" in metadata.get("modelspec.architecture", ""):
+        scheduler["prediction_type"] = "epsilon"
+    if "ztsnr" in shapes:
+        # Sampling must then begin at the last timestep (https://arxiv.org/abs/2305.08891, section 3.3).
+        scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return scheduler
+
+
+def load_tokenizers(family: SingleFileFamily, path: Path, name: str, settings: Settings) -> dict[str, CLIPTokenizer]:
+    """Load the tokenizer of each text encoder, from a folder ``tokenizer`` beside the file, else from the hub.
 
     Raises:
         BaseModelError: neither has one.
     """
-    beside = path.with_name("tokenizer")
-    source = beside if beside.is_dir() else TOKENIZER_ID
+    folder = path.with_name("tokenizer")
+    source = folder if folder.is_dir() else TOKENIZER_ID
     options = {"cache_dir": settings.model_cache, "token": settings.hf_token.get_secret_value() or None}
     try:
         return {
             encoder: CLIPTokenizer.from_pretrained(source, **options, **({"pad_token": pad} if pad else {}))
-            for encoder, pad in family.pads.items()
+            for encoder, pad in family.pad_tokens.items()
         }
     except OSError as error:
-        raise refusal(
+        raise unusable(
             name,
-            f"is a single file, which holds no tokenizer, and that of {source} could not be had; put the "
+            f"is a single file, which holds no tokenizer, and that of {source} could not be loaded; put the "
             "vocab.json and merges.txt of any Stable Diffusion's tokenizer into a folder named tokenizer beside it",
+            code="missing_tokenizer",
         ) from error

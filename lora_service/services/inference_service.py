@@ -47,7 +47,7 @@ class InferenceService(ModelService):
         """Load the base model; with ``WARM_UP`` also draw once, so that the first request finds all kernels ready."""
         generator = self._generator
         if self.settings.warm_up:
-            generator.draw(GenerateRequest.of({"prompt": "", "num_inference_steps": 2}), [])
+            generator.generate(GenerateRequest.of({"prompt": "", "num_inference_steps": 2}), [])
 
     @cached_property
     def _generator(self) -> ImageGenerator:
@@ -81,7 +81,7 @@ class InferenceService(ModelService):
             started = time.monotonic()
             loras = self._loras(request, token, log)
             fetched = time.monotonic()
-            generated = self._generator.draw(request, loras, image=start, log=log)
+            generated = self._generator.generate(request, loras, image=start, log=log)
             paths = self._save(request, generated)
             record_metric("seed", generated[0].seed)
             record_metric("seconds_lora", round(fetched - started, 3))

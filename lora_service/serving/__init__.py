@@ -1,6 +1,10 @@
-"""The service through Cog's own HTTP server, without Docker.
+"""The service through Cog's own HTTP server, without Docker; imports neither ``cog`` nor an entry.
 
-``form`` lists the inputs of the two forms, ``entries`` names the two entries, ``signature`` reads one from its source
-by the rules of Cog's build, ``schema`` writes what the build would write, ``server`` runs Cog's server on it, and
-``supervisor`` keeps that server alive. Nothing here imports ``cog`` or an entry.
+``entries``       the two entries as data: file and name, inputs and output
+``form``          the inputs of the two forms, from the configs
+``entry_source``  an entry's source, and the values in it that Cog's build can read
+``signature``     an entry's inputs and output, read from its source
+``schema``        the OpenAPI document that Cog's build would write
+``supervisor``    restarts a server that dies
+``server``        Cog's server as a process, with the document in its working folder
 """

@@ -1,9 +1,8 @@
-"""An entry's source as Cog's build sees it: syntax alone, and of names only the file's own literal constants.
+"""An entry's source as Cog's build reads it: the syntax alone, and as names only the file's own literal constants.
 
-``cog build`` never imports an entry. It reads the syntax tree, takes literals as they are spelled, and drops in silence
-much of what it cannot read: a limit, a description, a default. `EntryReader` reads the same way and refuses what the
-build
-would refuse or misread.
+``cog build`` never imports an entry. It reads the syntax tree, takes literals as they are spelled, and silently drops
+much of what it cannot read: a limit, a description, a default. `EntryReader` reads the same way and raises at all that
+the build would refuse or misread.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from lora_service.errors import EntryError
 LiteralValue: TypeAlias = "bool | int | float | str | list[LiteralValue] | dict[str, LiteralValue] | None"
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-_LARGEST = 2**63 - 1  # the build keeps whole numbers in 64 bits
+_MAX_INT = 2**63 - 1  # the build keeps whole numbers in 64 bits
 
 
 @dataclass(frozen=True)
 class EntrySource:
-    """One parsed file."""
+    """A parsed file."""
 
     path: Path
     text: str
@@ -44,24 +43,24 @@ class EntrySource:
         try:
             return EntrySource(path, text, ast.parse(text))
         except SyntaxError as error:
-            place = f"{path.name}:{error.lineno}"
-            raise EntryError(place, f"it is not Python ({error.msg})", "write what Python can parse") from error
+            place, problem = f"{path.name}:{error.lineno}", f"it is not Python ({error.msg})"
+            raise EntryError(place, problem, "write what Python can parse", code="syntax_error") from error
 
     @cached_property
     def constants(self) -> dict[str, ast.expr]:
-        """What the top level assigns, by name; a name assigned twice is left out, since the build takes either."""
-        found: dict[str, ast.expr] = {}
-        twice: set[str] = set()
+        """The top level's assignments by name, without names assigned twice, for which the build takes either value."""
+        constants: dict[str, ast.expr] = {}
+        ambiguous: set[str] = set()
         for statement in self.tree.body:
-            for name, value in _assigned(statement):
-                if name in found:
-                    twice.add(name)
-                found[name] = value
-        return {name: value for name, value in found.items() if name not in twice}
+            for name, value in _assignments(statement):
+                if name in constants:
+                    ambiguous.add(name)
+                constants[name] = value
+        return {name: value for name, value in constants.items() if name not in ambiguous}
 
     @cached_property
     def imports(self) -> dict[str, str]:
-        """The module each name was imported from, by ``from module import name``."""
+        """The module of each name that ``from module import name`` imports."""
         return {
             alias.asname or alias.name: statement.module or ""
             for statement in self.tree.body
@@ -70,17 +69,17 @@ class EntrySource:
         }
 
     def spelling(self, node: ast.expr) -> str:
-        """The text of an expression, without parentheses around it."""
+        """Return the text of an expression, without parentheses around it."""
         return ast.get_source_segment(self.text, node) or ast.unparse(node)
 
     def in_parentheses(self, node: ast.expr) -> bool:
-        """Whether the value of an argument, an assignment or a list stands in parentheses of its own."""
+        """Return True when the value of an argument, an assignment or a list stands in parentheses of its own."""
         lines = self.text.split("\n")
         before = lines[node.lineno - 1].encode()[: node.col_offset].decode()
         return "".join([*lines[: node.lineno - 1], before]).rstrip().endswith("(")
 
 
-def _assigned(statement: ast.stmt) -> list[tuple[str, ast.expr]]:
+def _assignments(statement: ast.stmt) -> list[tuple[str, ast.expr]]:
     match statement:
         case ast.Assign(targets=targets, value=value):
             return [(target.id, value) for target in targets if isinstance(target, ast.Name)]
@@ -95,52 +94,55 @@ def _assigned(statement: ast.stmt) -> list[tuple[str, ast.expr]]:
 class EntryReader:
     """Reads the values of one parameter.
 
-    Every method raises `EntryError` at what the build would refuse or misread.
+    Every method raises `EntryError` at a value that the build would refuse or misread.
+
+    Attributes:
+        source: the file.
+        field: the parameter, or the function where no parameter is meant, for messages.
     """
 
     source: EntrySource
-    subject: str
-    """What messages name: the parameter, or the function where no parameter is meant."""
+    field: str
 
-    def refuse(self, node: ast.AST, problem: str, instead: str) -> EntryError:
-        """The error for a node, to be raised."""
-        line = getattr(node, "lineno", 1)
-        return EntryError(f"{self.source.path.name}:{line}: {self.subject}", problem, instead)
+    def error(self, node: ast.AST, problem: str, remedy: str, *, code: str = "unreadable_value") -> EntryError:
+        """Make the error for a node."""
+        place = f"{self.source.path.name}:{getattr(node, 'lineno', 1)}"
+        return EntryError(place, problem, remedy, code=code, field=self.field)
 
     def default(self, node: ast.expr) -> LiteralValue:
-        """A literal, or the name of a literal constant of the file."""
+        """Read a literal, or the name of a literal constant of the file."""
         return self._resolved(node, "default", "makes the field required")
 
     def description(self, node: ast.expr) -> str:
-        """One string literal, or the name of such a constant of the file."""
+        """Read one string literal, or the name of such a constant of the file."""
         value = self._resolved(node, "description", "is dropped")
         if not isinstance(value, str):
-            raise self.refuse(node, f"the description is {value!r}", "write one string")
+            raise self.error(node, f"the description is {value!r}", "write one string")
         return value
 
     def string(self, node: ast.expr) -> str:
-        """A string literal; names are dropped."""
-        value = self._spelled_out(node)
+        """Read a string literal; the build drops names."""
+        value = self._direct_literal(node)
         if not isinstance(value, str):
-            raise self.refuse(node, f"`{self.source.spelling(node)}` is not a string", "write one string literal")
+            raise self.error(node, f"`{self.source.spelling(node)}` is not a string", "write one string literal")
         return value
 
     def number(self, node: ast.expr) -> int | float:
-        """A number literal; names and expressions are dropped."""
-        value = self._spelled_out(node)
+        """Read a number literal; the build drops names and expressions."""
+        value = self._direct_literal(node)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.refuse(node, f"`{self.source.spelling(node)}` is not a number", "write the number itself")
+            raise self.error(node, f"`{self.source.spelling(node)}` is not a number", "write the number itself")
         return int(value) if value == int(value) else value
 
     def flag(self, node: ast.expr) -> bool:
-        """``True`` or ``False``."""
-        value = self._spelled_out(node)
+        """Read ``True`` or ``False``."""
+        value = self._direct_literal(node)
         if not isinstance(value, bool):
-            raise self.refuse(node, f"`{self.source.spelling(node)}` is not a flag", "write True or False")
+            raise self.error(node, f"`{self.source.spelling(node)}` is not a flag", "write True or False")
         return value
 
     def choices(self, node: ast.expr) -> list[LiteralValue]:
-        """A literal list, a list or tuple constant, ``list(D.keys())``, ``list(D.values())``, or a sum of these."""
+        """Read a list literal, a list or tuple constant, ``list(D.keys())``, ``list(D.values())``, or a sum of them."""
         constants = self.source.constants
         match node:
             case ast.List():
@@ -155,78 +157,78 @@ class EntryReader:
             ) if isinstance(constant := constants.get(name), ast.Dict):
                 pairs = self._pairs(constant)
                 return [key if part == "keys" else value for key, value in pairs]
-        raise self.refuse(
+        raise self.error(
             node,
             f"the choices `{self.source.spelling(node)}` are refused, since the build reads only literals of this file",
             "write a list of literals, or the name of such a list in this file",
         )
 
     def literal(self, node: ast.expr) -> LiteralValue:
-        """A literal as the build takes it: by its spelling."""
+        """Read a literal as the build does, by its spelling."""
         match node:
             case ast.Constant(value=str()):
-                return self._text(node)
+                return self._string(node)
             case ast.Constant(value=None | True | False as value):
                 return value
             case ast.Constant(value=int() | float()) | ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=ast.Constant()):
-                return self._figure(node)
+                return self._number(node)
             case ast.List() | ast.Tuple():
                 return self._items(node)
             case ast.Dict():
                 return {str(key): value for key, value in self._pairs(node)}
-        raise self.refuse(node, f"`{self.source.spelling(node)}` is not a literal", "write the value itself")
+        raise self.error(node, f"`{self.source.spelling(node)}` is not a literal", "write the value itself")
 
-    def _resolved(self, node: ast.expr, what: str, effect: str) -> LiteralValue:
+    def _resolved(self, node: ast.expr, argument: str, effect: str) -> LiteralValue:
         value = self.source.constants.get(node.id, node) if isinstance(node, ast.Name) else node
         if self.source.in_parentheses(value) or not _is_literal(value):
-            raise self.refuse(
+            raise self.error(
                 node,
-                f"the {what} `{self.source.spelling(node)}` is no plain literal of this file, "
-                f"which {effect} without a word",
+                f"the {argument} `{self.source.spelling(node)}` is no plain literal of this file, "
+                f"which silently {effect}",
                 "write one literal, or the name of a literal assigned once in this file",
             )
         return self.literal(value)
 
-    def _spelled_out(self, node: ast.expr) -> LiteralValue:
+    def _direct_literal(self, node: ast.expr) -> LiteralValue:
         if self.source.in_parentheses(node) or not _is_literal(node):
-            problem = f"`{self.source.spelling(node)}` is no plain literal, so the build drops it without a word"
-            raise self.refuse(node, problem, "write the value itself")
+            problem = f"`{self.source.spelling(node)}` is no plain literal, so the build silently drops it"
+            raise self.error(node, problem, "write the value itself")
         return self.literal(node)
 
-    def _text(self, node: ast.Constant) -> str:
+    def _string(self, node: ast.Constant) -> str:
         spelling = self.source.spelling(node)
         plain = spelling.removeprefix("r")
         quotes = 3 if spelling.startswith(('"""', "'''")) else 1
         if plain[:1] not in ("'", '"') or plain[quotes:-quotes] != node.value:
-            raise self.refuse(
+            raise self.error(
                 node,
                 f"the build does not read {spelling} as Python does, only its letters between the outer quotes",
                 "write one plain string without escapes",
             )
         return str(node.value)
 
-    def _figure(self, node: ast.expr) -> int | float:
+    def _number(self, node: ast.expr) -> int | float:
         spelling = self.source.spelling(node)
         if not _NUMBER.fullmatch(spelling):
-            raise self.refuse(node, f"the build cannot read the number {spelling}", "write plain decimal digits")
+            raise self.error(node, f"the build cannot read the number {spelling}", "write plain decimal digits")
         value = ast.literal_eval(node)
-        if isinstance(value, int) and abs(value) > _LARGEST:
-            raise self.refuse(node, f"the build cannot hold {spelling}", f"write at most {_LARGEST}")
+        if isinstance(value, int) and abs(value) > _MAX_INT:
+            raise self.error(node, f"the build cannot hold {spelling}", f"write at most {_MAX_INT}")
         return float(value) if isinstance(value, float) else int(value)
 
     def _items(self, node: ast.List | ast.Tuple) -> list[LiteralValue]:
         spelling = self.source.spelling(node)
         tokens = tokenize.generate_tokens(io.StringIO(spelling).readline)
         if any(token.type == tokenize.COMMENT for token in tokens):
-            raise self.refuse(node, "the build reads a comment as an item of the list", "write the comment above it")
+            raise self.error(node, "the build reads a comment as an item of the list", "write the comment above it")
         for item in node.elts:
             if isinstance(node, ast.List) and self.source.in_parentheses(item):
-                raise self.refuse(item, "the build cannot read an item in parentheses", "write it without them")
+                raise self.error(item, "the build cannot read an item in parentheses", "write it without them")
         return [self.literal(item) for item in node.elts]
 
     def _pairs(self, node: ast.Dict) -> list[tuple[LiteralValue, LiteralValue]]:
         if None in node.keys:
-            raise self.refuse(node, "the build leaves out what `**` unpacks", "write the pairs themselves")
+            raise self.error(node, "the build leaves out what `**` unpacks", "write the pairs themselves")
         return [
             (self.literal(key), self.literal(value))
             for key, value in zip(node.keys, node.values, strict=True)

@@ -1,4 +1,4 @@
-"""The OpenAPI document that Cog's build puts into an image and Cog's server checks requests against.
+"""Writes the OpenAPI document that Cog's build puts into an image and Cog's server checks requests against.
 
 Its content is that of the build (``cog build`` 0.23): clients, forms and the replicate client read it.
 """
@@ -10,20 +10,24 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from lora_service.serving import entries, signature
-from lora_service.serving.annotations import JsonSchema, title
-from lora_service.serving.entries import Mode
-from lora_service.serving.signature import EntryParameter, EntrySignature, Missing
+from lora_service.serving.entries import (
+    EntryParameter,
+    EntrySignature,
+    JsonSchema,
+    Missing,
+    check_shared_choices,
+    title,
+)
 
-PLACE = Path(".cog") / "openapi_schema.json"
-"""Where Cog's server looks for the document, from its working folder."""
+SCHEMA_PATH = Path(".cog") / "openapi_schema.json"
+"""The document's path in the working folder of Cog's server."""
 
 _STATUSES = ["starting", "processing", "succeeded", "canceled", "failed"]
 
 
 @dataclass(frozen=True)
-class _Names:
-    """How one kind of job is called in the document."""
+class _JobNames:
+    """The names of one kind of job in the document."""
 
     verb: str
     job: str
@@ -42,34 +46,20 @@ class _Names:
         return f"{self.job.title()}Response"
 
 
-_PREDICTION = _Names("predict", "prediction", "")
-_TRAINING = _Names("train", "training", "Training")
-
-
-def for_server(mode: Mode, folder: Path = entries.HOME) -> JsonSchema:
-    """The document for a server of one mode.
-
-    A training server takes the same inputs at ``/predictions`` (the form) and at ``/trainings``, as an image built
-    from ``cog.train.yaml`` does.
-
-    Raises:
-        ServingError: the entry is not in the folder.
-        EntryError: Cog's build would refuse or misread the entry.
-    """
-    entry = signature.read(entries.find(mode, folder))
-    return openapi(run=entry, train=entry if mode == "train" else None)
+_PREDICTION = _JobNames("predict", "prediction", "")
+_TRAINING = _JobNames("train", "training", "Training")
 
 
 def write(document: JsonSchema, folder: Path) -> Path:
-    """Write the document where a server that works in the folder finds it."""
-    path = folder / PLACE
+    """Write the document for a server whose working folder is ``folder``; returns its path."""
+    path = folder / SCHEMA_PATH
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return path
 
 
 def openapi(*, run: EntrySignature, train: EntrySignature | None = None) -> JsonSchema:
-    """The document of an image that runs one entry and may train with another.
+    """Make the document of an image that runs one entry and may train with another.
 
     Raises:
         EntryError: the two give one input different choices.
@@ -81,7 +71,7 @@ def openapi(*, run: EntrySignature, train: EntrySignature | None = None) -> Json
     paths |= _job_paths(_PREDICTION)
     schemas = _job_schemas(_PREDICTION, run) | _shared_schemas()
     if train is not None:
-        signature.check_together(run, train)
+        check_shared_choices(run, train)
         paths |= _job_paths(_TRAINING)
         schemas = _job_schemas(_TRAINING, train) | schemas
     return {
@@ -92,11 +82,11 @@ def openapi(*, run: EntrySignature, train: EntrySignature | None = None) -> Json
     }
 
 
-def _job_schemas(names: _Names, entry: EntrySignature) -> JsonSchema:
-    given, made = f"{names.prefix}Input", f"{names.prefix}Output"
-    schemas: JsonSchema = {given: _input(given, entry.parameters), made: entry.output}
+def _job_schemas(names: _JobNames, entry: EntrySignature) -> JsonSchema:
+    input_name, output_name = f"{names.prefix}Input", f"{names.prefix}Output"
+    schemas: JsonSchema = {input_name: _input(input_name, entry.parameters), output_name: entry.output}
     schemas |= {parameter.name: _enumeration(parameter) for parameter in entry.parameters if parameter.choices}
-    properties = {"id": _field("Id"), "input": _reference(given)}
+    properties = {"id": _field("Id"), "input": _reference(input_name)}
     schemas[names.request] = {"title": names.request, "type": "object", "properties": properties}
     schemas[names.response] = {
         "title": names.response,
@@ -104,7 +94,7 @@ def _job_schemas(names: _Names, entry: EntrySignature) -> JsonSchema:
         "properties": properties
         | {name: _field(title(name)) for name in ("version", "status", "error", "logs")}
         | {f"{name}_at": _field(title(f"{name}_at"), "date-time") for name in ("created", "started", "completed")}
-        | {"output": _reference(made), "metrics": {"title": "Metrics", "type": "object"}},
+        | {"output": _reference(output_name), "metrics": {"title": "Metrics", "type": "object"}},
     }
     return schemas
 
@@ -158,7 +148,7 @@ def _shared_schemas() -> JsonSchema:
     }
 
 
-def _job_paths(names: _Names) -> JsonSchema:
+def _job_paths(names: _JobNames) -> JsonSchema:
     identifier = f"{names.job}_id"
     invalid = {"422": _response("Validation Error", _reference("HTTPValidationError"))}
     return {

@@ -1,9 +1,9 @@
-"""Cog's own HTTP server for one entry, as a process with a working folder of its own.
+"""Runs Cog's own HTTP server for one entry, as a process with a working folder of its own.
 
-Seen with Cog 0.23: the server reads ``.cog/openapi_schema.json`` in its working folder and checks requests against
+Observed with Cog 0.23: the server reads ``.cog/openapi_schema.json`` in its working folder and checks requests against
 nothing else; it starts its worker as bare ``python`` from ``PATH``; one process answers ``/predictions`` and
-``/trainings`` with the same entry; and a worker that dies leaves it refusing every request for ever, so something must
-watch `Server.health` and start it again (`supervisor`).
+``/trainings`` with the same entry; and once its worker dies it refuses every request, so that `supervisor` has to
+restart it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
+import math
 import os
 import shutil
 import signal
@@ -18,55 +19,48 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, BinaryIO, Self
 
 import requests
 
 from lora_service.errors import InputError, ServingError
-from lora_service.serving import entries, schema
-from lora_service.serving.entries import EntryPoint, Mode
+from lora_service.serving import entries, schema, signature
+from lora_service.serving.entries import EntryPoint, JsonSchema, Mode
+from lora_service.serving.supervisor import Health, supervise
 
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-_POLL = 0.05  # seconds between looks at a server that is starting
-_ANSWER = 10.0  # seconds; a job that holds the interpreter delays the worker's answer by 5
+DEFAULT_PORTS: Mapping[Mode, int] = MappingProxyType({"predict": 5000, "train": 5001})
 
-
-class Health(StrEnum):
-    """What a server is doing: Cog's own words, and two for a server that says nothing."""
-
-    STARTING = "STARTING"
-    READY = "READY"
-    BUSY = "BUSY"
-    SETUP_FAILED = "SETUP_FAILED"
-    UNHEALTHY = "UNHEALTHY"
-    """The worker died; or, for one answer, a job that is just starting kept it from answering."""
-    DEFUNCT = "DEFUNCT"
-    SILENT = "SILENT"
-    """The process runs and does not answer."""
-    EXITED = "EXITED"
-    UNKNOWN = "UNKNOWN"
+_EXAMPLES: Mapping[Mode, str] = MappingProxyType(
+    {
+        "predict": '{"input": {"prompt": "a photo of a red house"}}',
+        "train": '{"input": {"instance_data": "https://example.com/pictures.zip"}}',
+    }
+)
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""The loopback addresses by those that stand for all interfaces."""
+_POLL_INTERVAL = 0.05  # seconds between checks of a server that starts or ends
+_HEALTH_TIMEOUT = 10.0  # seconds; a job that holds the interpreter delays the worker's answer by 5
 
 
 @dataclass(frozen=True)
 class ServerAddress:
-    """Where a server listens."""
+    """The host and port of a server."""
 
     host: str
     port: int
 
     @staticmethod
     def claim(host: str, port: int) -> ServerAddress:
-        """Check that a server could listen there; port 0 picks a free one.
+        """Check that a server can listen at an address; port 0 picks a free one.
 
         Raises:
             InputError: the host is no IP address or the port no port.
-            ServingError: something else listens there, or nothing may.
+            ServingError: the port is in use or cannot be opened.
         """
         host = "127.0.0.1" if host == "localhost" else host
         try:
@@ -80,33 +74,53 @@ class ServerAddress:
             try:
                 probe.bind((host, port))
             except OSError as error:
-                taken = error.errno == errno.EADDRINUSE
-                why = "is already in use" if taken else f"cannot be opened ({error.strerror})"
-                raise ServingError(f"Port {port} of {host} {why}: choose another with --port.") from error
+                in_use = error.errno == errno.EADDRINUSE
+                reason = "is already in use" if in_use else f"cannot be opened ({error.strerror})"
+                message = f"Port {port} of {host} {reason}: choose another with --port."
+                raise ServingError(message, code="port_in_use" if in_use else "port_unavailable") from error
             return ServerAddress(host, probe.getsockname()[1])
 
     @property
     def url(self) -> str:
-        """The address for a client on this machine."""
-        host = _EVERYWHERE.get(self.host, self.host)
+        """The URL for a client on this machine."""
+        host = _LOOPBACK.get(self.host, self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
-class CogServer:
-    """One server, from a claimed port to a removed folder; a context manager.
+def server_document(mode: Mode, folder: Path) -> JsonSchema:
+    """Make the OpenAPI document for a server of one mode.
 
-        with Server("train") as server:
+    A training server takes the same inputs at ``/predictions`` (the form) and at ``/trainings``, as an image built
+    from ``cog.train.yaml`` does.
+
+    Raises:
+        ServingError: the entry is not in the folder.
+        EntryError: Cog's build would refuse or misread the entry.
+    """
+    entry = signature.read(entries.find(mode, folder))
+    return schema.openapi(run=entry, train=entry if mode == "train" else None)
+
+
+class CogServer:
+    """A server; as a context manager it is started, and at the end stopped and its temporary folder removed.
+
+        with CogServer("train") as server:
             server.wait_ready()
             requests.post(f"{server.url}/predictions", json={"input": {...}})
 
     Args:
-        mode: which entry it runs.
-        host: the IP address it listens on.
-        port: 0 for any that is free.
-        folder: its working folder, kept afterwards; without one, a temporary folder that is removed.
-        home: where the entries lie.
-        log: what the server and its worker write; without one, ``server.log`` in the working folder.
+        mode: the entry.
+        host: the IP address to listen on.
+        port: the port; 0 for any that is free.
+        folder: the working folder, which is kept; a temporary one unless given.
+        home: the folder of the entries.
+        log: the file for the output of server and worker; ``server.log`` in the working folder unless given.
         environment: variables for the server besides those of this process.
+
+    Raises:
+        InputError: host or port are invalid.
+        ServingError: the port is in use, the entry is missing, or there is no ``python`` for the worker.
+        EntryError: Cog's build would refuse or misread the entry.
     """
 
     def __init__(
@@ -122,8 +136,8 @@ class CogServer:
     ) -> None:
         self.mode = mode
         self.address = ServerAddress.claim(host, port)
-        self._document = schema.for_server(mode, home)
-        self._variables = _variables(entries.find(mode, home), self.address.port) | dict(environment or {})
+        self._document = server_document(mode, home)
+        self._environment = _environment(entries.find(mode, home), self.address.port) | dict(environment or {})
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
         self._open = contextlib.ExitStack()
@@ -133,7 +147,7 @@ class CogServer:
 
     @property
     def url(self) -> str:
-        """The address for a client on this machine."""
+        """The URL for a client on this machine."""
         return self.address.url
 
     def __enter__(self) -> Self:
@@ -158,8 +172,8 @@ class CogServer:
             self._open.close()
 
     def start(self) -> None:
-        """Start the process; `wait_ready` tells when it answers."""
-        # What a worker that was killed left behind goes with the next start, and the rest with the folder.
+        """Start the process; `wait_ready` waits until it answers."""
+        # A killed worker leaves its temporary files behind.
         temporary = self.folder / "tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
@@ -168,15 +182,15 @@ class CogServer:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "cog.server.http", "--host", self.address.host],
                 cwd=self.folder,
-                env={"TMPDIR": str(temporary)} | self._variables,
+                env={"TMPDIR": str(temporary)} | self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C in the terminal is for us; and the group can be ended whole
+                start_new_session=True,  # Ctrl-C must reach this process alone; and the whole group can be killed
             )
 
     def stop(self, grace: float | None = 5.0) -> None:
-        """End the process and all it started; does nothing when none runs.
+        """End the process and all its children; does nothing when none runs.
 
         Args:
             grace: seconds a running job may take to finish; None: as long as it takes.
@@ -196,8 +210,8 @@ class CogServer:
             process.wait()
 
     def health(self) -> Health:
-        """What the server is doing now; asking does not disturb a running job."""
-        return Health(self._status().get("status", Health.SILENT))
+        """Return the state of the server; this does not disturb a running job."""
+        return Health(self._status().get("status", Health.UNRESPONSIVE))
 
     def wait_ready(self, timeout: float = 120.0) -> None:
         """Wait until requests are answered.
@@ -215,11 +229,14 @@ class CogServer:
                 case Health.READY | Health.BUSY:
                     return
                 case Health.SETUP_FAILED:
-                    raise ServingError(f"The {self.mode} server's setup failed: {_reason(status)}.")
+                    message = f"The {self.mode} server's setup failed: {_setup_error(status)}."
+                    raise ServingError(message, code="setup_failed")
                 case Health.EXITED:
-                    raise ServingError(f"The {self.mode} server ended while it started: {self._last_words()}.")
-            time.sleep(_POLL)
-        raise ServingError(f"The {self.mode} server is not ready after {timeout:.0f} s: {self._last_words()}.")
+                    message = f"The {self.mode} server ended while it started: {self._last_log_line()}."
+                    raise ServingError(message, code="server_exited")
+            time.sleep(_POLL_INTERVAL)
+        message = f"The {self.mode} server is not ready after {timeout:.0f} s: {self._last_log_line()}."
+        raise ServingError(message, code="not_ready")
 
     def _temporary_folder(self) -> Path:
         # A dying worker may still write there while it is removed.
@@ -227,16 +244,16 @@ class CogServer:
         return Path(self._open.enter_context(folder))
 
     def _status(self) -> dict[str, Any]:
-        """The server's own report, or one of ours in its form."""
+        """Return the answer to a health check, or one in its form for a server that does not answer."""
         if self._process is None or self._process.poll() is not None:
             return {"status": Health.EXITED}
         try:
-            answer = self._client.get(f"{self.url}/health-check", timeout=_ANSWER).json()
+            answer = self._client.get(f"{self.url}/health-check", timeout=_HEALTH_TIMEOUT).json()
         except requests.RequestException:
-            return {"status": Health.SILENT}
-        return answer if isinstance(answer, dict) else {"status": Health.SILENT}
+            return {"status": Health.UNRESPONSIVE}
+        return answer if isinstance(answer, dict) else {"status": Health.UNRESPONSIVE}
 
-    def _last_words(self) -> str:
+    def _last_log_line(self) -> str:
         path = self.folder / "server.log"
         if self._log is not None or not path.exists():
             return "see what it wrote above"
@@ -244,11 +261,88 @@ class CogServer:
         return lines[-1].strip().rstrip(".") if lines else "it wrote nothing"
 
 
-def _variables(entry: EntryPoint, port: int) -> dict[str, str]:
-    """The environment of a server: this interpreter first on the path, and the entry's folder importable."""
+def serve(
+    mode: Mode,
+    *,
+    port: int | None = None,
+    host: str = "127.0.0.1",
+    folder: Path | None = None,
+    home: Path = entries.HOME,
+) -> int:
+    """Serve until SIGTERM or SIGINT; a second one ends a running job too.
+
+    Args:
+        mode: ``predict`` or ``train``.
+        port: 5000 for predict and 5001 for train unless given; 0 for any that is free.
+        host: the IP address to listen on.
+        folder: the working folder; a temporary one unless given.
+        home: the folder of the entries.
+
+    Returns:
+        The exit status: 0, or 130 when a running job was ended.
+
+    Raises:
+        InputError: host or port are invalid.
+        ServingError: the port is in use, the entry's setup fails, or the server cannot be kept running.
+        EntryError: Cog's build would refuse or misread the entry.
+    """
+    on_terminal = sys.stderr.isatty() and "LOG_FORMAT" not in os.environ
+    server = CogServer(
+        mode,
+        host=host,
+        port=DEFAULT_PORTS[mode] if port is None else port,
+        folder=folder,
+        home=home,
+        log=sys.stderr.buffer,
+        environment={"LOG_FORMAT": "console"} if on_terminal else {},
+    )
+    try:
+        with _signals_as_interrupts(), server:
+            _run_until_interrupted(server)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _run_until_interrupted(server: CogServer) -> None:
+    try:
+        server.wait_ready(math.inf)
+        print(_ready_message(server), flush=True)
+        supervise(server)
+    except KeyboardInterrupt:
+        busy = server.health() is Health.BUSY
+        if busy:
+            print("Stopping after the running job; interrupt once more to end it now.", flush=True)
+        server.stop(grace=None if busy else 5.0)
+
+
+def _ready_message(server: CogServer) -> str:
+    return (
+        f"Ready: {server.url} (inputs: {server.url}/openapi.json), for example: "
+        f"curl -s {server.url}/predictions -H 'Content-Type: application/json' -d '{_EXAMPLES[server.mode]}'"
+    )
+
+
+@contextlib.contextmanager
+def _signals_as_interrupts() -> Iterator[None]:
+    """Have SIGTERM, and SIGHUP at the loss of the terminal, interrupt this process as Ctrl-C does."""
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in previous.items():
+        if handler is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _environment(entry: EntryPoint, port: int) -> dict[str, str]:
+    """Return the environment of a server: this interpreter is first on the path, and the entry can be imported."""
     python = Path(sys.executable).parent
     if not (python / "python").exists():
-        raise ServingError(f"{str(python)!r} holds no `python`, which Cog's server starts: use a virtual environment.")
+        message = f"{str(python)!r} holds no `python`, which Cog's server starts: use a virtual environment."
+        raise ServingError(message, code="python_missing")
     paths = os.environ.get("PYTHONPATH")
     return os.environ | {
         "PATH": os.pathsep.join([str(python), os.environ.get("PATH", os.defpath)]),
@@ -258,16 +352,16 @@ def _variables(entry: EntryPoint, port: int) -> dict[str, str]:
     }
 
 
-def _reason(status: dict[str, Any]) -> str:
-    """The exception of a failed setup; the server wraps it in its own words."""
+def _setup_error(status: dict[str, Any]) -> str:
+    """Return the exception of a failed setup, without the server's text around it."""
     logs = str((status.get("setup") or {}).get("logs", "")).strip()
     return logs.rpartition("etup failed: ")[2].rstrip(".") or "it gave no reason"
 
 
 def _wait_for_group(group: int, seconds: float) -> None:
-    """Wait until a process group is empty, at most so long."""
+    """Wait until a process group is empty, at most for ``seconds``."""
     end = time.monotonic() + seconds
     with contextlib.suppress(ProcessLookupError):
         while time.monotonic() < end:
             os.killpg(group, 0)
-            time.sleep(_POLL)
+            time.sleep(_POLL_INTERVAL)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from lora_service.dataset.options import CaptionMode, MaskMode, Task, parse_prompts
 from lora_service.errors import InputError
-from lora_service.models.defaults import ModelDefaults
+from lora_service.models.registry import ModelDefaults
 from lora_service.settings import MEBIBYTE
 from lora_service.validation import Int, first_error
 

@@ -89,7 +89,7 @@ def _encode_bucket(
 def _masks(bucket: list[TrainingImage], base: DiffusionBase, mirrors: list[bool]) -> torch.Tensor | None:
     if all(p.mask is None for p in bucket):
         return None
-    width, height = (side // base.pixels_per_latent for side in bucket[0].image.size)
+    width, height = (side // base.vae_scale_factor for side in bucket[0].image.size)
     masks = [torch.stack([_mask(p.mask, mirror, (width, height)) for p in bucket]) for mirror in mirrors]
     return torch.stack(masks).to(base.device)
 
@@ -124,7 +124,7 @@ def _posterior(images: list[Image.Image], base: DiffusionBase) -> tuple[torch.Te
             means.append(posterior.mean.float())
             stds.append(posterior.std.float())
     # Clones leave inference mode, so that autograd may save them for its backward.
-    return base.scaled(torch.cat(means)).clone(), torch.cat(stds).mul(base.vae.config.scaling_factor).clone()
+    return base.scale_latents(torch.cat(means)).clone(), torch.cat(stds).mul(base.vae.config.scaling_factor).clone()
 
 
 def _variant(image: Image.Image, jitter: int, mirror: int, seed: int) -> Image.Image:

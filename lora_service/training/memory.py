@@ -86,7 +86,7 @@ def estimate(base: DiffusionBase, config: TrainConfig, *, checkpointing: bool) -
     side, batch = config.resolution or base.defaults.resolution, config.train_batch_size
     models = [*base.components.values(), base.vae]
     trains_text = bool(config.max_train_steps_tuning and config.learning_rate_text)
-    step = unet_bytes(base.unet, side // base.pixels_per_latent, base.dtype, checkpointing=checkpointing)
+    step = unet_bytes(base.unet, side // base.vae_scale_factor, base.dtype, checkpointing=checkpointing)
     if trains_text or config.max_train_steps_ti:
         step += sum(encoder_bytes(e, base.text.positions, base.dtype) for e in base.text.encoders.values())
     captions = 0 if trains_text else config.max_train_steps_tuning * base.text.positions * base.text.width

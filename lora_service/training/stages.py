@@ -146,7 +146,7 @@ def _encode_each_step(text: TextEncoders, plan: BatchPlan) -> EncodeCaptions:
 def _encode_once(text: TextEncoders, plan: BatchPlan) -> EncodeCaptions:
     """Encode each caption once, not once a step, as nothing learns in the text encoders."""
     with torch.no_grad():
-        embeds = PromptEmbeds.joined([text.encode(ids) for ids in plan.token_ids.split(16)])
+        embeds = PromptEmbeds.concatenate([text.encode(ids) for ids in plan.token_ids.split(16)])
     return lambda captions: embeds[captions]
 
 

@@ -97,7 +97,7 @@ def test_a_server_is_not_started_on_what_can_be_no_base(
     kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started: list[str] = []
-    monkeypatch.setattr("lora_service.serving.supervisor.serve", lambda kind, **_: started.append(kind) or 0)
+    monkeypatch.setattr("lora_service.serving.server.serve", lambda kind, **_: started.append(kind) or 0)
     monkeypatch.setenv("BASE_MODEL", "sd3000")
     assert run(monkeypatch, "serve", kind) == 2
     assert "error: BASE_MODEL is 'sd3000', but there is no such folder or file" in capsys.readouterr().err

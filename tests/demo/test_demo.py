@@ -1,4 +1,4 @@
-"""What the demonstration shows is there: a subject learned, called by its tokens and by its plain word."""
+"""The demonstration, and that plain diffusers generates its subject by the trigger word."""
 
 from pathlib import Path
 from statistics import mean
@@ -8,8 +8,8 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
 
-from lora_service.demo.measures import subject_similarity
-from lora_service.demo.show import CLASS_WORD, PROMPTS, SUBJECT, show, taught_pictures
+from lora_service.demo.evaluation import subject_similarity
+from lora_service.demo.show import CLASS_WORD, PROMPTS, SUBJECT, read_subject, show
 from lora_service.lora.files import read_lora
 from lora_service.models.registry import EMBEDDED
 
@@ -19,42 +19,44 @@ SEEDS = (21, 22, 23)
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """The demonstration's folder, and what it said."""
-    folder, said = tmp_path_factory.mktemp("demo"), list[str]()
-    show(folder, said.append)
-    return folder, said
+    """Run the demonstration; return its folder and its log lines."""
+    folder, lines = tmp_path_factory.mktemp("demo"), list[str]()
+    show(folder, lines.append)
+    return folder, lines
 
 
-def test_one_sheet_and_one_lora_come_out(shown: tuple[Path, list[str]]) -> None:
-    folder, said = shown
+def test_one_image_and_one_lora_come_out(shown: tuple[Path, list[str]]) -> None:
+    folder, lines = shown
     assert sorted(path.name for path in folder.iterdir()) == ["demo.png", "demo.safetensors"]
-    with Image.open(folder / "demo.png") as sheet:
-        assert sheet.width > 1000
-    assert any(line.startswith("similarity to the subject") for line in said)
-    assert any(line.startswith("drift of other prompts") for line in said)
+    with Image.open(folder / "demo.png") as image:
+        assert image.width > 1000
+    assert any(line.startswith("similarity to the subject") for line in lines)
+    assert any(line.startswith("drift of other prompts") for line in lines)
 
 
-def test_plain_diffusers_draws_the_subject_by_the_trigger_word_alone(shown: tuple[Path, list[str]]) -> None:
+def test_plain_diffusers_generates_the_subject_by_the_trigger_word_alone(shown: tuple[Path, list[str]]) -> None:
     path = shown[0] / "demo.safetensors"
     trigger = read_lora(path).trigger
     assert trigger
-    pictures, masks = taught_pictures(SUBJECT)
+    pictures, masks = read_subject(SUBJECT)
     pipeline = StableDiffusionPipeline.from_pretrained(EMBEDDED, safety_checker=None)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
 
     def similarity(word: str) -> float:
         return mean(
-            subject_similarity(draw(prompt.format(word), seed), pictures, masks) for prompt in PROMPTS for seed in SEEDS
+            subject_similarity(generate(prompt.format(word), seed), pictures, masks)
+            for prompt in PROMPTS
+            for seed in SEEDS
         )
 
-    def draw(prompt: str, seed: int) -> Image.Image:
+    def generate(prompt: str, seed: int) -> Image.Image:
         generator = torch.Generator().manual_seed(seed)
         options = {"num_inference_steps": 25, "guidance_scale": 3.0, "width": 64, "height": 64}
         return pipeline(prompt, generator=generator, **options).images[0]
 
     base = similarity(f"a {CLASS_WORD}")
     pipeline.load_lora_weights(path)
-    taught = similarity(trigger)
-    print(f"plain diffusers, trigger word alone: {taught:.2f}, base {base:.2f}")
-    assert taught > base + 0.08
+    trained = similarity(trigger)
+    print(f"plain diffusers, trigger word alone: {trained:.2f}, base {base:.2f}")
+    assert trained > base + 0.08

@@ -1,6 +1,6 @@
-"""The hub, played on loopback: as much of its API as huggingface_hub's own client needs to list and fetch a model.
+"""A fake hub on loopback: as much of the API as huggingface_hub's own client needs to list and download a model.
 
-Written from the hub's documentation of its endpoints and from what its client asks for: a listing with git and LFS
+Written from the documentation of the hub's endpoints and from its client's requests: a listing with git and LFS
 hashes, `resolve` addresses, a redirect to another origin for LFS files, ranges, and the headers that errors carry.
 """
 
@@ -17,11 +17,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 LARGE = (".safetensors", ".bin", ".ckpt", ".onnx", ".msgpack")
-"""Endings of what the hub keeps in LFS."""
+"""Suffixes of the files that the hub keeps in LFS."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class HubRequest:
     """A request that arrived."""
 
     origin: str
@@ -33,15 +33,17 @@ class Asked:
 
 @dataclass
 class FakeHub:
-    """One repository, and what goes wrong with it.
+    """A hub with one repository, and its faults.
 
     Attributes:
-        hub_id: the repository's name.
-        folder: its files.
-        commit: what its main branch stands for.
-        refuse: status and ``X-Error-Code`` to answer everything with.
-        cut: paths whose next transfer breaks off in the middle, and whose one after that is refused as busy.
-        spoil: paths that arrive with one byte changed.
+        hub_id: the repository's id.
+        folder: the repository's files.
+        commit: the commit of its main branch.
+        refuse: status and ``X-Error-Code`` of every answer.
+        cut: paths whose next transfer breaks off in the middle; the one after that is answered with 503.
+        busy: paths whose next transfer is answered with 503.
+        corrupt: paths that arrive with one byte changed.
+        requests: the requests that arrived.
     """
 
     hub_id: str
@@ -50,8 +52,8 @@ class FakeHub:
     refuse: tuple[int, str] | None = None
     cut: set[str] = field(default_factory=set)
     busy: set[str] = field(default_factory=set)
-    spoil: set[str] = field(default_factory=set)
-    asked: list[Asked] = field(default_factory=list)
+    corrupt: set[str] = field(default_factory=set)
+    requests: list[HubRequest] = field(default_factory=list)
     url: str = ""
     store_url: str = ""
 
@@ -68,13 +70,13 @@ class FakeHub:
             entry["lfs"] = {"size": len(content), "sha256": sha256, "pointerSize": 134}
         return entry
 
-    def fetched(self) -> set[str]:
-        """Paths in the repository whose bytes were asked for."""
-        return {asked.path for asked in self.asked if asked.method == "GET" and not asked.path.startswith("api/")}
+    def downloaded(self) -> set[str]:
+        """Return the paths in the repository whose bytes were requested."""
+        return {r.path for r in self.requests if r.method == "GET" and not r.path.startswith("api/")}
 
     @contextmanager
     def running(self) -> Iterator[FakeHub]:
-        """The hub and its store, each at an origin of its own."""
+        """Run the hub and its file store, each at an origin of its own."""
         with _serving(self, "hub") as self.url, _serving(self, "store") as self.store_url:
             yield self
 
@@ -101,7 +103,7 @@ class _Exchange(BaseHTTPRequestHandler):
         hub, path = self.hub, unquote(urlsplit(self.path).path).lstrip("/")
         listing = f"api/models/{hub.hub_id}"
         name = path if path.startswith("api/") else path.partition(f"/resolve/{hub.commit}/")[2]
-        self._note(name)
+        self._record(name)
         if hub.refuse:
             self._answer(b"{}", hub.refuse[0], {"X-Error-Code": hub.refuse[1]})
         elif path in (listing, f"{listing}/revision/main", f"{listing}/revision/{hub.commit}"):
@@ -115,14 +117,16 @@ class _Exchange(BaseHTTPRequestHandler):
         else:
             self._file(name)
 
-    def _note(self, name: str) -> None:
+    def _record(self, name: str) -> None:
         headers = self.headers
-        asked = Asked(self.origin, self.command, name, headers.get("Authorization", ""), headers.get("Range", ""))
-        self.hub.asked.append(asked)
+        request = HubRequest(
+            self.origin, self.command, name, headers.get("Authorization", ""), headers.get("Range", "")
+        )
+        self.hub.requests.append(request)
 
     def _file(self, name: str) -> None:
         hub, content = self.hub, (self.hub.folder / name).read_bytes()
-        if name in hub.spoil:
+        if name in hub.corrupt:
             content = content[:-1] + bytes([content[-1] ^ 1])
         if name in hub.busy:
             hub.busy.remove(name)
@@ -147,4 +151,4 @@ class _Exchange(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Log nothing."""

@@ -1,4 +1,4 @@
-"""Token handling with the real CLIP tokenizers: 49,408 entries, and OpenCLIP's padding with "!", whose id is 0."""
+"""New tokens with the real CLIP tokenizers: 49,408 entries, and OpenCLIP's padding with "!", whose id is 0."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 
 from lora_service.lora.token_embeddings import TokenEmbeddings
 from lora_service.models.diffusion_base import DiffusionBase
-from lora_service.models.single_file import SD2, XL, tokenizers_for
+from lora_service.models.single_file import SD2, XL, load_tokenizers
 from lora_service.models.text_encoders import TextEncoders, TokenIds
 from lora_service.settings import Settings
 from lora_service.training.textual_inversion import added_tokens
@@ -20,7 +20,7 @@ CAPTION = "a photo of <s1><s2> on the beach"
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A single file's path with a tokenizer beside it."""
+    """Path of a single-file checkpoint with a tokenizer beside it."""
     folder = tmp_path_factory.mktemp("single")
     clip_folder(folder / "tokenizer")
     return folder / "model.safetensors"
@@ -28,19 +28,21 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def base(checkpoint: Path) -> DiffusionBase:
-    """A tiny XL that reads by the real tokenizers."""
+    """A tiny XL with the real tokenizers."""
     base = small_base(family="sdxl")
     for encoder in base.text.encoders.values():
         encoder.resize_token_embeddings(ENTRIES, mean_resizing=False)
         encoder.requires_grad_(False)
-    base.text = TextEncoders(base.text.encoders, tokenizers_for(XL, checkpoint, "any", Settings()), blank_is_zero=True)
+    base.text = TextEncoders(
+        base.text.encoders, load_tokenizers(XL, checkpoint, "any", Settings()), zeros_for_empty_prompt=True
+    )
     return base
 
 
-def words(ids: TokenIds, encoder: str) -> list[int]:
-    """The first text's ids up to its end."""
-    found = ids.by_encoder[encoder][0].tolist()
-    return found[: found.index(END) + 1]
+def first_text(ids: TokenIds, encoder: str) -> list[int]:
+    """Return the first text's token ids up to its end."""
+    row = ids.by_encoder[encoder][0].tolist()
+    return row[: row.index(END) + 1]
 
 
 def rows_of(base: DiffusionBase, word: str) -> dict[str, torch.Tensor]:
@@ -49,34 +51,37 @@ def rows_of(base: DiffusionBase, word: str) -> dict[str, torch.Tensor]:
 
 
 def test_words_have_clips_ids(base: DiffusionBase) -> None:
-    """As in the documentation of the published tokenizer."""
+    """The expected ids are those in the documentation of the published tokenizer."""
     for encoder, tokenizer in base.tokenizers.items():
         assert len(tokenizer) == ENTRIES
-        assert words(base.text.tokenize(["A photo of a Cat"]), encoder) == [START, 320, 1125, 539, 320, 2368, END]
+        assert first_text(base.text.tokenize(["A photo of a Cat"]), encoder) == [START, 320, 1125, 539, 320, 2368, END]
 
 
 def test_the_first_tokenizer_pads_with_its_end_and_openclips_with_0(base: DiffusionBase, checkpoint: Path) -> None:
     ids = base.text.tokenize(["cat"]).by_encoder
     assert ids["text_encoder"][0, 3:].unique().tolist() == [END]
     assert ids["text_encoder_2"][0, 3:].unique().tolist() == [PAD]
-    (second,) = tokenizers_for(SD2, checkpoint, "any", Settings()).values()
+    (second,) = load_tokenizers(SD2, checkpoint, "any", Settings()).values()
     assert second.pad_token_id == PAD
 
 
-def test_new_tokens_stand_for_themselves_behind_the_vocabulary(base: DiffusionBase) -> None:
+def test_new_tokens_get_ids_after_the_vocabulary(base: DiffusionBase) -> None:
     rows = {name: torch.cat([row, row]) for name, row in rows_of(base, "cat").items()}
     with added_tokens(base, ("<s1>", "<s2>"), rows) as tokens:
         for encoder in base.text.encoders:
-            plain = words(base.text.tokenize(["a photo of on the beach"]), encoder)
+            plain = first_text(base.text.tokenize(["a photo of on the beach"]), encoder)
             expected = [*plain[:4], ENTRIES, ENTRIES + 1, *plain[4:]]
-            assert words(tokens.text.tokenize([CAPTION]), encoder) == expected
-            assert words(tokens.text.tokenize(["a photo of <s1> <s2>, on"]), encoder)[4:6] == [ENTRIES, ENTRIES + 1]
+            assert first_text(tokens.text.tokenize([CAPTION]), encoder) == expected
+            assert first_text(tokens.text.tokenize(["a photo of <s1> <s2>, on"]), encoder)[4:6] == [
+                ENTRIES,
+                ENTRIES + 1,
+            ]
     assert all(len(tokenizer) == ENTRIES for tokenizer in base.tokenizers.values())
 
 
-def test_training_and_drawing_read_a_prompt_alike(base: DiffusionBase) -> None:
+def test_training_and_generation_encode_a_prompt_alike(base: DiffusionBase) -> None:
     rows = {name: torch.cat([row, row]) for name, row in rows_of(base, "cat").items()}
-    by_token = {f"<s{i + 1}>": {name: found[i] for name, found in rows.items()} for i in range(2)}
+    by_token = {f"<s{i + 1}>": {name: row[i] for name, row in rows.items()} for i in range(2)}
     with added_tokens(base, ("<s1>", "<s2>"), rows) as tokens:
         trained = tokens.text.tokenize([CAPTION])
         with torch.no_grad():
@@ -84,17 +89,17 @@ def test_training_and_drawing_read_a_prompt_alike(base: DiffusionBase) -> None:
     vocabulary = TokenEmbeddings(base.components, base.tokenizers)
     vocabulary.set([by_token])
     text = base.text.with_tokenizers(vocabulary.tokenizers)
-    drawn = text.tokenize([CAPTION])
+    generated = text.tokenize([CAPTION])
     with torch.no_grad():
-        told = text.encode(drawn)
+        embeds = text.encode(generated)
     vocabulary.restore()
     for encoder, ids in trained.by_encoder.items():
-        assert torch.equal(ids, drawn.by_encoder[encoder])
-    torch.testing.assert_close(told.states, learned.states)
-    torch.testing.assert_close(told.pooled, learned.pooled)
+        assert torch.equal(ids, generated.by_encoder[encoder])
+    torch.testing.assert_close(embeds.states, learned.states)
+    torch.testing.assert_close(embeds.pooled, learned.pooled)
 
 
-def test_the_pooled_state_is_that_of_the_texts_end_with_tokens_above_it(base: DiffusionBase) -> None:
+def test_the_pooled_embedding_is_that_of_the_texts_end_with_new_token_ids_above_it(base: DiffusionBase) -> None:
     with torch.no_grad():
         plain = base.text.encode(base.text.tokenize(["a photo of a cat on the beach"]))
         with added_tokens(base, ("<s1>",), rows_of(base, "cat")) as tokens:

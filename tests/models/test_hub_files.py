@@ -1,9 +1,10 @@
-"""Which files of a repository are fetched: listings as the published models have them."""
+"""Selecting the files of a repository to download, from listings as the published models have them."""
 
 import pytest
 
 from lora_service.errors import BaseModelError
 from lora_service.models.hub_files import HubFile, select_files
+from tests.errors import raises
 
 SD15 = """
 .gitattributes README.md model_index.json v1-5-pruned.ckpt v1-5-pruned-emaonly.safetensors v1-inference.yaml
@@ -34,12 +35,11 @@ unet/diffusion_pytorch_model.safetensors unet/model.onnx unet/model.onnx_data un
 vae/config.json vae/diffusion_pytorch_model.fp16.safetensors vae/diffusion_pytorch_model.safetensors
 vae_1_0/config.json vae_1_0/diffusion_pytorch_model.fp16.safetensors vae_decoder/model.onnx vae_encoder/model.onnx
 """
-ONE_OF_EACH = {"model.safetensors", "diffusion_pytorch_model.safetensors"}
 
 
-def chosen(listing: str) -> dict[str, str]:
+def selected(listing: str) -> dict[str, str]:
     """Path in the repository -> path in the folder."""
-    return {file.path: file.kept_as for file in select_files("a/b", (HubFile(name, 1) for name in listing.split()))}
+    return {file.path: file.local_path for file in select_files("a/b", (HubFile(name, 1) for name in listing.split()))}
 
 
 def without(listing: str, *names: str) -> str:
@@ -47,7 +47,7 @@ def without(listing: str, *names: str) -> str:
 
 
 def test_of_stable_diffusion_1_5_the_parts_in_half_precision_are_taken_and_no_safety_checker() -> None:
-    assert sorted(chosen(SD15)) == [
+    assert sorted(selected(SD15)) == [
         "model_index.json",
         "scheduler/scheduler_config.json",
         "text_encoder/config.json",
@@ -61,23 +61,23 @@ def test_of_stable_diffusion_1_5_the_parts_in_half_precision_are_taken_and_no_sa
         "vae/config.json",
         "vae/diffusion_pytorch_model.fp16.safetensors",
     ]
-    assert chosen(SD15)["unet/diffusion_pytorch_model.fp16.safetensors"] == "unet/diffusion_pytorch_model.safetensors"
+    assert selected(SD15)["unet/diffusion_pytorch_model.fp16.safetensors"] == "unet/diffusion_pytorch_model.safetensors"
 
 
 def test_of_xl_both_text_encoders_are_taken_and_one_vae() -> None:
-    weights = {path for path in chosen(SDXL) if not path.endswith((".json", ".txt"))}
+    weights = {path for path in selected(SDXL) if not path.endswith((".json", ".txt"))}
     assert weights == {
         "text_encoder/model.fp16.safetensors",
         "text_encoder_2/model.fp16.safetensors",
         "unet/diffusion_pytorch_model.fp16.safetensors",
         "vae/diffusion_pytorch_model.fp16.safetensors",
     }
-    assert {"tokenizer_2/vocab.json", "tokenizer_2/merges.txt", "text_encoder_2/config.json"} < set(chosen(SDXL))
+    assert {"tokenizer_2/vocab.json", "tokenizer_2/merges.txt", "text_encoder_2/config.json"} < set(selected(SDXL))
 
 
 def test_a_part_without_half_precision_is_taken_in_full() -> None:
     listing = without(SD15, "vae/diffusion_pytorch_model.fp16.safetensors")
-    assert {path for path in chosen(listing) if path.startswith("vae")} == {
+    assert {path for path in selected(listing) if path.startswith("vae")} == {
         "vae/config.json",
         "vae/diffusion_pytorch_model.safetensors",
     }
@@ -88,23 +88,25 @@ def test_weights_in_several_files_come_with_their_index() -> None:
     index = "unet/diffusion_pytorch_model.safetensors.index.json"
     half, full = (f"unet/diffusion_pytorch_model{variant}.safetensors" for variant in (".fp16", ""))
     listing = " ".join([without(SD15, half, full), *shards, index])
-    assert {path for path in chosen(listing) if path.startswith("unet")} == {"unet/config.json", *shards, index}
+    assert {path for path in selected(listing) if path.startswith("unet")} == {"unet/config.json", *shards, index}
     # one file is better, and then the index would point at what is not there
-    assert index not in chosen(f"{SD15} {' '.join(shards)} {index}")
+    assert index not in selected(f"{SD15} {' '.join(shards)} {index}")
 
 
 @pytest.mark.parametrize(
-    ("listing", "message"),
+    ("listing", "code", "missing"),
     [
-        (without(SD15, "model_index.json"), "'a/b' has no model_index.json, so it is no model in diffusers' layout"),
-        ("model_index.json transformer/config.json scheduler/scheduler_config.json", "'a/b' has no 'tokenizer'"),
+        (without(SD15, "model_index.json"), "unsupported_layout", "model_index.json"),
+        ("model_index.json transformer/config.json scheduler/scheduler_config.json", "unsupported_model", "tokenizer"),
         (
             without(SD15, "unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.safetensors"),
-            "'a/b' has no .safetensors weights of its unet",
+            "no_safetensors",
+            "unet",
         ),
     ],
 )
-def test_a_repository_that_cannot_be_used_is_refused_with_the_reason(listing: str, message: str) -> None:
-    with pytest.raises(BaseModelError) as caught:
-        chosen(listing)
-    assert str(caught.value).startswith(message)
+def test_a_repository_that_cannot_be_used_is_refused_with_the_reason(listing: str, code: str, missing: str) -> None:
+    with raises(BaseModelError, code=code) as caught:
+        selected(listing)
+    assert "'a/b'" in str(caught.value)
+    assert missing in str(caught.value)

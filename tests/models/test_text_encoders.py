@@ -1,4 +1,4 @@
-"""The text side: what texts become, with one text encoder and with two."""
+"""Prompt embeds of one text encoder and of two, against diffusers'."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ TEXTS = ["a photo of a dog", "cat", "the beach on the beach"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_texts_become_what_diffusers_makes_of_them(family: str) -> None:
+def test_prompt_embeds_are_those_of_diffusers(family: str) -> None:
     base = small_base(family=family)
     with torch.no_grad():
         ours = base.text.encode(base.text.tokenize(TEXTS))
@@ -28,15 +28,15 @@ def test_texts_become_what_diffusers_makes_of_them(family: str) -> None:
         assert ours.pooled is None
 
 
-def test_an_xl_is_told_zeros_where_there_is_no_text_and_others_the_empty_text() -> None:
+def test_an_empty_prompt_is_zeros_for_an_xl_and_its_embedding_for_others() -> None:
     xl, other = small_base(family="sdxl"), small_base()
     ids = xl.text.tokenize(["a dog", ""])
     with torch.no_grad():
-        told, plain = xl.text.encode(ids), other.text.encode(other.text.tokenize(["a dog", ""]))
-    assert told.pooled is not None
-    assert told.states[0].abs().min() > 0
-    assert told.pooled[0].abs().max() > 0
-    assert told.states[1].abs().max() == told.pooled[1].abs().max() == 0
+        embeds, plain = xl.text.encode(ids), other.text.encode(other.text.tokenize(["a dog", ""]))
+    assert embeds.pooled is not None
+    assert embeds.states[0].abs().min() > 0
+    assert embeds.pooled[0].abs().max() > 0
+    assert embeds.states[1].abs().max() == embeds.pooled[1].abs().max() == 0
     assert plain.states[1].abs().max() > 0
 
 
@@ -47,8 +47,7 @@ def test_new_tokens_reach_both_text_encoders_and_leave_the_pooling_at_the_texts_
     with torch.no_grad():
         plain = base.text.encode(base.text.tokenize(["a photo of a dog on the beach"]))
         with added_tokens(base, ("<s1>",), rows) as tokens:
-            ids_of_new = tokens.text.tokenize(["a photo of a <s1> on the beach"])
-            learned = tokens.text.encode(ids_of_new)
+            learned = tokens.text.encode(tokens.text.tokenize(["a photo of a <s1> on the beach"]))
         again = base.text.encode(base.text.tokenize(["a photo of a dog on the beach"]))
     torch.testing.assert_close(learned.states, plain.states)
     torch.testing.assert_close(learned.pooled, plain.pooled)
@@ -59,10 +58,10 @@ def test_gradients_reach_the_new_rows_of_both_text_encoders() -> None:
     base = small_base(family="sdxl")
     start = {name: torch.zeros(1, e.config.hidden_size) for name, e in base.text.encoders.items()}
     with added_tokens(base, ("<s1>",), start) as tokens:
-        told = tokens.text.encode(tokens.text.tokenize(["a <s1>"]))
-        assert told.pooled is not None
-        (told.states.square().mean() + told.pooled.square().mean()).backward()
-        assert all(rows.rows.grad.abs().max() > 0 for rows in tokens.rows.values())  # type: ignore[union-attr]
+        embeds = tokens.text.encode(tokens.text.tokenize(["a <s1>"]))
+        assert embeds.pooled is not None
+        (embeds.states.square().mean() + embeds.pooled.square().mean()).backward()
+        assert all(table.rows.grad.abs().max() > 0 for table in tokens.embeddings.values())  # type: ignore[union-attr]
 
 
 def test_parts_of_a_batch_are_what_each_text_gives() -> None:
@@ -70,7 +69,7 @@ def test_parts_of_a_batch_are_what_each_text_gives() -> None:
     ids = base.text.tokenize([*TEXTS, ""])
     with torch.no_grad():
         whole = base.text.encode(ids)
-        parts = PromptEmbeds.joined([base.text.encode(part) for part in ids.split(3)])
+        parts = PromptEmbeds.concatenate([base.text.encode(part) for part in ids.split(3)])
         picked = base.text.encode(ids[torch.tensor([3, 1])])
     torch.testing.assert_close(parts.states, whole.states)
     torch.testing.assert_close(parts.pooled, whole.pooled)
@@ -78,7 +77,7 @@ def test_parts_of_a_batch_are_what_each_text_gives() -> None:
     assert picked.states[0].abs().max() == 0
 
 
-def test_long_texts_are_counted_and_cut() -> None:
+def test_long_texts_are_counted_and_truncated() -> None:
     base = small_base(family="sdxl")
     assert base.text.count("a photo of a dog") == 5
     assert base.text.tokenize(["dog " * 200]).by_encoder["text_encoder_2"].shape == (1, base.text.positions)

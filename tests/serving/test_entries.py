@@ -1,11 +1,11 @@
-"""The real entries keep to what Cog's build can read, and every input explains itself."""
+"""The real entries: Cog's build can read them, and every input is described and optional."""
 
 from __future__ import annotations
 
 import pytest
 
 from lora_service.serving import entries, signature
-from lora_service.serving.signature import EntrySignature
+from lora_service.serving.entries import EntrySignature
 
 MODES: tuple[entries.Mode, ...] = ("predict", "train")
 FILES = {"predict": "predict.py", "train": "train.py"}
@@ -34,4 +34,4 @@ def test_every_input_may_be_left_out(mode) -> None:
 
 
 def test_one_image_can_hold_both_entries() -> None:
-    signature.check_together(read("predict"), read("train"))
+    entries.check_shared_choices(read("predict"), read("train"))

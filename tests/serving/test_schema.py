@@ -1,4 +1,4 @@
-"""The document has the content of Cog's build; expected parts are written out as `cog build` 0.23 writes them."""
+"""The OpenAPI document is that of Cog's build; the expected parts are written out as `cog build` 0.23 writes them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 from lora_service.errors import EntryError
 from lora_service.serving import schema, signature
 from lora_service.serving.entries import EntryPoint
+from lora_service.serving.server import server_document
+from tests.errors import raises
 
 PREDICT = """
 from cog import BaseRunner, Input, Path, Secret
@@ -44,7 +46,7 @@ def home(tmp_path) -> Path:
 
 
 def test_inputs_are_written_as_the_build_writes_them(home) -> None:
-    schemas = schema.for_server("predict", home)["components"]["schemas"]
+    schemas = server_document("predict", home)["components"]["schemas"]
     uri = {"type": "string", "format": "uri"}
     assert schemas["Input"] == {
         "title": "Input",
@@ -101,7 +103,7 @@ def test_inputs_are_written_as_the_build_writes_them(home) -> None:
 
 
 def test_a_prediction_server_has_no_trainings(home) -> None:
-    document = schema.for_server("predict", home)
+    document = server_document("predict", home)
     assert document["openapi"] == "3.0.2"
     assert document["info"]["title"] == "Cog"
     assert list(document["paths"]) == ["/", "/health-check", "/predictions", "/predictions/{prediction_id}/cancel"]
@@ -109,7 +111,7 @@ def test_a_prediction_server_has_no_trainings(home) -> None:
 
 
 def test_a_training_server_takes_the_same_inputs_in_both_ways(home) -> None:
-    document = schema.for_server("train", home)
+    document = server_document("train", home)
     schemas = document["components"]["schemas"]
     assert schemas["TrainingInput"]["title"] == "TrainingInput"
     assert schemas["TrainingInput"]["properties"] == schemas["Input"]["properties"]
@@ -120,7 +122,7 @@ def test_a_training_server_takes_the_same_inputs_in_both_ways(home) -> None:
 
 @pytest.mark.parametrize("mode", ["predict", "train"])
 def test_every_reference_leads_somewhere(home, mode) -> None:
-    document = schema.for_server(mode, home)
+    document = server_document(mode, home)
     text = json.dumps(document)
     references = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}
     assert references <= document["components"]["schemas"].keys()
@@ -128,7 +130,7 @@ def test_every_reference_leads_somewhere(home, mode) -> None:
 
 
 def test_requests_and_answers_are_described(home) -> None:
-    document = schema.for_server("train", home)
+    document = server_document("train", home)
     schemas = document["components"]["schemas"]
     assert schemas["TrainingRequest"]["properties"]["input"] == {"$ref": "#/components/schemas/TrainingInput"}
     answer = schemas["PredictionResponse"]["properties"]
@@ -157,12 +159,12 @@ def test_an_image_whose_choices_clash_is_refused(home) -> None:
     path = home / "train.py"
     path.write_text(TRAIN.replace("mode", "scheduler"))
     run, train = signature.read(EntryPoint(home / "predict.py", "Predictor")), signature.read(EntryPoint(path, "train"))
-    with pytest.raises(EntryError, match="scheduler: its choices differ"):
+    with raises(EntryError, code="conflicting_choices", field="scheduler"):
         schema.openapi(run=run, train=train)
 
 
 def test_the_document_is_written_where_the_server_looks(home, tmp_path) -> None:
-    document = schema.for_server("train", home)
+    document = server_document("train", home)
     path = schema.write(document, tmp_path / "work")
     assert path == tmp_path / "work" / ".cog" / "openapi_schema.json"
     assert json.loads(path.read_text()) == document

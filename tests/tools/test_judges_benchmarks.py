@@ -9,7 +9,7 @@ from PIL import Image
 from benchmarks import prompt_following
 from benchmarks.bases import through_vae
 from benchmarks.likeness import LESSONS, likeness
-from lora_service.demo import trial
+from lora_service.demo import evaluation
 from lora_service.generation.generator import ImageGenerator
 from lora_service.lora.key_mapping import strip_text_model
 from lora_service.lora.lycoris import LoraLayer
@@ -39,7 +39,7 @@ def nothing_learned(base: DiffusionBase) -> LoraWeights:
 
 @pytest.mark.parametrize("kind", LESSONS)
 def test_a_lora_that_learned_nothing_moves_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "SEEDS", (1,))
+    monkeypatch.setattr(evaluation, "SEEDS", (1,))
     base = small_base()
     rows, figures = likeness(base, nothing_learned(base), Redness(), kind, HELD_OUT_SUBJECTS)  # type: ignore[arg-type]
     assert [row.label.split(",")[0] for row in rows] == [

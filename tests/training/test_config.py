@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lora_service.errors import InputError
-from lora_service.models.defaults import SD15
+from lora_service.models.registry import SD15
 from lora_service.training.config import TrainConfig, resolve_config
 
 

@@ -50,7 +50,8 @@ def test_plain_diffusers_draws_with_the_file_as_we_do(family: str, tmp_path: Pat
     ours = ImageGenerator(small_base(family=family))
     asked = GenerateRequest.of({"prompt": "a photo of <1>", "scheduler": "DDIM", "seed": 3, **call})
     scaled, bare = (
-        np.asarray(ours.draw(asked, [(weights, scale)])[0].image, float) for scale in (Scale(1.0, 1.0), Scale(0.0, 0.0))
+        np.asarray(ours.generate(asked, [(weights, scale)])[0].image, float)
+        for scale in (Scale(1.0, 1.0), Scale(0.0, 0.0))
     )
 
     plain = pipeline_of(small_base(family=family), DDIMScheduler, clip_sample=False, set_alpha_to_one=False)

@@ -23,8 +23,8 @@ from tools.embedded.vae import SCALING_FACTOR
 from tools.synthetic.description import GROUPS
 
 SHARES = {"item": 0.42, "face": 0.2, "pair": 0.22, "style": 0.16}
-"""Shares of each batch. In the synthetic dataset single things are 58 %, faces 17 %, pairs 10 % and styles 15 %; as a base
-learns to draw things as asked first and pairs and faces last, these have more here."""
+"""Shares of each batch. In the synthetic dataset single things are 58 %, faces 17 %, pairs 10 % and styles 15 %; as a
+base learns things first and pairs and faces last, these have more here."""
 DECISIVE = (300, 900)
 """Half of each of these shares is learned at these timesteps only: there the caption decides on colours and shapes;
 earlier ones finish what is seen already, later ones know little but the background's colour. The other half has any."""

@@ -1,17 +1,17 @@
-"""The measures order what a person would order."""
+"""The metrics rank images as a person would."""
 
 import random
 
 import pytest
 from PIL import Image
 
-from lora_service.demo.measures import drift, subject_similarity
+from lora_service.demo.evaluation import drift, subject_similarity
 from tools.synthetic import captions, subjects
 
 
 def test_the_same_subject_elsewhere_is_nearer_than_other_pictures() -> None:
-    taught = [p for p, _ in zip(subjects.pictures(12, 64), range(6), strict=False)]
-    images, masks = [p.image for p in taught], [p.mask for p in taught]
+    training = [p for p, _ in zip(subjects.pictures(12, 64), range(6), strict=False)]
+    images, masks = [p.image for p in training], [p.mask for p in training]
     again = [p.image for p, _ in zip(subjects.pictures(12, 64, "judge"), range(6), strict=False)]
     other = [p.image for seed in range(6) for p, _ in zip(subjects.pictures(seed, 64), range(1), strict=False)]
     synthetic = [captions.sample(random.Random(i)).picture for i in range(6)]
