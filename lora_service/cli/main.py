@@ -42,7 +42,7 @@ COMMANDS = {
     "train": LazyCommand("jobs", "train_command", "Teach what the pictures in ZIP show, and write one LoRA file."),
     "generate": LazyCommand("jobs", "generate_command", "Draw PROMPT; <1> in it is what the first --lora learned."),
     "inspect": LazyCommand("lora_files", "inspect_command", "Show what a LoRA file holds."),
-    "convert": LazyCommand("lora_files", "convert_command", "Write a LoRA file in another layout."),
+    "convert": LazyCommand("lora_files", "convert_command", "Write a LoRA file in another format."),
     "resolve": LazyCommand(
         "links", "resolve_command", "Show what would be fetched for LINK, without asking the network."
     ),
