@@ -9,10 +9,19 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from lora_service.dataset.options import CaptionMode, MaskMode, Task, parse_prompts
+from lora_service.dataset.options import (
+    DEFAULT_TRIGGER_WORDS,
+    CaptionMode,
+    CaptionModelRef,
+    DatasetOptions,
+    MaskMode,
+    Task,
+    UploadLimits,
+    parse_prompts,
+)
 from lora_service.errors import InputError
 from lora_service.models.registry import ModelDefaults
-from lora_service.settings import MEBIBYTE
+from lora_service.settings import MEBIBYTE, Settings
 from lora_service.validation import Int, first_error
 
 PROMPT_CACHE_BYTES = 512 * MEBIBYTE
@@ -223,6 +232,26 @@ class TrainConfig(BaseModel):
                 "placeholder_tokens", value, "different names in angle brackets split by |, like <s1>|<s2>"
             )
         return value
+
+    def dataset_options(self, defaults: ModelDefaults, settings: Settings, *subject_texts: str) -> DatasetOptions:
+        """Return the options for loading the pictures, on a base with ``defaults``.
+
+        Args:
+            subject_texts: texts that stand for the subject in caption files, besides those that always do.
+        """
+        return DatasetOptions(
+            resolution=self.resolution or defaults.resolution,
+            task=self.task,
+            mask_mode=self.mask_mode,
+            caption_mode=self.caption_mode,
+            aspect_ratio_buckets=self.aspect_ratio_buckets,
+            bucket_step=defaults.bucket_step,
+            custom_prompts=self.templates,
+            trigger_words=(*DEFAULT_TRIGGER_WORDS, *filter(None, subject_texts)),
+            limits=UploadLimits.from_settings(settings),
+            face_model=settings.face_model,
+            caption_model=CaptionModelRef.from_settings(settings),
+        )
 
     @property
     def templates(self) -> tuple[str, ...]:
