@@ -7,7 +7,7 @@ what is in progress. Four parts: the VAE's encoder, its decoder, and the UNet wi
 text encoder in two. The first three do not wait for each other, as all learn from the same
 components of pictures: ``--only`` one of them in a shell each trains them at the same time.
 
-    python -m tools.embedded.build --vae lora_service/models/embedded --device cuda --seconds 330
+    python -m tools.embedded.build --vae lora_service/models/embedded --device cuda --seconds 285 --batch 2048
 
 takes the VAE and the tokenizer of a model that was made before, and trains the UNet and the
 text encoder from nothing in so many seconds, beside a minute for the pictures and the compiler.
