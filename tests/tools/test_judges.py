@@ -31,7 +31,7 @@ from tools.judges.reader import READER, Reader
 from tools.judges.validate import SEED, accuracy_by_question, caption_preference, rank_subjects, render, score_reader
 from tools.synthetic.captions import held_out_prompts
 from tools.synthetic.description import Description, Item
-from tools.synthetic.faces import Face
+from tools.synthetic.faces import CartoonFace
 from tools.synthetic.scenes import Background
 from tools.synthetic.subjects import KINDS
 
@@ -45,7 +45,7 @@ def test_a_description_of_one_item_answers_as_its_caption_does() -> None:
 
 
 def test_faces_and_pairs_answer_nothing() -> None:
-    face = Description((Face.sample(random.Random(0)),), Background("plain", "blue"))
+    face = Description((CartoonFace.sample(random.Random(0)),), Background("plain", "blue"))
     pair = Description((Item("star", "red"), Item("mug", "pink")), Background("plain", "blue"))
     for description in (face, pair):
         assert answers(description) == {}

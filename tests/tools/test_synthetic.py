@@ -10,7 +10,7 @@ import pytest
 from tools.synthetic import captions, textures
 from tools.synthetic.canvas import PALETTE, downscale
 from tools.synthetic.description import KINDS, PLACES, SIZES, Description, Item
-from tools.synthetic.faces import EXPRESSIONS, Face
+from tools.synthetic.faces import EXPRESSIONS, CartoonFace
 from tools.synthetic.scenes import SCENES, Background
 from tools.synthetic.styles import STYLES
 from tools.synthetic.things import THINGS
@@ -65,7 +65,7 @@ def test_more_held_out_prompts_than_there_are_are_refused() -> None:
 
 def test_single_things_are_the_largest_share_and_all_parts_occur() -> None:
     descriptions = [captions.describe(random.Random(seed)) for seed in range(2000)]
-    faces = sum(isinstance(d.subjects[0], Face) for d in descriptions) / len(descriptions)
+    faces = sum(isinstance(d.subjects[0], CartoonFace) for d in descriptions) / len(descriptions)
     pairs = sum(len(d.subjects) == 2 for d in descriptions) / len(descriptions)
     styled = sum(bool(d.style) for d in descriptions) / len(descriptions)
     assert (faces, pairs, styled) == pytest.approx((0.2, 0.12, 0.15), abs=0.03)
@@ -160,7 +160,7 @@ def test_pictures_of_the_variety_differ() -> None:
 
 def test_a_description_belongs_to_one_group() -> None:
     background, star, mug = Background("plain", "white"), Item("star", "red"), Item("mug", "blue")
-    face = Face.sample(random.Random(0))
+    face = CartoonFace.sample(random.Random(0))
     assert Description((star,), background).group == "item"
     assert Description((star, mug), background).group == "pair"
     assert Description((face,), background).group == "face"

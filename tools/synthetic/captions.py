@@ -12,7 +12,7 @@ from PIL import Image
 
 from tools.synthetic.canvas import PALETTE
 from tools.synthetic.description import KINDS, MONSTER, PLACES, SIZES, Description, Item
-from tools.synthetic.faces import Face
+from tools.synthetic.faces import CartoonFace
 from tools.synthetic.scenes import Background
 from tools.synthetic.styles import STYLES
 from tools.synthetic.things import THINGS
@@ -42,9 +42,9 @@ def describe(rng: random.Random) -> Description:
     """Return a random description of the training split."""
     background = Background.sample(rng)
     size, place, kind = "", rng.choice(("", "", "", "", *PLACES)), rng.random()
-    subjects: tuple[Item | Face, ...]
+    subjects: tuple[Item | CartoonFace, ...]
     if kind < 0.2:
-        subjects = (Face.sample(rng),)
+        subjects = (CartoonFace.sample(rng),)
     elif kind < 0.32:
         subjects, place = _pair(rng, background), ""
     else:

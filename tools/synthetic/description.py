@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from tools.synthetic.canvas import CANVAS, PALETTE, Brush, jitter, with_article
 from tools.synthetic.creatures import monster
-from tools.synthetic.faces import Face
+from tools.synthetic.faces import CartoonFace
 from tools.synthetic.scenes import Background
 from tools.synthetic.styles import STYLES
 from tools.synthetic.things import THINGS
@@ -64,7 +64,7 @@ class Description:
     an empty place means near the middle. ``style`` is a key of ``STYLES``; empty means flat colours.
     """
 
-    subjects: tuple[Item | Face, ...]
+    subjects: tuple[Item | CartoonFace, ...]
     background: Background
     size: str = ""
     place: str = ""

@@ -26,7 +26,7 @@ EXPRESSIONS = {"neutral": "", "smile": "a smile", "frown": "a frown", "open": "a
 
 
 @dataclass(frozen=True)
-class Face:
+class CartoonFace:
     """The traits of one face; ``style`` is one of ``HAIRSTYLES``, ``hat`` a colour of the palette."""
 
     skin: str
@@ -38,8 +38,8 @@ class Face:
     hat: str | None
 
     @staticmethod
-    def sample(rng: random.Random) -> Face:
-        return Face(
+    def sample(rng: random.Random) -> CartoonFace:
+        return CartoonFace(
             skin=rng.choice(sorted(SKINS)),
             hair=rng.choice(sorted(HAIRS)),
             style=rng.choice(HAIRSTYLES),
