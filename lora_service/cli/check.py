@@ -13,7 +13,6 @@ import click
 from lora_service.cli.field_options import ConfigCommand, config_options
 from lora_service.dataset.contact_sheet import contact_sheet
 from lora_service.dataset.load import load_dataset
-from lora_service.dataset.options import DEFAULT_TRIGGER_WORDS, CaptionModelRef, DatasetOptions, UploadLimits
 from lora_service.models.registry import SD15, locate
 from lora_service.settings import Settings
 from lora_service.training.config import TrainConfig
@@ -32,29 +31,14 @@ def check_command(source: Sequence[Path], as_json: bool, sheet: Path | None, **i
     SOURCE is a zip, a tar, a folder, or pictures.
     """
     config = TrainConfig.of({name: value for name, value in inputs.items() if value is not None})
+    settings = Settings.from_environment()
+    defaults = locate(settings.base_model, settings.model_cache)[1] or SD15
+    options = config.dataset_options(defaults, settings, config.trigger)
     with tempfile.TemporaryDirectory() as folder:
-        dataset = load_dataset(source, _dataset_options(config, Settings.from_environment()), Path(folder))
+        dataset = load_dataset(source, options, Path(folder))
     if sheet is not None:
         contact_sheet(dataset).save(sheet)
     if as_json:
         click.echo(json.dumps(dataset.report.as_json(), indent=2, ensure_ascii=False))
     else:
         click.echo("\n".join(dataset.report.lines()))
-
-
-def _dataset_options(config: TrainConfig, settings: Settings) -> DatasetOptions:
-    """Return the options with which a training on this base model reads its pictures."""
-    defaults = locate(settings.base_model, settings.model_cache)[1] or SD15
-    return DatasetOptions(
-        resolution=config.resolution or defaults.resolution,
-        task=config.task,
-        mask_mode=config.mask_mode,
-        caption_mode=config.caption_mode,
-        aspect_ratio_buckets=config.aspect_ratio_buckets,
-        bucket_step=defaults.bucket_step,
-        custom_prompts=config.templates,
-        trigger_words=(*DEFAULT_TRIGGER_WORDS, config.trigger) if config.trigger else DEFAULT_TRIGGER_WORDS,
-        limits=UploadLimits.from_settings(settings),
-        face_model=settings.face_model,
-        caption_model=CaptionModelRef.from_settings(settings),
-    )

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
+from lora_service.dataset.load import TrainingDataset
 from lora_service.dataset.report import UsedImage
-from lora_service.dataset.training_images import TrainingDataset, TrainingImage
+from lora_service.dataset.training_images import TrainingImage
 
 _TILE = 240
 _MARGIN = 12

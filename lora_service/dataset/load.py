@@ -20,13 +20,21 @@ from lora_service.dataset.images.faces import FaceDetector, face_detector
 from lora_service.dataset.images.masks import Mask, find_mask
 from lora_service.dataset.options import DatasetOptions
 from lora_service.dataset.report import DatasetReport, Duplicate, Skipped, UsedImage, join_names
-from lora_service.dataset.training_images import TrainingDataset, TrainingImage
+from lora_service.dataset.training_images import TrainingImage
 from lora_service.dataset.upload.archives import extract
 from lora_service.dataset.upload.pairing import pair_files
 from lora_service.dataset.upload.source_files import RawSample, UnusableFileError
 from lora_service.errors import PicturesError
 
 _MAX_WORKERS = 4  # each holds one image at full size
+
+
+@dataclass(frozen=True)
+class TrainingDataset:
+    """The images of one training, in the order of their names, and the report of their upload."""
+
+    images: tuple[TrainingImage, ...]
+    report: DatasetReport
 
 
 def load_dataset(source: Path | Sequence[Path], options: DatasetOptions, folder: Path) -> TrainingDataset:

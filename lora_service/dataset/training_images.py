@@ -1,4 +1,4 @@
-"""The result of loading a dataset: images as the training sees them, and the report of the upload."""
+"""An image as the training sees it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from PIL import Image
 
 from lora_service.dataset.images.crops import Box, Size
 from lora_service.dataset.options import SUBJECT
-from lora_service.dataset.report import DatasetReport
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,3 @@ class TrainingImage:
     def __post_init__(self) -> None:
         if not self.captions or any(caption.count(SUBJECT) != 1 for caption in self.captions):
             raise ValueError(f"the captions {self.captions} do not name the subject once each")
-
-
-@dataclass(frozen=True)
-class TrainingDataset:
-    """The images of one training, in the order of their names, and the report of their upload."""
-
-    images: tuple[TrainingImage, ...]
-    report: DatasetReport

@@ -109,8 +109,8 @@ class Patcher:
             plan, matched, unmatched = self._plan(loras)
             with torch.inference_mode(False), torch.no_grad():
                 self._patch(plan)
-                spelled = iter(self._token_embeddings.set([weights.embeddings for weights, _ in active]))
-            subjects = tuple(_subject(weights, {} if scale.is_zero else next(spelled)) for weights, scale in loras)
+                names = iter(self._token_embeddings.set([weights.embeddings for weights, _ in active]))
+            subjects = tuple(_subject(weights, {} if scale.is_zero else next(names)) for weights, scale in loras)
             return PatchReport(matched, unmatched, subjects)
         except BaseException:
             self.restore()
@@ -221,5 +221,5 @@ def _fits(change: tuple[int, ...], weight: tuple[int, ...]) -> bool:
     return change[0] == weight[0] and math.prod(change) == math.prod(weight)
 
 
-def _subject(weights: LoraWeights, spelling: Mapping[str, str]) -> str:
-    return as_text(list(spelling.values())) or as_text(weights.tokens) or weights.trigger or ""
+def _subject(weights: LoraWeights, names: Mapping[str, str]) -> str:
+    return as_text(list(names.values())) or as_text(weights.tokens) or weights.trigger or ""

@@ -77,13 +77,15 @@ class TokenEmbeddings:
             for component, row in by_encoder.items():
                 if component not in self._encoders:
                     raise WrongBaseError(
-                        f"The LoRA's token {name!r} is for a {component}, which this base does not have."
+                        f"The LoRA's token {name!r} is for a {component}, which this base does not have.",
+                        code="no_such_encoder",
                     )
                 width = _embedding(self._encoders[component]).weight.shape[1]
                 if row.shape != (width,):
                     raise WrongBaseError(
                         f"The LoRA's token {name!r} was learned for a {component} of width {row.shape[-1]}, "
-                        f"but this base's has width {width}."
+                        f"but this base's has width {width}.",
+                        code="wrong_width",
                     )
 
     def set(self, tokens: Sequence[RowsByToken]) -> list[dict[str, str]]:

@@ -17,7 +17,7 @@ from lora_service.downloads.remote_file import RemoteFile
 from lora_service.downloads.resolve import resolve
 from lora_service.errors import InputError, PicturesError
 from lora_service.generation.request import LARGEST_SIDE, GenerateRequest
-from lora_service.services.model_service import Log, ModelService, RecordMetric, ignore_metric
+from lora_service.services.model_service import Log, ModelService, RecordMetric, blame_input, ignore_metric
 from lora_service.settings import Settings
 
 if TYPE_CHECKING:
@@ -99,9 +99,10 @@ class InferenceService(ModelService):
 
     def _loras(self, request: GenerateRequest, token: str | None, log: Log) -> list[Any]:
         """Return the request's LoRAs, read, with their scales."""
-        files = [(resolve(link, allow_local=self._allow_local), scale) for link, scale in request.loras()]
-        check_one_host([file for file, _ in files], token, self.settings)
-        return [(self._lora(file, token, log), scale) for file, scale in files]
+        with blame_input("lora_urls"):
+            files = [(resolve(link, allow_local=self._allow_local), scale) for link, scale in request.loras()]
+            check_one_host([file for file, _ in files], token, self.settings)
+            return [(self._lora(file, token, log), scale) for file, scale in files]
 
     def _lora(self, file: RemoteFile, token: str | None, log: Log) -> LoraWeights:
         """Return the LoRA in ``file``, from memory where it was parsed before."""

@@ -23,6 +23,16 @@ def ignore_metric(name: str, value: float | int | str) -> None:
     """Record nothing."""
 
 
+@contextmanager
+def blame_input(name: str) -> Iterator[None]:
+    """Name the input ``name`` as the field of errors that have none."""
+    try:
+        yield
+    except LoraServiceError as error:
+        error.field = error.field or name
+        raise
+
+
 class OutputFolder:
     """The temporary folder of the latest job; there is one at most, as Cog's server never deletes what it has sent."""
 
@@ -49,10 +59,10 @@ class ModelService:
     A context manager that removes the last job's output at its end.
 
     Raises:
-        InputError: an environment variable holds an unusable value.
+        SettingError: an environment variable holds an unusable value.
     """
 
-    folder_prefix: ClassVar[str] = "lora-service-"
+    folder_prefix: ClassVar[str]
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings.from_environment()

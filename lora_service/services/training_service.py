@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lora_service.downloads.fetcher import Fetcher
 from lora_service.downloads.resolve import resolve, split
 from lora_service.errors import InputError
-from lora_service.services.model_service import Log, ModelService, RecordMetric, ignore_metric
+from lora_service.services.model_service import Log, ModelService, RecordMetric, blame_input, ignore_metric
 from lora_service.training.config import TrainConfig
 
 if TYPE_CHECKING:  # torch and diffusers take seconds to import: they wait for the first job
@@ -106,9 +106,10 @@ class TrainingService(ModelService):
         if isinstance(upload.file, Path):
             return upload.file
         fetcher, left, files = Fetcher(self.settings), self.settings.max_zip_bytes, []
-        for link in split(upload.links):
-            files.append(fetcher.download(resolve(link), folder, max_bytes=left))
-            left = max(1, left - files[-1].stat().st_size)  # the limit is one for all links together
+        with blame_input("instance_data_urls"):
+            for link in split(upload.links):
+                files.append(fetcher.download(resolve(link), folder, max_bytes=left))
+                left = max(1, left - files[-1].stat().st_size)  # the limit is one for all links together
         return files
 
 

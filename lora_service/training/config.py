@@ -9,10 +9,19 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from lora_service.dataset.options import CaptionMode, MaskMode, Task, parse_prompts
+from lora_service.dataset.options import (
+    DEFAULT_TRIGGER_WORDS,
+    CaptionMode,
+    CaptionModelRef,
+    DatasetOptions,
+    MaskMode,
+    Task,
+    UploadLimits,
+    parse_prompts,
+)
 from lora_service.errors import InputError
 from lora_service.models.registry import ModelDefaults
-from lora_service.settings import MEBIBYTE
+from lora_service.settings import MEBIBYTE, Settings
 from lora_service.validation import Int, first_error
 
 PROMPT_CACHE_BYTES = 512 * MEBIBYTE
@@ -157,7 +166,7 @@ class TrainConfig(BaseModel):
         description="Empty: the base model's own (SD 1.5: 1e-4). Learning rate of the tokens in stage 2.",
     )
     lora_format: Literal["kohya", "diffusers", "cloneofsimo"] = Field(
-        "kohya", description="Layout of the file; kohya is read by every tool."
+        "kohya", description="Format of the file; kohya is read by every tool."
     )
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -224,6 +233,26 @@ class TrainConfig(BaseModel):
             )
         return value
 
+    def dataset_options(self, defaults: ModelDefaults, settings: Settings, *subject_texts: str) -> DatasetOptions:
+        """Return the options for loading the pictures, on a base with ``defaults``.
+
+        Args:
+            subject_texts: texts that stand for the subject in caption files, besides those that always do.
+        """
+        return DatasetOptions(
+            resolution=self.resolution or defaults.resolution,
+            task=self.task,
+            mask_mode=self.mask_mode,
+            caption_mode=self.caption_mode,
+            aspect_ratio_buckets=self.aspect_ratio_buckets,
+            bucket_step=defaults.bucket_step,
+            custom_prompts=self.templates,
+            trigger_words=(*DEFAULT_TRIGGER_WORDS, *filter(None, subject_texts)),
+            limits=UploadLimits.from_settings(settings),
+            face_model=settings.face_model,
+            caption_model=CaptionModelRef.from_settings(settings),
+        )
+
     @property
     def templates(self) -> tuple[str, ...]:
         """The custom prompts; none: the task's own."""
@@ -232,7 +261,7 @@ class TrainConfig(BaseModel):
 
 @dataclass(frozen=True)
 class TaskDefaults:
-    """Defaults of a task; ``timestep_bias`` is explained at :func:`loss.sample_timesteps`."""
+    """Defaults of a task; ``timestep_bias`` is explained at :func:`lora_service.training.loss.sample_timesteps`."""
 
     lora_rank: int
     flip: bool
@@ -286,7 +315,7 @@ class ResolvedConfig:
         return self.prompt_with("<1>")
 
     def prompt_with(self, subject: str) -> str:
-        """A prompt to start with that calls the subject ``subject``."""
+        """Return a prompt to start with that calls the subject ``subject``."""
         return f"a picture in the style of {subject}" if self.config.task == "style" else f"a photo of {subject}"
 
     def as_json(self) -> dict[str, object]:

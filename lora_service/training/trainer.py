@@ -11,9 +11,7 @@ from pathlib import Path
 
 import torch
 
-from lora_service.dataset.load import load_dataset
-from lora_service.dataset.options import DEFAULT_TRIGGER_WORDS, CaptionModelRef, DatasetOptions, UploadLimits
-from lora_service.dataset.training_images import TrainingDataset
+from lora_service.dataset.load import TrainingDataset, load_dataset
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.settings import Settings
@@ -82,7 +80,10 @@ class Trainer:
         checkpointing = choose_checkpointing(self.base, resolved.config, self.log)
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._timed("pictures"):
-            dataset = load_dataset(source, self._dataset_options(resolved), self.folder)
+            options = resolved.config.dataset_options(
+                self.base.defaults, self.settings, resolved.trigger, "".join(resolved.tokens)
+            )
+            dataset = load_dataset(source, options, self.folder)
         for line in dataset.report.lines():
             self.log(line)
         self.log(f"base: {self.base.defaults.title}; {resolved.describe_defaults(config)}")
@@ -127,22 +128,6 @@ class Trainer:
         resolved = resolve_config(config, self.base.defaults, trigger, seed)
         self.base.check_side("resolution", resolved.config.resolution or self.base.defaults.resolution)
         return resolved
-
-    def _dataset_options(self, resolved: ResolvedConfig) -> DatasetOptions:
-        config = resolved.config
-        return DatasetOptions(
-            resolution=config.resolution or self.base.defaults.resolution,
-            task=config.task,
-            mask_mode=config.mask_mode,
-            caption_mode=config.caption_mode,
-            aspect_ratio_buckets=config.aspect_ratio_buckets,
-            bucket_step=self.base.defaults.bucket_step,
-            custom_prompts=config.templates,
-            trigger_words=(*DEFAULT_TRIGGER_WORDS, resolved.trigger, "".join(resolved.tokens)),
-            limits=UploadLimits.from_settings(self.settings),
-            face_model=self.settings.face_model,
-            caption_model=CaptionModelRef.from_settings(self.settings),
-        )
 
     def _add_layers(self, stack: ExitStack, resolved: ResolvedConfig, generator: torch.Generator) -> Layers:
         """Add LoRA layers to the UNet and the text encoders until ``stack`` ends; none where the rate is 0."""

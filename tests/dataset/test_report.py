@@ -7,9 +7,8 @@ from pathlib import Path
 from PIL import Image
 
 from lora_service.dataset.contact_sheet import contact_sheet
-from lora_service.dataset.load import load_dataset
+from lora_service.dataset.load import TrainingDataset, load_dataset
 from lora_service.dataset.options import DatasetOptions
-from lora_service.dataset.training_images import TrainingDataset
 from tests.dataset.picture_makers import CLEAN, MIXED, png, zipped
 
 
