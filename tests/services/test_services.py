@@ -8,7 +8,7 @@ import pytest
 
 from lora_service.errors import InputError, LinkError
 from lora_service.services.inference_service import InferenceService
-from lora_service.services.model_service import ModelService, OutputFolder
+from lora_service.services.model_service import JobLog, ModelService, OutputFolder, ignore_metric
 from lora_service.services.training_service import TrainingService, TrainingUpload
 from lora_service.settings import Settings
 from tests.errors import raises
@@ -79,7 +79,7 @@ def test_only_a_defect_leaves_its_traceback_in_the_log(
 ) -> None:
     class Failing(ModelService):
         def run(self) -> None:
-            with self._job():
+            with self._job(JobLog(quiet, ignore_metric)):
                 (self._output.renew() / "half").touch()
                 raise error
 
