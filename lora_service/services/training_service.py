@@ -24,7 +24,7 @@ from lora_service.services.model_service import (
 from lora_service.services.worker import COMMON_IMPORTS
 from lora_service.training.config import TrainConfig
 
-if TYPE_CHECKING:  # torch and diffusers take seconds to import: they wait for the first job
+if TYPE_CHECKING:  # torch and diffusers take seconds to import: on a command line they wait for the job
     from lora_service.models.diffusion_base import DiffusionBase
     from lora_service.training.trainer import TrainResult
 

@@ -118,11 +118,17 @@ def remove_leftovers(folder: Path | None, keep: Collection[Path] = ()) -> None:
         if path.is_file() and path.resolve() not in kept:
             path.unlink(missing_ok=True)
     before = time.time() - _COG_JOB_AGE
-    # Parents after children; rmdir leaves what is not empty alone.
-    for path in [*COG_JOBS.glob("*/*"), *COG_JOBS.glob("*")]:
-        with contextlib.suppress(OSError):
-            if path.stat().st_mtime < before:
-                path.rmdir()
+    jobs = [*COG_JOBS.glob("*/*"), *COG_JOBS.glob("*")]  # parents after their children
+    for path in [path for path in jobs if _is_older(path, before)]:
+        with contextlib.suppress(OSError):  # rmdir leaves alone what is not empty
+            path.rmdir()
+
+
+def _is_older(path: Path, moment: float) -> bool:
+    try:
+        return path.stat().st_mtime < moment
+    except OSError:  # another server has removed it
+        return False
 
 
 def broke_import(error: BaseException | None) -> bool:

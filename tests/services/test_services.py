@@ -98,8 +98,9 @@ def test_a_users_mistake_leaves_no_traceback(training: TrainingService, capsys: 
 def test_the_error_of_a_link_names_the_input_that_holds_it(
     training: TrainingService, inference: InferenceService
 ) -> None:
-    with raises(LinkError, field="instance_data_urls", code="unsupported_scheme"):
+    with raises(LinkError, field="instance_data_urls", code="unsupported_scheme") as caught:
         training.train(TrainingUpload(None, "ftp://example.org/a.zip"), STEPS, log=quiet)
+    assert ".safetensors" not in str(caught.value)  # pictures are wanted here
     with raises(LinkError, field="lora_urls", code="unsupported_scheme"):
         inference.run(DRAW | {"lora_urls": "ftp://example.org/a.safetensors"}, log=quiet)
 
