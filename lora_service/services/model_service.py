@@ -99,10 +99,10 @@ class ModelService:
         worker: the server's worker process, which is ended after a job that left it unfit for the next.
 
     Raises:
-        InputError: an environment variable holds an unusable value.
+        SettingError: an environment variable holds an unusable value.
     """
 
-    folder_prefix: ClassVar[str] = "lora-service-"
+    folder_prefix: ClassVar[str]
 
     def __init__(self, settings: Settings | None = None, *, worker: Worker | None = None) -> None:
         self.settings = settings or Settings.from_environment()
