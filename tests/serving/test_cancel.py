@@ -43,7 +43,7 @@ def inputs(tmp_path: Path) -> dict[Mode, dict[str, Any]]:
             "max_train_steps_ti": 2,
             "max_train_steps_tuning": 2,
         },
-        "predict": {"prompt": "a red star", "num_inference_steps": 4},
+        "predict": {"prompt": "a red star", "num_inference_steps": 50, "num_outputs": 4},
     }
 
 
