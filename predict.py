@@ -8,11 +8,12 @@ change them there.
 from cog import BaseRunner, Input, Path, Secret
 
 from lora_service.services.inference_service import InferenceService
+from lora_service.services.worker import Worker
 
 
 class Predictor(BaseRunner):
     def setup(self) -> None:
-        self.service = InferenceService()
+        self.service = InferenceService(worker=Worker())
         self.service.warm_up()
 
     def run(

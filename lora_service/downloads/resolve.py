@@ -14,7 +14,7 @@ from lora_service.errors import LinkError
 
 _ACCEPTED_LINKS = (
     "paste a link of Google Drive, Hugging Face, Civitai, Dropbox or GitHub, owner/name on Hugging Face, "
-    "or any https:// link to a .safetensors file"
+    "or any https:// link to the file itself"
 )
 
 

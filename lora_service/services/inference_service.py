@@ -17,7 +17,17 @@ from lora_service.downloads.remote_file import RemoteFile
 from lora_service.downloads.resolve import resolve
 from lora_service.errors import InputError, PicturesError
 from lora_service.generation.request import LARGEST_SIDE, GenerateRequest
-from lora_service.services.model_service import Log, ModelService, RecordMetric, blame_input, ignore_metric
+from lora_service.generation.schedulers import SCHEDULERS
+from lora_service.services.model_service import (
+    JobLog,
+    Log,
+    ModelService,
+    RecordMetric,
+    blame_input,
+    ignore_metric,
+    module_map,
+)
+from lora_service.services.worker import COMMON_IMPORTS, Worker
 from lora_service.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,6 +36,15 @@ if TYPE_CHECKING:
 
 PARSED_BYTES = 2**30
 """Size of the parsed LoRAs that are kept in memory, beside the last one: the same link again costs nothing."""
+
+_IMPORTS = (
+    *COMMON_IMPORTS,
+    f"diffusers:{' '.join(choice.class_name for choice in SCHEDULERS.values())}",
+    "diffusers:StableDiffusionImg2ImgPipeline StableDiffusionXLImg2ImgPipeline",
+    "scipy.integrate",  # KLMS
+    "lora_service.generation.generator",
+    "lora_service.lora.files",
+)
 
 
 class InferenceService(ModelService):
@@ -37,14 +56,21 @@ class InferenceService(ModelService):
 
     folder_prefix: ClassVar[str] = "lora-pictures-"
 
-    def __init__(self, settings: Settings | None = None, *, allow_local: bool = False) -> None:
-        super().__init__(settings)
+    def __init__(
+        self, settings: Settings | None = None, *, worker: Worker | None = None, allow_local: bool = False
+    ) -> None:
+        super().__init__(settings, worker=worker)
         self._allow_local = allow_local
         self._fetcher = Fetcher(self.settings)
         self._parsed: OrderedDict[tuple[Path, int, int], LoraWeights] = OrderedDict()
 
     def warm_up(self) -> None:
-        """Load the base model; with ``WARM_UP`` also draw once, so that the first request finds all kernels ready."""
+        """Load the base model; with ``WARM_UP`` also draw once, so that the first request finds all kernels ready.
+
+        In a server's worker, everything that a request may need is imported as well.
+        """
+        if self._worker:
+            self._worker.prepare(_IMPORTS)
         generator = self._generator
         if self.settings.warm_up:
             generator.generate(GenerateRequest.of({"prompt": "", "num_inference_steps": 2}), [])
@@ -55,7 +81,19 @@ class InferenceService(ModelService):
         from lora_service.models.loading import load_base, use_threads
 
         use_threads(self.settings)
-        return ImageGenerator(load_base(self.settings))
+        generator = ImageGenerator(load_base(self.settings))
+        self._modules = module_map(generator.base.components)
+        return generator
+
+    def _base_is_intact(self) -> bool:
+        generator = self.__dict__.get("_generator")
+        if generator is None:
+            return True
+        generator.patcher.restore()  # again, as the first time may have been interrupted
+        return module_map(generator.base.components) == self._modules
+
+    def _drop_base(self) -> None:
+        self.__dict__.pop("_generator", None)
 
     def run(
         self,
@@ -75,7 +113,8 @@ class InferenceService(ModelService):
         Raises:
             LoraServiceError: a mistake that the user can mend.
         """
-        with self._job():
+        log = JobLog(log, record_metric)
+        with self._job(log, [image] if isinstance(image, Path) else []):
             request = GenerateRequest.of({k: v for k, v in inputs.items() if v is not None})
             start = self._open(image)
             started = time.monotonic()
