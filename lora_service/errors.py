@@ -21,6 +21,8 @@ Anything else that is raised is a defect of ours, not of the input.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -39,6 +41,16 @@ class LoraServiceError(Exception):
         super().__init__(message)
         self.code = code or self.default_code
         self.field = field
+
+
+@contextmanager
+def blame_input(name: str) -> Iterator[None]:
+    """Name the input ``name`` as the field of errors that have none."""
+    try:
+        yield
+    except LoraServiceError as error:
+        error.field = error.field or name
+        raise
 
 
 class InputError(LoraServiceError):

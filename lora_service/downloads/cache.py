@@ -1,6 +1,6 @@
 """Verified files on disk, shared by all processes of a machine, and values in memory that expire.
 
-    objects/<sha256>.safetensors    whole, checked files, named by what is in them
+    objects/<sha256>.safetensors    whole, checked LoRAs or archives of one, named by what is in them
     entries/<cache key>.json        the object that a link led to, and the validators of its version
     partial/<cache key>.part        downloads in progress, and those of killed processes
     locks/                          one per entry, held while it is fetched, and one for the folder
@@ -45,6 +45,7 @@ class CachedFile:
         etag, last_modified: the validators of this version, or ''.
         private: whether a token opened it; then nobody gets it without asking the server again.
         checked: time of the server's last answer that this is the newest version, in seconds since 1970.
+        name: the file's name as the server or the link has it, made safe.
     """
 
     key: str
@@ -55,6 +56,7 @@ class CachedFile:
     last_modified: str = ""
     private: bool = False
     checked: float = 0.0
+    name: str = ""
 
 
 class Cache:

@@ -8,8 +8,9 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from filelock import Timeout
 
@@ -24,6 +25,7 @@ from lora_service.downloads.partial_file import PartialFile, safe_file_name
 from lora_service.downloads.remote_file import Listing, RemoteFile
 from lora_service.downloads.sites import direct_links, site_registry
 from lora_service.errors import LinkError, LoraFileError, UnreachableError
+from lora_service.lora.archive import is_archive, unpack_lora
 from lora_service.lora.safetensors_header import MAX_HEADER_BYTES, read_header
 from lora_service.settings import Settings
 
@@ -33,6 +35,14 @@ _LOCK_POLL = 0.2
 """Seconds between two attempts to get an entry's lock."""
 _HEADER_LENGTH_BYTES = 8
 _GIT_LFS_MAGIC = b"version https://git-lfs"
+
+
+@dataclass(frozen=True)
+class FetchedFile:
+    """A file on this machine, and its name as the server or the link has it."""
+
+    path: Path
+    name: str
 
 
 class Fetcher:
@@ -55,7 +65,11 @@ class Fetcher:
         self.cache = Cache(settings.lora_cache, settings.lora_cache_max_bytes)
 
     def fetch(self, remote: RemoteFile, *, token: str | None = None) -> Path:
-        """Return the path of a LoRA in the cache; it is downloaded, or revalidated, where needed.
+        """Return the path of :meth:`fetch_file`."""
+        return self.fetch_file(remote, token=token).path
+
+    def fetch_file(self, remote: RemoteFile, *, token: str | None = None) -> FetchedFile:
+        """Return a LoRA in the cache, or an archive of one; it is downloaded, or revalidated, where needed.
 
         An exception in this thread, such as a cancelled job raises, ends the fetch and leaves the cache usable.
 
@@ -69,7 +83,7 @@ class Fetcher:
             UnreachableError: the server does not answer now.
         """
         if remote.site == "local":
-            return remote.local_path
+            return FetchedFile(remote.local_path, remote.local_path.name)
         bearer = select_token(remote, token, self._settings)
         with Deadline(self._limits.total_timeout) as deadline:
             job = self._select_from_listing(DownloadJob(remote, bearer, deadline))
@@ -128,8 +142,8 @@ class Fetcher:
         self._selected.put(key, selected)
         return replace(job, remote=selected)
 
-    def _fresh_copy(self, job: DownloadJob) -> Path | None:
-        """Return the path of the cached file when the server need not be asked about it."""
+    def _fresh_copy(self, job: DownloadJob) -> FetchedFile | None:
+        """Return the cached file when the server need not be asked about it."""
         entry = self.cache.find(job.remote.cache_key)
         if entry is None:
             return None
@@ -137,7 +151,12 @@ class Fetcher:
             is_fresh = self._authorized.get((entry.key, job.token)) is not None
         else:
             is_fresh = 0 <= time.time() - entry.checked < self._limits.max_age
-        return self.cache.use(entry) if is_fresh else None
+        return self._use(job.remote, entry) if is_fresh else None
+
+    def _use(self, remote: RemoteFile, entry: CachedFile) -> FetchedFile | None:
+        """Return the cached file of an entry; None when it was removed meanwhile."""
+        path = self.cache.use(entry)
+        return FetchedFile(path, entry.name or _lora_name(remote, "")) if path else None
 
     @contextlib.contextmanager
     def _entry_locked(self, job: DownloadJob) -> Iterator[None]:
@@ -152,7 +171,7 @@ class Fetcher:
         finally:
             lock.release()
 
-    def _revalidated_copy(self, job: DownloadJob) -> Path:
+    def _revalidated_copy(self, job: DownloadJob) -> FetchedFile:
         """Return the newest version: the cached one if the server confirms it, else a new download.
 
         The caller holds the entry's lock.
@@ -164,24 +183,24 @@ class Fetcher:
         try:
             result = self._download(job, partial, self._settings.max_download_bytes, validators, is_lora=True)
         except UnreachableError as error:
-            path = self.cache.use(entry) if entry and not entry.private else None
-            if path is None:
+            file = self._use(job.remote, entry) if entry and not entry.private else None
+            if file is None:
                 raise
             _log.warning("%s The copy in the cache is used.", error)
-            return path
+            return file
         if result.unchanged and entry:
             self.cache.revalidate(entry, private=entry.private and bool(job.token))
-            path = self.cache.use(entry) or self._revalidated_copy(job)
+            file = self._use(job.remote, entry) or self._revalidated_copy(job)
         else:
-            path = self._store(job, result, partial)
+            file = self._store(job, result, partial)
         if job.token:
             self._authorized.put((key, job.token), True)
-        return path
+        return file
 
-    def _store(self, job: DownloadJob, result: DownloadResult, partial: PartialFile) -> Path:
+    def _store(self, job: DownloadJob, result: DownloadResult, partial: PartialFile) -> FetchedFile:
         try:
             _check_sha256(job.remote, result, partial)
-            _check_safetensors(job.remote, partial)
+            _check_lora(job.remote, partial, self._settings.max_download_bytes)
         except LinkError:
             partial.discard()
             raise
@@ -194,8 +213,9 @@ class Fetcher:
             last_modified=result.last_modified,
             private=bool(job.token),
             checked=time.time(),
+            name=_lora_name(job.remote, result.name),
         )
-        return self.cache.store(entry, partial)
+        return FetchedFile(self.cache.store(entry, partial), entry.name)
 
     def _download(
         self,
@@ -238,12 +258,12 @@ def _inspect_head(remote: RemoteFile, partial: PartialFile) -> None:
     with partial.path.open("rb") as file:
         header_length = int.from_bytes(file.read(_HEADER_LENGTH_BYTES), "little")
     # Text, zips, pickles and pictures all begin with bytes that read as a huge length.
-    if header_length > MAX_HEADER_BYTES:
-        _check_safetensors(remote, partial)
+    if header_length > MAX_HEADER_BYTES and not is_archive(partial.path):
+        _check_lora(remote, partial, 0)
 
 
-def _check_safetensors(remote: RemoteFile, partial: PartialFile) -> None:
-    """Read a file's header, and check that all tensors lie inside the file.
+def _check_lora(remote: RemoteFile, partial: PartialFile, max_unpacked_bytes: int) -> None:
+    """Read the header of a file, or of the one LoRA in an archive, and check that all tensors lie inside the file.
 
     Raises:
         LinkError: it is a web page, a Git LFS pointer, a pickle, cut off, or anything else.
@@ -256,10 +276,30 @@ def _check_safetensors(remote: RemoteFile, partial: PartialFile) -> None:
                 code="git_lfs_pointer",
             )
     try:
-        read_header(partial.path)
+        if is_archive(partial.path):
+            _check_archive(partial.path, max_unpacked_bytes)
+        else:
+            read_header(partial.path)
     except LoraFileError as error:
         problem = str(error).removeprefix(partial.path.name).strip()
         raise LinkError(f"What the link {remote.link!r} leads to {problem}", code="not_a_lora") from error
+
+
+def _check_archive(path: Path, max_bytes: int) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".archive-") as folder:
+        try:
+            unpacked = unpack_lora(path, Path(folder), max_bytes=max_bytes)
+            read_header(unpacked.path, unpacked.name)
+        except LoraFileError as error:
+            raise LoraFileError(f"is an archive that cannot be used: {error}", code=error.code) from error
+
+
+def _lora_name(remote: RemoteFile, server_name: str) -> str:
+    """Return a LoRA's name for people: the server's, or the link's where that alone looks like one."""
+    link_name = "" if remote.site == "data" else unquote(urlsplit(remote.url).path.rpartition("/")[2])
+    suffixes = (".safetensors", ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
+    names = [name for name in (server_name, link_name) if name.lower().endswith(suffixes)]
+    return safe_file_name(names[0] if names else server_name or "lora", "")
 
 
 def _check_sha256(remote: RemoteFile, result: DownloadResult, partial: PartialFile) -> None:

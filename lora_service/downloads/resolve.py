@@ -31,7 +31,7 @@ def resolve(text: str, *, allow_local: bool = False) -> RemoteFile:
     text = _strip_wrapping(text)
     if not text:
         raise LinkError(f"The link is empty; {_ACCEPTED_LINKS}.", code="empty_link")
-    if text[:5].lower() == "data:":
+    if is_data_uri(text):
         return parse_data_uri(text)
     if allow_local and (local := _resolve_path(text)):
         return local
@@ -52,6 +52,11 @@ def resolve(text: str, *, allow_local: bool = False) -> RemoteFile:
     if repository is None:
         raise LinkError(f"{redact(text)!r} is no link; {_ACCEPTED_LINKS}.", code="not_a_link")
     return repository
+
+
+def is_data_uri(text: str) -> bool:
+    """Return whether a link holds its file itself (RFC 2397)."""
+    return text.lstrip()[:5].lower() == "data:"
 
 
 def split(text: str) -> tuple[str, ...]:

@@ -23,16 +23,6 @@ def ignore_metric(name: str, value: float | int | str) -> None:
     """Record nothing."""
 
 
-@contextmanager
-def blame_input(name: str) -> Iterator[None]:
-    """Name the input ``name`` as the field of errors that have none."""
-    try:
-        yield
-    except LoraServiceError as error:
-        error.field = error.field or name
-        raise
-
-
 class OutputFolder:
     """The temporary folder of the latest job; there is one at most, as Cog's server never deletes what it has sent."""
 

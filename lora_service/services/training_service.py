@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_service.downloads.fetcher import Fetcher
 from lora_service.downloads.resolve import resolve, split
-from lora_service.errors import InputError
-from lora_service.services.model_service import Log, ModelService, RecordMetric, blame_input, ignore_metric
+from lora_service.errors import InputError, blame_input
+from lora_service.services.model_service import Log, ModelService, RecordMetric, ignore_metric
 from lora_service.training.config import TrainConfig
 
 if TYPE_CHECKING:  # torch and diffusers take seconds to import: they wait for the first job

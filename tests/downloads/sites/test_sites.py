@@ -300,7 +300,7 @@ class TestOthers:
         ("body", "words"),
         [
             (b"\x89PNG\r\n\x1a\n" + bytes(600), "picture"),
-            (b"PK\x03\x04" + bytes(600), "zip"),
+            (b"PK\x03\x04" + bytes(600), "archive"),
             (b'{"error": "nothing here"}', "JSON"),
             (LORA[:-1], "cut off|ends at byte"),
             (b"", "0 bytes"),
