@@ -97,7 +97,8 @@ class LinkError(LoraServiceError):
     Codes of what a server answers: ``unknown_host``, ``untrusted_certificate``, ``redirect_loop``,
     ``too_many_redirects``, ``too_many_pages``, ``sign_in_required``, ``token_rejected``, ``not_found``, ``expired``,
     ``refused_by_site``, ``unexpected_status``, ``html_instead_of_file``, ``unreadable_listing``, ``no_lora_file``,
-    ``several_lora_files``, ``checkpoint_not_lora``.
+    ``several_lora_files``, ``checkpoint_not_lora``,
+    ``no_version_for_base``.
 
     Codes of the file itself: ``too_large``, ``not_a_lora``, ``git_lfs_pointer``, ``hash_mismatch``, ``disk_full``,
     ``too_many_files``.

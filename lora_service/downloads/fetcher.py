@@ -39,10 +39,11 @@ _GIT_LFS_MAGIC = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class FetchedFile:
-    """A file on this machine, and its name as the server or the link has it."""
+    """A file on this machine, its name as the server or the link has it, and a note for the user on its choice."""
 
     path: Path
     name: str
+    note: str = ""
 
 
 class Fetcher:
@@ -60,7 +61,7 @@ class Fetcher:
         self._settings = settings
         self._limits = limits or DownloadLimits()
         self._transport = Transport(network or Network(AddressPolicy(settings.allow_private_addresses)), self._limits)
-        self._selected: TtlCache[tuple[str, str], RemoteFile] = TtlCache(self._limits.max_age)
+        self._selected: TtlCache[tuple[str, str, str], RemoteFile] = TtlCache(self._limits.max_age)
         self._authorized: TtlCache[tuple[str, str], bool] = TtlCache(self._limits.max_age)
         self.cache = Cache(settings.lora_cache, settings.lora_cache_max_bytes)
 
@@ -68,7 +69,7 @@ class Fetcher:
         """Return the path of :meth:`fetch_file`."""
         return self.fetch_file(remote, token=token).path
 
-    def fetch_file(self, remote: RemoteFile, *, token: str | None = None) -> FetchedFile:
+    def fetch_file(self, remote: RemoteFile, *, token: str | None = None, base: str = "") -> FetchedFile:
         """Return a LoRA in the cache, or an archive of one; it is downloaded, or revalidated, where needed.
 
         An exception in this thread, such as a cancelled job raises, ends the fetch and leaves the cache usable.
@@ -76,6 +77,7 @@ class Fetcher:
         Args:
             remote: the file; of a ``local`` one the path is returned as it is.
             token: the ``api_token`` input; it goes to the link's own host only.
+            base: the base that the LoRA is for, where a link offers several, as kohya names it: ``sd_v1``.
 
         Raises:
             LinkError: the link leads to nothing that is a LoRA, or nowhere.
@@ -86,12 +88,22 @@ class Fetcher:
             return FetchedFile(remote.local_path, remote.local_path.name)
         bearer = select_token(remote, token, self._settings)
         with Deadline(self._limits.total_timeout) as deadline:
-            job = self._select_from_listing(DownloadJob(remote, bearer, deadline))
-            fresh = self._fresh_copy(job)
-            if fresh:
-                return fresh
-            with self._entry_locked(job):
-                return self._fresh_copy(job) or self._revalidated_copy(job)
+            job = self._select_from_listing(DownloadJob(remote, bearer, deadline), base)
+            try:
+                file = self._fetch(job)
+            except LinkError as error:
+                content = direct_links.git_lfs_content(job.remote) if error.code == "git_lfs_pointer" else None
+                if content is None:
+                    raise
+                file = self._fetch(replace(job, remote=content))
+            return replace(file, note=job.remote.note)
+
+    def _fetch(self, job: DownloadJob) -> FetchedFile:
+        file = self._fresh_copy(job)
+        if file:
+            return file
+        with self._entry_locked(job):
+            return self._fresh_copy(job) or self._revalidated_copy(job)
 
     def download(self, remote: RemoteFile, folder: Path, *, max_bytes: int | None = None) -> Path:
         """Return the path of a picture or archive as a new file in a folder; it is not cached.
@@ -118,11 +130,14 @@ class Fetcher:
             with Deadline(self._limits.total_timeout) as deadline:
                 result = self._download(DownloadJob(remote, bearer, deadline), partial, max_bytes)
             _check_sha256(remote, result, partial)
+            content = direct_links.git_lfs_content(remote) if _is_git_lfs_pointer(partial.path) else None
+            if content is not None:
+                return self.download(content, folder, max_bytes=max_bytes)
             return partial.move_into(folder, safe_file_name(result.name, result.content_type))
 
-    def _select_from_listing(self, job: DownloadJob) -> DownloadJob:
+    def _select_from_listing(self, job: DownloadJob, base: str) -> DownloadJob:
         """Return the job itself, or one for the only file of the listing that it names."""
-        remote, key = job.remote, (job.remote.cache_key, job.token)
+        remote, key = job.remote, (job.remote.cache_key, job.token, base)
         if remote.listing is Listing.NONE:
             return job
         selected = self._selected.get(key)
@@ -138,7 +153,7 @@ class Fetcher:
                     f"The site's listing of {remote.link!r} cannot be read; paste the link of the file itself.",
                     code="unreadable_listing",
                 ) from error
-        selected = site_registry.select_file(remote, listing)
+        selected = site_registry.select_file(remote, listing, base)
         self._selected.put(key, selected)
         return replace(job, remote=selected)
 
@@ -268,13 +283,12 @@ def _check_lora(remote: RemoteFile, partial: PartialFile, max_unpacked_bytes: in
     Raises:
         LinkError: it is a web page, a Git LFS pointer, a pickle, cut off, or anything else.
     """
-    with partial.path.open("rb") as file:
-        if file.read(len(_GIT_LFS_MAGIC)) == _GIT_LFS_MAGIC:
-            raise LinkError(
-                f"The link {remote.link!r} leads to a Git LFS pointer and not to the file itself; "
-                f"{direct_links.git_lfs_hint(remote)}.",
-                code="git_lfs_pointer",
-            )
+    if _is_git_lfs_pointer(partial.path):
+        raise LinkError(
+            f"The link {remote.link!r} leads to a Git LFS pointer and not to the file itself; "
+            "paste the link of the content itself.",
+            code="git_lfs_pointer",
+        )
     try:
         if is_archive(partial.path):
             _check_archive(partial.path, max_unpacked_bytes)
@@ -283,6 +297,11 @@ def _check_lora(remote: RemoteFile, partial: PartialFile, max_unpacked_bytes: in
     except LoraFileError as error:
         problem = str(error).removeprefix(partial.path.name).strip()
         raise LinkError(f"What the link {remote.link!r} leads to {problem}", code="not_a_lora") from error
+
+
+def _is_git_lfs_pointer(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_GIT_LFS_MAGIC)) == _GIT_LFS_MAGIC
 
 
 def _check_archive(path: Path, max_bytes: int) -> None:

@@ -135,7 +135,7 @@ class InferenceService(ModelService):
         fetched = []
         for name, file in files:
             with blame_input(name):
-                fetched.append(self._lora(file, token))
+                fetched.append(self._lora(file, token, log))
         count = len(links["replicate_weights"])
         loras = [*weights, *fetched[:count], *uploaded, *fetched[count:]]
         for number, lora in enumerate(loras, start=1):
@@ -146,13 +146,15 @@ class InferenceService(ModelService):
     def _trained_weights(self) -> LoraWeights:
         """The LoRA that Cog handed to ``setup``."""
         with blame_input("COG_WEIGHTS"):
-            return self._lora(resolve(self._weights, allow_local=True), None)
+            return self._lora(resolve(self._weights, allow_local=True), None, print)
 
-    def _lora(self, remote: RemoteFile, token: str | None) -> LoraWeights:
+    def _lora(self, remote: RemoteFile, token: str | None, log: Log) -> LoraWeights:
         """Return the LoRA in ``remote``, from memory where it was parsed before."""
         from lora_service.lora.files import read_lora
 
-        file = self._fetcher.fetch_file(remote, token=token)
+        file = self._fetcher.fetch_file(remote, token=token, base=self._generator.base.defaults.version)
+        if file.note:
+            log(file.note)
         stat = file.path.stat()
         # Each use sets the time of a file in the cache, whose name is the hash of its content.
         key = (file, stat.st_mtime_ns if remote.site == "local" else 0, stat.st_size)

@@ -29,7 +29,7 @@ def lora_bytes(folder: Path) -> bytes:
 
 
 def embeddings_bytes(*keys: str) -> bytes:
-    return serialize({key: ROWS for key in keys}, {}, torch.float32)
+    return serialize(dict.fromkeys(keys, ROWS), {}, torch.float32)
 
 
 def packed(path: Path, files: dict[str, bytes]) -> Path:
