@@ -59,7 +59,7 @@ class Fetcher:
         self, settings: Settings, network: Network | None = None, limits: DownloadLimits | None = None
     ) -> None:
         self._settings = settings
-        self._limits = limits or DownloadLimits()
+        self._limits = limits or DownloadLimits(total_timeout=settings.max_download_seconds)
         self._transport = Transport(network or Network(AddressPolicy(settings.allow_private_addresses)), self._limits)
         self._selected: TtlCache[tuple[str, str, str], RemoteFile] = TtlCache(self._limits.max_age)
         self._authorized: TtlCache[tuple[str, str], bool] = TtlCache(self._limits.max_age)
@@ -69,7 +69,9 @@ class Fetcher:
         """Return the path of :meth:`fetch_file`."""
         return self.fetch_file(remote, token=token).path
 
-    def fetch_file(self, remote: RemoteFile, *, token: str | None = None, base: str = "") -> FetchedFile:
+    def fetch_file(
+        self, remote: RemoteFile, *, token: str | None = None, base: str = "", until: float | None = None
+    ) -> FetchedFile:
         """Return a LoRA in the cache, or an archive of one; it is downloaded, or revalidated, where needed.
 
         An exception in this thread, such as a cancelled job raises, ends the fetch and leaves the cache usable.
@@ -78,6 +80,7 @@ class Fetcher:
             remote: the file; of a ``local`` one the path is returned as it is.
             token: the ``api_token`` input; it goes to the link's own host only.
             base: the base that the LoRA is for, where a link offers several, as kohya names it: ``sd_v1``.
+            until: time of :func:`time.monotonic` at which the fetch ends in any case: one for all links of a job.
 
         Raises:
             LinkError: the link leads to nothing that is a LoRA, or nowhere.
@@ -87,7 +90,7 @@ class Fetcher:
         if remote.site == "local":
             return FetchedFile(remote.local_path, remote.local_path.name)
         bearer = select_token(remote, token, self._settings)
-        with Deadline(self._limits.total_timeout) as deadline:
+        with Deadline(self._limits.total_timeout, until) as deadline:
             job = self._select_from_listing(DownloadJob(remote, bearer, deadline), base)
             try:
                 file = self._fetch(job)
@@ -105,13 +108,16 @@ class Fetcher:
         with self._entry_locked(job):
             return self._fresh_copy(job) or self._revalidated_copy(job)
 
-    def download(self, remote: RemoteFile, folder: Path, *, max_bytes: int | None = None) -> Path:
+    def download(
+        self, remote: RemoteFile, folder: Path, *, max_bytes: int | None = None, until: float | None = None
+    ) -> Path:
         """Return the path of a picture or archive as a new file in a folder; it is not cached.
 
         Args:
             remote: the file; of a ``local`` one the path is returned as it is.
             folder: receives the file, under the name that the server or the link gives it, made safe.
             max_bytes: most that is fetched; None: ``MAX_ZIP_BYTES``.
+            until: as of :meth:`fetch_file`.
 
         Raises:
             LinkError, ForbiddenAddressError, UnreachableError: as ``fetch``.
@@ -127,12 +133,12 @@ class Fetcher:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
             partial = PartialFile(Path(temporary) / "file.part")
-            with Deadline(self._limits.total_timeout) as deadline:
+            with Deadline(self._limits.total_timeout, until) as deadline:
                 result = self._download(DownloadJob(remote, bearer, deadline), partial, max_bytes)
             _check_sha256(remote, result, partial)
             content = direct_links.git_lfs_content(remote) if _is_git_lfs_pointer(partial.path) else None
             if content is not None:
-                return self.download(content, folder, max_bytes=max_bytes)
+                return self.download(content, folder, max_bytes=max_bytes, until=until)
             return partial.move_into(folder, safe_file_name(result.name, result.content_type))
 
     def _select_from_listing(self, job: DownloadJob, base: str) -> DownloadJob:
@@ -243,14 +249,20 @@ class Fetcher:
     ) -> DownloadResult:
         if job.remote.site == "data":
             return _decode(job.remote, partial, max_bytes)
-        return Download(
+        download = Download(
             job=job,
             partial=partial,
             transport=self._transport,
             max_bytes=max_bytes,
             validators=validators or Validators(),
             inspect_head=(lambda: _inspect_head(job.remote, partial)) if is_lora else None,
-        ).run()
+        )
+        try:
+            return job.deadline.run(download.run)
+        except LinkError as error:
+            if error.code != "disk_full" or not is_lora or not self.cache.make_room():
+                raise
+        return job.deadline.run(download.run)
 
 
 def _decode(remote: RemoteFile, partial: PartialFile, max_bytes: int) -> DownloadResult:

@@ -28,6 +28,8 @@ def resolve(text: str, *, allow_local: bool = False) -> RemoteFile:
     Raises:
         LinkError: it means no single file; the message says what to paste instead.
     """
+    if re.search("[\ud800-\udfff]", text):
+        raise LinkError("The link holds half a character (a lone surrogate); copy it again.", code="malformed_link")
     text = _strip_wrapping(text)
     if not text:
         raise LinkError(f"The link is empty; {_ACCEPTED_LINKS}.", code="empty_link")

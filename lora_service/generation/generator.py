@@ -55,10 +55,15 @@ class ImageGenerator:
 
     Every request names all of its LoRAs, so a request without one gets the bare base, and a failed or cancelled one
     leaves the bare base behind.
+
+    Args:
+        base: the base model.
+        max_pixel_steps: most width × height × steps × images of a request; None: any.
     """
 
-    def __init__(self, base: DiffusionBase) -> None:
+    def __init__(self, base: DiffusionBase, max_pixel_steps: int | None = None) -> None:
         self.base = base
+        self._max_pixel_steps = max_pixel_steps
         self.patcher = Patcher(base.components, base.tokenizers)
 
     def generate(
@@ -82,6 +87,7 @@ class ImageGenerator:
             WrongBaseError: a LoRA belongs to another base.
         """
         size = self._size(request, image)
+        self._check_budget(request, size)
         with self._patched(loras) as report:
             if report.warning:
                 log(f"warning: {report.warning}")
@@ -123,6 +129,22 @@ class ImageGenerator:
         for name, value in zip(("width", "height"), size, strict=True):
             self.base.check_side(name, value)
         return size
+
+    def _check_budget(self, request: GenerateRequest, size: tuple[int, int]) -> None:
+        """Refuse a request that would take hours.
+
+        Raises:
+            InputError: it exceeds the limit (``too_much_work``).
+        """
+        steps = request.num_inference_steps or self.base.defaults.num_inference_steps
+        pixel_steps = size[0] * size[1] * steps * request.num_outputs
+        if self._max_pixel_steps is not None and pixel_steps > self._max_pixel_steps:
+            limit = self._max_pixel_steps // (size[0] * size[1] * request.num_outputs)
+            expected = (
+                f"at most {limit} for {request.num_outputs} pictures of {size[0]} × {size[1]} pixels, as "
+                f"MAX_PIXEL_STEPS is {self._max_pixel_steps}; take fewer or smaller pictures"
+            )
+            raise InputError("num_inference_steps", steps, expected, code="too_much_work")
 
     def _prepare(
         self,

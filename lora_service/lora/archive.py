@@ -71,7 +71,8 @@ def unpack_lora(path: Path, folder: Path, *, max_bytes: int = MAX_UNPACKED_BYTES
 
     Raises:
         LoraFileError: the archive is damaged (``archive_damaged``), or larger than is accepted
-            (``archive_too_large``), or holds no LoRA (``no_lora_in_archive``) or several (``several_loras_in_archive``).
+            (``archive_too_large``), or holds no LoRA (``no_lora_in_archive``) or several
+            (``several_loras_in_archive``).
     """
     from lora_service.dataset.upload.members import tar_members, zip_members
 

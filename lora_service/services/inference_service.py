@@ -17,7 +17,7 @@ from lora_service.downloads.fetcher import FetchedFile, Fetcher
 from lora_service.downloads.parsed_url import redact
 from lora_service.downloads.remote_file import RemoteFile
 from lora_service.downloads.resolve import resolve
-from lora_service.errors import InputError, PicturesError, blame_input
+from lora_service.errors import InputError, LoraFileError, PicturesError, blame_input
 from lora_service.generation.request import LARGEST_SIDE, GenerateRequest
 from lora_service.services.model_service import Log, ModelService, RecordMetric, ignore_metric
 from lora_service.settings import Settings
@@ -74,7 +74,7 @@ class InferenceService(ModelService):
         from lora_service.models.loading import load_base, use_threads
 
         use_threads(self.settings)
-        return ImageGenerator(load_base(self.settings))
+        return ImageGenerator(load_base(self.settings), self.settings.max_pixel_steps)
 
     def run(
         self,
@@ -133,9 +133,10 @@ class InferenceService(ModelService):
         weights = [self._trained_weights] if self._weights and not more.replicate_weights else []
         uploaded = [] if more.lora is None else [_read_upload(more.lora)]
         fetched = []
+        until = time.monotonic() + self.settings.max_download_seconds
         for name, file in files:
             with blame_input(name):
-                fetched.append(self._lora(file, token, log))
+                fetched.append(self._lora(file, token, log, until))
         count = len(links["replicate_weights"])
         loras = [*weights, *fetched[:count], *uploaded, *fetched[count:]]
         for number, lora in enumerate(loras, start=1):
@@ -148,13 +149,25 @@ class InferenceService(ModelService):
         with blame_input("COG_WEIGHTS"):
             return self._lora(resolve(self._weights, allow_local=True), None, print)
 
-    def _lora(self, remote: RemoteFile, token: str | None, log: Log) -> LoraWeights:
-        """Return the LoRA in ``remote``, from memory where it was parsed before."""
-        from lora_service.lora.files import read_lora
+    def _lora(self, remote: RemoteFile, token: str | None, log: Log, until: float | None = None) -> LoraWeights:
+        """Return the LoRA in ``remote``, from memory where it was parsed before.
 
-        file = self._fetcher.fetch_file(remote, token=token, base=self._generator.base.defaults.version)
+        A copy in the cache that was damaged since is fetched again.
+        """
+        base = self._generator.base.defaults.version
+        file = self._fetcher.fetch_file(remote, token=token, base=base, until=until)
         if file.note:
             log(file.note)
+        try:
+            return self._read(remote, file)
+        except LoraFileError:
+            if not self._fetcher.cache.discard_if_damaged(file.path):
+                raise
+        return self._read(remote, self._fetcher.fetch_file(remote, token=token, base=base, until=until))
+
+    def _read(self, remote: RemoteFile, file: FetchedFile) -> LoraWeights:
+        from lora_service.lora.files import read_lora
+
         stat = file.path.stat()
         # Each use sets the time of a file in the cache, whose name is the hash of its content.
         key = (file, stat.st_mtime_ns if remote.site == "local" else 0, stat.st_size)
