@@ -101,7 +101,7 @@ class LinkError(LoraServiceError):
     ``no_version_for_base``.
 
     Codes of the file itself: ``too_large``, ``not_a_lora``, ``git_lfs_pointer``, ``hash_mismatch``, ``disk_full``,
-    ``too_many_files``.
+    ``cache_not_writable``, ``too_many_files``.
     """
 
     default_code = "unusable_link"
@@ -120,7 +120,7 @@ class UnreachableError(LinkError):
     """A server could not be reached, broke off, or was too slow or too busy; asking again later may help.
 
     Codes: ``unreachable`` (no address answers), ``dns_failure``, ``timed_out`` (a read), ``deadline_exceeded`` (all of
-    the fetch), ``connection_lost``, ``server_busy``, ``range_refused``.
+    the fetch), ``cancelled``, ``connection_lost``, ``server_busy``, ``range_refused``.
 
     Args:
         message: the sentence for the user.

@@ -105,8 +105,19 @@ class Fetcher:
         file = self._fresh_copy(job)
         if file:
             return file
-        with self._entry_locked(job):
-            return self._fresh_copy(job) or self._revalidated_copy(job)
+        try:
+            with self._entry_locked(job):
+                return self._fresh_copy(job) or self._revalidated_copy(job)
+        except OSError as error:  # a cache that may only be read, or a full disk
+            entry = self.cache.find(job.remote.cache_key)
+            file = self._use(job.remote, entry) if entry and not entry.private else None
+            if file is None:
+                raise LinkError(
+                    f"The link {job.remote.link!r} cannot be fetched, because the folder LORA_CACHE cannot be written: "
+                    f"{error.strerror}.",
+                    code="cache_not_writable",
+                ) from error
+            return file
 
     def download(
         self, remote: RemoteFile, folder: Path, *, max_bytes: int | None = None, until: float | None = None

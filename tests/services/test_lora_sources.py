@@ -11,10 +11,14 @@ import pytest
 import torch
 
 from lora_service.errors import InputError, LinkError, LoraFileError
+from lora_service.generation.generator import ImageGenerator
+from lora_service.generation.request import GenerateRequest, expand_references
 from lora_service.lora.files import write_lora
 from lora_service.lora.weights import LoraWeights
 from lora_service.services.inference_service import InferenceService
+from lora_service.services.training_service import TrainingUpload
 from lora_service.settings import Settings
+from lora_service.training.config import TrainConfig
 from tests.downloads.link_fakes import QUICK, FakeSites
 from tests.errors import raises
 from tests.lora.test_archive import packed
@@ -133,6 +137,47 @@ def test_an_error_names_the_file_of_a_link(service: Service, tmp_path: Path, sit
     with raises(LoraFileError, field="lora_urls", code="unknown_format") as caught:
         service(sites).run(INPUTS | {"lora_urls": "https://files.example.org/my%20dog.safetensors"})
     assert str(caught.value).startswith("my dog.safetensors: ")
+
+
+def test_a_copy_that_was_damaged_is_fetched_again(service: Service, tmp_path: Path, sites: FakeSites) -> None:
+    body = file_of(tmp_path, "dog").read_bytes()
+    sites.serve("https://files.example.org/dog.safetensors", body)
+    inputs = {"prompt": "<1>", "lora_urls": "https://files.example.org/dog.safetensors"}
+    assert prompt_of(service(sites), inputs) == "<dog>"
+    (copy,) = (tmp_path / "cache" / "objects").iterdir()
+    copy.write_bytes(bytes(len(body)))
+    assert prompt_of(service(sites), inputs) == "<dog>"
+    assert copy.read_bytes() == body
+
+
+def test_links_of_a_training_are_quoted_without_secrets() -> None:
+    link = "https://example.org/a.zip?token=SECRET"
+    for upload in (TrainingUpload(link, ""), TrainingUpload(Path("a.zip"), f"{link} {link}")):
+        with raises(InputError) as caught:
+            upload.check()
+        assert "SECRET" not in str(caught.value)
+    with raises(InputError, field="lora_urls") as caught:
+        GenerateRequest.of({"lora_urls": "|".join([link] * 9)})
+    assert "SECRET" not in str(caught.value)
+
+
+def test_a_request_of_hours_is_refused(service: Service) -> None:
+    made = service()
+    made._generator = ImageGenerator(small_base(), 32 * 32 * 10)
+    made.run(INPUTS | {"prompt": "a", "width": 32, "height": 32, "num_inference_steps": 5, "num_outputs": 2})
+    with raises(InputError, code="too_much_work", field="num_inference_steps"):
+        made.run(INPUTS | {"prompt": "a", "num_inference_steps": 6, "num_outputs": 2})
+
+
+def test_a_prompt_is_bounded_and_of_whole_characters() -> None:
+    for name in ("prompt", "negative_prompt", "lora_urls"):
+        with raises(InputError, field=name):
+            GenerateRequest.of({name: "a \ud800"})
+    for name in ("custom_prompts", "trigger"):
+        with raises(InputError, field=name):
+            TrainConfig.of({name: '["a {} \ud800"]'})
+    with raises(InputError, field="prompt", code="prompt_too_long"):
+        expand_references("<1>" * 1666, ["<token>" * 256])
 
 
 def test_the_same_link_is_parsed_once(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
