@@ -117,6 +117,8 @@ class PLMSScheduler(PNDMScheduler):  # type: ignore[misc]
     """
 
     img2img = False
+    timesteps: torch.Tensor
+    ets: list[torch.Tensor]
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         """Set the timesteps of a whole run."""
