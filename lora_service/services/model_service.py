@@ -28,16 +28,6 @@ def ignore_metric(name: str, value: float | int | str) -> None:
     """Record nothing."""
 
 
-@contextmanager
-def blame_input(name: str) -> Iterator[None]:
-    """Name the input ``name`` as the field of errors that have none."""
-    try:
-        yield
-    except LoraServiceError as error:
-        error.field = error.field or name
-        raise
-
-
 class JobLog:
     """A job's log that also keeps its last lines: Cog's answer to a failed job has none.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_service.downloads.fetcher import Fetcher
+from lora_service.downloads.parsed_url import redact, redact_all
 from lora_service.downloads.resolve import resolve, split
-from lora_service.errors import InputError
+from lora_service.errors import InputError, blame_input
 from lora_service.services.model_service import (
     JobLog,
     Log,
     ModelService,
     RecordMetric,
-    blame_input,
     ignore_metric,
     module_map,
 )
@@ -59,9 +60,13 @@ class TrainingUpload:
                 "instance_data", None, "a zip of pictures, or else instance_data_urls must hold links to some"
             )
         if self.file is not None and self.links.strip():
-            raise InputError("instance_data_urls", self.links, "empty when instance_data is given too: one of the two")
+            raise InputError(
+                "instance_data_urls",
+                redact_all(self.links.split()),
+                "empty when instance_data is given too: one of the two",
+            )
         if self.file is not None and not isinstance(self.file, Path):
-            raise InputError("instance_data", self.file, "an uploaded zip or an http(s) link to one")
+            raise InputError("instance_data", redact(str(self.file)), "an uploaded zip or an http(s) link to one")
 
 
 class TrainingService(ModelService):
@@ -135,9 +140,10 @@ class TrainingService(ModelService):
         if isinstance(upload.file, Path):
             return upload.file
         fetcher, left, files = Fetcher(self.settings), self.settings.max_zip_bytes, []
+        until = time.monotonic() + self.settings.max_download_seconds
         with blame_input("instance_data_urls"):
             for link in split(upload.links):
-                files.append(fetcher.download(resolve(link), folder, max_bytes=left))
+                files.append(fetcher.download(resolve(link), folder, max_bytes=left, until=until))
                 left = max(1, left - files[-1].stat().st_size)  # the limit is one for all links together
         return files
 
