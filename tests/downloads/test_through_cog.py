@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import trustme
 
 from lora_service.lora.files import write_lora
 from lora_service.lora.weights import LoraLayer, LoraWeights
+from lora_service.models.registry import EMBEDDED
 from tests.downloads.link_fakes import Exchange, FakeSites
 
 DRIVE = "https://drive.google.com/file/d/1AbCdEfGh/view?usp=sharing"
@@ -41,7 +43,9 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A LoRA for the embedded base that changes one layer a lot."""
     generator = torch.Generator().manual_seed(0)
     path = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
-    layer = LoraLayer(torch.randn(4, 128, generator=generator), torch.randn(128, 4, generator=generator), 4.0)
+    unet = json.loads((EMBEDDED / "unet" / "config.json").read_text())
+    width, channels = unet["cross_attention_dim"], unet["block_out_channels"][-1]
+    layer = LoraLayer(torch.randn(4, width, generator=generator), torch.randn(channels, 4, generator=generator), 4.0)
     file = tmp_path_factory.mktemp("made") / "a.safetensors"
     write_lora(file, LoraWeights(layers={"unet": {path: layer}}))
     return file.read_bytes()
