@@ -100,7 +100,7 @@ def _layer_in_block(block: str, layer: str) -> str:
 
 
 def flatten_to_original(path: str) -> str | None:
-    """Return a UNet module's flattened name in the original model's blocks; None if that model has no such block."""
+    """Return an SDXL UNet module's flattened name in the original model's blocks; None if it has no such block."""
     if path in _LAYER_TO_ORIGINAL:
         return _LAYER_TO_ORIGINAL[path]
     if match := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d)\.(.+)", path):
@@ -108,6 +108,9 @@ def flatten_to_original(path: str) -> str | None:
         return None if number is None else f"middle_block_{number}_{_original_layer(match[3])}"
     if match := re.fullmatch(r"down_blocks\.(\d)\.downsamplers\.0\.conv", path):
         return f"input_blocks_{_BLOCKS_PER_LEVEL * (int(match[1]) + 1)}_0_op"
+    if match := re.fullmatch(r"up_blocks\.(\d)\.upsamplers\.0\.conv", path):
+        # Behind a residual block and its attention: both upsampled levels of XL have attention.
+        return f"output_blocks_{_BLOCKS_PER_LEVEL * (int(match[1]) + 1) - 1}_2_conv"
     if match := re.fullmatch(r"(down|up)_blocks\.(\d)\.(resnets|attentions)\.(\d)\.(.+)", path):
         level, index = int(match[2]), int(match[4])
         is_down = match[1] == "down"

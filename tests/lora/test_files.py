@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from safetensors.torch import save as serialize_tensors
 
 from lora_service.errors import LoraFileError
 from lora_service.lora.files import read_lora, write_lora
@@ -130,6 +131,9 @@ def test_the_header_tells_other_tools_what_the_file_is(lora: LoraWeights, tmp_pa
         "modelspec.prediction_type": "epsilon",
         "modelspec.hash_sha256": f"0x{hashlib.sha256(data).hexdigest()}",
         "ss_base_model_version": "sd_v1",
+        "ss_v2": "False",
+        "sshs_model_hash": hashlib.sha256(data).hexdigest(),
+        "sshs_legacy_hash": hashlib.sha256(b"").hexdigest()[:8],
         "ss_sd_model_name": "small",
         "ss_network_module": "networks.lora",
         "ss_network_dim": "4",
@@ -150,6 +154,41 @@ def test_strings_of_another_format_do_not_stay_behind(tmp_path: Path) -> None:
     lora = read_lora(save(tmp_path / "peft.safetensors", tensors, strings))
     write_lora(tmp_path / "kohya.safetensors", lora)
     assert header_of(tmp_path / "kohya.safetensors")[0] == {"modelspec.title": "kept"}
+
+
+@pytest.mark.parametrize("rank", [1, 300], ids=["shorter than a MiB", "longer"])
+def test_hashes_are_those_that_kohya_computes_and_no_older_ones_stay(rank: int, tmp_path: Path) -> None:
+    """Compare with sd-scripts' ``precalculate_safetensors_hashes`` over the tensors as safetensors writes them."""
+    lora = random_lora(small_models("sd1").components, rank=rank)
+    stale = {"sshs_model_hash": "1" * 64, "sshs_legacy_hash": "2" * 8, "modelspec.hash_sha256": "0x3"}
+    strings = metadata_strings(DESCRIPTION, "1") | stale
+    write_lora(tmp_path / "lora.safetensors", replace(lora, metadata=strings))
+    written, _ = header_of(tmp_path / "lora.safetensors")
+    tensors = load_file(tmp_path / "lora.safetensors")
+    theirs = serialize_tensors(tensors, {key: text for key, text in written.items() if key.startswith("ss_")})
+    data = theirs[8 + int.from_bytes(theirs[:8], "little") :]
+    assert written["sshs_model_hash"] == hashlib.sha256(data).hexdigest()
+    assert written["sshs_legacy_hash"] == hashlib.sha256(theirs[0x100000:0x110000]).hexdigest()[:8]
+    assert written["modelspec.hash_sha256"] == f"0x{written['sshs_model_hash']}"
+
+
+@pytest.mark.parametrize(
+    ("width", "expected"),
+    [(768, set()), (1024, {"ss_base_model_version", "ss_v2"}), (2048, {"ss_base_model_version"})],
+)
+def test_a_converted_file_says_what_a1111_sorts_by(width: int, expected: set[str], tmp_path: Path) -> None:
+    layer = LoraLayer(torch.ones(1, width), torch.ones(320, 1), 1.0)
+    lora = LoraWeights({"unet": {"down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k": layer}})
+    write_lora(tmp_path / "lora.safetensors", lora)
+    strings = header_of(tmp_path / "lora.safetensors")[0] or {}
+    assert {key for key in strings if key.startswith("ss_")} == expected
+    assert strings.get("ss_v2") == ("True" if width == 1024 else None)
+    assert strings.get("ss_base_model_version", "").startswith("sdxl_") == (width == 2048)
+
+
+@pytest.mark.parametrize(("version", "v2"), [("sd_v1", "False"), ("sd_v2_v", "True"), ("sdxl_base_v1-0", "False")])
+def test_a_trained_file_says_whether_it_is_of_2x(version: str, v2: str) -> None:
+    assert metadata_strings(replace(DESCRIPTION, base_version=version), "1")["ss_v2"] == v2
 
 
 def test_values_that_fp16_cannot_hold_are_refused_and_nothing_is_left(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lora_service.errors import LoraFileError
 from lora_service.lora import key_mapping
+from lora_service.lora.base_detection import SD2, SDXL, detect_lora_base, has_sdxl_modules
 from lora_service.lora.formats.stored_tokens import TOKENS_KEY, tokens_from_bundle, tokens_from_header, tokens_to_header
 from lora_service.lora.layer_builder import TensorsByModule
 from lora_service.lora.safetensors_file import TensorFile
@@ -70,7 +71,7 @@ def _split(key: str) -> tuple[str, str, str]:
 
 def write(weights: LoraWeights) -> TensorFile:
     """Return tensors under kohya's keys, with alpha; tokens in the header, as diffusers refuses extra tensors."""
-    sdxl = "text_encoder_2" in weights.layers or any(len(rows) > 1 for rows in weights.embeddings.values())
+    sdxl = has_sdxl_modules(weights)
     tensors: dict[str, Tensor] = {}
     for component, path, layer in weights:
         module = _flat_name(component, path, sdxl)
@@ -78,7 +79,20 @@ def write(weights: LoraWeights) -> TensorFile:
             tensors[f"{module}.{suffix}"] = tensor
         if layer.rank:
             tensors[f"{module}.alpha"] = torch.tensor(layer.alpha)
-    return TensorFile(tensors, tokens_to_header(weights.embeddings))
+    return TensorFile(tensors, _base_strings(weights) | tokens_to_header(weights.embeddings))
+
+
+def _base_strings(weights: LoraWeights) -> dict[str, str]:
+    """Return the strings by which A1111 sorts LoRAs by base, where the header lacks them: without, all are 1.x's.
+
+    https://github.com/AUTOMATIC1111/stable-diffusion-webui, extensions-builtin/Lora/network.py
+    """
+    base = detect_lora_base(weights)
+    strings = {
+        SDXL: {"ss_base_model_version": "sdxl_base_v1-0"},
+        SD2: {"ss_base_model_version": "sd_v2", "ss_v2": "True"},
+    }.get(base or "", {})
+    return {key: text for key, text in strings.items() if key not in weights.metadata}
 
 
 def _flat_name(component: str, path: str, sdxl: bool) -> str:
