@@ -38,6 +38,7 @@ _LAYER_TO_DIFFUSERS = {
     "out_0": "conv_norm_out",
     "out_2": "conv_out",
 }
+_ORIGINAL_PATH = re.compile(r"(?:input_blocks|output_blocks|middle_block|time_embed|label_emb|out)\.\d")
 _RESNET_TO_ORIGINAL = {diffusers: original for original, diffusers in _RESNET_TO_DIFFUSERS.items()}
 _LAYER_TO_ORIGINAL = {diffusers: original for original, diffusers in _LAYER_TO_DIFFUSERS.items()}
 
@@ -76,6 +77,11 @@ def unflatten_unet(name: str) -> str:
         if path:
             return path
     return unflatten(name)
+
+
+def original_to_path(path: str) -> str:
+    """Return a UNet's module path; one in the original model's blocks (``input_blocks.4.1.…``) becomes diffusers'."""
+    return unflatten_unet(flatten(path)) if _ORIGINAL_PATH.match(path) else path
 
 
 def _original_to_diffusers(side: str, block_number: int, slot: str | None, layer: str) -> str | None:
@@ -133,7 +139,9 @@ def strip_text_model(path: str) -> str:
 
 def component_by_path(path: str) -> str | None:
     """Return the component that a module path without a component prefix belongs to; None if it is ambiguous."""
-    if re.match(r"(down_blocks|up_blocks|mid_block|time_embedding|add_embedding|conv_in|conv_out)\b", path):
+    if re.match(
+        r"(down_blocks|up_blocks|mid_block|time_embedding|add_embedding|conv_in|conv_out|conv_norm_out)\b", path
+    ):
         return "unet"
     if re.match(r"(text_model\.)?encoder\.layers\.", path):
         return "text_encoder"

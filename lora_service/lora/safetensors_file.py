@@ -22,7 +22,7 @@ _READABLE_DTYPES = {
 }  # fmt: skip
 _WRITABLE_DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 _MODELSPEC, _MODELSPEC_HASH = "modelspec.sai_model_spec", "modelspec.hash_sha256"
-_KOHYA_HASHES = ("sshs_model_hash", "sshs_legacy_hash")
+KOHYA_HASHES = ("sshs_model_hash", "sshs_legacy_hash")
 _LEGACY_START, _LEGACY_LENGTH = 2**20, 2**16
 
 
@@ -32,11 +32,13 @@ class TensorFile:
 
     Attributes:
         stem: the file's name without its suffix, by which other tools call an embedding.
+        adapter_config: the text of PEFT's ``adapter_config.json`` beside the file, if there is one.
     """
 
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
     stem: str = "lora"
+    adapter_config: str | None = None
 
 
 def read_tensor_file(path: Path, header: SafetensorsHeader) -> TensorFile:
@@ -47,11 +49,11 @@ def read_tensor_file(path: Path, header: SafetensorsHeader) -> TensorFile:
             (``unsupported_dtype``).
     """
     # Read and not mapped: a mapped file that is cut short later would end the process with a bus error.
+    data = bytearray(max((entry.end for entry in header.tensors.values()), default=0))
     with path.open("rb") as file:
         file.seek(header.data_start)
-        data = bytearray(file.read())
-    if len(data) < max((entry.end for entry in header.tensors.values()), default=0):
-        raise LoraFileError("It was cut short while it was read.", code="truncated")
+        if file.readinto(data) < len(data):
+            raise LoraFileError("It was cut short while it was read.", code="truncated")
     tensors = {key: _tensor(key, data, entry) for key, entry in header.tensors.items()}
     return TensorFile(tensors, header.metadata, path.stem)
 
@@ -108,14 +110,14 @@ def _header_bytes(entries: Mapping[str, object], metadata: Mapping[str, str]) ->
 
 def _with_hashes(metadata: Mapping[str, str], entries: Mapping[str, object], data: bytearray) -> dict[str, str]:
     """Return header strings with the hashes of ModelSpec and kohya where their strings are, in place of others'."""
-    strings = {key: text for key, text in metadata.items() if key not in (_MODELSPEC_HASH, *_KOHYA_HASHES)}
+    strings = {key: text for key, text in metadata.items() if key not in (_MODELSPEC_HASH, *KOHYA_HASHES)}
     kohya_strings = {key: text for key, text in strings.items() if key.startswith("ss_")}
     sha256 = hashlib.sha256(data).hexdigest()
     if _MODELSPEC in strings:
         strings[_MODELSPEC_HASH] = f"0x{sha256}"
     if kohya_strings:
         legacy = _legacy_hash(_header_bytes(entries, kohya_strings), data)
-        strings |= dict(zip(_KOHYA_HASHES, (sha256, legacy), strict=True))
+        strings |= dict(zip(KOHYA_HASHES, (sha256, legacy), strict=True))
     return strings
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from lora_service.lora.weights import LoraWeights
 
 PARSED_BYTES = 2**30
-"""Size of the parsed LoRAs that are kept in memory, beside the last one: the same link again costs nothing."""
+"""Memory of the parsed LoRAs that are kept, beside those of the last request: the same link again costs nothing."""
+_FileKey = tuple[Path, int, int]
+"""Path, time of change in nanoseconds, and size."""
 
 
 class InferenceService(ModelService):
@@ -41,7 +44,8 @@ class InferenceService(ModelService):
         super().__init__(settings)
         self._allow_local = allow_local
         self._fetcher = Fetcher(self.settings)
-        self._parsed: OrderedDict[tuple[Path, int, int], LoraWeights] = OrderedDict()
+        self._parsed: OrderedDict[_FileKey, LoraWeights] = OrderedDict()
+        self._read: dict[_FileKey, LoraWeights] = {}
 
     def warm_up(self) -> None:
         """Load the base model; with ``WARM_UP`` also draw once, so that the first request finds all kernels ready."""
@@ -75,7 +79,7 @@ class InferenceService(ModelService):
         Raises:
             LoraServiceError: a mistake that the user can mend.
         """
-        with self._job():
+        with self._job(), self._keeping_parsed():
             request = GenerateRequest.of({k: v for k, v in inputs.items() if v is not None})
             start = self._open(image)
             started = time.monotonic()
@@ -105,19 +109,35 @@ class InferenceService(ModelService):
             return [(self._lora(file, token, log), scale) for file, scale in files]
 
     def _lora(self, file: RemoteFile, token: str | None, log: Log) -> LoraWeights:
-        """Return the LoRA in ``file``, from memory where it was parsed before."""
+        """Return the LoRA in ``file``, from memory where it was parsed, and drawn with, before."""
         from lora_service.lora.files import read_lora
 
         path = self._fetcher.fetch(file, token=token)
         key = (path, path.stat().st_mtime_ns, path.stat().st_size)
-        if key not in self._parsed:
-            self._parsed[key] = read_lora(path)
-            while len(self._parsed) > 1 and sum(size for *_, size in self._parsed) > PARSED_BYTES:
-                self._parsed.popitem(last=False)
-        self._parsed.move_to_end(key)
-        weights = self._parsed[key]
+        weights = self._parsed.get(key) or self._read.get(key) or read_lora(path)
+        self._read[key] = weights
+        for warning in weights.warnings:
+            log(f"warning: {path.name}: {warning}")
         log(f"LoRA of rank {weights.rank}, trigger {weights.trigger!r}, tokens {' '.join(weights.tokens) or 'none'}")
         return weights
+
+    @contextmanager
+    def _keeping_parsed(self) -> Iterator[None]:
+        """Keep the LoRAs of a request that is drawn, and drop the longest unused ones beyond ``PARSED_BYTES``.
+
+        Those of a refused request are not kept: no base may fit them, and requests could bring any number of them.
+        """
+        try:
+            yield
+            for key, weights in self._read.items():
+                self._parsed[key] = weights
+                self._parsed.move_to_end(key)
+            total = sum(weights.memory_bytes for weights in self._parsed.values())
+            while total > PARSED_BYTES and len(self._parsed) > len(self._read):
+                _, unused = self._parsed.popitem(last=False)
+                total -= unused.memory_bytes
+        finally:
+            self._read = {}
 
     def _open(self, image: object) -> Image.Image | None:
         """Decode the picture to start from, upright and in sRGB, in whatever format it is."""
