@@ -5,8 +5,8 @@
     attention processors   unet.….attn1.processor.to_q_lora.up.weight, also without the ``unet.``
 
 Rank and alpha of PEFT files may stand in the header's ``lora_adapter_metadata`` (JSON, per component, with patterns
-per module) or, in a folder of PEFT's own, in ``adapter_config.json``; without them alpha = rank. Text-encoder paths come with and without ``text_model.``; written is the form
-with it, which transformers 4 and 5 both load.
+per module) or, in a folder of PEFT's own, in ``adapter_config.json``; without them alpha = rank. Text-encoder paths
+come with and without ``text_model.``; written is the form with it, which transformers 4 and 5 both load.
 """
 
 from __future__ import annotations
