@@ -166,10 +166,11 @@ def _sum(module: str, parts: Sequence[tuple[WeightChange, float]]) -> WeightChan
     if len({math.prod(change.shape) for change in changes} | {0}) > 2:
         raise WrongBaseError(f"The LoRAs change the module {module} in different shapes; they are not of one base.")
     shape = max((change.shape for change in changes), key=len)
-    if all(isinstance(change, LoraLayer) for change in changes):
-        pairs = [(*_factors(change), scale) for change, scale in parts]
-        up = torch.cat([up * scale for up, _, scale in pairs], dim=1)
-        return _layer(up, torch.cat([down for _, down, _ in pairs]), shape)
+    plain = [(change, scale) for change, scale in parts if isinstance(change, LoraLayer)]
+    if len(plain) == len(parts):
+        factors = [(*_factors(layer), scale) for layer, scale in plain]
+        up = torch.cat([up * scale for up, _, scale in factors], dim=1)
+        return _layer(up, torch.cat([down for _, down, _ in factors]), shape)
     total = torch.zeros(shape)
     for change, scale in parts:
         total += scale * _dense(change).reshape(shape)

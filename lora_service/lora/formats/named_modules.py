@@ -147,7 +147,9 @@ def _dotted_module(module: str) -> tuple[str, str] | None:
     path = module if prefix is None else module[len(prefix) + 1 :].removeprefix(_WRAPPER)
     path = key_mapping.original_to_path(path)
     component = key_mapping.component_by_path(path) if prefix is None else _COMPONENT_BY_PREFIX[prefix]
-    return component and (component, path if component == "unet" else key_mapping.strip_text_model(path))
+    if component is None:
+        return None
+    return component, path if component == "unet" else key_mapping.strip_text_model(path)
 
 
 def read_named(file: TensorFile, format_name: str, header_alpha: HeaderAlpha) -> LoraWeights:
