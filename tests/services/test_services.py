@@ -11,7 +11,7 @@ from lora_service.errors import InputError, LinkError, WrongBaseError
 from lora_service.lora.files import write_lora
 from lora_service.lora.weights import LoraLayer, LoraWeights
 from lora_service.services.inference_service import InferenceService
-from lora_service.services.model_service import ModelService, OutputFolder
+from lora_service.services.model_service import JobLog, ModelService, OutputFolder, ignore_metric
 from lora_service.services.training_service import TrainingService, TrainingUpload
 from lora_service.settings import Settings
 from tests.errors import raises
@@ -83,7 +83,7 @@ def test_only_a_defect_leaves_its_traceback_in_the_log(
 ) -> None:
     class Failing(ModelService):
         def run(self) -> None:
-            with self._job():
+            with self._job(JobLog(quiet, ignore_metric)):
                 (self._output.renew() / "half").touch()
                 raise error
 
@@ -102,8 +102,9 @@ def test_a_users_mistake_leaves_no_traceback(training: TrainingService, capsys: 
 def test_the_error_of_a_link_names_the_input_that_holds_it(
     training: TrainingService, inference: InferenceService
 ) -> None:
-    with raises(LinkError, field="instance_data_urls", code="unsupported_scheme"):
+    with raises(LinkError, field="instance_data_urls", code="unsupported_scheme") as caught:
         training.train(TrainingUpload(None, "ftp://example.org/a.zip"), STEPS, log=quiet)
+    assert ".safetensors" not in str(caught.value)  # pictures are wanted here
     with raises(LinkError, field="lora_urls", code="unsupported_scheme"):
         inference.run(DRAW | {"lora_urls": "ftp://example.org/a.safetensors"}, log=quiet)
 
@@ -132,7 +133,7 @@ def local_inference() -> InferenceService:
 
 
 def parsed_names(service: InferenceService) -> list[str]:
-    return [path.name for path, *_ in service._parsed]
+    return [file.path.name for file, *_ in service._parsed]
 
 
 def test_only_loras_that_were_drawn_with_stay_in_memory(tmp_path: Path) -> None:
@@ -144,7 +145,7 @@ def test_only_loras_that_were_drawn_with_stay_in_memory(tmp_path: Path) -> None:
         with raises(WrongBaseError):
             service.run(DRAW | {"lora_urls": f"{good}|{bad}"}, log=quiet)
         assert parsed_names(service) == []
-        assert service._read == {}
+        assert service._used == {}
         service.run(DRAW | {"lora_urls": good}, log=quiet)
         assert parsed_names(service) == ["good.safetensors"]
 

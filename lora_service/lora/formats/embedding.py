@@ -17,18 +17,25 @@ import torch
 from torch import Tensor
 
 from lora_service.errors import LoraFileError
-from lora_service.lora.formats.stored_tokens import ENCODER_BY_KEY, MAX_TOKENS, Embeddings, add_rows, validated, word
+from lora_service.lora.formats.stored_tokens import (
+    ENCODER_BY_KEY,
+    ENCODER_BY_TRAINED_KEY,
+    Embeddings,
+    add_rows,
+    tokens_from_training,
+    validated,
+    word,
+)
 from lora_service.lora.safetensors_file import TensorFile
 from lora_service.lora.safetensors_header import shortened
 from lora_service.lora.weights import LoraWeights
 
-_NUMBERED_ENCODERS = {"text_encoders_0": "text_encoder", "text_encoders_1": "text_encoder_2"}
 _UNNAMED_KEYS = ("emb_params", "string_to_param.*", *ENCODER_BY_KEY)
 
 
 def detects(keys: Collection[str], metadata: Mapping[str, str]) -> bool:
     """Return True if any key is one of an embedding file's or a token in brackets, or all are words."""
-    known = any(key in _UNNAMED_KEYS or key in _NUMBERED_ENCODERS or _is_token(key) for key in keys)
+    known = any(key in _UNNAMED_KEYS or key in ENCODER_BY_TRAINED_KEY or _is_token(key) for key in keys)
     return known or (len(keys) > 0 and all(map(_is_word, keys)))
 
 
@@ -38,12 +45,12 @@ def read(file: TensorFile) -> LoraWeights:
     Raises:
         LoraFileError: a key is none of this format (``unknown_key``), or a token cannot be used.
     """
+    if all(key in ENCODER_BY_TRAINED_KEY for key in file.tensors):
+        return LoraWeights({}, tokens_from_training(file.tensors), file.metadata, "embedding")
     embeddings: Embeddings = {}
     of_words = all(_is_word(key) or _is_token(key) for key in file.tensors)
     for key, tensor in file.tensors.items():
-        if key in _NUMBERED_ENCODERS:
-            _add_numbered(embeddings, _NUMBERED_ENCODERS[key], tensor)
-        elif key in _UNNAMED_KEYS:
+        if key in _UNNAMED_KEYS:
             add_rows(embeddings, word(file.stem), ENCODER_BY_KEY.get(key, "text_encoder"), tensor)
         elif of_words or _is_token(key):
             add_rows(embeddings, word(key), "text_encoder", tensor)
@@ -72,15 +79,9 @@ def _stacked(embeddings: Mapping[str, Mapping[str, Tensor]], encoder: str) -> Te
     return torch.stack([rows[encoder] for rows in embeddings.values() if encoder in rows])
 
 
-def _add_numbered(embeddings: Embeddings, encoder: str, rows: Tensor) -> None:
-    """Add rows as tokens ``<s0>``, ``<s1>``, …, as the hosted SDXL trainer calls them."""
-    for number, row in enumerate(rows if rows.dim() == 2 and len(rows) <= MAX_TOKENS else [rows]):
-        add_rows(embeddings, f"<s{number}>", encoder, row)
-
-
 def _is_word(key: str) -> bool:
     """Return True for a key that can be a token's name, and is no path of a module."""
-    return key not in _UNNAMED_KEYS and key not in _NUMBERED_ENCODERS and not set(key) & set(".:")
+    return key not in _UNNAMED_KEYS and key not in ENCODER_BY_TRAINED_KEY and not set(key) & set(".:")
 
 
 def _is_token(key: str) -> bool:
