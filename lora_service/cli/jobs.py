@@ -85,11 +85,11 @@ def generate_command(prompt: str, loras: tuple[str, ...], output: Path, image: P
             click.echo(f"wrote {shutil.copyfile(path, _unused_path(output, path.suffix))}")
 
 
-def split_scale(lora: str) -> tuple[str, str]:
+def split_scale(lora: str, default: str = _DEFAULT_SCALE) -> tuple[str, str]:
     """Return link and scale of ``LINK@0.5``; an @ within a link is left alone."""
     link, _, scale = lora.rpartition("@")
     numeric = scale.replace(".", "").replace("/", "").replace("-", "").isdigit()
-    return (link, scale) if link and numeric else (lora, _DEFAULT_SCALE)
+    return (link, scale) if link and numeric else (lora, default)
 
 
 def _unused_path(folder: Path, suffix: str) -> Path:

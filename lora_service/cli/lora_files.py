@@ -1,15 +1,20 @@
-"""The commands about LoRA files: ``inspect`` and ``convert``."""
+"""The commands about LoRA files: ``inspect``, ``convert``, ``merge``, ``resize`` and ``compare``."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
 import torch
 
 from lora_service.errors import InputError
+from lora_service.lora.arithmetic import BlockComparison, check_target, compare_loras, merge_loras, resize_lora
 from lora_service.lora.files import FORMAT_NAMES, read_lora, write_lora
 from lora_service.lora.summary import as_json, as_text, summarize
+from lora_service.lora.weights import LoraWeights
 
 _FILE = click.Path(path_type=Path)
 
@@ -43,7 +48,7 @@ def inspect_command(file: Path, as_object: bool) -> None:
 )  # fmt: skip
 def convert_command(file: Path, lora_format: str, output: Path | None, dtype: str) -> None:
     """Write a LoRA file in another format."""
-    weights = read_lora(file)
+    weights = _read(file)
     target = output or _path_beside(file, lora_format)
     write_lora(target, weights, format=lora_format, dtype=getattr(torch, dtype))
     click.echo(f"{target}: {lora_format} from {weights.format}")
@@ -54,4 +59,107 @@ def _path_beside(file: Path, lora_format: str) -> Path:
     target = file.with_name(f"{file.stem}-{lora_format}.safetensors")
     if target.exists():
         raise InputError("--output", str(target), "a new file; name one with -o, which is overwritten if it exists")
+    return target
+
+
+_OUTPUT = click.option("-o", "--output", type=_FILE, help="Where to write; beside the first file if it is not given.")
+_FORCE = click.option("--force", is_flag=True, help="Overwrite the output if it exists.")
+
+
+@click.command("merge")
+@click.argument("loras", nargs=-1, required=True, metavar="FILE[@SCALE]...")
+@click.option("--rank", type=int, help="Cut the sum to this rank and say what is lost; all of it if it is not given.")
+@_OUTPUT
+@_FORCE
+def merge_command(loras: tuple[str, ...], rank: int | None, output: Path | None, force: bool) -> None:
+    """Add LoRA files at their scales into one.
+
+    SCALE is 1 if it is not given; 0.8/0.5 is 0.8 in the UNet and 0.5 in the text encoders. The sum is exact.
+    """
+    from lora_service.cli.jobs import split_scale
+    from lora_service.generation.request import parse_scale
+
+    parts = [split_scale(lora, default="1") for lora in loras]
+    files = [Path(file) for file, _ in parts]
+    if rank is not None:
+        check_target(rank, None)
+    target = _target(output or files[0].with_name(f"{'-'.join(file.stem for file in files)}.safetensors"), files, force)
+    merged = merge_loras([(_read(Path(file)), parse_scale(scale)) for file, scale in parts])
+    lost = ""
+    if rank is not None:
+        resized = resize_lora(merged, rank=rank)
+        merged, lost = resized.weights, f", {resized.error:.2%} of the change lost"
+    strings = {"modelspec.title": target.stem, "ss_output_name": target.stem}
+    write_lora(target, replace(merged, metadata={**merged.metadata, **strings}))
+    click.echo(f"{target}: {len(files)} LoRAs, rank {merged.rank}{lost}")
+
+
+@click.command("resize")
+@click.argument("file", type=_FILE)
+@click.option("--rank", type=int, help="The new rank, at most, of every module.")
+@click.option("--energy", type=float, help="Share of each module's squared singular values to keep, like 0.9.")
+@_OUTPUT
+@_FORCE
+def resize_command(file: Path, rank: int | None, energy: float | None, output: Path | None, force: bool) -> None:
+    """Write a LoRA file with a lower rank.
+
+    Name --rank or --energy. Each module keeps its largest singular values; what is lost is told.
+    """
+    check_target(rank, energy)
+    suffix = f"r{rank}" if rank is not None else f"e{energy:g}"
+    target = _target(output or file.with_name(f"{file.stem}-{suffix}.safetensors"), [file], force)
+    weights = _read(file)
+    resized = resize_lora(weights, rank=rank, energy=energy)
+    write_lora(target, resized.weights)
+    ranks = sorted(layer.rank for _, _, layer in resized.weights if layer.rank)
+    new = f"{ranks[0]} to {ranks[-1]}" if ranks and ranks[0] != ranks[-1] else str(resized.weights.rank)
+    click.echo(f"{target}: rank {new} from {weights.rank}, {resized.error:.2%} of the change lost")
+
+
+@click.command("compare")
+@click.argument("first", type=_FILE)
+@click.argument("second", type=_FILE)
+@click.option("--json", "as_object", is_flag=True, help="Print one JSON object instead of lines for a person.")
+def compare_command(first: Path, second: Path, as_object: bool) -> None:
+    """Compare two LoRA files, block by block.
+
+    Shown are the sizes of both changes, the cosine of the angle between them, and the size of their difference.
+    """
+    blocks = compare_loras(_read(first), _read(second))
+    if as_object:
+        click.echo(json.dumps({block: asdict(comparison) for block, comparison in blocks.items()}, indent=2))
+        return
+    width = max(map(len, blocks))
+    click.echo(f"{'block':<{width}} {'first':>9} {'second':>9} {'cosine':>9} {'distance':>9}")
+    for block, comparison in blocks.items():
+        click.echo(f"{block:<{width}} {_numbers(comparison)}")
+
+
+def _numbers(comparison: BlockComparison) -> str:
+    if comparison.norms is None or comparison.distance is None:
+        return "depends on the base's weights"
+    cosine = "-" if comparison.cosine is None else f"{comparison.cosine:.4f}"
+    return f"{comparison.norms[0]:>9.3f} {comparison.norms[1]:>9.3f} {cosine:>9} {comparison.distance:>9.3f}"
+
+
+def _read(file: Path) -> LoraWeights:
+    """Read a LoRA file, and say what of it was left out."""
+    weights = read_lora(file)
+    for warning in weights.warnings:
+        click.echo(f"warning: {file.name}: {warning}", err=True)
+    return weights
+
+
+def _target(target: Path, inputs: Sequence[Path], force: bool) -> Path:
+    """Return the path to write to.
+
+    Raises:
+        InputError: it is one of the inputs, exists and may not be overwritten, or its folder does not exist.
+    """
+    if target.is_dir() or not target.parent.is_dir():
+        raise InputError("--output", str(target), "a file in a folder that exists")
+    if any(target.resolve() == file.resolve() for file in inputs):
+        raise InputError("--output", str(target), "another file than those that are read")
+    if target.exists() and not force:
+        raise InputError("--output", str(target), "a new file; --force overwrites one")
     return target

@@ -43,6 +43,9 @@ COMMANDS = {
     "generate": LazyCommand("jobs", "generate_command", "Draw PROMPT; <1> in it is what the first --lora learned."),
     "inspect": LazyCommand("lora_files", "inspect_command", "Show what a LoRA file holds."),
     "convert": LazyCommand("lora_files", "convert_command", "Write a LoRA file in another format."),
+    "merge": LazyCommand("lora_files", "merge_command", "Add LoRA files at their scales into one."),
+    "resize": LazyCommand("lora_files", "resize_command", "Write a LoRA file with a lower rank."),
+    "compare": LazyCommand("lora_files", "compare_command", "Compare two LoRA files, block by block."),
     "resolve": LazyCommand(
         "links", "resolve_command", "Show what would be fetched for LINK, without asking the network."
     ),

@@ -1,7 +1,7 @@
 """LoRAs in memory, the file formats that hold them, and patching a model with them.
 
     weights.py             the one in-memory form: ``LoraWeights``, its ``LoraLayer``
-    lycoris.py             other changes of a weight: LoHa, LoKr, DoRA
+    lycoris.py             other changes of a weight: LoHa, LoKr, DoRA, full differences
     scale.py               the factors a LoRA is applied with; imports no torch
     files.py               ``read_lora``, ``write_lora``, the registry of formats
     archive.py             the LoRA in a zip or tar, unpacked safely; imports no torch
@@ -13,6 +13,7 @@
     base_detection.py      the base that a LoRA or a model belongs to
     patcher.py             ``LoraWeights`` -> patched model, and exactly back
     token_embeddings.py    learned tokens in copies of tokenizers and in embedding tables
+    arithmetic.py          merging, resizing and comparing LoRAs
     summary.py             the contents that ``lora-service inspect`` shows
 
 Importing the package imports no torch: the downloads check a header without it.

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 from lora_service.lora.weights import LoraWeights
 
 Shape = tuple[int, ...]
 
+SD1, SD2, SDXL = "Stable Diffusion 1.x", "Stable Diffusion 2.x", "Stable Diffusion XL"
 _BASE_BY_CROSS_ATTENTION_DIM = {
-    768: "Stable Diffusion 1.x",
-    1024: "Stable Diffusion 2.x",
-    2048: "Stable Diffusion XL",
+    768: SD1,
+    1024: SD2,
+    2048: SDXL,
 }
 _BASE_BY_HEADER_PREFIX = {
-    "sdxl": "Stable Diffusion XL",
-    "stable-diffusion-xl": "Stable Diffusion XL",
-    "sd_v1": "Stable Diffusion 1.x",
-    "stable-diffusion-v1": "Stable Diffusion 1.x",
-    "sd_v2": "Stable Diffusion 2.x",
-    "stable-diffusion-v2": "Stable Diffusion 2.x",
+    "sdxl": SDXL,
+    "stable-diffusion-xl": SDXL,
+    "sd_v1": SD1,
+    "stable-diffusion-v1": SD1,
+    "sd_v2": SD2,
+    "stable-diffusion-v2": SD2,
 }
+_TEXT_PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_LATER_TRANSFORMER_BLOCK = re.compile(r"\.transformer_blocks\.[1-9]")
+"""Part of a module path that only XL's UNet has: those of 1.x and 2.x hold one transformer block per attention."""
 
 
 def detect_lora_base(weights: LoraWeights) -> str | None:
@@ -31,6 +36,16 @@ def detect_lora_base(weights: LoraWeights) -> str | None:
         rows = next(iter(weights.embeddings.values()))
         base = _base_name(2048 if "text_encoder_2" in rows else rows["text_encoder"].shape[-1])
     return base or _from_header(weights.metadata)
+
+
+def has_sdxl_modules(weights: LoraWeights) -> bool:
+    """Return True for a LoRA of Stable Diffusion XL, or of any base built like it, whatever its widths."""
+    return (
+        "text_encoder_2" in weights.layers
+        or any("text_encoder_2" in rows for rows in weights.embeddings.values())
+        or any(_LATER_TRANSFORMER_BLOCK.search(path) for path in weights.layers.get("unet", ()))
+        or detect_lora_base(weights) == SDXL
+    )
 
 
 def detect_model_base(unet: Iterable[tuple[str, Shape]], text_encoder: Iterable[tuple[str, Shape]]) -> str | None:
@@ -45,14 +60,16 @@ def _shapes(weights: LoraWeights, component: str) -> Iterable[tuple[str, Shape]]
 def _from_shapes(
     unet: Iterable[tuple[str, Shape]], text_encoder: Iterable[tuple[str, Shape]], has_second_encoder: bool
 ) -> str | None:
+    is_deep = False
     for path, shape in unet:
-        if path.endswith(("attn2.to_k", "attn2.to_v")):
+        if path.endswith(("attn2.to_k", "attn2.to_v")) and len(shape) > 1:
             return _base_name(shape[1])
-    if has_second_encoder:
-        return _base_name(2048)
+        is_deep = is_deep or _LATER_TRANSFORMER_BLOCK.search(path) is not None
+    if has_second_encoder or is_deep:
+        return SDXL
     for path, shape in text_encoder:
         # SDXL's first text encoder is that of 1.x, so a width of 768 alone identifies neither.
-        if path.endswith(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")) and shape[1] != 768:
+        if path.endswith(_TEXT_PROJECTIONS) and len(shape) > 1 and shape[1] != 768:
             return _base_name(shape[1])
     return None
 

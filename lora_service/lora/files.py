@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from lora_service.errors import InputError, LoraFileError
 from lora_service.lora.archive import EMBEDDINGS_NAME, is_archive, unpack_lora
-from lora_service.lora.formats import cloneofsimo, diffusers, embedding, kohya
+from lora_service.lora.formats import adapter_config, cloneofsimo, diffusers, embedding, kohya
+from lora_service.lora.formats.named_modules import BUNDLE_PREFIX
+from lora_service.lora.formats.other_files import kind_of
 from lora_service.lora.formats.stored_tokens import TOKENS_KEY, tokens_from_training
-from lora_service.lora.safetensors_file import TensorFile, read_tensor_file, serialize
+from lora_service.lora.safetensors_file import KOHYA_HASHES, TensorFile, read_tensor_file, serialize
 from lora_service.lora.safetensors_header import read_header, shortened
 from lora_service.lora.weights import LoraWeights
 
@@ -28,14 +31,15 @@ class LoraFormat:
     """A file format of LoRAs.
 
     Attributes:
-        detects: returns True if a file is of this format, by its keys; called in the registry's order.
+        detects: returns True if a file with these keys and header strings is of this format, before its tensors are
+            read; called in the registry's order.
         read: file -> weights. Raises LoraFileError, and ignores no key in silence.
         write: weights -> tensors and the format's own header strings. Raises LoraFileError (``unsupported_by_format``)
             for what the format cannot hold.
     """
 
     name: str
-    detects: Callable[[TensorFile], bool]
+    detects: Callable[[Collection[str], Mapping[str, str]], bool]
     read: Callable[[TensorFile], LoraWeights]
     write: Callable[[LoraWeights], TensorFile]
 
@@ -49,7 +53,7 @@ FORMATS = (
 FORMAT_NAMES = tuple(known.name for known in FORMATS)
 
 # Header strings that belong to the format they were read with; beside another's keys they are wrong, or refused.
-_FORMAT_STRINGS = ("lora_adapter_metadata", TOKENS_KEY)
+_FORMAT_STRINGS = (adapter_config.HEADER_KEY, TOKENS_KEY, *KOHYA_HASHES)
 
 
 def read_lora(path: Path, name: str = "") -> LoraWeights:
@@ -68,7 +72,9 @@ def read_lora(path: Path, name: str = "") -> LoraWeights:
         return _read_archive(path, name)
     header = read_header(path, name)  # its errors name the file
     try:
-        return parse_lora(read_tensor_file(path, header, Path(name).stem))
+        find_format(header.tensors, header.metadata)  # what is no LoRA may be gigabytes
+        file = read_tensor_file(path, header, Path(name).stem)
+        return parse_lora(replace(file, adapter_config=adapter_config.read_beside(path)))
     except LoraFileError as error:
         raise LoraFileError(f"{name}: {error}", code=error.code) from error
 
@@ -92,21 +98,36 @@ def parse_lora(file: TensorFile) -> LoraWeights:
     """Return the weights that named tensors and header strings describe.
 
     Raises:
-        LoraFileError: no format matches (``unknown_format``), a value is ``not_finite``, or the format that matches
-            meets something that is not read.
+        LoraFileError: as of :func:`find_format`, a value is ``not_finite``, or the format meets something that is not
+            read.
     """
+    lora_format = find_format(file.tensors, file.metadata)
     _check_finite(file.tensors)
+    return lora_format.read(file)
+
+
+def find_format(keys: Collection[str], metadata: Mapping[str, str]) -> LoraFormat:
+    """Return the format of a file with these keys and header strings.
+
+    Raises:
+        LoraFileError: it is a file of another kind (``checkpoint``, ``controlnet``, ``vae`` and the others of
+            :data:`~lora_service.lora.formats.other_files.KINDS`), or no format matches (``unknown_format``).
+    """
     for candidate in FORMATS:
-        if candidate.detects(file):
-            return candidate.read(file)
-    keys = ", ".join(repr(shortened(key)) for key in list(file.tensors)[:3])
+        if candidate.detects(keys, metadata):
+            return candidate
+    shown = ", ".join(repr(shortened(key)) for key in islice(keys, 3))
+    if kind := kind_of(keys):
+        raise LoraFileError(f"It is {kind.description} and no LoRA (its keys: {shown}, …).", code=kind.code)
     raise LoraFileError(
-        f"Its keys ({keys or 'none'}) are of no known LoRA format ({', '.join(FORMAT_NAMES)}).", code="unknown_format"
+        f"Its keys ({shown or 'none'}) are of no known LoRA format ({', '.join(FORMAT_NAMES)}).", code="unknown_format"
     )
 
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:
     for key, tensor in tensors.items():
+        if key.startswith(BUNDLE_PREFIX):
+            continue  # an embedding of its own, which is left out if it cannot be used
         # A sum is not finite if any item is not; the other way round it may overflow, hence the second look.
         if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
             raise LoraFileError(

@@ -38,6 +38,7 @@ _LAYER_TO_DIFFUSERS = {
     "out_0": "conv_norm_out",
     "out_2": "conv_out",
 }
+_ORIGINAL_PATH = re.compile(r"(?:input_blocks|output_blocks|middle_block|time_embed|label_emb|out)\.\d")
 _RESNET_TO_ORIGINAL = {diffusers: original for original, diffusers in _RESNET_TO_DIFFUSERS.items()}
 _LAYER_TO_ORIGINAL = {diffusers: original for original, diffusers in _LAYER_TO_DIFFUSERS.items()}
 
@@ -78,6 +79,11 @@ def unflatten_unet(name: str) -> str:
     return unflatten(name)
 
 
+def original_to_path(path: str) -> str:
+    """Return a UNet's module path; one in the original model's blocks (``input_blocks.4.1.…``) becomes diffusers'."""
+    return unflatten_unet(flatten(path)) if _ORIGINAL_PATH.match(path) else path
+
+
 def _original_to_diffusers(side: str, block_number: int, slot: str | None, layer: str) -> str | None:
     """Return the module path of a layer of an original block; ``slot`` is its position inside the block."""
     if side == "middle":
@@ -100,7 +106,7 @@ def _layer_in_block(block: str, layer: str) -> str:
 
 
 def flatten_to_original(path: str) -> str | None:
-    """Return a UNet module's flattened name in the original model's blocks; None if that model has no such block."""
+    """Return an SDXL UNet module's flattened name in the original model's blocks; None if it has no such block."""
     if path in _LAYER_TO_ORIGINAL:
         return _LAYER_TO_ORIGINAL[path]
     if match := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d)\.(.+)", path):
@@ -108,6 +114,9 @@ def flatten_to_original(path: str) -> str | None:
         return None if number is None else f"middle_block_{number}_{_original_layer(match[3])}"
     if match := re.fullmatch(r"down_blocks\.(\d)\.downsamplers\.0\.conv", path):
         return f"input_blocks_{_BLOCKS_PER_LEVEL * (int(match[1]) + 1)}_0_op"
+    if match := re.fullmatch(r"up_blocks\.(\d)\.upsamplers\.0\.conv", path):
+        # Behind a residual block and its attention: both upsampled levels of XL have attention.
+        return f"output_blocks_{_BLOCKS_PER_LEVEL * (int(match[1]) + 1) - 1}_2_conv"
     if match := re.fullmatch(r"(down|up)_blocks\.(\d)\.(resnets|attentions)\.(\d)\.(.+)", path):
         level, index = int(match[2]), int(match[4])
         is_down = match[1] == "down"
@@ -130,7 +139,9 @@ def strip_text_model(path: str) -> str:
 
 def component_by_path(path: str) -> str | None:
     """Return the component that a module path without a component prefix belongs to; None if it is ambiguous."""
-    if re.match(r"(down_blocks|up_blocks|mid_block|time_embedding|add_embedding|conv_in|conv_out)\b", path):
+    if re.match(
+        r"(down_blocks|up_blocks|mid_block|time_embedding|add_embedding|conv_in|conv_out|conv_norm_out)\b", path
+    ):
         return "unet"
     if re.match(r"(text_model\.)?encoder\.layers\.", path):
         return "text_encoder"

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from lora_service.errors import LoraFileError
-from lora_service.lora.lycoris import DoraLayer, Factor, LohaLayer, LokrLayer
+from lora_service.lora.lycoris import DoraLayer, Factor, FullDifference, LohaLayer, LokrLayer
 from lora_service.lora.safetensors_header import shortened
-from lora_service.lora.weights import LoraLayer, WeightChange
+from lora_service.lora.weights import BIAS, LoraLayer, WeightChange
 
 MAX_RANK = 4096
 """The highest rank that is read: above every dimension of the models served, so more is a mistake or an attack."""
@@ -28,24 +28,10 @@ HeaderAlpha = Callable[[str, str, int], float | None]
 """(component, module path, rank) -> alpha by the header; None where it names none."""
 AlphaByRank = Callable[[int], float]
 
-TENSOR_ALIASES = {
-    "lora_A": "lora_down.weight", "lora_B": "lora_up.weight",
-    "lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight",
-    "lora_A.default.weight": "lora_down.weight", "lora_B.default.weight": "lora_up.weight",
-    "lora.down.weight": "lora_down.weight", "lora.up.weight": "lora_up.weight",
-    "lora_linear_layer.down.weight": "lora_down.weight", "lora_linear_layer.up.weight": "lora_up.weight",
-    "lora_magnitude_vector": "dora_scale", "lora_magnitude_vector.weight": "dora_scale",
-    "lora_magnitude_vector.default.weight": "dora_scale",
-    "alpha": "alpha", "lora.alpha": "alpha",
-}  # fmt: skip
-"""Key suffixes of diffusers and PEFT -> of kohya."""
-
 _UNSUPPORTED_KINDS = {
     "oft": "OFT", "boft": "BOFT", "on_input": "IA³", "a1.weight": "GLoRA", "b1.weight": "GLoRA", "glora": "GLoRA",
-    "diff_b": "bias difference", "diff": "full difference", "set_weight": "weight replacement",
-    "w_norm": "norm difference", "b_norm": "norm difference", "norm": "norm difference",
-    "lora_bias": "LoRA with biases", "lora_up.bias": "LoRA with biases", "lora_down.bias": "LoRA with biases",
-    "lora_B.bias": "LoRA with biases", "reshape_weight": "padded LoRA", "vera": "VeRA",
+    "set_weight": "weight replacement", "lora_bias": "LoRA with biases", "lora_down.bias": "LoRA with biases",
+    "reshape_weight": "padded LoRA", "vera": "VeRA",
 }  # fmt: skip
 
 
@@ -75,15 +61,37 @@ class TensorsByModule:
         Raises:
             LoraFileError: as of :func:`build_layer`.
         """
-        return {
-            component: {
-                path: build_layer(
-                    f"{component}.{path}", tensors, header_alpha and _alpha_of_module(header_alpha, component, path)
-                )
-                for path, tensors in modules.items()
-            }
-            for component, modules in self.modules.items()
-        }
+        layers: dict[str, dict[str, WeightChange]] = {}
+        for component, modules in self.modules.items():
+            changes = layers.setdefault(component, {})
+            for path, tensors in modules.items():
+                alpha = header_alpha and _alpha_of_module(header_alpha, component, path)
+                changes |= _changes_of_module(f"{component}.{path}", path, tensors, alpha)
+        return layers
+
+
+def _changes_of_module(
+    module: str, path: str, tensors: Mapping[str, Tensor], header_alpha: Callable[[int], float | None] | None
+) -> dict[str, WeightChange]:
+    """Return the changes of a module's weight, under its path, and of its bias."""
+    of_weight = {suffix: tensor for suffix, tensor in tensors.items() if suffix not in _BIASES}
+    biases = {suffix: tensor for suffix, tensor in tensors.items() if suffix in _BIASES}
+    changes: dict[str, WeightChange] = {}
+    scale = 1.0
+    if not biases or of_weight.keys() - {"alpha"}:
+        layer = changes[path] = build_layer(module, of_weight, header_alpha)
+        scale = layer.alpha / layer.rank if layer.rank else 1.0
+    if len(biases) > 1 or any(tensor.dim() != 1 or tensor.numel() == 0 for tensor in biases.values()):
+        raise LoraFileError(
+            f"The LoRA's module {shortened(module)} has changes of its bias that cannot be used ({_shapes(biases)}); "
+            "it needs one, of one value per output.",
+            code="shape_mismatch",
+        )
+    for suffix, values in biases.items():
+        difference = FullDifference(values.float() * scale if suffix == "lora_up.bias" else values)
+        _check_limits(module, difference)
+        changes[path + BIAS] = difference
+    return changes
 
 
 def _alpha_of_module(header_alpha: HeaderAlpha, component: str, path: str) -> Callable[[int], float | None]:
@@ -156,24 +164,41 @@ def _lokr(tensors: LayerTensors, alpha: AlphaByRank) -> LokrLayer:
     return LokrLayer(first, second, alpha(rank) if rank else 0.0)
 
 
-_BUILDERS: Mapping[str, Callable[[LayerTensors, AlphaByRank], LoraLayer | LohaLayer | LokrLayer]] = {
+def _difference(tensors: LayerTensors, alpha: AlphaByRank) -> FullDifference:
+    _, values = tensors.popitem()
+    _require(values.dim() > 0 and values.numel() > 0)
+    return FullDifference(values)
+
+
+_Layer = LoraLayer | LohaLayer | LokrLayer | FullDifference
+_BIASES = ("diff_b", "b_norm", "lora_up.bias")
+_BUILDERS: Mapping[str, Callable[[LayerTensors, AlphaByRank], _Layer]] = {
     "lora_down.weight": _lora,
     "lora_up.weight": _lora,
     "hada_": _loha,
     "lokr_": _lokr,
+    "diff": _difference,
+    "w_norm": _difference,
 }
 
 
 def _full_or_product(tensors: LayerTensors, name: str, core_name: str) -> Factor:
     if name in tensors:
-        return Factor(_factor(tensors.pop(name)))
-    a, b = _factor(tensors.pop(f"{name}_a")), _factor(tensors.pop(f"{name}_b"))
+        full = _factor(tensors.pop(name))
+        return Factor(_as_matrix(full) if name == "lokr_w1" else full)
+    a, b = _as_matrix(_factor(tensors.pop(f"{name}_a"))), _factor(tensors.pop(f"{name}_b"))
     core = tensors.pop(core_name, None)
     if core is None:
         _require(a.dim() == 2 and a.shape[1] == b.shape[0])
     else:
+        b = _as_matrix(b)
         _require(a.dim() == b.dim() == 2 and core.dim() == 4 and core.shape[:2] == (a.shape[0], b.shape[0]))
     return Factor(b, a, core)
+
+
+def _as_matrix(tensor: Tensor) -> Tensor:
+    """Return a 1 × 1 kernel as the matrix it is; some tools save factors of convolutions so."""
+    return tensor.flatten(1) if tensor.shape[2:].numel() == 1 else tensor
 
 
 def _factor(tensor: Tensor) -> Tensor:
@@ -202,7 +227,7 @@ def _alpha_by_rank(
     return lambda rank: float(rank) if (alpha := header_alpha(rank)) is None else alpha
 
 
-def _check_limits(module: str, layer: LoraLayer | LohaLayer | LokrLayer) -> None:
+def _check_limits(module: str, layer: _Layer) -> None:
     if not math.isfinite(layer.alpha):
         raise LoraFileError(
             f"The LoRA's module {shortened(module)} has the alpha {layer.alpha}; it must be a finite number.",
@@ -221,10 +246,19 @@ def _check_limits(module: str, layer: LoraLayer | LohaLayer | LokrLayer) -> None
         )
 
 
-def _dora(module: str, layer: LoraLayer | LohaLayer | LokrLayer, magnitude: Tensor) -> DoraLayer:
+def _dora(module: str, layer: _Layer, magnitude: Tensor) -> DoraLayer:
+    if isinstance(layer, FullDifference):
+        raise LoraFileError(
+            f"The LoRA's module {shortened(module)} has magnitudes (dora_scale) of a full difference, which are not "
+            "read.",
+            code="unsupported_kind",
+        )
     by_column = magnitude.dim() > 1 and magnitude.shape[0] == 1
     expected = layer.shape[1 if by_column else 0]
-    if magnitude.numel() != expected:
+    # A convolution's factors may be flattened to (out, in·kh·kw); the weight then shows how many inputs there are.
+    is_flattened = by_column and magnitude.dim() > 2 and len(layer.shape) == 2
+    fits = is_flattened and magnitude.numel() > 0 and expected % magnitude.numel() == 0
+    if not fits and magnitude.numel() != expected:
         raise LoraFileError(
             f"The LoRA's module {shortened(module)} has {magnitude.numel()} magnitudes (dora_scale) of the shape "
             f"{tuple(magnitude.shape)}; it needs {expected}, one per {'input' if by_column else 'output'}.",
@@ -241,7 +275,8 @@ def _unsupported(module: str, tensors: Mapping[str, Tensor]) -> LoraFileError:
     kind = next((kind for start, kind in _UNSUPPORTED_KINDS.items() if suffix.startswith(start)), None)
     problem = f"is of the kind {kind}" if kind else f"has the tensor {shortened(suffix)!r}"
     return LoraFileError(
-        f"The LoRA's module {shortened(module)} {problem}, which is not read; LoRA, LoCon, LoHa, LoKr and DoRA are.",
+        f"The LoRA's module {shortened(module)} {problem}, which is not read; LoRA, LoCon, LoHa, LoKr, DoRA and full "
+        "differences are.",
         code="unsupported_kind" if kind else "unknown_key",
     )
 

@@ -1,4 +1,5 @@
-"""The algorithms of LyCORIS (https://github.com/KohakuBlueleaf/LyCORIS) that are read: LoHa, LoKr, and DoRA over each.
+"""The algorithms of LyCORIS (https://github.com/KohakuBlueleaf/LyCORIS) that are read: LoHa, LoKr, DoRA over each, and
+full differences of weights, norms and biases.
 
 Factors stay as small as the file has them; they are multiplied out only when a weight is patched.
 """
@@ -136,6 +137,30 @@ class LokrLayer:
 
 
 @dataclass(frozen=True, eq=False)
+class FullDifference:
+    """The difference itself, of a weight, a norm's scale, or a bias; it has neither rank nor alpha."""
+
+    values: Tensor
+    kind = "full difference"
+    rank = 0
+    alpha = 0.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.values.shape)
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        return {"diff": self.values}
+
+    def delta(self, weight: Tensor) -> Tensor:
+        return self.values.to(weight.device).float().reshape(weight.shape)
+
+    def norm(self) -> float:
+        return self.values.float().norm().item()
+
+
+@dataclass(frozen=True, eq=False)
 class DoraLayer:
     """DoRA (https://arxiv.org/abs/2402.09353): ``W' = magnitude · (W + inner) / ‖W + inner‖``.
 
@@ -149,7 +174,11 @@ class DoraLayer:
     @property
     def by_row(self) -> bool:
         """True if magnitudes are those of rows, one per output; else of columns, one per input."""
-        return self.magnitude.shape[0] == self.shape[0]
+        return self.magnitude.shape[0] == self.shape[0] == self.magnitude.numel()
+
+    def fits(self, weight: tuple[int, ...]) -> bool:
+        """Return True if there is a magnitude for each row, or column, of a weight of this shape."""
+        return self.magnitude.numel() == weight[0 if self.by_row else 1]
 
     @property
     def kind(self) -> str:

@@ -21,13 +21,15 @@ from transformers import CLIPTokenizer
 from lora_service.errors import LoraFileError, WrongBaseError
 from lora_service.lora.base_detection import detect_lora_base, detect_model_base
 from lora_service.lora.key_mapping import strip_text_model
+from lora_service.lora.lycoris import DoraLayer
 from lora_service.lora.safetensors_header import shortened
 from lora_service.lora.scale import Scale
 from lora_service.lora.token_embeddings import TokenEmbeddings, as_text
-from lora_service.lora.weights import LoraLayer, LoraWeights, WeightChange
+from lora_service.lora.weights import BIAS, LoraLayer, LoraWeights, WeightChange
 
 ModuleKey = tuple[str, str]
-"""(component, module path without ``text_model.``) of a linear layer or convolution."""
+"""(component, module path without ``text_model.``) of the weight of a linear layer, convolution or norm; of its bias,
+if the path ends in ``.bias``."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,12 @@ class Patcher:
 
     def __init__(self, components: Mapping[str, nn.Module], tokenizers: Mapping[str, CLIPTokenizer]) -> None:
         self._weights: dict[ModuleKey, Tensor] = {
-            (component, strip_text_model(path)): module.weight
+            (component, strip_text_model(path) + ending): parameter
             for component, model in components.items()
             for path, module in model.named_modules()
-            if isinstance(module, nn.Linear | nn.Conv2d)
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm)
+            for ending, parameter in (("", module.weight), (BIAS, module.bias))
+            if parameter is not None
         }
         self._token_embeddings = TokenEmbeddings(components, tokenizers)
         self._originals: dict[ModuleKey, Tensor] = {}
@@ -150,7 +154,7 @@ class Patcher:
             weight = self._weights.get((component, path))
             if weight is None:
                 missing.add((component, path))
-            elif not _fits(change.shape, tuple(weight.shape)):
+            elif not _fits(change, tuple(weight.shape)):
                 raise WrongBaseError(
                     f"The LoRA was made for {made_for or 'another base'} and not for {self._base or 'this one'}: "
                     f"{component}.{path} is of the shape {change.shape} there and of {tuple(weight.shape)} here."
@@ -218,11 +222,14 @@ def merge(weight: Tensor, changes: Sequence[_ScaledChange], out: Tensor) -> Tens
     return out if in_place else out.copy_(total)
 
 
-def _fits(change: tuple[int, ...], weight: tuple[int, ...]) -> bool:
+def _fits(change: WeightChange, weight: tuple[int, ...]) -> bool:
     """Return True if shapes agree; a 1 × 1 convolution is a linear layer, and a change may come flattened."""
-    if len(change) == len(weight):
-        return change == weight
-    return change[0] == weight[0] and math.prod(change) == math.prod(weight)
+    if isinstance(change, DoraLayer) and not (len(weight) > 1 and change.fits(weight)):
+        return False
+    shape = change.shape
+    if len(shape) == len(weight):
+        return shape == weight
+    return shape[0] == weight[0] and math.prod(shape) == math.prod(weight)
 
 
 def _subject(weights: LoraWeights, names: Mapping[str, str]) -> str:

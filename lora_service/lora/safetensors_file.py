@@ -22,6 +22,8 @@ _READABLE_DTYPES = {
 }  # fmt: skip
 _WRITABLE_DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 _MODELSPEC, _MODELSPEC_HASH = "modelspec.sai_model_spec", "modelspec.hash_sha256"
+KOHYA_HASHES = ("sshs_model_hash", "sshs_legacy_hash")
+_LEGACY_START, _LEGACY_LENGTH = 2**20, 2**16
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +32,13 @@ class TensorFile:
 
     Attributes:
         stem: the file's name without its suffix, by which other tools call an embedding.
+        adapter_config: the text of PEFT's ``adapter_config.json`` beside the file, if there is one.
     """
 
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
     stem: str = "lora"
+    adapter_config: str | None = None
 
 
 def read_tensor_file(path: Path, header: SafetensorsHeader, stem: str = "") -> TensorFile:
@@ -50,11 +54,11 @@ def read_tensor_file(path: Path, header: SafetensorsHeader, stem: str = "") -> T
             (``unsupported_dtype``).
     """
     # Read and not mapped: a mapped file that is cut short later would end the process with a bus error.
+    data = bytearray(max((entry.end for entry in header.tensors.values()), default=0))
     with path.open("rb") as file:
         file.seek(header.data_start)
-        data = bytearray(file.read())
-    if len(data) < max((entry.end for entry in header.tensors.values()), default=0):
-        raise LoraFileError("It was cut short while it was read.", code="truncated")
+        if file.readinto(data) < len(data):
+            raise LoraFileError("It was cut short while it was read.", code="truncated")
     tensors = {key: _tensor(key, data, entry) for key, entry in header.tensors.items()}
     return TensorFile(tensors, header.metadata, stem or path.stem)
 
@@ -80,29 +84,58 @@ def _tensor(key: str, data: bytearray, entry: TensorEntry) -> Tensor:
 def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype) -> bytes:
     """Return a safetensors file's bytes, keys and header strings sorted.
 
-    The safetensors package writes header strings in a random order, so that equal files would differ.
+    The safetensors package writes header strings in a random order, so that equal files would differ. The tensors'
+    bytes lie in its order: the widest dtype first, then by key. A header of ModelSpec gets that standard's hash, one
+    with kohya's strings kohya's hashes.
 
     Raises:
         LoraFileError: a value is not finite in ``dtype`` (``not_finite``).
     """
-    header: dict[str, object] = {}
+    entries: dict[str, object] = {}
     data = bytearray()
-    for key, tensor in sorted(tensors.items()):
-        tensor_dtype = torch.float32 if tensor.dim() == 0 else dtype  # alpha: 0.1 is no fp16 number
-        raw = _raw(key, tensor, tensor_dtype)
-        header[key] = {
-            "dtype": _WRITABLE_DTYPES[tensor_dtype],
-            "shape": list(tensor.shape),
+    # An alpha of 0.1 is no fp16 number.
+    dtypes = {key: torch.float32 if tensor.dim() == 0 else dtype for key, tensor in tensors.items()}
+    for key in sorted(tensors, key=lambda key: (-dtypes[key].itemsize, key)):
+        raw = _raw(key, tensors[key], dtypes[key])
+        entries[key] = {
+            "dtype": _WRITABLE_DTYPES[dtypes[key]],
+            "shape": list(tensors[key].shape),
             "data_offsets": [len(data), len(data) + len(raw)],
         }
         data += raw
-    if _MODELSPEC in metadata:
-        metadata = {**metadata, _MODELSPEC_HASH: f"0x{hashlib.sha256(data).hexdigest()}"}
-    if metadata:
-        header = {"__metadata__": dict(sorted(metadata.items())), **header}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return _header_bytes(entries, _with_hashes(metadata, entries, data)) + data
+
+
+def _header_bytes(entries: Mapping[str, object], metadata: Mapping[str, str]) -> bytes:
+    header = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    text = json.dumps(header | dict(sorted(entries.items())), separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8, as safetensors recommends
-    return len(text).to_bytes(8, "little") + text + data
+    return len(text).to_bytes(8, "little") + text
+
+
+def _with_hashes(metadata: Mapping[str, str], entries: Mapping[str, object], data: bytearray) -> dict[str, str]:
+    """Return header strings with the hashes of ModelSpec and kohya where their strings are, in place of others'."""
+    strings = {key: text for key, text in metadata.items() if key not in (_MODELSPEC_HASH, *KOHYA_HASHES)}
+    kohya_strings = {key: text for key, text in strings.items() if key.startswith("ss_")}
+    sha256 = hashlib.sha256(data).hexdigest()
+    if _MODELSPEC in strings:
+        strings[_MODELSPEC_HASH] = f"0x{sha256}"
+    if kohya_strings:
+        legacy = _legacy_hash(_header_bytes(entries, kohya_strings), data)
+        strings |= dict(zip(KOHYA_HASHES, (sha256, legacy), strict=True))
+    return strings
+
+
+def _legacy_hash(header: bytes, data: bytearray) -> str:
+    """Return the eight digits by which older tools know a file: of the 64 KiB behind its first MiB.
+
+    kohya takes them of the file as it is before the hashes, and any strings but its own, are in the header
+    (https://github.com/kohya-ss/sd-scripts, library/train_util.py: precalculate_safetensors_hashes).
+    """
+    end = _LEGACY_START + _LEGACY_LENGTH
+    start = max(_LEGACY_START - len(header), 0)
+    part = header[_LEGACY_START:end] + data[start : max(end - len(header), 0)]
+    return hashlib.sha256(part).hexdigest()[:8]
 
 
 def _raw(key: str, tensor: Tensor, dtype: torch.dtype) -> bytes:

@@ -22,6 +22,8 @@ MAX_HEADER_BYTES = 16 * 1024**2
 MAX_TENSORS = 25_000
 """The most tensors that are read; a full SDXL LoRA has 7,500, a LoKr with every factor split 18,000."""
 MAX_DIMENSIONS = 8
+MAX_NAME_LENGTH = 512
+"""The longest name of a tensor; those of SDXL have up to 120 characters."""
 
 ITEM_BITS: Mapping[str, int] = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8,
@@ -165,7 +167,7 @@ def _parse(raw: bytes, data_start: int, file_size: int) -> SafetensorsHeader:
         raise _MalformedHeader("its header is not JSON", "not_json") from error
     if not isinstance(header, dict):
         raise _MalformedHeader("its header is not a JSON object", "not_json")
-    metadata = _metadata(header.pop(_METADATA_KEY, {}))
+    metadata = _metadata(header.pop(_METADATA_KEY, None))
     tensors = {name: _entry(name, value) for name, value in header.items()}
     _check_offsets(tensors, file_size - data_start)
     return SafetensorsHeader(tensors, metadata, data_start)
@@ -179,13 +181,15 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _metadata(value: Any) -> dict[str, str]:
+    if value is None:
+        return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise _MalformedHeader("its header strings are not strings", "bad_metadata")
     return value
 
 
 def _entry(name: str, value: Any) -> TensorEntry:
-    problem = _entry_problem(value)
+    problem = _entry_problem(value) if len(name) <= MAX_NAME_LENGTH else f"has a name of {len(name)} characters"
     if problem:
         raise _MalformedHeader(f"tensor {shortened(name)!r} {problem}", "bad_tensor_entry")
     begin, end = value["data_offsets"]

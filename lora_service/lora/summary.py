@@ -13,7 +13,7 @@ from typing import Any
 from lora_service.lora.base_detection import detect_lora_base
 from lora_service.lora.formats.stored_tokens import TOKENS_KEY
 from lora_service.lora.safetensors_header import shortened
-from lora_service.lora.weights import COMPONENTS, LoraWeights
+from lora_service.lora.weights import BIAS, COMPONENTS, LoraWeights
 
 _BAR_WIDTH = 40
 _THUMBNAIL_KEY = "modelspec.thumbnail"
@@ -34,6 +34,7 @@ class Summary:
         kinds: algorithm (LoRA, LoHa, LoKr, DoRA over …) -> number of changed modules.
         change: block -> Frobenius norm of its change at scale 1; None where it depends on the base's weights.
         thumbnail: "jpeg, 12 kB"; None without one.
+        warnings: what of the file was left out or had to be assumed.
     """
 
     layout: str
@@ -48,13 +49,13 @@ class Summary:
     trigger: str | None
     thumbnail: str | None
     metadata: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
 
 
 def summarize(weights: LoraWeights) -> Summary:
     """Return the summary of a LoRA."""
-    modules = {name: len(weights.layers.get(name, {})) for name in ("unet", "text_encoder")}
-    if weights.layers.get("text_encoder_2"):
-        modules["text_encoder_2"] = len(weights.layers["text_encoder_2"])
+    names = ("unet", "text_encoder", *(["text_encoder_2"] if weights.layers.get("text_encoder_2") else []))
+    modules = {name: len({path.removesuffix(BIAS) for path in weights.layers.get(name, {})}) for name in names}
     return Summary(
         layout=weights.format,
         base=detect_lora_base(weights),
@@ -68,6 +69,7 @@ def summarize(weights: LoraWeights) -> Summary:
         trigger=weights.trigger,
         thumbnail=_thumbnail(weights.metadata),
         metadata=dict(sorted(weights.metadata.items())),
+        warnings=weights.warnings,
     )
 
 
@@ -79,7 +81,8 @@ def as_json(summary: Summary) -> str:
 
 def as_text(summary: Summary) -> str:
     """Return lines for a terminal, with a bar for the size of the change of each block."""
-    return "\n".join([*_table(summary), *_bars(summary.change), *_header(summary.metadata)])
+    warnings = (f"warning    {shortened(warning, 400)}" for warning in summary.warnings)
+    return "\n".join([*_table(summary), *warnings, *_bars(summary.change), *_header(summary.metadata)])
 
 
 def _table(summary: Summary) -> Iterator[str]:
@@ -122,20 +125,21 @@ def _header(metadata: Mapping[str, str]) -> Iterator[str]:
 def _change_by_block(weights: LoraWeights) -> dict[str, float | None]:
     squares: dict[str, float | None] = {}
     for component, path, layer in weights:
-        block = _block(component, path)
+        block = block_of_module(component, path)
         norm, square = layer.norm(), squares.get(block, 0.0)
         squares[block] = None if norm is None or square is None else square + norm**2
-    ordered = sorted(squares, key=_block_order)
+    ordered = sorted(squares, key=block_order)
     return {block: None if (square := squares[block]) is None else math.sqrt(square) for block in ordered}
 
 
-def _block(component: str, path: str) -> str:
+def block_of_module(component: str, path: str) -> str:
     """Return a module's block: ``unet down_blocks.0`` or ``text_encoder layers.3``."""
     match = re.match(r"(?:encoder\.)?((?:down_blocks|up_blocks|layers)\.\d+|[^.]+)", path)
     return f"{component} {shortened(match[1] if match else path, 40)}"
 
 
-def _block_order(block: str) -> tuple[int, int, list[Any]]:
+def block_order(block: str) -> tuple[int, int, list[Any]]:
+    """Return the sorting key that puts blocks into the order of the model."""
     component, _, name = block.partition(" ")
     groups = ("down_blocks", "mid_block", "up_blocks")
     group_name, _, number = name.partition(".")

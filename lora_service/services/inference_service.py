@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
     from lora_service.lora.weights import LoraWeights
 
 PARSED_BYTES = 2**30
-"""Size of the parsed LoRAs that are kept in memory, beside the last one: the same link again costs nothing."""
+"""Memory of the parsed LoRAs that are kept, beside those of the last request: the same link again costs nothing."""
+_FileKey = tuple[FetchedFile, int, int]
+"""File, time of change in nanoseconds, and size."""
 
 _IMPORTS = (
     *COMMON_IMPORTS,
@@ -83,7 +86,8 @@ class InferenceService(ModelService):
         self._allow_local = allow_local
         self._weights = str(weights or "").strip()
         self._fetcher = Fetcher(self.settings)
-        self._parsed: OrderedDict[tuple[FetchedFile, int, int], LoraWeights] = OrderedDict()
+        self._parsed: OrderedDict[_FileKey, LoraWeights] = OrderedDict()
+        self._used: dict[_FileKey, LoraWeights] = {}
 
     def warm_up(self) -> None:
         """Load the base model and the trained weights; with ``WARM_UP`` also draw once, to have all kernels ready.
@@ -141,7 +145,8 @@ class InferenceService(ModelService):
             LoraServiceError: a mistake that the user can mend.
         """
         log = JobLog(log, record_metric)
-        with self._job(log, [path for path in (image, lora) if isinstance(path, Path)]):
+        uploads = [path for path in (image, lora) if isinstance(path, Path)]
+        with self._job(log, uploads), self._keeping_parsed():
             more_loras = bool(replicate_weights.strip() or self._weights) + (lora is not None)
             request = GenerateRequest.of({k: v for k, v in inputs.items() if v is not None}, more_loras)
             start = self._open(image)
@@ -184,6 +189,8 @@ class InferenceService(ModelService):
         loras = [*weights, *fetched[:count], *uploaded, *fetched[count:]]
         for number, lora in enumerate(loras, start=1):
             log(_description(number, lora))
+            for warning in lora.warnings:
+                log(f"warning: LoRA {number}: {warning}")
         return list(zip(loras, request.scales(len(loras) - len(links["lora_urls"])), strict=True))
 
     @cached_property
@@ -214,12 +221,27 @@ class InferenceService(ModelService):
         stat = file.path.stat()
         # Each use sets the time of a file in the cache, whose name is the hash of its content.
         key = (file, stat.st_mtime_ns if remote.site == "local" else 0, stat.st_size)
-        if key not in self._parsed:
-            self._parsed[key] = read_lora(file.path, file.name)
-            while len(self._parsed) > 1 and sum(size for *_, size in self._parsed) > PARSED_BYTES:
-                self._parsed.popitem(last=False)
-        self._parsed.move_to_end(key)
-        return self._parsed[key]
+        weights = self._parsed.get(key) or self._used.get(key) or read_lora(file.path, file.name)
+        self._used[key] = weights
+        return weights
+
+    @contextmanager
+    def _keeping_parsed(self) -> Iterator[None]:
+        """Keep the LoRAs of a request that is drawn, and drop the longest unused ones beyond ``PARSED_BYTES``.
+
+        Those of a refused request are not kept: no base may fit them, and requests could bring any number of them.
+        """
+        try:
+            yield
+            for key, weights in self._used.items():
+                self._parsed[key] = weights
+                self._parsed.move_to_end(key)
+            total = sum(weights.memory_bytes for weights in self._parsed.values())
+            while total > PARSED_BYTES and len(self._parsed) > len(self._used):
+                _, unused = self._parsed.popitem(last=False)
+                total -= unused.memory_bytes
+        finally:
+            self._used = {}
 
     def _open(self, image: object) -> Image.Image | None:
         """Decode the picture to start from, upright and in sRGB, in whatever format it is."""

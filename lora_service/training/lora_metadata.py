@@ -46,7 +46,7 @@ class LoraMetadata:
 def metadata_strings(description: LoraMetadata, version: str) -> dict[str, str]:
     """Return the header strings of ModelSpec 1.0.1 (https://github.com/Stability-AI/ModelSpec) and kohya's scripts.
 
-    ``modelspec.hash_sha256`` is added where the file is written, as it depends on the format and the dtype.
+    The hashes of both are added where the file is written, as they depend on the format and the dtype.
 
     Args:
         version: of this package.
@@ -71,6 +71,7 @@ def _modelspec(description: LoraMetadata) -> dict[str, str]:
 def _kohya(description: LoraMetadata, version: str) -> dict[str, str]:
     return {
         "ss_base_model_version": description.base_version,
+        "ss_v2": str(description.base_version.startswith("sd_v2")),  # without it A1111 hides a LoRA of 2.x
         "ss_sd_model_name": description.base_name,
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(description.rank),

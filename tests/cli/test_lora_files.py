@@ -10,7 +10,13 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from lora_service.cli.lora_files import convert_command, inspect_command
+from lora_service.cli.lora_files import (
+    compare_command,
+    convert_command,
+    inspect_command,
+    merge_command,
+    resize_command,
+)
 from lora_service.errors import InputError, LoraFileError
 from lora_service.lora.files import FORMAT_NAMES, read_lora, write_lora
 from lora_service.lora.lycoris import DoraLayer
@@ -138,3 +144,67 @@ def test_a_file_that_is_no_lora_is_an_error_of_one_sentence(tmp_path: Path) -> N
     page.write_text("<html>Sign in</html>")
     with raises(LoraFileError, code="web_page"):
         run(inspect_command, page)
+
+
+def test_merge_adds_two_files(file: Path, tmp_path: Path) -> None:
+    target = tmp_path / "sum.safetensors"
+    text = run(merge_command, f"{file}@0.75", f"{file}@0.25", "-o", target).output
+    assert f"{target}: 2 LoRAs, rank 8" in text
+    merged, lora = read_lora(target), read_lora(file)
+    for component, path, layer in lora:
+        weight = torch.zeros(layer.shape)
+        torch.testing.assert_close(
+            merged.layers[component][path].delta(weight), layer.delta(weight), atol=1e-3, rtol=1e-2
+        )
+    assert merged.trigger == "rexdog"
+    assert merged.metadata["modelspec.title"] == "sum"
+
+
+def test_merge_to_a_rank_tells_what_is_lost(file: Path, tmp_path: Path) -> None:
+    text = run(merge_command, file, file, "--rank", 4, "-o", tmp_path / "sum.safetensors").output
+    assert "rank 4, 0.00% of the change lost" in text
+
+
+def test_resize_writes_beside_the_file_and_tells_what_is_lost(file: Path) -> None:
+    text = run(resize_command, file, "--rank", 2).output
+    target = file.with_name("rex-r2.safetensors")
+    assert f"{target}: rank 2 from 4, " in text
+    assert read_lora(target).rank == 2
+    assert read_lora(target).tokens == ("<s1>", "<s2>")
+
+
+@pytest.mark.parametrize(
+    ("command", "options"), [(merge_command, ()), (resize_command, ("--rank", 2))], ids=["merge", "resize"]
+)
+def test_files_are_not_overwritten_unless_forced(command: object, options: tuple, file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(b"kept")
+    with raises(InputError, field="--output"):
+        run(command, file, *options, "-o", other)
+    for force in ((), ("--force",)):
+        with raises(InputError, field="--output"):
+            run(command, file, *options, "-o", file, *force)
+    with raises(InputError, field="--output"):
+        run(command, file, *options, "-o", tmp_path / "nowhere" / "a.safetensors")
+    assert other.read_bytes() == b"kept"
+    run(command, file, *options, "-o", other, "--force")
+    assert read_lora(other).trigger == "rexdog"
+
+
+def test_compare_shows_each_block_and_all(file: Path, tmp_path: Path) -> None:
+    run(resize_command, file, "--rank", 2, "-o", tmp_path / "small.safetensors")
+    text = run(compare_command, file, tmp_path / "small.safetensors").output
+    assert [line.split("  ")[0] for line in text.splitlines()][-1] == "all"
+    assert "unet down_blocks.0" in text
+    blocks = json.loads(run(compare_command, file, file, "--json").output)
+    assert blocks["all"]["cosine"] == pytest.approx(1, abs=1e-4)
+    assert blocks["all"]["distance"] == pytest.approx(0, abs=1e-2)
+    assert blocks["all"]["norms"][0] == blocks["all"]["norms"][1]
+
+
+def test_what_of_a_file_was_left_out_is_shown(tmp_path: Path) -> None:
+    lora = random_lora({"unet": small_models("sd1").unet})
+    tensors = {f"unet.{path}.{suffix}": t for _, path, layer in lora for suffix, t in layer.tensors.items()}
+    path = save(tmp_path / "lora.safetensors", tensors | {"bundle_emb.cat.clip_l_out": torch.ones(1, 4)})
+    assert "clip_l_out" in run(inspect_command, path).output
+    assert "clip_l_out" in run(convert_command, path, "--to", "kohya").stderr

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lora_service.errors import InputError, LoraFileError
@@ -62,6 +63,26 @@ UNET_SPELLINGS = {
         f"unet.{UNET_PATH}.lora_A.default.weight",
         f"unet.{UNET_PATH}.lora_B.default.weight",
     ),
+    "PEFT with any adapter's name": (
+        f"unet.{UNET_PATH}.lora_A.my-cat_2.weight",
+        f"unet.{UNET_PATH}.lora_B.my-cat_2.weight",
+    ),
+    "kohya's suffixes with a path": (f"unet.{UNET_PATH}.lora_down.weight", f"unet.{UNET_PATH}.lora_up.weight"),
+    "kohya's suffixes without a prefix": (f"{UNET_PATH}.lora_down.weight", f"{UNET_PATH}.lora_up.weight"),
+    "kohya's prefix with a path": (f"lora_unet.{UNET_PATH}.lora_down", f"lora_unet.{UNET_PATH}.lora_up"),
+    "kohya's names with PEFT's suffixes": (f"{UNET_KEY}.lora_A.weight", f"{UNET_KEY}.lora_B.weight"),
+    "LyCORIS of a whole model": (
+        UNET_KEY.replace("lora_unet", "lycoris") + ".lora_down.weight",
+        UNET_KEY.replace("lora_unet", "lycoris") + ".lora_up.weight",
+    ),
+    "ComfyUI": (
+        "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.lora_A.weight",
+        "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.lora_B.weight",
+    ),
+    "ComfyUI with kohya's suffixes": (
+        "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.lora_down.weight",
+        "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.lora_up.weight",
+    ),
     "PEFT of one model": (f"base_model.model.{UNET_PATH}.lora_A.weight", f"base_model.model.{UNET_PATH}.lora_B.weight"),
     "training script": (f"unet.{UNET_PATH}.lora.down.weight", f"unet.{UNET_PATH}.lora.up.weight"),
     "attention processor": (
@@ -81,6 +102,10 @@ TEXT_SPELLINGS = {
     "PEFT without text_model": "text_encoder.encoder.layers.0.self_attn.q_proj.lora_{peft}.weight",
     "training script": "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer.{kohya}.weight",
     "old training script": "text_encoder.text_model.encoder.layers.0.self_attn.to_q_lora.{kohya}.weight",
+    "ComfyUI": "text_encoders.clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj.lora_{peft}.weight",
+    "ComfyUI's of SD 2": "text_encoders.clip_h.transformer.text_model.encoder.layers.0.self_attn.q_proj.lora_{peft}",
+    "kohya's prefix with a path": "lora_te.text_model.encoder.layers.0.self_attn.q_proj.lora_{kohya}.weight",
+    "LyCORIS of a whole model": "lycoris_text_model_encoder_layers_0_self_attn_q_proj.lora_{kohya}.weight",
     "one model": "text_model.encoder.layers.0.self_attn.q_proj.lora_{peft}.weight",
 }
 
@@ -99,6 +124,147 @@ def test_a_text_encoder_module_is_read_under_each_spelling(spelling: str, tmp_pa
     component, path, change = only_module(read_lora(save(tmp_path / "lora.safetensors", {down: DOWN, up: UP})))
     assert (component, path) == ("text_encoder", TEXT_PATH)
     assert torch.equal(change, PRODUCT)
+
+
+def test_the_second_encoder_is_read_under_comfyuis_name(tmp_path: Path) -> None:
+    key = f"text_encoders.clip_g.transformer.text_model.{TEXT_PATH}"
+    tensors = {f"{key}.lora_A.weight": DOWN, f"{key}.lora_B.weight": UP}
+    component, path, change = only_module(read_lora(save(tmp_path / "lora.safetensors", tensors)))
+    assert (component, path) == ("text_encoder_2", TEXT_PATH)
+    assert torch.equal(change, PRODUCT)
+
+
+def test_a_unet_of_kohya_and_a_text_encoder_of_peft_may_share_a_file(tmp_path: Path) -> None:
+    tensors = {f"{UNET_KEY}.lora_down.weight": DOWN, f"{UNET_KEY}.lora_up.weight": UP}
+    tensors[f"{UNET_KEY}.alpha"] = torch.tensor(1.0)
+    tensors |= {f"text_encoder.text_model.{TEXT_PATH}.lora_{k}.weight": t for k, t in (("A", DOWN), ("B", UP))}
+    strings = {"lora_adapter_metadata": json.dumps({"text_encoder.lora_alpha": 4})}
+    lora = read_lora(save(tmp_path / "lora.safetensors", tensors, strings))
+    assert torch.equal(delta(lora, "unet", UNET_PATH), PRODUCT / 2)
+    assert torch.equal(delta(lora, "text_encoder", TEXT_PATH), PRODUCT * 2)
+
+
+MAGNITUDES = ["dora_scale", "magnitude", "lora_magnitude_vector", "lora_magnitude_vector.weight"]
+
+
+@pytest.mark.parametrize("suffix", [*MAGNITUDES, "lora_magnitude_vector.default.weight"])
+@pytest.mark.parametrize("naming", ["kohya", "PEFT"])
+def test_magnitudes_are_read_under_each_spelling(suffix: str, naming: str, tmp_path: Path) -> None:
+    down, up = UNET_SPELLINGS[naming]
+    module = UNET_KEY if naming == "kohya" else f"unet.{UNET_PATH}"
+    shape = (3, 1) if suffix in ("dora_scale", "magnitude") else (1, 3, 1, 1)
+    tensors = {down: DOWN, up: UP, f"{module}.{suffix}": torch.tensor([1.0, 2.0, 3.0]).reshape(shape)}
+    ((_, path, change),) = read_lora(save(tmp_path / "lora.safetensors", tensors))
+    assert (path, change.kind) == (UNET_PATH, "DoRA over LoRA")
+    weight = torch.ones(3, 3)
+    torch.testing.assert_close((weight + change.delta(weight)).norm(dim=1), torch.tensor([1.0, 2.0, 3.0]))
+
+
+def test_auxiliary_tensors_of_sliders_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    tensors = {f"{UNET_KEY}.lora_down.weight": DOWN, f"{UNET_KEY}.lora_up.weight": UP, "_aux.scale": torch.ones(1)}
+    lora = read_lora(save(tmp_path / "lora.safetensors", tensors))
+    assert torch.equal(only_module(lora)[2], PRODUCT)
+    assert len(lora.warnings) == 1
+
+
+DIFFERENCES = {
+    "diff": ("down_blocks_0_resnets_0_conv1", "down_blocks.0.resnets.0.conv1", (4, 3, 3, 3)),
+    "diff_b": ("down_blocks_0_resnets_0_conv1", "down_blocks.0.resnets.0.conv1.bias", (4,)),
+    "w_norm": ("down_blocks_0_resnets_0_norm1", "down_blocks.0.resnets.0.norm1", (4,)),
+    "b_norm": ("down_blocks_0_resnets_0_norm1", "down_blocks.0.resnets.0.norm1.bias", (4,)),
+}
+
+
+@pytest.mark.parametrize("suffix", DIFFERENCES)
+def test_full_differences_are_added_as_they_are_and_written_again(suffix: str, tmp_path: Path) -> None:
+    name, path, shape = DIFFERENCES[suffix]
+    values = torch.arange(1.0, 1 + torch.Size(shape).numel()).reshape(shape)
+    tensors = {f"lora_unet_{name}.{suffix}": values, f"lora_unet_{name}.alpha": torch.tensor(0.5)}
+    if suffix.startswith("diff"):
+        del tensors[f"lora_unet_{name}.alpha"]
+    lora = read_lora(save(tmp_path / "lora.safetensors", tensors))
+    assert only_module(lora)[1] == path
+    assert torch.equal(only_module(lora)[2], values)
+    write_lora(tmp_path / "again.safetensors", lora)
+    assert f"lora_unet_{name}.{suffix}" in load_file(tmp_path / "again.safetensors")
+    assert torch.equal(only_module(read_lora(tmp_path / "again.safetensors"))[2], values)
+    for lora_format in ("diffusers", "cloneofsimo"):
+        with raises(LoraFileError, code="unsupported_by_format"):
+            write_lora(tmp_path / "other.safetensors", lora, format=lora_format)
+
+
+def test_the_bias_of_the_second_factor_is_scaled_as_the_product_is(tmp_path: Path) -> None:
+    """Compare with PEFT's merge of a layer with ``lora_bias``."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(5, 7))
+    weight, bias = base[0].weight.detach().clone(), base[0].bias.detach().clone()
+    config = LoraConfig(r=2, lora_alpha=3, target_modules=["0"], init_lora_weights=False, lora_bias=True)
+    model = get_peft_model(base, config)
+    key = f"unet.{UNET_PATH}"
+    tensors = {
+        key + "." + name.partition("0.")[2].replace(".default", ""): parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if "lora_" in name
+    }
+    model.merge_adapter()
+    merged = model.base_model.model[0].base_layer
+    strings = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 3})}
+    lora = read_lora(save(tmp_path / "lora.safetensors", tensors, strings))
+    torch.testing.assert_close(weight + delta(lora, "unet", UNET_PATH), merged.weight.detach())
+    torch.testing.assert_close(bias + delta(lora, "unet", f"{UNET_PATH}.bias"), merged.bias.detach())
+
+
+@pytest.mark.parametrize(
+    ("config", "factor"),
+    [
+        ({"r": 2, "lora_alpha": 4, "peft_type": "LORA"}, 2.0),
+        ({"r": 2, "lora_alpha": 4, "use_rslora": True}, 4 / 2**0.5),
+        ({"r": 2, "lora_alpha": 4, "alpha_pattern": {"attn1.to_q": 1}}, 0.5),
+        ({"r": 2}, 1.0),
+        (None, 1.0),
+    ],
+)
+def test_alpha_of_a_peft_folder_comes_from_the_configuration_beside_it(
+    config: dict | None, factor: float, tmp_path: Path
+) -> None:
+    tensors = {f"base_model.model.{UNET_PATH}.lora_{k}.weight": t for k, t in (("A", DOWN), ("B", UP))}
+    path = save(tmp_path / "adapter_model.safetensors", tensors)
+    if config is not None:
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    lora = read_lora(path)
+    torch.testing.assert_close(only_module(lora)[2], PRODUCT * factor)
+    assert len(lora.warnings) == (config is None)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"lora_alpha": "many"}', "\udcff"])
+def test_a_configuration_beside_the_file_without_usable_numbers_is_refused(text: str, tmp_path: Path) -> None:
+    tensors = {f"base_model.model.{UNET_PATH}.lora_{k}.weight": t for k, t in (("A", DOWN), ("B", UP))}
+    (tmp_path / "adapter_config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with raises(LoraFileError, code="bad_metadata") as caught:
+        read_lora(save(tmp_path / "adapter_model.safetensors", tensors))
+    assert "adapter_config.json" in str(caught.value)
+
+
+OTHER_MODELS = {
+    "FLUX of kohya": "lora_unet_double_blocks_0_img_attn_proj.lora_down.weight",
+    "FLUX of diffusers": "transformer.single_transformer_blocks.0.attn.to_k.lora_A.weight",
+    "FLUX of XLabs": "double_blocks.0.processor.proj_lora1.down.weight",
+    "FLUX of ComfyUI": "diffusion_model.double_blocks.0.img_attn.proj.lora_A.weight",
+    "Krea 2": "lora_unet_blocks_0_attn_gate.lora_down.weight",
+    "SD 3": "lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight",
+    "a T5 encoder": "lora_te3_encoder_block_0_layer_0_SelfAttention_k.lora_down.weight",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_MODELS)
+def test_a_lora_for_another_model_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    key = OTHER_MODELS[name]
+    with raises(LoraFileError) as caught:
+        read_lora(save(tmp_path / "lora.safetensors", {key: DOWN}))
+    assert caught.value.code in ("unknown_key", "other_model")
+    assert key in str(caught.value)
 
 
 def test_the_output_projection_of_an_attention_processor_is_a_list_of_layers(tmp_path: Path) -> None:
@@ -239,10 +405,37 @@ def test_bundled_embeddings_are_read_a_row_a_token(key: str, tmp_path: Path) -> 
     assert torch.equal(lora.embeddings["word_1"][BUNDLES[key]], rows[1])
 
 
-def test_an_unknown_bundled_tensor_is_refused(tmp_path: Path) -> None:
-    with raises(LoraFileError, code="unknown_key") as caught:
-        read_lora(save(tmp_path / "lora.safetensors", {"bundle_emb.word.t5": torch.ones(2, 3)}))
-    assert "bundle_emb.word.t5" in str(caught.value)
+BAD_BUNDLES = {
+    "another encoder's": ("word.t5", torch.ones(2, 3)),
+    "an output's": ("word.clip_l_out", torch.ones(2, 3)),
+    "too many rows": ("word.clip_l", torch.ones(1000, 3)),
+    "three dimensions": ("word.clip_l", torch.ones(2, 2, 2)),
+    "NaN": ("word.clip_l", torch.full((1, 3), float("nan"))),
+    "another width": ("word.clip_l", torch.ones(1, 4)),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BUNDLES)
+@pytest.mark.parametrize("naming", ["kohya", "diffusers"])
+def test_a_bundled_embedding_that_cannot_be_used_does_not_sink_the_lora(name: str, naming: str, tmp_path: Path) -> None:
+    key, tensor = BAD_BUNDLES[name]
+    down, up = UNET_SPELLINGS["kohya" if naming == "kohya" else "PEFT"]
+    tensors = {down: DOWN, up: UP, "bundle_emb.good.clip_l": torch.ones(1, 3), f"bundle_emb.{key}": tensor}
+    lora = read_lora(save(tmp_path / "lora.safetensors", tensors))
+    assert lora.format == naming
+    assert torch.equal(only_module(lora)[2], PRODUCT)
+    assert lora.tokens == ("good",)
+    (warning,) = lora.warnings
+    assert "word" in warning
+
+
+@pytest.mark.parametrize(("name", "token"), [("ema yasuhara", "ema_yasuhara"), ("v1.5 cat", "v1.5_cat")])
+def test_a_bundled_embedding_is_called_by_one_word(name: str, token: str, tmp_path: Path) -> None:
+    tensors = {f"{UNET_KEY}.lora_down.weight": DOWN, f"{UNET_KEY}.lora_up.weight": UP}
+    tensors[f"bundle_emb.{name}.clip_l"] = torch.ones(1, 3)
+    lora = read_lora(save(tmp_path / "lora.safetensors", tensors))
+    assert lora.tokens == (token,)
+    assert lora.warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -251,6 +444,13 @@ def test_an_unknown_bundled_tensor_is_refused(tmp_path: Path) -> None:
         ({"emb_params": torch.ones(2, 4)}, {"my_cat": {"text_encoder"}, "my_cat_1": {"text_encoder"}}),
         ({"clip_l": torch.ones(1, 4), "clip_g": torch.ones(1, 6)}, {"my_cat": {"text_encoder", "text_encoder_2"}}),
         ({"<cat>": torch.ones(4)}, {"<cat>": {"text_encoder"}}),
+        ({"cat": torch.ones(2, 4)}, {"cat": {"text_encoder"}, "cat_1": {"text_encoder"}}),
+        ({"my old cat": torch.ones(4)}, {"my_old_cat": {"text_encoder"}}),
+        ({"string_to_param.*": torch.ones(1, 4)}, {"my_cat": {"text_encoder"}}),
+        (
+            {"text_encoders_0": torch.ones(2, 4), "text_encoders_1": torch.ones(2, 6)},
+            {"<s0>": {"text_encoder", "text_encoder_2"}, "<s1>": {"text_encoder", "text_encoder_2"}},
+        ),
     ],
 )
 def test_embedding_files_hold_tokens_only(tensors: dict, tokens: dict, tmp_path: Path) -> None:
@@ -277,11 +477,25 @@ def test_a_lora_without_tokens_is_no_embedding_file(tmp_path: Path) -> None:
 
 REFUSED = {
     "OFT": ({f"{UNET_KEY}.oft_blocks": torch.ones(2, 2, 2)}, "unsupported_kind", "OFT"),
-    "a full difference": ({f"{UNET_KEY}.diff": torch.ones(2, 2)}, "unsupported_kind", "full difference"),
-    "biases": (
+    "a bias of two dimensions": (
         {f"{UNET_KEY}.lora_down.weight": DOWN, f"{UNET_KEY}.lora_up.weight": UP, f"{UNET_KEY}.diff_b": UP},
+        "shape_mismatch",
+        "diff_b (3, 2)",
+    ),
+    "two biases": (
+        {f"{UNET_KEY}.b_norm": torch.ones(2), f"{UNET_KEY}.diff_b": torch.ones(2)},
+        "shape_mismatch",
+        "b_norm (2,)",
+    ),
+    "a bias of the first factor": (
+        {f"{UNET_KEY}.lora_down.weight": DOWN, f"{UNET_KEY}.lora_up.weight": UP, f"{UNET_KEY}.lora_down.bias": UP},
         "unsupported_kind",
-        "bias difference",
+        "LoRA with biases",
+    ),
+    "magnitudes of a difference": (
+        {f"{UNET_KEY}.diff": UP, f"{UNET_KEY}.dora_scale": torch.ones(3, 1)},
+        "unsupported_kind",
+        "dora_scale",
     ),
     "an unknown tensor": (
         {f"{UNET_KEY}.lora_down.weight": DOWN, f"{UNET_KEY}.lora_up.weight": UP, f"{UNET_KEY}.extra": UP},
@@ -316,9 +530,24 @@ REFUSED = {
     "another key among embeddings": ({"emb_params": UP, "note": UP}, "unknown_key", "'note'"),
     "a whole model": (
         {"model.diffusion_model.out.2.weight": UP},
-        "unknown_format",
+        "checkpoint",
         "'model.diffusion_model.out.2.weight'",
     ),
+    "a VAE": ({"first_stage_model.decoder.conv_in.weight": UP}, "vae", "VAE"),
+    "a VAE of diffusers": ({"decoder.up_blocks.0.resnets.0.conv1.weight": UP}, "vae", "VAE"),
+    "a VAE of its own": ({"encoder.down.0.block.0.conv1.weight": UP, "quant_conv.bias": UP}, "vae", "VAE"),
+    "a ControlNet": ({"control_model.input_blocks.0.0.weight": UP}, "controlnet", "ControlNet"),
+    "a ControlNet of diffusers": (
+        {"conv_in.weight": UP, "controlnet_cond_embedding.conv_in.weight": UP},
+        "controlnet",
+        "ControlNet",
+    ),
+    "an IP-Adapter": ({"image_proj.proj.weight": UP, "ip_adapter.1.to_k_ip.weight": UP}, "ip_adapter", "IP-Adapter"),
+    "a T2I adapter": ({"adapter.body.0.resnets.0.block1.weight": UP}, "t2i_adapter", "T2I"),
+    "a UNet": ({"down_blocks.0.resnets.0.conv1.weight": UP}, "unet", "UNet"),
+    "a text encoder": ({"text_model.encoder.layers.0.mlp.fc1.weight": UP}, "text_encoder", "text encoder"),
+    "FLUX itself": ({"double_blocks.0.img_mod.lin.weight": UP}, "other_model", "double_blocks"),
+    "keys of nobody": ({"a.b": UP}, "unknown_format", "'a.b'"),
     "nothing": ({}, "unknown_format", "none"),
     "NaN": (
         {f"{UNET_KEY}.lora_down.weight": DOWN * float("nan"), f"{UNET_KEY}.lora_up.weight": UP},
@@ -340,7 +569,7 @@ REFUSED = {
         "too_large",
         "(1000000, 1000000)",
     ),
-    "a token with a space": ({"bundle_emb.a b.emb_params": torch.ones(1, 3)}, "bad_token", "'a b'"),
+    "a token of a hundred letters": ({"c" * 100: torch.ones(1, 3)}, "bad_token", "'ccc"),
     "a thousand tokens": ({"emb_params": torch.ones(1000, 3)}, "bad_embedding", "256 rows"),
     "an embedding of three dimensions": ({"emb_params": torch.ones(2, 2, 2)}, "bad_embedding", "(2, 2, 2)"),
     "two embeddings of one name": (

@@ -42,6 +42,9 @@ MODULES = st.sampled_from(
         "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q",
         "lora_unet_down_blocks_0_attentions_0_proj_in",
         "lora_unet_conv_in",
+        "lora_unet_down_blocks_0_resnets_0_norm1",
+        "lycoris_conv_in",
+        "diffusion_model.input_blocks.0.0",
         "lora_unet_input_blocks_4_1_proj_in",
         "lora_unet_input_blocks_0_0",
         "lora_unet_middle_block_9_x",
@@ -66,6 +69,7 @@ SUFFIXES = st.sampled_from(
         *(f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
         *(f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
         *("alpha", "dora_scale", "lora_magnitude_vector", "diff", "diff_b", "oft_blocks"),
+        *("w_norm", "b_norm", "lora_up.bias", "lora_B.bias", "magnitude", "lora_A.NAME.weight", "clip_l_out"),
         *("emb_params", "clip_l", "clip_g", "string_to_param.*"),
     ]
 )
@@ -80,6 +84,9 @@ WHOLE_KEYS = st.sampled_from(
         "emb_params",
         "clip_l",
         "clip_g",
+        "text_encoders_0",
+        "text_encoders_1",
+        "cat",
     ]
 )
 KEYS = st.one_of(st.builds("{}.{}".format, MODULES, SUFFIXES), WHOLE_KEYS, st.text(max_size=12))

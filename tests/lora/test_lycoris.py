@@ -10,8 +10,10 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lora_service.errors import LoraFileError
+from lora_service.errors import LoraFileError, WrongBaseError
 from lora_service.lora.files import read_lora, write_lora
+from lora_service.lora.patcher import Patcher
+from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraWeights, WeightChange
 from tests.errors import raises
 from tests.lora.lora_fakes import save
@@ -139,6 +141,57 @@ def test_a_dora_file_read_as_plain_lora_would_be_wrong(tmp_path: Path) -> None:
     weight, tensors, merged = trained_by_peft("DoRA", Linear())
     plain = weight + ALPHA / RANK * tensors["lora_B.weight"] @ tensors["lora_A.weight"]
     assert (plain - merged).norm() > 0.5 * (merged - weight).norm()
+
+
+def flat_factors(kind: str, generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the factors of a change of a (6, 4, 3, 3) kernel as LyCORIS flattens it, and the change itself."""
+    a, b, c, d = (torch.randn(shape, generator=generator) for shape in ((6, 2), (2, 36), (6, 2), (2, 36)))
+    if kind == "LoHa":
+        product = (a @ b) * (c @ d)
+        return {"hada_w1_a": a, "hada_w1_b": b, "hada_w2_a": c, "hada_w2_b": d}, product.reshape(6, 4, 3, 3)
+    first, left, right = torch.randn(2, 2, generator=generator), a[:3], b[:, :18]
+    kernel = (left @ right).reshape(3, 2, 3, 3)
+    product = torch.einsum("ab,cdkl->acbdkl", first, kernel).reshape(6, 4, 3, 3)
+    return {"lokr_w1": first, "lokr_w2_a": left, "lokr_w2_b": right}, product
+
+
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr"])
+@pytest.mark.parametrize("by_column", [True, False])
+def test_magnitudes_over_flattened_convolutions(kind: str, by_column: bool, tmp_path: Path) -> None:
+    """Compare with the formula of LyCORIS, ``apply_weight_decompose``, written out."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, 4, 3, 3, generator=generator)
+    tensors, product = flat_factors(kind, generator)
+    magnitude = torch.rand((1, 4, 1, 1) if by_column else (6, 1, 1, 1), generator=generator) + 1
+    file = {f"{KEY}.{suffix}": tensor for suffix, tensor in tensors.items()} | {f"{KEY}.dora_scale": magnitude}
+    change = only_change(read_lora(save(tmp_path / "lora.safetensors", file)))
+    changed = weight + product
+    norms = changed.pow(2).sum(dim=(0, 2, 3) if by_column else (1, 2, 3), keepdim=True).sqrt()
+    torch.testing.assert_close(weight + change.delta(weight), changed * magnitude / norms)
+
+
+def test_a_weight_with_other_inputs_than_magnitudes_is_of_another_base(tmp_path: Path) -> None:
+    tensors, _ = flat_factors("LoHa", torch.Generator().manual_seed(0))
+    file = {f"{KEY}.{suffix}": tensor for suffix, tensor in tensors.items()} | {
+        f"{KEY}.dora_scale": torch.ones(1, 4, 1, 1)
+    }
+    model = nn.Module()
+    model.down_blocks = nn.ModuleList([nn.Module()])
+    model.down_blocks[0].attentions = nn.ModuleList([nn.Module()])
+    model.down_blocks[0].attentions[0].proj_in = nn.Conv2d(36, 6, 1)
+    with raises(WrongBaseError):
+        Patcher({"unet": model}, {}).apply([(read_lora(save(tmp_path / "lora.safetensors", file)), Scale(1.0, 1.0))])
+
+
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr"])
+def test_factors_that_are_saved_as_kernels_of_1_by_1_are_matrices(kind: str, tmp_path: Path) -> None:
+    tensors, product = flat_factors(kind, torch.Generator().manual_seed(0))
+    kernels = {
+        f"{KEY}.{suffix}": t[..., None, None] if suffix in ("hada_w1_a", "hada_w2_a", "lokr_w1", "lokr_w2_a") else t
+        for suffix, t in tensors.items()
+    }
+    change = only_change(read_lora(save(tmp_path / "lora.safetensors", kernels)))
+    torch.testing.assert_close(change.delta(torch.zeros(6, 4, 3, 3)), product)
 
 
 @pytest.mark.parametrize("shape", [(4,), (1, 5), (6, 1)])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lora_service.errors import LoraFileError, WrongBaseError
 from lora_service.lora import patcher as patcher_module
-from lora_service.lora.lycoris import DoraLayer
+from lora_service.lora.lycoris import DoraLayer, FullDifference
 from lora_service.lora.patcher import Patcher, PatchReport
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraLayer, LoraWeights
@@ -34,6 +34,17 @@ from tests.lora.lora_fakes import (
 from tests.small_models import FAMILIES, SmallModels, small_models
 
 FULL = Scale(1.0, 1.0)
+
+
+def differences(models: SmallModels) -> LoraWeights:
+    """Return full differences of a kernel, its bias, and a norm's scale and shift."""
+    modules = {"conv_in": models.unet.conv_in, "conv_norm_out": models.unet.conv_norm_out}
+    changes = {
+        path + ending: FullDifference(torch.linspace(-1, 1, parameter.numel()).reshape(parameter.shape))
+        for path, module in modules.items()
+        for ending, parameter in (("", module.weight), (".bias", module.bias))
+    }
+    return LoraWeights({"unet": changes})
 
 
 class Cancelled(BaseException):
@@ -418,3 +429,16 @@ def test_patching_on_a_gpu_is_undone_bit_for_bit(dtype: torch.dtype) -> None:
 
 def test_an_empty_report_has_no_warning() -> None:
     assert PatchReport().warning is None
+
+
+def test_norms_and_biases_are_changed_and_put_back(models: SmallModels, patcher: Patcher) -> None:
+    before = state_of(models.components)
+    lora = differences(models)
+    report = patcher.apply([(lora, Scale(0.5, 0.5))])
+    assert report.unmatched == ()
+    after = state_of(models.components)
+    for path, change in lora.layers["unet"].items():
+        name = f"unet.{path}" if path.endswith(".bias") else f"unet.{path}.weight"
+        torch.testing.assert_close(after[name], before[name] + 0.5 * change.values)
+    patcher.restore()
+    assert_same_state(before, models.components)

@@ -139,6 +139,15 @@ def test_a_header_is_read_as_the_safetensors_package_wrote_it(tmp_path: Path) ->
     assert parsed.metadata == {"key": "text"}
 
 
+def test_a_tensor_with_a_name_of_megabytes_is_refused(tmp_path: Path) -> None:
+    name = "lora_unet_" + "a_" * 2**20
+    with raises(LoraFileError, code="bad_tensor_entry") as caught:
+        read_header(
+            raw_file(tmp_path / "a.safetensors", {name: {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]}})
+        )
+    assert len(str(caught.value)) < 300
+
+
 def test_a_shortened_text_cannot_steer_a_terminal() -> None:
     assert shortened("a\x1b[2Jb") == "a\N{REPLACEMENT CHARACTER}[2Jb"
     assert len(shortened("x" * 1000)) == 80

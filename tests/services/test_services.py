@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from lora_service.errors import InputError, LinkError
+from lora_service.errors import InputError, LinkError, WrongBaseError
+from lora_service.lora.files import write_lora
+from lora_service.lora.weights import LoraLayer, LoraWeights
 from lora_service.services.inference_service import InferenceService
 from lora_service.services.model_service import JobLog, ModelService, OutputFolder, ignore_metric
 from lora_service.services.training_service import TrainingService, TrainingUpload
 from lora_service.settings import Settings
 from tests.errors import raises
+from tests.lora.lora_fakes import random_lora, save
 from tests.small_base import picture_zip, small_base
 
 STEPS = {"task": "object", "seed": 1, "max_train_steps_ti": 1, "max_train_steps_tuning": 1, "resolution": 32}
@@ -117,3 +121,59 @@ def test_the_error_of_a_link_names_the_input_that_holds_it(
 def test_an_upload_is_one_file_or_links(file: Any, links: str, field: str) -> None:
     with raises(InputError, field=field):
         TrainingUpload(file, links).check()
+
+
+def lora_file(path: Path, weights: LoraWeights) -> str:
+    write_lora(path, weights)
+    return str(path)
+
+
+def local_inference() -> InferenceService:
+    return InferenceService(Settings(), allow_local=True)
+
+
+def parsed_names(service: InferenceService) -> list[str]:
+    return [file.path.name for file, *_ in service._parsed]
+
+
+def test_only_loras_that_were_drawn_with_stay_in_memory(tmp_path: Path) -> None:
+    base = small_base()
+    good = lora_file(tmp_path / "good.safetensors", random_lora({"unet": base.unet}))
+    layer = LoraLayer(torch.ones(1, 7), torch.ones(9, 1), 1.0)
+    bad = lora_file(tmp_path / "bad.safetensors", LoraWeights({"unet": {"conv_in": layer}}))
+    with local_inference() as service:
+        with raises(WrongBaseError):
+            service.run(DRAW | {"lora_urls": f"{good}|{bad}"}, log=quiet)
+        assert parsed_names(service) == []
+        assert service._used == {}
+        service.run(DRAW | {"lora_urls": good}, log=quiet)
+        assert parsed_names(service) == ["good.safetensors"]
+
+
+def test_loras_of_many_small_tensors_count_with_the_memory_they_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = small_base()
+    lora = random_lora({"unet": base.unet}, rank=1)
+    files = [lora_file(tmp_path / f"{number}.safetensors", lora) for number in range(3)]
+    monkeypatch.setattr("lora_service.services.inference_service.PARSED_BYTES", int(2.5 * lora.memory_bytes))
+    with local_inference() as service:
+        for file in files:
+            service.run(DRAW | {"lora_urls": file}, log=quiet)
+        assert parsed_names(service) == ["1.safetensors", "2.safetensors"]
+        service.run(DRAW | {"lora_urls": "|".join(files)}, log=quiet)  # those of the last request stay
+        assert len(parsed_names(service)) == 3
+
+
+def test_the_log_says_what_of_a_lora_was_left_out(tmp_path: Path) -> None:
+    base = small_base()
+    tensors = {
+        f"unet.{path}.{suffix}": tensor
+        for _, path, layer in random_lora({"unet": base.unet})
+        for suffix, tensor in layer.tensors.items()
+    }
+    path = save(tmp_path / "lora.safetensors", tensors | {"bundle_emb.cat.clip_l_out": torch.ones(1, 4)})
+    lines: list[str] = []
+    with local_inference() as service:
+        service.run(DRAW | {"lora_urls": str(path)}, log=lines.append)
+    assert [line for line in lines if line.startswith("warning") and "clip_l_out" in line]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -50,9 +50,9 @@ NumberedTensors = Mapping[int, LayerTensors]
 """A module's number -> its tensors by suffix."""
 
 
-def detects(file: TensorFile) -> bool:
+def detects(keys: Collection[str], metadata: Mapping[str, str]) -> bool:
     """Return True if any key is a component, a number, and up or down."""
-    return any(_KEY.fullmatch(key) for key in file.tensors)
+    return any(map(_KEY.fullmatch, keys))
 
 
 def read(file: TensorFile) -> LoraWeights:

@@ -2,31 +2,41 @@
 
     A1111, ComfyUI, SD 1.x and 2.x   ``emb_params`` (rows, width)
     A1111, ComfyUI, SDXL             ``clip_l`` (rows, 768), ``clip_g`` (rows, 1280)
-    diffusers                        a tensor named by the token itself, in brackets
+    A1111's older files              ``string_to_param.*`` (rows, width)
+    replicate/cog-sdxl               ``text_encoders_0`` and ``_1``, as clip_l and clip_g: tokens ``<s0>``, ``<s1>``, …
+    diffusers                        a tensor named by the token itself, in brackets or not
 
-The first two do not name the token: it is called by the file's name.
+The first three do not name the token: it is called by the file's name.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
 from lora_service.errors import LoraFileError
-from lora_service.lora.formats.stored_tokens import ENCODER_BY_KEY, Embeddings, add_rows, validated
+from lora_service.lora.formats.stored_tokens import (
+    ENCODER_BY_KEY,
+    ENCODER_BY_TRAINED_KEY,
+    Embeddings,
+    add_rows,
+    tokens_from_training,
+    validated,
+    word,
+)
 from lora_service.lora.safetensors_file import TensorFile
 from lora_service.lora.safetensors_header import shortened
 from lora_service.lora.weights import LoraWeights
 
-_UNNAMED_KEYS = ("emb_params", *ENCODER_BY_KEY)
+_UNNAMED_KEYS = ("emb_params", "string_to_param.*", *ENCODER_BY_KEY)
 
 
-def detects(file: TensorFile) -> bool:
-    """Return True if any key is one of an embedding file's, or a token in brackets."""
-    return any(key in _UNNAMED_KEYS or _is_token(key) for key in file.tensors)
+def detects(keys: Collection[str], metadata: Mapping[str, str]) -> bool:
+    """Return True if any key is one of an embedding file's or a token in brackets, or all are words."""
+    known = any(key in _UNNAMED_KEYS or key in ENCODER_BY_TRAINED_KEY or _is_token(key) for key in keys)
+    return known or (len(keys) > 0 and all(map(_is_word, keys)))
 
 
 def read(file: TensorFile) -> LoraWeights:
@@ -35,13 +45,17 @@ def read(file: TensorFile) -> LoraWeights:
     Raises:
         LoraFileError: a key is none of this format (``unknown_key``), or a token cannot be used.
     """
+    if all(key in ENCODER_BY_TRAINED_KEY for key in file.tensors):
+        return LoraWeights({}, tokens_from_training(file.tensors), file.metadata, "embedding")
     embeddings: Embeddings = {}
-    name_of_file = re.sub(r"\s+", "_", file.stem.strip())
+    of_words = all(_is_word(key) or _is_token(key) for key in file.tensors)
     for key, tensor in file.tensors.items():
-        if key not in _UNNAMED_KEYS and not _is_token(key):
+        if key in _UNNAMED_KEYS:
+            add_rows(embeddings, word(file.stem), ENCODER_BY_KEY.get(key, "text_encoder"), tensor)
+        elif of_words or _is_token(key):
+            add_rows(embeddings, word(key), "text_encoder", tensor)
+        else:
             raise LoraFileError(f"The key {shortened(key)!r} is none of an embedding file.", code="unknown_key")
-        name = key if _is_token(key) else name_of_file
-        add_rows(embeddings, name, ENCODER_BY_KEY.get(key, "text_encoder"), tensor)
     return LoraWeights({}, validated(embeddings), file.metadata, "embedding")
 
 
@@ -63,6 +77,11 @@ def write(weights: LoraWeights) -> TensorFile:
 
 def _stacked(embeddings: Mapping[str, Mapping[str, Tensor]], encoder: str) -> Tensor:
     return torch.stack([rows[encoder] for rows in embeddings.values() if encoder in rows])
+
+
+def _is_word(key: str) -> bool:
+    """Return True for a key that can be a token's name, and is no path of a module."""
+    return key not in _UNNAMED_KEYS and key not in ENCODER_BY_TRAINED_KEY and not set(key) & set(".:")
 
 
 def _is_token(key: str) -> bool:

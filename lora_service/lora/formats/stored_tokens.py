@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,8 @@ MAX_TOKENS = 256
 MAX_NAME_LENGTH = 64
 ENCODER_BY_KEY = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 """Key of an embedding file -> text encoder."""
-_ENCODER_BY_TRAINED_KEY = {"text_encoders_0": "text_encoder", "text_encoders_1": "text_encoder_2"}
+ENCODER_BY_TRAINED_KEY = {"text_encoders_0": "text_encoder", "text_encoders_1": "text_encoder_2"}
+_BUNDLED_ENDINGS = ("string_to_param.*", "emb_params", *ENCODER_BY_KEY)
 Embeddings = dict[str, dict[str, Tensor]]
 """Token name -> text encoder -> row ``(width,)``."""
 
@@ -73,25 +75,37 @@ def _decode(row: Mapping[str, Any]) -> Tensor:
     return torch.from_numpy(numpy.frombuffer(raw, dtype="<f2").astype("float16"))
 
 
-def tokens_from_bundle(tensors: Mapping[str, Tensor]) -> Embeddings:
-    """Return the tokens of A1111's ``bundle_emb.`` keys.
+def tokens_from_bundle(tensors: Mapping[str, Tensor]) -> tuple[Embeddings, list[str]]:
+    """Return the tokens of A1111's ``bundle_emb.`` keys, and a warning for each that cannot be used.
+
+    A bundled embedding is an addition: the LoRA draws without it.
 
     Args:
         tensors: by key without the prefix: ``NAME.string_to_param.*``, ``.emb_params``, ``.clip_l``, ``.clip_g``.
-
-    Raises:
-        LoraFileError: a key ends otherwise (``unknown_key``), or as of :func:`add_rows` and :func:`validated`.
     """
     embeddings: Embeddings = {}
+    warnings: list[str] = []
+    tensors_by_name: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        name, _, suffix = key.partition(".")
-        if suffix not in ("string_to_param.*", "emb_params", *ENCODER_BY_KEY):
-            raise LoraFileError(
-                f"The LoRA's key {shortened('bundle_emb.' + key)!r} is of no known kind of embedding.",
-                code="unknown_key",
-            )
-        add_rows(embeddings, name, ENCODER_BY_KEY.get(suffix, "text_encoder"), tensor)
-    return validated(embeddings)
+        ending = next((ending for ending in _BUNDLED_ENDINGS if key.endswith("." + ending)), None)
+        if ending is None:
+            warnings.append(f"the tensor {shortened('bundle_emb.' + key)!r} is no embedding of tokens and was left out")
+        else:
+            tensors_by_name.setdefault(word(key.removesuffix("." + ending)), {})[ending] = tensor
+    for name, by_ending in tensors_by_name.items():
+        added: Embeddings = {}
+        try:
+            for ending, tensor in by_ending.items():
+                add_rows(added, name, ENCODER_BY_KEY.get(ending, "text_encoder"), tensor)
+            embeddings = validated(embeddings | added)
+        except LoraFileError as error:
+            warnings.append(f"the bundled embedding {shortened(name)!r} was left out: {error}")
+    return embeddings, warnings
+
+
+def word(name: str) -> str:
+    """Return an embedding's name as one word of a prompt: ``my cat`` is written ``my_cat``."""
+    return re.sub(r"\s+", "_", name.strip())
 
 
 def tokens_from_training(tensors: Mapping[str, Tensor], word: str = "") -> Embeddings:
@@ -106,7 +120,7 @@ def tokens_from_training(tensors: Mapping[str, Tensor], word: str = "") -> Embed
     """
     embeddings: Embeddings = {}
     for key, rows in tensors.items():
-        encoder = _ENCODER_BY_TRAINED_KEY.get(key)
+        encoder = ENCODER_BY_TRAINED_KEY.get(key)
         if encoder is None:
             raise LoraFileError(
                 f"The key {shortened(key)!r} is none of a trained model's embeddings.", code="unknown_key"
