@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import torch
 
-from lora_service.errors import InputError
+from lora_service.cli.output_files import check_output, force_option, free_path
 from lora_service.lora.files import FORMAT_NAMES, read_lora, write_lora
 from lora_service.lora.summary import as_json, as_text, summarize
 
@@ -36,22 +36,17 @@ def inspect_command(file: Path, as_object: bool) -> None:
     help="kohya: every tool; diffusers: its pipelines; cloneofsimo: the first Replicate trainers; "
     "embedding: only the learned tokens, for A1111 and ComfyUI.",
 )
-@click.option("-o", "--output", type=_FILE, help="Where to write; beside FILE if it is not given.")
+@click.option("-o", "--output", type=_FILE, help="Where to write.  [default: a new name beside FILE]")
 @click.option(
     "--dtype", type=click.Choice(["float16", "bfloat16", "float32"]), default="float16", show_default=True,
     help="Number format of the tensors.",
 )  # fmt: skip
-def convert_command(file: Path, lora_format: str, output: Path | None, dtype: str) -> None:
+@force_option()
+def convert_command(file: Path, lora_format: str, output: Path | None, dtype: str, force: bool) -> None:
     """Write a LoRA file in another format."""
+    target = output or free_path(file.with_name(f"{file.stem}-{lora_format}.safetensors"))
+    check_output(target, force=force, inputs=[file])
     weights = read_lora(file)
-    target = output or _path_beside(file, lora_format)
+    target.parent.mkdir(parents=True, exist_ok=True)
     write_lora(target, weights, format=lora_format, dtype=getattr(torch, dtype))
     click.echo(f"{target}: {lora_format} from {weights.format}")
-
-
-def _path_beside(file: Path, lora_format: str) -> Path:
-    """Return the path of a converted file without a name of its own, which must not overwrite another."""
-    target = file.with_name(f"{file.stem}-{lora_format}.safetensors")
-    if target.exists():
-        raise InputError("--output", str(target), "a new file; name one with -o, which is overwritten if it exists")
-    return target
