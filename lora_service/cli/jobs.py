@@ -9,7 +9,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,7 +108,7 @@ def generate_command(
         check_output(file, force=force, inputs=sources)
     if not files:
         check_folder(output)
-    with InferenceService(allow_local=True) as service:
+    with InferenceService(allow_local=True) as service, _lora_option(loras):
         paths = service.run(inputs, image=image, log=click.echo)
         for number, path in enumerate(paths):
             target = files[number] if files else free_path(output / f"picture-1{path.suffix}")
@@ -127,6 +127,18 @@ def _training_output() -> Iterator[tuple[Log, OnProgress | None]]:
 
     with ProgressBar() as bar:
         yield bar.log, bar.show
+
+
+@contextmanager
+def _lora_option(loras: Sequence[str]) -> Iterator[None]:
+    """Name ``--lora`` in errors about the two inputs that it stands for."""
+    try:
+        yield
+    except InputError as error:
+        if error.field not in ("lora_urls", "lora_scales"):
+            raise
+        value = " ".join(loras)
+        raise InputError("--lora", value, error.expected, code=error.code) from error
 
 
 def split_scale(lora: str) -> tuple[str, str]:

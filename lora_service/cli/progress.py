@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Never, Self
 
 from tqdm import tqdm
 
@@ -15,7 +15,8 @@ class ProgressBar:
     """A bar for each stage on standard error; a context manager that ends the last one."""
 
     def __init__(self) -> None:
-        self._bar: tqdm[None] | None = None
+        self._stage = ""
+        self._bar: tqdm[Never] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -26,14 +27,14 @@ class ProgressBar:
 
     def show(self, progress: TrainingProgress) -> None:
         """Show ``progress`` in place of the one before."""
-        if self._bar is None or self._bar.desc != progress.stage:
+        bar = self._bar if progress.stage == self._stage else None
+        if bar is None:
             self.__exit__()
             shape = "{desc}: {n_fmt}/{total_fmt} |{bar:24}| {postfix}"
-            self._bar = tqdm(total=progress.steps, desc=progress.stage, file=sys.stderr, bar_format=shape)
-            self._bar.desc = progress.stage
-        self._bar.n = progress.step
-        self._bar.postfix = progress.summary()
-        self._bar.refresh()
+            bar = tqdm(total=progress.steps, desc=progress.stage, file=sys.stderr, bar_format=shape)
+            self._bar, self._stage = bar, progress.stage
+        bar.n = progress.step
+        bar.set_postfix_str(progress.summary())
 
     def log(self, line: str) -> None:
         """Print ``line`` above the bar, on standard output."""

@@ -13,6 +13,7 @@ _BASE_BY_CROSS_ATTENTION_DIM = {
     1024: "Stable Diffusion 2.x",
     2048: "Stable Diffusion XL",
 }
+NAMED_BASES = frozenset(_BASE_BY_CROSS_ATTENTION_DIM.values())
 _BASE_BY_HEADER_PREFIX = {
     "sdxl": "Stable Diffusion XL",
     "stable-diffusion-xl": "Stable Diffusion XL",

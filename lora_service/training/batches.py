@@ -123,7 +123,7 @@ def plan_batches(
 def _epoch(
     cache: Sequence[CachedLatents], images: Sequence[TrainingImage], batch_size: int, rng: random.Random
 ) -> list[tuple[int, list[int]]]:
-    """One pass over all pictures in full batches of one size each; a short last one is filled from its own bucket."""
+    """Return one pass over all pictures in full batches of one bucket each; a short one is filled from its bucket."""
     batches = []
     for bucket, latents in enumerate(cache):
         order = [m for m, image in enumerate(latents.images) for _ in range(images[image].repeats)]

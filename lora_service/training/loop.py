@@ -15,6 +15,10 @@ from diffusers.optimization import get_scheduler
 from lora_service.errors import DivergedError
 from lora_service.training.config import TrainConfig, warmup_steps
 
+_REPORT_SECONDS = 5.0
+_REPORTED_LOSSES = 32
+"""Means of the loss, evenly spread over a stage, in its report."""
+
 
 @dataclass(frozen=True)
 class TrainingProgress:
@@ -64,8 +68,6 @@ class LoopSpec:
         compute_loss: the loss of micro-batch ``i``, a scalar.
         later_steps: the stages after this one, as a number of this one's steps.
         after_step: called after each step with the groups' learning rates.
-        report_seconds: time between two progress reports.
-        kept_losses: number of means of the loss, evenly spread over the stage, in the report.
     """
 
     name: str
@@ -76,8 +78,6 @@ class LoopSpec:
     autocast: torch.dtype | None = None
     later_steps: float = 0
     after_step: Callable[[Sequence[float]], None] = lambda lrs: None
-    report_seconds: float = 5.0
-    kept_losses: int = 32
 
 
 @dataclass
@@ -124,7 +124,7 @@ def run_loop(spec: LoopSpec, config: TrainConfig, on_progress: OnProgress) -> Lo
         reporter.step_done(step + 1, losses)
     if not all(bool(p.isfinite().all()) for p in parameters):
         raise _diverged(spec, "A learned weight", spec.steps)
-    return LoopReport(spec.steps, reporter.seconds(), _means(losses, spec.kept_losses))
+    return LoopReport(spec.steps, reporter.seconds(), _means(losses, _REPORTED_LOSSES))
 
 
 class ProgressReporter:
@@ -146,7 +146,7 @@ class ProgressReporter:
             DivergedError: it is, and a loss since the last report is not finite.
         """
         now = time.monotonic()
-        if step < self.spec.steps and now - self.reported < self.spec.report_seconds:
+        if step < self.spec.steps and now - self.reported < _REPORT_SECONDS:
             return
         loss = losses[self.reported_step : step].mean().item()
         if not math.isfinite(loss):
@@ -166,10 +166,12 @@ class ProgressReporter:
 
 
 def _diverged(spec: LoopSpec, subject: str, step: int) -> DivergedError:
-    lrs = ", ".join(dict.fromkeys(f"{group['lr']:g}" for group in spec.param_groups))
+    # The schedule has changed "lr" by now.
+    lrs = ", ".join(dict.fromkeys(f"{group.get('initial_lr', group['lr']):g}" for group in spec.param_groups))
+    precision = ", or mixed_precision bf16 or no" if spec.autocast == torch.float16 else ""
     return DivergedError(
-        f"{subject} of {spec.name} was no longer a number by step {step} of {spec.steps}; try learning rates of a "
-        f"tenth of {lrs}, lr_warmup_steps, or mixed_precision bf16 or no in place of fp16."
+        f"{subject} of {spec.name} was no longer a number by step {step} of {spec.steps}; try lower learning rates "
+        f"than {lrs}, a tenth of them first, or lr_warmup_steps{precision}."
     )
 
 

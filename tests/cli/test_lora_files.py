@@ -50,6 +50,11 @@ def test_inspect_prints_one_object_for_programs(file: Path) -> None:
     assert printed["metadata"]["modelspec.title"] == STRINGS["modelspec.title"]
 
 
+def test_inspect_names_a_base_of_its_own_shapes_by_the_header(file: Path) -> None:
+    write_lora(file, replace(read_lora(file), metadata={"ss_sd_model_name": "the embedded base"}))
+    assert json.loads(run(inspect_command, file, "--json").output)["base"] == "the embedded base"
+
+
 def test_inspect_prints_lines_with_bars_for_people(file: Path) -> None:
     text = run(inspect_command, file).output
     for expected in (

@@ -1,5 +1,6 @@
 """The command line as a person types it."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -67,7 +68,11 @@ def test_a_zip_becomes_a_lora_and_the_lora_pictures(
         (["train", "gone.zip"], "does not exist"),
         (["generate", "a cat", "--lora", "PLAIN"], "error: "),
         (["generate", "a cat", "--width", "65"], "error: width is 65, but it must be a multiple of 8"),
-        (["generate", "<2>", "--lora", "PLAIN@9"], "error: lora_scales is '9'"),
+        (["generate", "<2>", "--lora", "PLAIN@9"], "error: --lora is 'plain.txt@9', but it must be a number from -2"),
+        (["generate", "a", *["--lora", "PLAIN"] * 9], "error: --lora is 'plain.txt plain.txt"),
+        (["generate", "a", "-o", "PLAIN"], "error: --output is 'plain.txt'"),
+        (["train", "ZIP", "-o", "ZIP"], "error: --output is "),
+        (["convert", "PLAIN", "--to", "kohya", "-o", "PLAIN"], "error: --output is 'plain.txt'"),
         (["inspect", "PLAIN"], "error: "),
         (["download-base", "sd3000"], "error: the base model is 'sd3000', but it must be sd15, "),
         (["download-base", "sd15@a", "--revision", "b"], "error: --revision is 'b', but it must be left out beside 's"),
@@ -90,6 +95,31 @@ def test_a_mistake_is_one_sentence_and_status_2(
     assert message in output
     assert output.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.zip", "plain.txt"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(13, "Permission denied", "/a/b"), "error: Permission denied: /a/b\n"),
+        (OSError(28, "No space left on device"), "error: No space left on device\n"),
+        (TimeoutError("too late"), "error: too late\n"),
+    ],
+)
+def test_an_error_of_the_system_is_one_sentence(
+    error: OSError, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(self: object) -> None:
+        raise error
+
+    monkeypatch.setattr(main.LazyCommand, "load", fail)
+    assert run(monkeypatch, "inspect", "x") == 2
+    assert capsys.readouterr().err == message
+
+
+def test_a_reader_that_has_gone_is_no_traceback() -> None:
+    command = f"{sys.executable} -m lora_service.cli.main --help | true"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert ended.stderr == ""
 
 
 @pytest.mark.parametrize("kind", ["predict", "train"])

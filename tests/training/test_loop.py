@@ -69,16 +69,18 @@ def test_a_loss_that_is_no_number_is_said_with_the_rates() -> None:
     assert "0.5" in str(caught.value)
 
 
-def test_a_loss_that_is_no_number_ends_the_stage_at_the_next_report() -> None:
+def test_a_loss_that_is_no_number_ends_the_stage_at_the_next_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_service.training.loop._REPORT_SECONDS", 0.0)
     weight, steps = nn.Parameter(torch.zeros(1)), list[int]()
 
     def compute_loss(i: int) -> torch.Tensor:
         steps.append(i)
         return weight.sum() * (float("nan") if i == 3 else 1.0)
 
-    stage = LoopSpec("stage 1", 100, 1, [{"params": [weight], "lr": 0.5}], compute_loss, report_seconds=0)
-    with raises(DivergedError, code="diverged"):
-        run_loop(stage, TrainConfig(), lambda progress: None)
+    stage = LoopSpec("stage 1", 100, 1, [{"params": [weight], "lr": 0.5}], compute_loss)
+    with raises(DivergedError, code="diverged") as caught:
+        run_loop(stage, TrainConfig(lr_scheduler="linear", lr_warmup_steps=50), lambda progress: None)
+    assert "0.5" in str(caught.value)
     assert steps == [0, 1, 2, 3]
 
 
@@ -108,11 +110,10 @@ def test_one_step_with_a_warm_up_teaches_something() -> None:
     assert weight.item() == pytest.approx(-0.1)
 
 
-def test_the_time_left_counts_the_later_stages() -> None:
+def test_the_time_left_counts_the_later_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_service.training.loop._REPORT_SECONDS", 0.0)
     weight, reports = nn.Parameter(torch.zeros(1)), list[TrainingProgress]()
-    stage = LoopSpec(
-        "s", 2, 1, [{"params": [weight], "lr": 0.1}], lambda i: weight.sum(), later_steps=30, report_seconds=0
-    )
+    stage = LoopSpec("s", 2, 1, [{"params": [weight], "lr": 0.1}], lambda i: weight.sum(), later_steps=30)
     run_loop(stage, TrainConfig(), reports.append)
     seconds_per_step = [1 / report.pictures_per_second for report in reports]
     assert [report.seconds_left for report in reports] == pytest.approx(
