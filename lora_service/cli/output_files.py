@@ -1,4 +1,4 @@
-"""Where a command writes: files that exist are kept unless ``--force`` is given, and an input is never overwritten."""
+"""Files that commands write: one that exists is kept unless ``--force`` is given, and an input is never overwritten."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -53,9 +54,11 @@ def show(folder: Path, log: Callable[[str], None] = print, on_progress: OnProgre
     use_threads(settings)
     base = load_base(settings, for_training=True)
     folder.mkdir(parents=True, exist_ok=True)
-    job = Trainer(base, folder, on_progress=on_progress or (lambda progress: log(progress.line())), log=log)
-    result = job.run(SUBJECT, TrainConfig.of(dict(TRAINING)))
-    lora_path = result.path.replace(folder / "demo.safetensors")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".demo-") as job_folder:
+        show_progress = on_progress or (lambda progress: log(progress.line()))
+        trainer = Trainer(base, Path(job_folder), on_progress=show_progress, log=log)
+        result = trainer.run(SUBJECT, TrainConfig.of(dict(TRAINING)))
+        lora_path = result.path.replace(folder / "demo.safetensors")
     pictures, masks = read_subject(SUBJECT)
     evaluation = Evaluation(
         PROMPTS,

@@ -31,6 +31,7 @@ PROMPT_CACHE_BYTES = 512 * MEBIBYTE
 fp32."""
 _INVISIBLE = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"}
 """Unicode categories of characters that nobody sees and nobody can type: control, direction, zero width, surrogates."""
+_REFERENCE = re.compile(r"<\d+>")
 PLACEHOLDER = re.compile(r"<[^<>|\s]{1,30}>")
 
 
@@ -219,9 +220,11 @@ class TrainConfig(BaseModel):
     @model_validator(mode="after")
     def _own_words(self) -> TrainConfig:
         """Check that the trigger is a word of its own, beside the new tokens."""
-        clash = next((name for name in (*self.placeholder_tokens.split("|"), SUBJECT) if name in self.trigger), "")
+        reserved = (*self.placeholder_tokens.split("|"), SUBJECT, *_REFERENCE.findall(self.trigger))
+        clash = next((text for text in reserved if text in self.trigger), "")
         if clash:
-            raise InputError("trigger", self.trigger, f"a plain word without {clash}, which stands for the new tokens")
+            expected = f"a plain word without {clash}, which stands for the new tokens or a LoRA"
+            raise InputError("trigger", self.trigger, expected)
         if "|" in self.class_word:
             expected = "one word or name without |; initializer_tokens takes one for each new token"
             raise InputError("class_word", self.class_word, expected)

@@ -78,6 +78,8 @@ def test_only_a_defect_leaves_its_traceback_in_the_log(
     error: BaseException, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Failing(ModelService):
+        folder_prefix = "lora-test-"
+
         def run(self) -> None:
             with self._job():
                 (self._output.renew() / "half").touch()

@@ -81,6 +81,7 @@ def test_a_word_with_characters_that_nobody_sees_is_refused(inputs: dict[str, An
         ({"trigger": "<s1>"}, "trigger"),
         ({"trigger": "a <new> b", "placeholder_tokens": "<new>"}, "trigger"),
         ({"trigger": "my {} dog"}, "trigger"),
+        ({"trigger": "my <1>"}, "trigger"),
         ({"class_word": "a|b|c"}, "class_word"),
         ({"initializer_tokens": "a|b|c"}, "initializer_tokens"),
         ({"resolution": 16, "aspect_ratio_buckets": True}, "resolution"),
