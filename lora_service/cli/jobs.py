@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # it imports torch
 
 _DEFAULT_SCALE = "0.8"
 _NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
-_LONGEST_NAME = 100
+_LONGEST_NAME = 50  # characters, of up to four bytes; file systems take 255
 _PATH = click.Path(path_type=Path)
 _EXISTING_PATH = click.Path(exists=True, path_type=Path)
 
@@ -159,7 +159,7 @@ def _lora_name(pictures: Path | None, resolved: ResolvedConfig) -> Path:
     subject = pictures.absolute().stem if pictures else config.class_word or config.task
     trigger = resolved.trigger.removesuffix(config.class_word)
     words = re.findall(r"[\w.-]+", f"{subject} {trigger}")
-    return Path("-".join(words).strip(".-")[:_LONGEST_NAME] + ".safetensors")
+    return Path(f"{'-'.join(words).strip('.-')[:_LONGEST_NAME] or 'lora'}.safetensors")
 
 
 def _named_pictures(output: Path, inputs: dict[str, Any]) -> list[Path]:
