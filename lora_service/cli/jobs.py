@@ -18,6 +18,7 @@ import click
 
 from lora_service.cli.field_options import ConfigCommand, GroupedOption, config_options
 from lora_service.cli.output_files import check_folder, check_output, force_option, free_path, whole_file
+from lora_service.downloads.parsed_url import redact_all
 from lora_service.errors import InputError
 from lora_service.generation.request import PICTURE_FORMATS, GenerateRequest
 from lora_service.services.inference_service import InferenceService
@@ -137,8 +138,7 @@ def _lora_option(loras: Sequence[str]) -> Iterator[None]:
     except InputError as error:
         if error.field not in ("lora_urls", "lora_scales"):
             raise
-        value = " ".join(loras)
-        raise InputError("--lora", value, error.expected, code=error.code) from error
+        raise InputError("--lora", redact_all(loras), error.expected, code=error.code) from error
 
 
 def split_scale(lora: str) -> tuple[str, str]:
@@ -147,7 +147,7 @@ def split_scale(lora: str) -> tuple[str, str]:
     ``civitai:123@456`` names a version, as it does where there is no scale.
     """
     link, _, scale = lora.rpartition("@")
-    is_version = scale.isdecimal() and re.fullmatch(r"(urn:air:[\w:-]+:)?civitai:\d+", link)
+    is_version = scale.isdecimal() and re.search(r"civitai(:|\.\w+/([^@]*/)?models/)\d+$", link)
     if not link or is_version or not re.fullmatch(rf"{_NUMBER}(/{_NUMBER})?", scale):
         return lora, _DEFAULT_SCALE
     return link, scale
