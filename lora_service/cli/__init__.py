@@ -2,6 +2,7 @@
 
     main.py           the program: its commands, and mistakes as one sentence with exit status 2
     field_options.py  a config's fields as options, checked by pydantic, in groups
+    output_files.py   files that are written: none is overwritten without --force, no input ever
     jobs.py           train, generate, demo
     check.py          check
     lora_files.py     inspect, convert

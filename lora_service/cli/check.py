@@ -11,34 +11,46 @@ from typing import Any
 import click
 
 from lora_service.cli.field_options import ConfigCommand, config_options
+from lora_service.cli.output_files import check_output, force_option, whole_file
 from lora_service.dataset.contact_sheet import contact_sheet
 from lora_service.dataset.load import load_dataset
+from lora_service.errors import InputError
+from lora_service.generation.request import PICTURE_FORMATS
 from lora_service.models.registry import SD15, locate
 from lora_service.settings import Settings
-from lora_service.training.config import TrainConfig
-
-_INPUTS = ("task", "trigger", "resolution", "caption_mode", "custom_prompts", "mask_mode", "aspect_ratio_buckets")
+from lora_service.training.config import TrainConfig, resolve_config
+from lora_service.training.input_warnings import warn_of_inputs
 
 
 @click.command("check", cls=ConfigCommand)
 @click.argument("source", nargs=-1, required=True, type=click.Path(path_type=Path))
-@config_options(TrainConfig, only=_INPUTS)
+@config_options(TrainConfig)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
-@click.option("-o", "sheet", type=click.Path(path_type=Path), help="Write a contact sheet of the exact crops here.")
-def check_command(source: Sequence[Path], as_json: bool, sheet: Path | None, **inputs: Any) -> None:
+@click.option(
+    "-o", "--output", "sheet", type=click.Path(path_type=Path), help="Write a contact sheet of the exact crops here."
+)
+@force_option()
+def check_command(source: Sequence[Path], as_json: bool, sheet: Path | None, force: bool, **inputs: Any) -> None:
     """Show what a training would use of pictures, without training.
 
-    SOURCE is a zip, a tar, a folder, or pictures.
+    SOURCE is a zip, a tar, a folder, or pictures. All options of train are taken, so that a command line of it can be
+    checked as it is.
     """
+    if sheet is not None:
+        if sheet.suffix.lower() not in PICTURE_FORMATS:
+            raise InputError("--output", str(sheet), f"a picture that ends in {', '.join(PICTURE_FORMATS)}")
+        check_output(sheet, force=force, inputs=source)
     config = TrainConfig.of({name: value for name, value in inputs.items() if value is not None})
     settings = Settings.from_environment()
     defaults = locate(settings.base_model, settings.model_cache)[1] or SD15
-    options = config.dataset_options(defaults, settings, config.trigger)
+    resolved = resolve_config(config, defaults, config.trigger, config.seed or 0)
+    options = resolved.config.dataset_options(defaults, settings, resolved.trigger, "".join(resolved.tokens))
     with tempfile.TemporaryDirectory() as folder:
         dataset = load_dataset(source, options, Path(folder))
     if sheet is not None:
-        contact_sheet(dataset).save(sheet)
+        with whole_file(sheet) as path:
+            contact_sheet(dataset).save(path)
     if as_json:
         click.echo(json.dumps(dataset.report.as_json(), indent=2, ensure_ascii=False))
     else:
-        click.echo("\n".join(dataset.report.lines()))
+        click.echo("\n".join([*dataset.report.lines(), *warn_of_inputs(config, dataset.report)]))

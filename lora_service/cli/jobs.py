@@ -5,22 +5,34 @@ torch and diffusers take seconds to import; the services do it once the inputs h
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
-import tempfile
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lora_service.cli.field_options import ConfigCommand, GroupedOption, config_options
+from lora_service.cli.output_files import check_folder, check_output, force_option, free_path, whole_file
+from lora_service.downloads.parsed_url import redact_all
 from lora_service.errors import InputError
-from lora_service.generation.request import GenerateRequest
+from lora_service.generation.request import PICTURE_FORMATS, GenerateRequest
 from lora_service.services.inference_service import InferenceService
+from lora_service.services.model_service import Log
 from lora_service.services.training_service import TrainingService, TrainingUpload
 from lora_service.serving.form import IMAGE, INSTANCE_DATA_URLS
-from lora_service.training.config import TrainConfig
+from lora_service.training.config import ResolvedConfig, TrainConfig
+
+if TYPE_CHECKING:  # it imports torch
+    from lora_service.training.loop import OnProgress
 
 _DEFAULT_SCALE = "0.8"
+_NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
+_LONGEST_NAME = 50  # characters, of up to four bytes; file systems take 255
 _PATH = click.Path(path_type=Path)
 _EXISTING_PATH = click.Path(exists=True, path_type=Path)
 
@@ -31,7 +43,8 @@ def demo_command(output: Path) -> None:
     """Teach the embedded model a subject it has never seen, and show it on one sheet."""
     from lora_service.demo.show import show
 
-    show(output, click.echo)
+    with _training_output() as (log, on_progress):
+        show(output, log, on_progress)
 
 
 @click.command("train", cls=ConfigCommand)
@@ -42,22 +55,31 @@ def demo_command(output: Path) -> None:
 )  # fmt: skip
 @config_options(TrainConfig)
 @click.option(
-    "-o", "--output", cls=GroupedOption, group="File", type=_PATH, default=Path("lora.safetensors"),
-    help="The LoRA file.  [default: lora.safetensors]",
+    "-o", "--output", cls=GroupedOption, group="File", type=_PATH,
+    help="The LoRA file.  [default: a new name, like dog-zumvek.safetensors]",
 )  # fmt: skip
-def train_command(pictures: Path | None, instance_data_urls: str, output: Path, **inputs: Any) -> None:
+@force_option("File")
+def train_command(
+    pictures: Path | None, instance_data_urls: str, output: Path | None, force: bool, **inputs: Any
+) -> None:
     """Teach what the pictures in ZIP show, and write one LoRA file.
 
     ZIP may also be a folder; without it, --instance_data_urls says where the pictures are.
     """
-    _check_writable(output)
-    with TrainingService() as service:
-        result = service.train(TrainingUpload(pictures, instance_data_urls), inputs, log=click.echo)
-        # Beside its destination first: a copy that breaks off must not leave half a file under the final name.
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".lora-") as beside:
-            shutil.copyfile(result.path, Path(beside) / "whole").replace(output)
-    click.echo(f"wrote {output}")
-    click.echo(f"next: lora-service generate {result.prompt!r} --lora {output}")
+    if pictures is None and not instance_data_urls.strip():
+        raise click.UsageError("Missing argument 'ZIP': a zip or folder of pictures, or --instance_data_urls.")
+    if output is None:
+        check_folder(Path())
+    else:
+        check_output(output, force=force, inputs=[pictures] if pictures else [])
+    with TrainingService() as service, _training_output() as (log, on_progress):
+        upload = TrainingUpload(pictures, instance_data_urls)
+        result = service.train(upload, inputs, log=log, on_progress=on_progress)
+        target = output if output and force else free_path(output or _lora_name(pictures, result.resolved))
+        with whole_file(target) as path:
+            shutil.copyfile(result.path, path)
+    click.echo(f"wrote {target}")
+    click.echo(f"next: {shlex.join(['lora-service', 'generate', result.prompt, '--lora', str(target)])}")
 
 
 @click.command("generate", cls=ConfigCommand)
@@ -72,41 +94,85 @@ def train_command(pictures: Path | None, instance_data_urls: str, output: Path, 
 @config_options(GenerateRequest, without=("prompt", "lora_urls", "lora_scales"))
 @click.option(
     "-o", "--output", cls=GroupedOption, group="Files", type=_PATH, default=Path("pictures"),
-    help="Folder for the pictures.  [default: pictures]",
+    help="Folder for the pictures, or a file like out.png.  [default: pictures]",
 )  # fmt: skip
-def generate_command(prompt: str, loras: tuple[str, ...], output: Path, image: Path | None, **inputs: Any) -> None:
+@force_option("Files")
+def generate_command(
+    prompt: str, loras: tuple[str, ...], output: Path, force: bool, image: Path | None, **inputs: Any
+) -> None:
     """Draw PROMPT; <1> in it is what the first --lora learned."""
     links, scales = zip(*map(split_scale, loras), strict=True) if loras else ((), (_DEFAULT_SCALE,))
     inputs |= {"prompt": prompt, "lora_urls": "|".join(links), "lora_scales": "|".join(scales)}
-    with InferenceService(allow_local=True) as service:
+    files = _named_pictures(output, inputs)
+    sources = [*map(Path, links), *([image] if image else [])]
+    for file in files:
+        check_output(file, force=force, inputs=sources)
+    if not files:
+        check_folder(output)
+    with InferenceService(allow_local=True) as service, _lora_option(loras):
         paths = service.run(inputs, image=image, log=click.echo)
-        output.mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            click.echo(f"wrote {shutil.copyfile(path, _unused_path(output, path.suffix))}")
+        for number, path in enumerate(paths):
+            target = files[number] if files else free_path(output / f"picture-1{path.suffix}")
+            with whole_file(target) as written:
+                shutil.copyfile(path, written)
+            click.echo(f"wrote {target}")
+
+
+@contextmanager
+def _training_output() -> Iterator[tuple[Log, OnProgress | None]]:
+    """Yield the log, and what shows the progress: a line that is rewritten on a terminal, else none."""
+    if not sys.stderr.isatty():
+        yield click.echo, None
+        return
+    from lora_service.cli.progress import ProgressBar
+
+    with ProgressBar() as bar:
+        yield bar.log, bar.show
+
+
+@contextmanager
+def _lora_option(loras: Sequence[str]) -> Iterator[None]:
+    """Name ``--lora`` in errors about the two inputs that it stands for."""
+    try:
+        yield
+    except InputError as error:
+        if error.field not in ("lora_urls", "lora_scales"):
+            raise
+        raise InputError("--lora", redact_all(loras), error.expected, code=error.code) from error
 
 
 def split_scale(lora: str, default: str = _DEFAULT_SCALE) -> tuple[str, str]:
-    """Return link and scale of ``LINK@0.5``; an @ within a link is left alone."""
+    """Return link and scale of ``LINK@0.5``; an @ within a link is left alone.
+
+    ``civitai:123@456`` names a version, as it does where there is no scale.
+    """
     link, _, scale = lora.rpartition("@")
-    numeric = scale.replace(".", "").replace("/", "").replace("-", "").isdigit()
-    return (link, scale) if link and numeric else (lora, default)
+    is_version = scale.isdecimal() and re.search(r"civitai(:|\.\w+/([^@]*/)?models/)\d+$", link)
+    if not link or is_version or not re.fullmatch(rf"{_NUMBER}(/{_NUMBER})?", scale):
+        return lora, default
+    return link, scale
 
 
-def _unused_path(folder: Path, suffix: str) -> Path:
-    """Return the next free ``picture-N`` in ``folder``: earlier pictures are kept."""
-    number = 1
-    while (path := folder / f"picture-{number}{suffix}").exists():
-        number += 1
-    return path
+def _lora_name(pictures: Path | None, resolved: ResolvedConfig) -> Path:
+    """Return a file name of the pictures' name, or else the class or the task, and the trigger word."""
+    config = resolved.config
+    subject = pictures.absolute().stem if pictures else config.class_word or config.task
+    trigger = resolved.trigger.removesuffix(config.class_word)
+    words = re.findall(r"[\w.-]+", f"{subject} {trigger}")
+    return Path(f"{'-'.join(words).strip('.-')[:_LONGEST_NAME] or 'lora'}.safetensors")
 
 
-def _check_writable(path: Path) -> None:
-    """Raise ``InputError`` before the training, not after it, when the file cannot be written."""
-    if path.is_dir():
-        raise InputError("--output", str(path), f"a file, like {path / 'lora.safetensors'}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise InputError("--output", str(path), f"a file that can be written ({error.strerror})") from error
+def _named_pictures(output: Path, inputs: dict[str, Any]) -> list[Path]:
+    """Return the files that ``-o out.png`` names, one for each picture; none where it names a folder.
+
+    ``output_format`` becomes the file's where it is not given.
+    """
+    file_format = PICTURE_FORMATS.get(output.suffix.lower())
+    if file_format is None or output.is_dir():
+        return []
+    if (inputs["output_format"] or file_format) != file_format:
+        expected = f"a file that ends as output_format {inputs['output_format']} does"
+        raise InputError("--output", str(output), expected)
+    inputs["output_format"] = file_format
+    count = inputs["num_outputs"] or 1
+    return [output] if count == 1 else [output.with_stem(f"{output.stem}-{i}") for i in range(1, count + 1)]

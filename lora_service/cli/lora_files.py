@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
 import torch
 
-from lora_service.errors import InputError
+from lora_service.cli.output_files import check_output, force_option, free_path
 from lora_service.lora.arithmetic import BlockComparison, check_target, compare_loras, merge_loras, resize_lora
 from lora_service.lora.files import FORMAT_NAMES, read_lora, write_lora
 from lora_service.lora.summary import as_json, as_text, summarize
@@ -41,40 +40,36 @@ def inspect_command(file: Path, as_object: bool) -> None:
     help="kohya: every tool; diffusers: its pipelines; cloneofsimo: the first Replicate trainers; "
     "embedding: only the learned tokens, for A1111 and ComfyUI.",
 )
-@click.option("-o", "--output", type=_FILE, help="Where to write; beside FILE if it is not given.")
+@click.option("-o", "--output", type=_FILE, help="Where to write.  [default: a new name beside FILE]")
 @click.option(
     "--dtype", type=click.Choice(["float16", "bfloat16", "float32"]), default="float16", show_default=True,
     help="Number format of the tensors.",
 )  # fmt: skip
-def convert_command(file: Path, lora_format: str, output: Path | None, dtype: str) -> None:
+@force_option()
+def convert_command(file: Path, lora_format: str, output: Path | None, dtype: str, force: bool) -> None:
     """Write a LoRA file in another format."""
+    target = output or free_path(file.with_name(f"{file.stem}-{lora_format}.safetensors"))
+    check_output(target, force=force, inputs=[file])
     weights = _read(file)
-    target = output or _path_beside(file, lora_format)
+    target.parent.mkdir(parents=True, exist_ok=True)
     write_lora(target, weights, format=lora_format, dtype=getattr(torch, dtype))
     click.echo(f"{target}: {lora_format} from {weights.format}")
 
 
-def _path_beside(file: Path, lora_format: str) -> Path:
-    """Return the path of a converted file without a name of its own, which must not overwrite another."""
-    target = file.with_name(f"{file.stem}-{lora_format}.safetensors")
-    if target.exists():
-        raise InputError("--output", str(target), "a new file; name one with -o, which is overwritten if it exists")
-    return target
-
-
-_OUTPUT = click.option("-o", "--output", type=_FILE, help="Where to write; beside the first file if it is not given.")
-_FORCE = click.option("--force", is_flag=True, help="Overwrite the output if it exists.")
+_OUTPUT = click.option(
+    "-o", "--output", type=_FILE, help="Where to write.  [default: a new name beside the first file]"
+)
 
 
 @click.command("merge")
 @click.argument("loras", nargs=-1, required=True, metavar="FILE[@SCALE]...")
-@click.option("--rank", type=int, help="Cut the sum to this rank and say what is lost; all of it if it is not given.")
+@click.option("--rank", type=int, help="Cut the sum to this rank and print the loss.  [default: the exact sum].")
 @_OUTPUT
-@_FORCE
+@force_option()
 def merge_command(loras: tuple[str, ...], rank: int | None, output: Path | None, force: bool) -> None:
     """Add LoRA files at their scales into one.
 
-    SCALE is 1 if it is not given; 0.8/0.5 is 0.8 in the UNet and 0.5 in the text encoders. The sum is exact.
+    SCALE is 1 by default; 0.8/0.5 is 0.8 in the UNet and 0.5 in the text encoders. The sum is exact.
     """
     from lora_service.cli.jobs import split_scale
     from lora_service.generation.request import parse_scale
@@ -83,13 +78,15 @@ def merge_command(loras: tuple[str, ...], rank: int | None, output: Path | None,
     files = [Path(file) for file, _ in parts]
     if rank is not None:
         check_target(rank, None)
-    target = _target(output or files[0].with_name(f"{'-'.join(file.stem for file in files)}.safetensors"), files, force)
+    target = output or free_path(files[0].with_name(f"{'-'.join(file.stem for file in files)}.safetensors"))
+    check_output(target, force=force, inputs=files)
     merged = merge_loras([(_read(Path(file)), parse_scale(scale)) for file, scale in parts])
     lost = ""
     if rank is not None:
         resized = resize_lora(merged, rank=rank)
         merged, lost = resized.weights, f", {resized.error:.2%} of the change lost"
     strings = {"modelspec.title": target.stem, "ss_output_name": target.stem}
+    target.parent.mkdir(parents=True, exist_ok=True)
     write_lora(target, replace(merged, metadata={**merged.metadata, **strings}))
     click.echo(f"{target}: {len(files)} LoRAs, rank {merged.rank}{lost}")
 
@@ -99,17 +96,19 @@ def merge_command(loras: tuple[str, ...], rank: int | None, output: Path | None,
 @click.option("--rank", type=int, help="The new rank, at most, of every module.")
 @click.option("--energy", type=float, help="Share of each module's squared singular values to keep, like 0.9.")
 @_OUTPUT
-@_FORCE
+@force_option()
 def resize_command(file: Path, rank: int | None, energy: float | None, output: Path | None, force: bool) -> None:
     """Write a LoRA file with a lower rank.
 
-    Name --rank or --energy. Each module keeps its largest singular values; what is lost is told.
+    Name --rank or --energy. Each module keeps its largest singular values; the loss is printed.
     """
     check_target(rank, energy)
     suffix = f"r{rank}" if rank is not None else f"e{energy:g}"
-    target = _target(output or file.with_name(f"{file.stem}-{suffix}.safetensors"), [file], force)
+    target = output or free_path(file.with_name(f"{file.stem}-{suffix}.safetensors"))
+    check_output(target, force=force, inputs=[file])
     weights = _read(file)
     resized = resize_lora(weights, rank=rank, energy=energy)
+    target.parent.mkdir(parents=True, exist_ok=True)
     write_lora(target, resized.weights)
     ranks = sorted(layer.rank for _, _, layer in resized.weights if layer.rank)
     new = f"{ranks[0]} to {ranks[-1]}" if ranks and ranks[0] != ranks[-1] else str(resized.weights.rank)
@@ -148,18 +147,3 @@ def _read(file: Path) -> LoraWeights:
     for warning in weights.warnings:
         click.echo(f"warning: {file.name}: {warning}", err=True)
     return weights
-
-
-def _target(target: Path, inputs: Sequence[Path], force: bool) -> Path:
-    """Return the path to write to.
-
-    Raises:
-        InputError: it is one of the inputs, exists and may not be overwritten, or its folder does not exist.
-    """
-    if target.is_dir() or not target.parent.is_dir():
-        raise InputError("--output", str(target), "a file in a folder that exists")
-    if any(target.resolve() == file.resolve() for file in inputs):
-        raise InputError("--output", str(target), "another file than those that are read")
-    if target.exists() and not force:
-        raise InputError("--output", str(target), "a new file; --force overwrites one")
-    return target

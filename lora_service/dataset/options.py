@@ -136,7 +136,8 @@ class DatasetOptions:
         if self.bucket_step < 8 or self.bucket_step % 8:
             raise InputError("bucket_step", self.bucket_step, "a multiple of 8")
         if self.aspect_ratio_buckets and self.bucket_step > self.resolution:
-            raise InputError("bucket_step", self.bucket_step, f"at most the resolution, {self.resolution}")
+            expected = f"at least {self.bucket_step} with aspect_ratio_buckets on this base"
+            raise InputError("resolution", self.resolution, expected)
         for name, value, choices in (
             ("task", self.task, get_args(Task)),
             ("mask_mode", self.mask_mode, get_args(MaskMode)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from lora_service.lora.files import read_lora
 from lora_service.models.loading import load_base, use_threads
 from lora_service.settings import Settings
 from lora_service.training.config import TrainConfig
+from lora_service.training.loop import OnProgress
 from lora_service.training.trainer import Trainer
 
 SUBJECT = Path(__file__).parent / "subject.zip"
@@ -40,16 +42,22 @@ PROMPTS = (
 )
 
 
-def show(folder: Path, log: Callable[[str], None] = print) -> Path:
-    """Run the demonstration; write ``demo.png``, which is returned, and the LoRA ``demo.safetensors`` to ``folder``."""
+def show(folder: Path, log: Callable[[str], None] = print, on_progress: OnProgress | None = None) -> Path:
+    """Run the demonstration; write ``demo.png``, which is returned, and the LoRA ``demo.safetensors`` to ``folder``.
+
+    Args:
+        on_progress: called with the training's progress, in place of a line in the log.
+    """
     started = time.monotonic()
     settings = Settings.from_environment().model_copy(update={"base_model": "embedded"})
     use_threads(settings)
     base = load_base(settings, for_training=True)
     folder.mkdir(parents=True, exist_ok=True)
-    job = Trainer(base, folder, on_progress=lambda progress: log(progress.line()), log=log)
-    result = job.run(SUBJECT, TrainConfig.of(dict(TRAINING)))
-    lora_path = result.path.replace(folder / "demo.safetensors")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".demo-") as job_folder:
+        show_progress = on_progress or (lambda progress: log(progress.line()))
+        trainer = Trainer(base, Path(job_folder), on_progress=show_progress, log=log)
+        result = trainer.run(SUBJECT, TrainConfig.of(dict(TRAINING)))
+        lora_path = result.path.replace(folder / "demo.safetensors")
     pictures, masks = read_subject(SUBJECT)
     evaluation = Evaluation(
         PROMPTS,

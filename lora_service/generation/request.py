@@ -21,6 +21,8 @@ LARGEST_SIDE = 2048
 """The most pixels of width and height."""
 MAX_LORAS = 8
 """The most LoRAs of one request."""
+PICTURE_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+"""Suffix of a picture file -> ``output_format``."""
 MAX_LINK_LENGTH = 8192
 """The most characters of a link; a data URI is bounded by ``MAX_DOWNLOAD_BYTES``."""
 
@@ -28,6 +30,11 @@ MAX_LINK_LENGTH = 8192
 def _checked_scheduler(name: str) -> str:
     check_scheduler(name, 1)
     return name
+
+
+def _picture_format(name: Any) -> Any:
+    """Return the format that a suffix names too, ``jpg``; anything else as it is."""
+    return PICTURE_FORMATS.get(f".{name}".lower(), name)
 
 
 class GenerateRequest(BaseModel):
@@ -73,7 +80,9 @@ class GenerateRequest(BaseModel):
     seed: Int | None = Field(
         None, ge=0, le=2**32 - 1, description="Empty: random, and reported. The same seed gives the same pictures."
     )
-    output_format: Literal["png", "jpeg", "webp"] = Field("png", description="Format of the files.")
+    output_format: Annotated[Literal["png", "jpeg", "webp"], BeforeValidator(_picture_format)] = Field(
+        "png", description="Format of the files."
+    )
     output_quality: Int = Field(90, ge=1, le=100, description="Quality of jpeg and webp.")
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -202,11 +211,13 @@ def expand_references(prompt: str, subjects: list[str | None], field: str = "pro
         number = int(match[1])
         if not subjects:
             notes.append(
-                f"There is no LoRA, so {match[0]} was left out of the {shown}; paste a LoRA's link in lora_urls."
+                f"There is no LoRA, so {match[0]} was left out of the {shown}; lora_urls, or --lora, takes one."
             )
             return ""
         if number > len(subjects):
-            expected = f"one that names <1> to <{len(subjects)}>, the LoRAs of the request"
+            last = len(subjects)
+            known = f"<1> to <{last}>, the LoRAs" if last > 1 else "<1>, the only LoRA"
+            expected = f"one that names no other than {known} of the request"
             raise InputError(field, prompt, expected, code="unknown_reference")
         subject = subjects[number - 1]
         if subject is None:

@@ -15,6 +15,7 @@ _BASE_BY_CROSS_ATTENTION_DIM = {
     1024: SD2,
     2048: SDXL,
 }
+NAMED_BASES = frozenset(_BASE_BY_CROSS_ATTENTION_DIM.values())
 _BASE_BY_HEADER_PREFIX = {
     "sdxl": SDXL,
     "stable-diffusion-xl": SDXL,

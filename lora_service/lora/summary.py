@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lora_service.lora.base_detection import detect_lora_base
+from lora_service.lora.base_detection import NAMED_BASES, detect_lora_base
 from lora_service.lora.formats.stored_tokens import TOKENS_KEY
 from lora_service.lora.safetensors_header import shortened
 from lora_service.lora.weights import BIAS, COMPONENTS, LoraWeights
@@ -58,7 +58,7 @@ def summarize(weights: LoraWeights) -> Summary:
     modules = {name: len({path.removesuffix(BIAS) for path in weights.layers.get(name, {})}) for name in names}
     return Summary(
         layout=weights.format,
-        base=detect_lora_base(weights),
+        base=_base(weights),
         rank=weights.rank,
         alpha=weights.alpha,
         ranks=dict(sorted(Counter(layer.rank for _, _, layer in weights).items())),
@@ -71,6 +71,12 @@ def summarize(weights: LoraWeights) -> Summary:
         metadata=dict(sorted(weights.metadata.items())),
         warnings=weights.warnings,
     )
+
+
+def _base(weights: LoraWeights) -> str | None:
+    """Return the base's name, by shapes; of one with shapes of its own the name in the header, if it has one."""
+    base = detect_lora_base(weights)
+    return base if base in NAMED_BASES else weights.metadata.get("ss_sd_model_name") or base
 
 
 def as_json(summary: Summary) -> str:

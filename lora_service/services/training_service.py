@@ -27,6 +27,7 @@ from lora_service.training.config import TrainConfig
 
 if TYPE_CHECKING:  # torch and diffusers take seconds to import: on a command line they wait for the job
     from lora_service.models.diffusion_base import DiffusionBase
+    from lora_service.training.loop import OnProgress, TrainingProgress
     from lora_service.training.trainer import TrainResult
 
 _IMPORTS = (
@@ -105,8 +106,13 @@ class TrainingService(ModelService):
         *,
         record_metric: RecordMetric = ignore_metric,
         log: Log = print,
+        on_progress: OnProgress | None = None,
     ) -> TrainResult:
         """Train on ``upload`` as ``inputs`` ask; the file lies in the job's folder until the next job starts.
+
+        Args:
+            record_metric: called with the progress as it goes, and with the results.
+            on_progress: called with the progress, in place of a line in the log.
 
         Raises:
             LoraServiceError: a mistake that the user can mend.
@@ -115,22 +121,17 @@ class TrainingService(ModelService):
         with self._job(log, [upload.file] if isinstance(upload.file, Path) else []):
             config = TrainConfig.of({k: v for k, v in inputs.items() if v is not None})
             upload.check()
-            result = self._train(upload, config, log)
+            show = on_progress or (lambda progress: log(progress.line()))
+            result = self._train(upload, config, log, _recording(record_metric, show))
             _report(result, record_metric, log)
             return result
 
-    def _train(self, upload: TrainingUpload, config: TrainConfig, log: Log) -> TrainResult:
+    def _train(self, upload: TrainingUpload, config: TrainConfig, log: Log, on_progress: OnProgress) -> TrainResult:
         from lora_service.training.trainer import Trainer
 
         folder = self._output.renew()
         source = self._fetch(upload, folder / "upload")
-        trainer = Trainer(
-            base=self.base,
-            folder=folder,
-            on_progress=lambda progress: log(progress.line()),
-            log=log,
-            settings=self.settings,
-        )
+        trainer = Trainer(self.base, folder, on_progress=on_progress, log=log, settings=self.settings)
         result = trainer.run(source, config)
         shutil.rmtree(folder / "upload", ignore_errors=True)
         return result
@@ -146,6 +147,17 @@ class TrainingService(ModelService):
                 files.append(fetcher.download(resolve(link), folder, max_bytes=left, until=until))
                 left = max(1, left - files[-1].stat().st_size)  # the limit is one for all links together
         return files
+
+
+def _recording(record_metric: RecordMetric, on_progress: OnProgress) -> OnProgress:
+    """Return a callback that records the progress as metrics, and calls ``on_progress``."""
+
+    def record(progress: TrainingProgress) -> None:
+        for name, value in progress.metrics().items():
+            record_metric(name, value)
+        on_progress(progress)
+
+    return record
 
 
 def _models(base: DiffusionBase) -> dict[str, Any]:

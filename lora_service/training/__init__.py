@@ -1,6 +1,8 @@
 """Training: from pictures to one LoRA file, in two stages.
 
 config.py              the inputs, the defaults of tasks, their resolution on a base
+input_warnings.py      inputs that have no effect, as sentences
+trigger_words.py       rare words for the trigger
 trainer.py             one training from upload to file
 latent_cache.py        the VAE's posteriors of the pictures
 batches.py             the pictures and captions of every step, planned beforehand

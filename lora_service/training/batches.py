@@ -19,14 +19,54 @@ class BatchPlan:
     """The micro-batches of a stage, in order; batch ``i`` holds pictures of one size, those of ``buckets[i]``.
 
     ``variants``, ``images`` (indices within the bucket) and ``captions`` (rows of ``token_ids``) are ``(batches, b)``;
-    ``token_ids`` holds each different caption once.
+    ``token_ids`` holds each different caption once, in the order of their first batches; batch ``i`` and those before
+    it need the first ``caption_counts[i]`` of them.
     """
 
     buckets: list[int]
     variants: torch.Tensor
     images: torch.Tensor
     captions: torch.Tensor
-    token_ids: TokenIds
+    caption_counts: list[int]
+    token_ids: LazyTokenIds
+
+    def batch_token_ids(self, i: int) -> TokenIds:
+        """Return the captions of batch ``i``, tokenized."""
+        return self.token_ids.first(self.caption_counts[i])[self.captions[i]]
+
+
+class LazyTokenIds:
+    """Texts that are tokenized in blocks, as batches come to need them.
+
+    With shuffled tags there may be as many captions as steps: tokenizing 80,000 of them took a minute, and the
+    tokenizer's lists 1.9 GiB.
+    """
+
+    BLOCK = 1024
+
+    def __init__(self, texts: Sequence[str], text_encoders: TextEncoders, device: torch.device) -> None:
+        self._texts, self._text_encoders, self._device = texts, text_encoders, device
+        self._tokenized = 0
+        self._by_encoder: dict[str, torch.Tensor] = {}
+        self._ids = TokenIds(self._by_encoder, torch.tensor([not text for text in texts]).to(device))
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def first(self, count: int) -> TokenIds:
+        """Return all texts, of which the first ``count`` or more are tokenized; the rest of the ids are arbitrary."""
+        while self._tokenized < count:
+            start, end = self._tokenized, min(self._tokenized + self.BLOCK, len(self))
+            for name, ids in self._text_encoders.tokenize(self._texts[start:end]).by_encoder.items():
+                if not start:
+                    self._by_encoder[name] = ids.new_empty((len(self), ids.shape[1]), device=self._device)
+                self._by_encoder[name][start:end] = ids.to(self._device)
+            self._tokenized = end
+        return self._ids
+
+    def all(self) -> TokenIds:
+        """Return all texts, tokenized."""
+        return self.first(len(self))
 
 
 @dataclass(frozen=True)
@@ -63,10 +103,11 @@ def plan_batches(
         buckets.append(bucket)
         rows.append(members)
     texts: dict[str, int] = {}
-    caption_rows = [
-        [texts.setdefault(captions.sample(images[cache[b].images[m]], rng), len(texts)) for m in members]
-        for b, members in zip(buckets, rows, strict=True)
-    ]
+    caption_rows, caption_counts = [], []
+    for b, members in zip(buckets, rows, strict=True):
+        sampled = [captions.sample(images[cache[b].images[m]], rng) for m in members]
+        caption_rows.append([texts.setdefault(text, len(texts)) for text in sampled])
+        caption_counts.append(len(texts))
     variants = [[rng.randrange(len(cache[b].mean)) for _ in members] for b, members in zip(buckets, rows, strict=True)]
     device = cache[0].mean.device
     return BatchPlan(
@@ -74,7 +115,8 @@ def plan_batches(
         variants=torch.tensor(variants, device=device),
         images=torch.tensor(rows, device=device),
         captions=torch.tensor(caption_rows, device=device),
-        token_ids=text_encoders.tokenize(list(texts)).to(device),
+        caption_counts=caption_counts,
+        token_ids=LazyTokenIds(list(texts), text_encoders, device),
     )
 
 

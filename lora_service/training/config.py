@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from lora_service.dataset.options import (
     DEFAULT_TRIGGER_WORDS,
+    SUBJECT,
     CaptionMode,
     CaptionModelRef,
     DatasetOptions,
@@ -27,6 +29,9 @@ from lora_service.validation import Int, first_error, without_surrogates
 PROMPT_CACHE_BYTES = 512 * MEBIBYTE
 """Most of the device's memory for the prompt embeds of captions that are encoded once: 2,200 captions of SD 1.5 in
 fp32."""
+_INVISIBLE = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"}
+"""Unicode categories of characters that nobody sees and nobody can type: control, direction, zero width, surrogates."""
+_REFERENCE = re.compile(r"<\d+>")
 PLACEHOLDER = re.compile(r"<[^<>|\s]{1,30}>")
 
 
@@ -214,10 +219,32 @@ class TrainConfig(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _own_words(self) -> TrainConfig:
+        """Check that the trigger is a word of its own, beside the new tokens."""
+        reserved = (*self.placeholder_tokens.split("|"), SUBJECT, *_REFERENCE.findall(self.trigger))
+        clash = next((text for text in reserved if text in self.trigger), "")
+        if clash:
+            expected = f"a plain word without {clash}, which stands for the new tokens or a LoRA"
+            raise InputError("trigger", self.trigger, expected)
+        if "|" in self.class_word:
+            expected = "one word or name without |; initializer_tokens takes one for each new token"
+            raise InputError("class_word", self.class_word, expected)
+        return self
+
     @field_validator("trigger", "class_word")
     @classmethod
     def _stripped(cls, value: str) -> str:
         return " ".join(value.split())
+
+    @field_validator("trigger", "class_word", "initializer_tokens", "placeholder_tokens")
+    @classmethod
+    def _visible(cls, value: str, info: ValidationInfo) -> str:
+        hidden = next((each for each in value if unicodedata.category(each) in _INVISIBLE), "")
+        if hidden:
+            expected = f"typed without the invisible character U+{ord(hidden):04X}"
+            raise InputError(info.field_name or "", value, expected, code="invisible_character")
+        return value
 
     @field_validator("custom_prompts")
     @classmethod
@@ -354,9 +381,7 @@ def resolve_config(config: TrainConfig, defaults: ModelDefaults, trigger: str, s
         # "constant" itself has no warm-up.
         config = config.model_copy(update={"lr_scheduler": "constant_with_warmup"})
     config = config.model_copy(update={k: v for k, v in values.items() if getattr(config, k) in (None, "")})
-    if config.max_train_steps_tuning and not config.learning_rate_unet and not config.learning_rate_text:
-        expected = "above 0 when learning_rate_text is 0 too: stage 2 would teach nothing"
-        raise InputError("learning_rate_unet", config.learning_rate_unet, expected)
+    _check_something_is_taught(config)
     names = tuple(config.placeholder_tokens.split("|")) if config.max_train_steps_ti else ()
     words = tuple(w.strip() for w in (config.initializer_tokens.strip() or config.class_word).split("|"))
     if names and len(words) > len(names):
@@ -367,3 +392,31 @@ def resolve_config(config: TrainConfig, defaults: ModelDefaults, trigger: str, s
             "initializer_tokens", config.initializer_tokens, "empty when max_train_steps_ti is 0: no token is new"
         )
     return ResolvedConfig(config, names, words, task.timestep_bias)
+
+
+def _check_something_is_taught(config: TrainConfig) -> None:
+    """Check that no stage runs for nothing.
+
+    Raises:
+        InputError: one does (code ``teaches_nothing``).
+    """
+    if config.max_train_steps_ti and not config.learning_rate_ti:
+        expected = "above 0: stage 1 would teach nothing; max_train_steps_ti 0 leaves it out"
+        raise InputError("learning_rate_ti", config.learning_rate_ti, expected, code="teaches_nothing")
+    if not config.max_train_steps_tuning:
+        return
+    if not config.learning_rate_unet and not config.learning_rate_text:
+        expected = "above 0 when learning_rate_text is 0 too: stage 2 would teach nothing"
+        raise InputError("learning_rate_unet", config.learning_rate_unet, expected, code="teaches_nothing")
+    if config.caption_dropout == 1:
+        expected = "below 1: without any caption, no word would call what is taught"
+        raise InputError("caption_dropout", config.caption_dropout, expected, code="teaches_nothing")
+
+
+def warmup_steps(warmup: int, steps: int) -> int:
+    """Return the warm-up of a stage of ``steps`` steps: ``warmup``, but half the steps if it would last all of them.
+
+    The first step of a warm-up has a rate of 0, so one as long as the stage never reaches the rates, and teaches
+    nothing where the stage has one step.
+    """
+    return warmup if warmup < steps else steps // 2

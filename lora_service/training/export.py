@@ -11,6 +11,7 @@ import torch
 
 from lora_service import __version__
 from lora_service.dataset.report import DatasetReport
+from lora_service.errors import DivergedError, LoraFileError
 from lora_service.lora.files import write_lora
 from lora_service.lora.key_mapping import strip_text_model
 from lora_service.lora.weights import LoraLayer, LoraWeights
@@ -53,7 +54,11 @@ def export_lora(
     dataset: DatasetReport,
     stages: Mapping[str, LoopReport],
 ) -> Path:
-    """Write the LoRA file. No clock, path or temporary name is in it: the same training gives the same bytes."""
+    """Write the LoRA file. No clock, path or temporary name is in it: the same training gives the same bytes.
+
+    Raises:
+        DivergedError: a number is beyond what the file can hold.
+    """
     config = resolved.config
     report = {
         "base": base.defaults.title,
@@ -83,5 +88,12 @@ def export_lora(
         else "",
     )
     metadata = metadata_strings(header, __version__) | {"lora_service.report": json.dumps(report, sort_keys=True)}
-    write_lora(path, adapter.weights(resolved.tokens, metadata), format=config.lora_format)
+    try:
+        write_lora(path, adapter.weights(resolved.tokens, metadata), format=config.lora_format)
+    except LoraFileError as error:
+        if error.code != "not_finite":
+            raise
+        raise DivergedError(
+            "What was learned has grown beyond the file's numbers (fp16); try lower learning rates, or fewer steps."
+        ) from error
     return path

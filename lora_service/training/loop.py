@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -12,7 +13,7 @@ import torch
 from diffusers.optimization import get_scheduler
 
 from lora_service.errors import DivergedError
-from lora_service.training.config import TrainConfig
+from lora_service.training.config import TrainConfig, warmup_steps
 
 _REPORT_SECONDS = 5.0
 _REPORTED_LOSSES = 32
@@ -21,7 +22,12 @@ _REPORTED_LOSSES = 32
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """The state of a stage; ``loss`` is the mean since the last report."""
+    """The state of a stage.
+
+    Attributes:
+        loss: the mean since the last report.
+        seconds_left: estimated time to the end of the last stage.
+    """
 
     stage: str
     step: int
@@ -32,11 +38,22 @@ class TrainingProgress:
 
     def line(self) -> str:
         """Return one line for a person."""
+        return f"{self.stage}: step {self.step} of {self.steps}, {self.summary()}"
+
+    def summary(self) -> str:
+        """Return the end of the line, without stage and step."""
         left = f"{self.seconds_left / 60:.0f} min" if self.seconds_left >= 90 else f"{self.seconds_left:.0f} s"
-        return (
-            f"{self.stage}: step {self.step} of {self.steps}, loss {self.loss:.4f}, "
-            f"{self.pictures_per_second:.1f} pictures/s, {left} left"
-        )
+        return f"loss {self.loss:.4f}, {self.pictures_per_second:.1f} pictures/s, {left} left in all"
+
+    def metrics(self) -> dict[str, float | int | str]:
+        """Return the numbers for a program that shows the progress."""
+        return {
+            "stage": self.stage,
+            "step": self.step,
+            "of": self.steps,
+            "loss": round(self.loss, 5),
+            "seconds_left": round(self.seconds_left, 1),
+        }
 
 
 OnProgress = Callable[[TrainingProgress], None]
@@ -49,6 +66,7 @@ class LoopSpec:
     Attributes:
         param_groups: the optimiser's, each with ``params``, ``lr`` and ``weight_decay``.
         compute_loss: the loss of micro-batch ``i``, a scalar.
+        later_steps: the stages after this one, as a number of this one's steps.
         after_step: called after each step with the groups' learning rates.
     """
 
@@ -58,6 +76,7 @@ class LoopSpec:
     param_groups: list[dict[str, Any]]
     compute_loss: Callable[[int], torch.Tensor]
     autocast: torch.dtype | None = None
+    later_steps: float = 0
     after_step: Callable[[Sequence[float]], None] = lambda lrs: None
 
 
@@ -77,14 +96,13 @@ def run_loop(spec: LoopSpec, config: TrainConfig, on_progress: OnProgress) -> Lo
     many those are, and learning rates are used as given. Losses stay on the device until a progress report is due.
 
     Raises:
-        DivergedError: a loss is not finite.
+        DivergedError: a loss is not finite, as is noticed at the next report, or a learned weight at the end.
     """
     parameters = [p for group in spec.param_groups for p in group["params"]]
     device = parameters[0].device
     optimizer = torch.optim.AdamW(spec.param_groups, betas=(0.9, 0.999), fused=device.type in ("cpu", "cuda"))
-    lr_scheduler = get_scheduler(
-        config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=spec.steps
-    )
+    warmup = warmup_steps(config.lr_warmup_steps, spec.steps)
+    lr_scheduler = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=warmup, num_training_steps=spec.steps)
     # fp16 gradients underflow without it; bf16 and fp32 ones do not.
     scaler = torch.amp.GradScaler(device.type, enabled=spec.autocast == torch.float16)
     losses = torch.zeros(spec.steps, device=device)
@@ -104,6 +122,8 @@ def run_loop(spec: LoopSpec, config: TrainConfig, on_progress: OnProgress) -> Lo
         spec.after_step([group["lr"] for group in optimizer.param_groups])
         lr_scheduler.step()
         reporter.step_done(step + 1, losses)
+    if not all(bool(p.isfinite().all()) for p in parameters):
+        raise _diverged(spec, "A learned weight", spec.steps)
     return LoopReport(spec.steps, reporter.seconds(), _means(losses, _REPORTED_LOSSES))
 
 
@@ -123,28 +143,36 @@ class ProgressReporter:
         """Report if it is time to; ``losses`` are those of all steps, the first ``step`` of them computed.
 
         Raises:
-            DivergedError: the stage has ended and a loss is not finite.
+            DivergedError: it is, and a loss since the last report is not finite.
         """
         now = time.monotonic()
-        if step == self.spec.steps and not bool(losses.isfinite().all()):
-            lrs = ", ".join(f"{group['lr']:g}" for group in self.spec.param_groups)
-            raise DivergedError(
-                f"The loss of {self.spec.name} was no longer a number; try lower learning rates than {lrs}."
-            )
         if step < self.spec.steps and now - self.reported < _REPORT_SECONDS:
             return
+        loss = losses[self.reported_step : step].mean().item()
+        if not math.isfinite(loss):
+            raise _diverged(self.spec, "The loss", step)
         seconds_per_step = max(now - self.started, 1e-9) / step
         self.on_progress(
             TrainingProgress(
                 stage=self.spec.name,
                 step=step,
                 steps=self.spec.steps,
-                loss=losses[self.reported_step : step].mean().item(),
+                loss=loss,
                 pictures_per_second=self.spec.batch_size * self.accumulated / seconds_per_step,
-                seconds_left=seconds_per_step * (self.spec.steps - step),
+                seconds_left=seconds_per_step * (self.spec.steps - step + self.spec.later_steps),
             )
         )
         self.reported, self.reported_step = now, step
+
+
+def _diverged(spec: LoopSpec, subject: str, step: int) -> DivergedError:
+    # The schedule has changed "lr" by now.
+    lrs = ", ".join(dict.fromkeys(f"{group.get('initial_lr', group['lr']):g}" for group in spec.param_groups))
+    precision = ", or mixed_precision bf16 or no" if spec.autocast == torch.float16 else ""
+    return DivergedError(
+        f"{subject} of {spec.name} was no longer a number by step {step} of {spec.steps}; try lower learning rates "
+        f"than {lrs}, a tenth of them first, or lr_warmup_steps{precision}."
+    )
 
 
 def _means(losses: torch.Tensor, count: int) -> list[float]:

@@ -24,6 +24,10 @@ TRIGGER_SHARE = 0.3
 """Share of stage 2's captions that carry the plain trigger word instead of the learned tokens, so that the
 LoRA also works in tools that read no tokens."""
 
+STAGE_2_COST = 1.1
+"""Time of a step of stage 2 in steps of stage 1, for the time that is left; both go forward and back through the
+UNet."""
+
 
 @dataclass(frozen=True)
 class TrainingContext:
@@ -69,6 +73,7 @@ def train_textual_inversion(context: TrainingContext, tokens: AddedTokens, on_pr
         param_groups=[_token_group(tokens, config.learning_rate_ti, config.weight_decay_ti)],
         compute_loss=_batch_loss(context, plan, _encode_each_step(context.text, plan), context.generator(1)),
         autocast=context.autocast,
+        later_steps=STAGE_2_COST * config.max_train_steps_tuning,
         after_step=_norm_pull(context.base, tokens),
     )
     return run_loop(spec, config, on_progress)
@@ -134,20 +139,20 @@ def _layer_groups(resolved: ResolvedConfig, layers: Layers) -> list[dict[str, An
     ]
 
 
-EncodeCaptions = Callable[[torch.Tensor], PromptEmbeds]
-"""Captions ``(b,)``, as rows of a plan's ``token_ids`` -> their prompt embeds."""
+EncodeCaptions = Callable[[int], PromptEmbeds]
+"""Number of a micro-batch -> the prompt embeds of its captions."""
 
 
 def _encode_each_step(text: TextEncoders, plan: BatchPlan) -> EncodeCaptions:
     """Encode with the text encoders as they are at each step."""
-    return lambda captions: text.encode(plan.token_ids[captions])
+    return lambda i: text.encode(plan.batch_token_ids(i))
 
 
 def _encode_once(text: TextEncoders, plan: BatchPlan) -> EncodeCaptions:
     """Encode each caption once, not once a step, as nothing learns in the text encoders."""
     with torch.no_grad():
-        embeds = PromptEmbeds.concatenate([text.encode(ids) for ids in plan.token_ids.split(16)])
-    return lambda captions: embeds[captions]
+        embeds = PromptEmbeds.concatenate([text.encode(ids) for ids in plan.token_ids.all().split(16)])
+    return lambda i: embeds[plan.captions[i]]
 
 
 def _embeds_bytes(base: DiffusionBase, plan: BatchPlan) -> int:
@@ -171,7 +176,7 @@ def _batch_loss(
         timesteps = loss.sample_timesteps(len(latents), num_timesteps, resolved.timestep_bias, generator)  # (b,)
         alphas = alphas_cumprod[timesteps]
         noisy = loss.add_noise(latents, noise, alphas)
-        model_pred = base.denoise(noisy, timesteps, encode(plan.captions[i]), bucket.time_ids(variants, images))
+        model_pred = base.denoise(noisy, timesteps, encode(i), bucket.time_ids(variants, images))
         target = loss.target(latents, noise, alphas, prediction_type)
         weights = loss.snr_weights(alphas, config.snr_gamma or 0.0, prediction_type)
         return loss.masked_loss(model_pred, target, weights, bucket.masks(variants, images))

@@ -17,15 +17,14 @@ from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.settings import Settings
 from lora_service.training.config import ResolvedConfig, TrainConfig, resolve_config
 from lora_service.training.export import TrainedAdapter, export_lora
+from lora_service.training.input_warnings import warn_of_inputs
 from lora_service.training.latent_cache import cache_latents
 from lora_service.training.loop import LoopReport, OnProgress
 from lora_service.training.lora_layers import Layers, lora_layers
 from lora_service.training.memory import choose_checkpointing, explain_out_of_memory
 from lora_service.training.stages import TrainingContext, train_lora, train_textual_inversion
 from lora_service.training.textual_inversion import added_tokens, initial_embeddings
-
-# Rare words that mean nothing to a base model and read well enough to be typed.
-TRIGGERS = ("ohwx", "zkvi", "qlum", "vrep", "xabo", "nujx", "wizq", "bovk", "jyru", "kexo", "plyv", "gwoz")
+from lora_service.training.trigger_words import choose_trigger_word
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Trainer:
                 self.base.defaults, self.settings, resolved.trigger, "".join(resolved.tokens)
             )
             dataset = load_dataset(source, options, self.folder)
-        for line in dataset.report.lines():
+        for line in (*dataset.report.lines(), *warn_of_inputs(config, dataset.report)):
             self.log(line)
         self.log(f"base: {self.base.defaults.title}; {resolved.describe_defaults(config)}")
         with explain_out_of_memory(self.base, resolved.config, checkpointing=checkpointing):
@@ -122,9 +121,8 @@ class Trainer:
 
     def _resolve(self, config: TrainConfig) -> ResolvedConfig:
         seed = random.SystemRandom().randrange(2**32) if config.seed is None else config.seed
-        trigger = config.trigger or " ".join(
-            word for word in (random.Random(seed).choice(TRIGGERS), config.class_word) if word
-        )
+        word = choose_trigger_word(self.base.text, random.Random(seed))
+        trigger = config.trigger or f"{word} {config.class_word}".strip()
         resolved = resolve_config(config, self.base.defaults, trigger, seed)
         self.base.check_side("resolution", resolved.config.resolution or self.base.defaults.resolution)
         return resolved

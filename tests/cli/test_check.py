@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from lora_service.cli.check import check_command
+from lora_service.cli.jobs import train_command
 from lora_service.errors import PicturesError
 from tests.dataset.picture_makers import CLEAN, MIXED, png, zipped
 
@@ -53,6 +54,18 @@ def test_check_takes_the_trigger_and_prompts(tmp_path: Path) -> None:
     arguments = [upload, "--resolution", "64", "--trigger", "zwx", "--custom-prompts", '["{} in bronze"]', "--json"]
     report = json.loads(CliRunner().invoke(check_command, arguments).stdout)
     assert [used["captions"] for used in report["used"]] == [["{} at sea"], ["{} in bronze"]]
+
+
+def test_check_takes_a_trainings_options_and_its_captions(tmp_path: Path) -> None:
+    upload = write({"a.png": png(1), "a.txt": b"an <x><y> at sea"}, tmp_path)
+    train = ["--task", "object", "--lora_rank", "4", "--placeholder_tokens", "<x>|<y>", "--custom_prompts", '["{} b"]']
+    result = CliRunner().invoke(check_command, [upload, "--resolution", "64", *train, "--json"])
+    assert json.loads(result.stdout)["used"][0]["captions"] == ["an {} at sea"]
+    text = CliRunner().invoke(check_command, [upload, "--resolution", "64", *train]).output
+    assert "warning: custom_prompts are not used for 1 of 1 pictures" in text
+    assert {option.name for option in train_command.params} - {option.name for option in check_command.params} == {
+        "pictures", "instance_data_urls", "output",
+    }  # fmt: skip
 
 
 def test_check_leaves_mistakes_to_the_command_line(tmp_path: Path) -> None:

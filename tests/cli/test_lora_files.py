@@ -56,6 +56,11 @@ def test_inspect_prints_one_object_for_programs(file: Path) -> None:
     assert printed["metadata"]["modelspec.title"] == STRINGS["modelspec.title"]
 
 
+def test_inspect_names_a_base_of_its_own_shapes_by_the_header(file: Path) -> None:
+    write_lora(file, replace(read_lora(file), metadata={"ss_sd_model_name": "the embedded base"}))
+    assert json.loads(run(inspect_command, file, "--json").output)["base"] == "the embedded base"
+
+
 def test_inspect_prints_lines_with_bars_for_people(file: Path) -> None:
     text = run(inspect_command, file).output
     for expected in (
@@ -122,16 +127,27 @@ def test_convert_writes_the_same_changes_beside_the_file(lora_format: str, file:
 
 def test_convert_writes_where_it_is_told_and_keeps_full_precision_if_told(file: Path, tmp_path: Path) -> None:
     target = tmp_path / "other.safetensors"
-    for _ in range(2):  # a file named with -o is overwritten
-        run(convert_command, file, "--to", "diffusers", "-o", target, "--dtype", "float32")
+    run(convert_command, file, "--to", "diffusers", "-o", target, "--dtype", "float32")
     assert {layer.down.dtype for _, _, layer in read_lora(target)} == {torch.float32}
 
 
-def test_convert_does_not_overwrite_a_file_that_was_not_named(file: Path) -> None:
+def test_convert_overwrites_a_file_only_when_forced_and_never_its_input(file: Path) -> None:
+    target, before = file.with_name("rex-kohya.safetensors"), file.read_bytes()
     run(convert_command, file, "--to", "kohya")
-    with raises(InputError, field="--output") as caught:
-        run(convert_command, file, "--to", "kohya")
-    assert caught.value.value == str(file.with_name("rex-kohya.safetensors"))
+    with raises(InputError, field="--output", code="exists"):
+        run(convert_command, file, "--to", "diffusers", "-o", target)
+    run(convert_command, file, "--to", "diffusers", "-o", target, "--force")
+    assert read_lora(target).format == "diffusers"
+    run(convert_command, file, "--to", "kohya")
+    assert read_lora(file.with_name("rex-kohya-2.safetensors")).format == "kohya"
+    with raises(InputError, field="--output", code="is_input"):
+        run(convert_command, file, "--to", "kohya", "-o", file, "--force")
+    assert file.read_bytes() == before
+
+
+def test_convert_makes_the_folder_that_it_is_told(file: Path, tmp_path: Path) -> None:
+    run(convert_command, file, "--to", "kohya", "-o", tmp_path / "nodir" / "x.safetensors")
+    assert (tmp_path / "nodir" / "x.safetensors").exists()
 
 
 def test_every_format_that_can_be_written_can_be_asked_for() -> None:

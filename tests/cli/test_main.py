@@ -1,5 +1,6 @@
 """The command line as a person types it."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def test_a_zip_becomes_a_lora_and_the_lora_pictures(
     [
         (["train", "PLAIN"], "error: "),
         (["train", "ZIP", "--lora_rank", "0"], "error: lora_rank is '0', but it must be at least 1."),
-        (["train"], "error: instance_data is None, but it must be a zip of pictures"),
+        (["train"], "error: Missing argument 'ZIP'"),
         (["train", "ZIP", "--lora_rnk", "3"], "error: No such option '--lora_rnk'"),
         (["train", "ZIP", "--flip", "maybe"], "error: "),
         (["train", "ZIP", "--flip=maybe"], "error: flip is 'maybe', but it must be true or false."),
@@ -67,7 +68,11 @@ def test_a_zip_becomes_a_lora_and_the_lora_pictures(
         (["train", "gone.zip"], "does not exist"),
         (["generate", "a cat", "--lora", "PLAIN"], "error: "),
         (["generate", "a cat", "--width", "65"], "error: width is 65, but it must be a multiple of 8"),
-        (["generate", "<2>", "--lora", "PLAIN@9"], "error: lora_scales is '9'"),
+        (["generate", "<2>", "--lora", "PLAIN@9"], "error: --lora is 'plain.txt@9', but it must be a number from -2"),
+        (["generate", "a", *["--lora", "PLAIN"] * 9], "error: --lora is 'plain.txt|plain.txt"),
+        (["generate", "a", "-o", "PLAIN"], "error: --output is 'plain.txt'"),
+        (["train", "ZIP", "-o", "ZIP"], "error: --output is "),
+        (["convert", "PLAIN", "--to", "kohya", "-o", "PLAIN"], "error: --output is 'plain.txt'"),
         (["inspect", "PLAIN"], "error: "),
         (["download-base", "sd3000"], "error: the base model is 'sd3000', but it must be sd15, "),
         (["download-base", "sd15@a", "--revision", "b"], "error: --revision is 'b', but it must be left out beside 's"),
@@ -92,6 +97,31 @@ def test_a_mistake_is_one_sentence_and_status_2(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.zip", "plain.txt"]
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(13, "Permission denied", "/a/b"), "error: Permission denied: /a/b\n"),
+        (OSError(28, "No space left on device"), "error: No space left on device\n"),
+        (TimeoutError("too late"), "error: too late\n"),
+    ],
+)
+def test_an_error_of_the_system_is_one_sentence(
+    error: OSError, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(self: object) -> None:
+        raise error
+
+    monkeypatch.setattr(main.LazyCommand, "load", fail)
+    assert run(monkeypatch, "inspect", "x") == 2
+    assert capsys.readouterr().err == message
+
+
+def test_a_reader_that_has_gone_is_no_traceback() -> None:
+    command = f"{sys.executable} -m lora_service.cli.main --help | true"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert ended.stderr == ""
+
+
 @pytest.mark.parametrize("kind", ["predict", "train"])
 def test_a_server_is_not_started_on_what_can_be_no_base(
     kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -114,6 +144,23 @@ def test_a_server_is_not_started_on_what_can_be_no_base(
         ("a.safetensors@-1/0.5", ("a.safetensors", "-1/0.5")),
         ("a.safetensors", ("a.safetensors", "0.8")),
         ("https://host/@someone/a.safetensors", ("https://host/@someone/a.safetensors", "0.8")),
+        ("a@1e-1", ("a", "1e-1")),
+        ("a@+0.5", ("a", "+0.5")),
+        ("a@.5/-1.", ("a", ".5/-1.")),
+        ("a@9", ("a", "9")),
+        ("civitai:123", ("civitai:123", "0.8")),
+        ("civitai:123@456", ("civitai:123@456", "0.8")),
+        ("civitai:123@0.5", ("civitai:123", "0.5")),
+        ("civitai:123@456@0.5", ("civitai:123@456", "0.5")),
+        ("civitai:123@456@1", ("civitai:123@456", "1")),
+        ("urn:air:sd1:lora:civitai:123@456", ("urn:air:sd1:lora:civitai:123@456", "0.8")),
+        ("urn:air:sd1:lora:civitai:123@456@-1/2", ("urn:air:sd1:lora:civitai:123@456", "-1/2")),
+        ("https://civitai.com/models/123@456", ("https://civitai.com/models/123@456", "0.8")),
+        ("https://civitai.com/en/models/123@456@0.5", ("https://civitai.com/en/models/123@456", "0.5")),
+        ("o/r@1.0.0", ("o/r@1.0.0", "0.8")),
+        ("o/r@main", ("o/r@main", "0.8")),
+        ("@0.5", ("@0.5", "0.8")),
+        ("a@--1", ("a@--1", "0.8")),
     ],
 )
 def test_a_scale_is_split_off_at_the_last_at_sign(text: str, parts: tuple[str, str]) -> None:

@@ -23,7 +23,7 @@ def test_limits_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
         ({"resolution": 100}, "resolution"),
         ({"resolution": 8}, "resolution"),
         ({"resolution": 64, "bucket_step": 12}, "bucket_step"),
-        ({"resolution": 32, "aspect_ratio_buckets": True}, "bucket_step"),
+        ({"resolution": 32, "aspect_ratio_buckets": True}, "resolution"),
         ({"resolution": 64, "task": "dog"}, "task"),
         ({"resolution": 64, "mask_mode": "x"}, "mask_mode"),
         ({"resolution": 64, "caption_mode": "x"}, "caption_mode"),

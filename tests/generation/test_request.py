@@ -68,3 +68,7 @@ def test_a_reference_to_a_missing_lora_is_an_error() -> None:
 
 def test_other_brackets_are_left_alone() -> None:
     assert expand_references("a <lora:x:1> <s1> <0>", ["y"]).prompt == "a <lora:x:1> <s1> <0>"
+
+
+def test_jpg_is_jpeg() -> None:
+    assert [GenerateRequest.of({"output_format": name}).output_format for name in ("jpg", "JPEG")] == ["jpeg", "jpeg"]

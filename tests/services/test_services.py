@@ -179,3 +179,21 @@ def test_the_log_says_what_of_a_lora_was_left_out(tmp_path: Path) -> None:
     with local_inference() as service:
         service.run(DRAW | {"lora_urls": str(path)}, log=lines.append)
     assert [line for line in lines if line.startswith("warning") and "clip_l_out" in line]
+
+
+def test_the_progress_is_recorded_as_numbers_for_the_whole_job(training: TrainingService, tmp_path: Path) -> None:
+    recorded: list[tuple[str, float | int | str]] = []
+    shown: list[Any] = []
+    training.train(
+        TrainingUpload(picture_zip(tmp_path / "pictures.zip"), ""),
+        STEPS,
+        log=quiet,
+        record_metric=lambda name, value: recorded.append((name, value)),
+        on_progress=shown.append,
+    )
+    stages = [progress.stage for progress in shown]
+    assert stages == ["stage 1 (tokens)", "stage 2 (LoRA)"]
+    assert [value for name, value in recorded if name == "stage"] == stages
+    assert [name for name, _ in recorded[:5]] == ["stage", "step", "of", "loss", "seconds_left"]
+    left = [value for name, value in recorded if name == "seconds_left"]
+    assert left[0] >= left[1] == 0  # type: ignore[operator]

@@ -2,10 +2,12 @@
 
 from collections import Counter
 
+import pytest
 import torch
 
 from lora_service.dataset.captions.templates import TagOptions
-from lora_service.training.batches import CaptionSampler, plan_batches
+from lora_service.models.text_encoders import TextEncoders
+from lora_service.training.batches import CaptionSampler, LazyTokenIds, plan_batches
 from lora_service.training.latent_cache import cache_latents
 from tests.small_base import picture, small_base
 
@@ -41,12 +43,34 @@ def test_spellings_share_the_captions_as_they_should() -> None:
     cache = cache_latents(pictures, base, flip=True, color_jitter=False, seed=0)
     captions = CaptionSampler((("dog", 0.7), ("cat", 0.3)), TAGS)
     plan = plan_batches(cache, pictures, captions, base.text, batches=2000, batch_size=1, seed="s")
-    tokenizer, ids = base.tokenizers["text_encoder"], plan.token_ids.by_encoder["text_encoder"]
+    tokenizer, ids = base.tokenizers["text_encoder"], plan.token_ids.all().by_encoder["text_encoder"]
     texts = [tokenizer.decode(ids[i], skip_special_tokens=True) for i in plan.captions.flatten().tolist()]
     counts = Counter("cat" if "cat" in text else "dog" for text in texts)
     assert 500 < counts["cat"] < 700
     assert len(plan.token_ids) == 2
     assert 850 < plan.variants.sum().item() < 1150  # mirrored half the time
+
+
+def test_captions_are_tokenized_as_the_steps_come_to_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = small_base()
+    pictures = [picture(captions=tuple(f"{{}} {'abcdefgh'[i % 8]} {i}" for i in range(60)))]
+    cache = cache_latents(pictures, base, flip=False, color_jitter=False, seed=0)
+    monkeypatch.setattr(LazyTokenIds, "BLOCK", 8)
+    plan = plan_batches(
+        cache, pictures, CaptionSampler((("dog", 1.0),), TAGS), base.text, batches=40, batch_size=2, seed="s"
+    )
+    tokenized: list[str] = []
+    tokenize = TextEncoders.tokenize
+    monkeypatch.setattr(TextEncoders, "tokenize", lambda self, texts: tokenized.extend(texts) or tokenize(self, texts))
+    ids, counts = [], []
+    for i in range(40):
+        ids.append(plan.batch_token_ids(i).by_encoder["text_encoder"].clone())
+        counts.append(len(tokenized))
+    assert counts[0] == 8
+    assert counts == sorted(counts)
+    assert counts[-1] == len(plan.token_ids) == len(set(tokenized))
+    expected = tokenize(base.text, tokenized).by_encoder["text_encoder"]
+    assert torch.equal(torch.stack(ids), expected[plan.captions])
 
 
 def test_the_same_seed_draws_the_same_and_another_does_not() -> None:

@@ -4,9 +4,14 @@ from typing import Any
 
 import pytest
 
+from lora_service.dataset.options import CaptionSource
+from lora_service.dataset.report import DatasetReport, UsedImage
 from lora_service.errors import InputError
 from lora_service.models.registry import SD15
+from lora_service.settings import Settings
 from lora_service.training.config import TrainConfig, resolve_config
+from lora_service.training.input_warnings import warn_of_inputs
+from tests.errors import raises
 
 
 @pytest.mark.parametrize(
@@ -49,9 +54,91 @@ def test_open_inputs_become_what_task_and_base_want(task: str, rank: int) -> Non
 
 
 def test_rates_are_used_as_given() -> None:
-    asked = TrainConfig.of({"learning_rate_unet": 0.0003, "gradient_accumulation_steps": 4, "learning_rate_ti": 0})
+    asked = TrainConfig.of({"learning_rate_unet": 0.0003, "gradient_accumulation_steps": 4, "learning_rate_text": 0})
     config = resolve_config(asked, SD15, "ohwx", 3).config
-    assert (config.learning_rate_unet, config.learning_rate_ti) == (0.0003, 0)
+    assert (config.learning_rate_unet, config.learning_rate_text) == (0.0003, 0)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "field"),
+    [
+        ({"trigger": "a\u200bb"}, "trigger"),
+        ({"trigger": "\u202eabc"}, "trigger"),
+        ({"class_word": "dog\u2066"}, "class_word"),
+        ({"trigger": "\ud800"}, "trigger"),
+        ({"initializer_tokens": "dog|\u200d"}, "initializer_tokens"),
+        ({"placeholder_tokens": "<a\u200b>|<a>"}, "placeholder_tokens"),
+    ],
+)
+def test_a_word_with_characters_that_nobody_sees_is_refused(inputs: dict[str, Any], field: str) -> None:
+    with raises(InputError, field=field):
+        TrainConfig.of(inputs)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "field"),
+    [
+        ({"trigger": "<s1>"}, "trigger"),
+        ({"trigger": "a <new> b", "placeholder_tokens": "<new>"}, "trigger"),
+        ({"trigger": "my {} dog"}, "trigger"),
+        ({"trigger": "my <1>"}, "trigger"),
+        ({"class_word": "a|b|c"}, "class_word"),
+        ({"initializer_tokens": "a|b|c"}, "initializer_tokens"),
+        ({"resolution": 16, "aspect_ratio_buckets": True}, "resolution"),
+    ],
+)
+def test_a_mistake_names_the_input_that_was_given(inputs: dict[str, Any], field: str) -> None:
+    with raises(InputError, field=field):
+        resolve_config(TrainConfig.of(inputs), SD15, "ohwx", 3).config.dataset_options(SD15, Settings())
+
+
+@pytest.mark.parametrize(
+    ("inputs", "field"),
+    [
+        ({"learning_rate_ti": 0}, "learning_rate_ti"),
+        ({"learning_rate_unet": 0, "learning_rate_text": 0}, "learning_rate_unet"),
+        ({"caption_dropout": 1}, "caption_dropout"),
+    ],
+)
+def test_a_stage_that_would_teach_nothing_is_refused(inputs: dict[str, Any], field: str) -> None:
+    with raises(InputError, field=field, code="teaches_nothing"):
+        resolve_config(TrainConfig.of(inputs), SD15, "ohwx", 3)
+    no_stages = {"max_train_steps_ti": 0} if field == "learning_rate_ti" else {"max_train_steps_tuning": 0}
+    resolve_config(TrainConfig.of(inputs | no_stages), SD15, "ohwx", 3)
+
+
+def image(source: CaptionSource) -> UsedImage:
+    return UsedImage("a.png", (64, 64), (64, 64), (0, 0, 64, 64), ("{}",), source, None, 1, ())
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sources", "words"),
+    [
+        ({}, ("file", "template"), []),
+        ({"custom_prompts": '["{} x"]'}, ("file", "template", "file"), [("custom_prompts", "2 of 3")]),
+        ({"custom_prompts": '["{} x"]'}, ("template",), []),
+        ({"caption_mode": "filename"}, ("file", "filename"), [("'filename'", "1 of 2")]),
+        ({"caption_mode": "files"}, ("file",), []),
+        ({"continue_inversion": True, "max_train_steps_ti": 0}, (), [("continue_inversion", "max_train_steps_ti")]),
+        ({"continue_inversion": True, "continue_inversion_lr": 0}, (), [("continue_inversion", "0")]),
+        ({"continue_inversion": False, "continue_inversion_lr": 1e-3}, (), [("continue_inversion_lr", "false")]),
+        ({"trigger": "x", "lora_rank": 4, "max_train_steps_tuning": 0}, (), [("trigger, lora_rank", "tuning is 0")]),
+        ({"keep_tokens": 3}, (), [("keep_tokens", "shuffle_tags")]),
+        ({"max_train_steps_tuning": 1, "lr_warmup_steps": 1}, (), [("stage 2 has 1 step:", "over 0")]),
+        (
+            {"max_train_steps_ti": 50, "max_train_steps_tuning": 60, "lr_warmup_steps": 100},
+            (),
+            [("stage 1", "over 25"), ("stage 2", "over 30")],
+        ),
+    ],
+)
+def test_an_input_without_its_effect_is_warned_of(
+    inputs: dict[str, Any], sources: tuple[CaptionSource, ...], words: list[tuple[str, str]]
+) -> None:
+    warnings = warn_of_inputs(TrainConfig.of(inputs), DatasetReport(tuple(map(image, sources))))
+    assert len(warnings) == len(words), warnings
+    for warning, parts in zip(warnings, words, strict=True):
+        assert all(part in warning for part in parts), warning
 
 
 def test_a_constant_rate_with_a_warm_up_has_one() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lora_service.errors import DivergedError
-from lora_service.training.config import TrainConfig
+from lora_service.training.config import TrainConfig, warmup_steps
 from lora_service.training.loop import LoopSpec, TrainingProgress, run_loop
 from tests.errors import raises
 
@@ -69,6 +69,62 @@ def test_a_loss_that_is_no_number_is_said_with_the_rates() -> None:
     assert "0.5" in str(caught.value)
 
 
+def test_a_loss_that_is_no_number_ends_the_stage_at_the_next_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_service.training.loop._REPORT_SECONDS", 0.0)
+    weight, steps = nn.Parameter(torch.zeros(1)), list[int]()
+
+    def compute_loss(i: int) -> torch.Tensor:
+        steps.append(i)
+        return weight.sum() * (float("nan") if i == 3 else 1.0)
+
+    stage = LoopSpec("stage 1", 100, 1, [{"params": [weight], "lr": 0.5}], compute_loss)
+    with raises(DivergedError, code="diverged") as caught:
+        run_loop(stage, TrainConfig(lr_scheduler="linear", lr_warmup_steps=50), lambda progress: None)
+    assert "0.5" in str(caught.value)
+    assert steps == [0, 1, 2, 3]
+
+
+def test_a_weight_that_is_no_number_ends_the_stage_though_the_loss_is_one() -> None:
+    weight = nn.Parameter(torch.zeros(2))
+
+    def compute_loss(i: int) -> torch.Tensor:
+        weight.data[1] = float("inf")
+        return weight[0]
+
+    stage = LoopSpec("stage 2", 2, 1, [{"params": [weight], "lr": 0.5}], compute_loss)
+    with raises(DivergedError):
+        run_loop(stage, TrainConfig(), lambda progress: None)
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "expected"), [(1, 1, 0), (1, 10000, 0), (2, 2, 1), (50, 100, 25), (3, 2, 2)]
+)
+def test_a_warm_up_as_long_as_the_stage_is_shortened(steps: int, warmup: int, expected: int) -> None:
+    assert warmup_steps(warmup, steps) == expected
+
+
+def test_one_step_with_a_warm_up_teaches_something() -> None:
+    weight = nn.Parameter(torch.zeros(1))
+    stage = LoopSpec("s", 1, 1, [{"params": [weight], "lr": 0.1}], lambda i: weight.sum())
+    run_loop(stage, TrainConfig(lr_scheduler="constant_with_warmup", lr_warmup_steps=1), lambda progress: None)
+    assert weight.item() == pytest.approx(-0.1)
+
+
+def test_the_time_left_counts_the_later_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_service.training.loop._REPORT_SECONDS", 0.0)
+    weight, reports = nn.Parameter(torch.zeros(1)), list[TrainingProgress]()
+    stage = LoopSpec("s", 2, 1, [{"params": [weight], "lr": 0.1}], lambda i: weight.sum(), later_steps=30)
+    run_loop(stage, TrainConfig(), reports.append)
+    seconds_per_step = [1 / report.pictures_per_second for report in reports]
+    assert [report.seconds_left for report in reports] == pytest.approx(
+        [31 * seconds_per_step[0], 30 * seconds_per_step[1]]
+    )
+    assert reports[1].metrics() == {
+        "stage": "s", "step": 2, "of": 2, "loss": round(reports[1].loss, 5),
+        "seconds_left": round(reports[1].seconds_left, 1),
+    }  # fmt: skip
+
+
 def test_a_progress_line_reads_well() -> None:
     line = TrainingProgress("stage 1 (tokens)", 40, 700, 0.12345, 11.96, 320).line()
-    assert line == "stage 1 (tokens): step 40 of 700, loss 0.1235, 12.0 pictures/s, 5 min left"
+    assert line == "stage 1 (tokens): step 40 of 700, loss 0.1235, 12.0 pictures/s, 5 min left in all"

@@ -1,13 +1,14 @@
 """Whole trainings on a tiny base: the file, the base afterwards, and what each input does."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lora_service.errors import InputError, PicturesError
+from lora_service.errors import DivergedError, InputError, LoraFileError, PicturesError
 from lora_service.lora.files import read_lora
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.training.config import TrainConfig
@@ -160,6 +161,30 @@ def test_an_input_that_this_base_cannot_take_is_refused(tmp_path: Path, inputs: 
     with raises(InputError, field=field) as caught:
         train(tmp_path, **inputs)
     assert caught.value.value == value
+
+
+def test_numbers_beyond_the_files_are_a_training_that_came_to_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_lora(path: Path, weights: object, *, format: str) -> None:
+        raise LoraFileError("write it as float32", code="not_finite")
+
+    monkeypatch.setattr("lora_service.training.export.write_lora", write_lora)
+    with raises(DivergedError) as caught:
+        train(tmp_path)
+    assert "float32" not in str(caught.value)
+
+
+def test_a_chosen_trigger_is_rare_and_ends_in_the_class_word(tmp_path: Path) -> None:
+    trigger = train(tmp_path, class_word="dog", max_train_steps_ti=0, max_train_steps_tuning=1).resolved.trigger
+    assert re.fullmatch(r"[a-z]{6,7} dog", trigger)
+
+
+def test_warnings_of_inputs_are_in_the_log(tmp_path: Path) -> None:
+    lines: list[str] = []
+    config = TrainConfig.of(STEPS | {"lr_warmup_steps": 2, "keep_tokens": 3})
+    Trainer(small_base(), tmp_path / "job", log=lines.append).run(picture_zip(tmp_path / "p.zip"), config)
+    assert len([line for line in lines if line.startswith("warning: ")]) == 3
 
 
 def test_no_pictures_is_an_error_of_its_own(tmp_path: Path) -> None:
