@@ -35,6 +35,12 @@ class Settings(BaseSettings):
     """Files in one archive."""
     max_picture_bytes: int = Field(default=256 * MEBIBYTE, ge=1)
     """One file of an archive, unpacked."""
+    max_caption_bytes: int = Field(default=64 * 1024, ge=1)
+    """One picture's caption file."""
+    max_table_bytes: int = Field(default=16 * MEBIBYTE, ge=1)
+    """A table of captions, such as ``captions.csv``."""
+    max_repeats: int = Field(default=1000, ge=1)
+    """How often a folder named like ``10_ohwx dog`` may have its pictures counted."""
     max_pixels: int = Field(default=120_000_000, ge=1, le=178_956_970)
     """Width × height of one picture; Pillow itself refuses more than the upper limit."""
     max_ratio: int = Field(default=200, ge=1)

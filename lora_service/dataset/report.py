@@ -9,6 +9,7 @@ from typing import Any
 
 from lora_service.dataset.images.crops import Box, Size
 from lora_service.dataset.options import CaptionSource, MaskSource
+from lora_service.errors import shorten
 
 _NAME_WIDTH = 32
 
@@ -86,7 +87,10 @@ class DatasetReport:
             return lines
         lines += [_row(image) for image in self.used]
         lines += [f"warning: {warning}" for warning in self.warnings]
-        lines += [f"left out: {file.name}: {file.reason}" for file in self.skipped]
+        by_reason: dict[str, list[str]] = {}
+        for file in self.skipped:
+            by_reason.setdefault(file.reason, []).append(file.name)
+        lines += [f"left out: {join_names(names)}: {reason}" for reason, names in by_reason.items()]
         return lines + [_duplicate_line(duplicate) for duplicate in self.duplicates]
 
     def as_json(self) -> dict[str, Any]:
@@ -130,7 +134,7 @@ class DatasetReport:
 def join_names(names: Sequence[str], limit: int = 5) -> str:
     """Return the first ``limit`` of ``names`` for a message, and the number of the others."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return ", ".join(shorten(name) for name in names[:limit]) + more
 
 
 def _row(image: UsedImage) -> str:

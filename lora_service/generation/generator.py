@@ -82,7 +82,8 @@ class ImageGenerator:
             expanded = expand_references(request.prompt, subjects)
             for note in expanded.notes:
                 log(note)
-            self._warn_of_truncation(expanded.prompt, log)
+            self._warn_of_truncation("prompt", expanded.prompt, log)
+            self._warn_of_truncation("negative prompt", request.negative_prompt, log)
             with torch.inference_mode():
                 generate_image, settings = self._prepare(request, expanded.prompt, size, image)
             return _generate_images(generate_image, request, {"prompt": expanded.prompt, **settings}, log)
@@ -167,11 +168,11 @@ class ImageGenerator:
     def _decode(self, latents: torch.Tensor) -> Image.Image:
         return _IMAGE_PROCESSOR.postprocess(self.base.decode(latents))[0]
 
-    def _warn_of_truncation(self, prompt: str, log: Log) -> None:
+    def _warn_of_truncation(self, name: str, prompt: str, log: Log) -> None:
         text = self.base.text.with_tokenizers(self.patcher.tokenizers)
         tokens, limit = text.count(prompt), text.positions - 2  # without the start and the end of the text
         if tokens > limit:
-            log(f"warning: the prompt has {tokens} tokens and only the first {limit} are used")
+            log(f"warning: the {name} has {tokens} tokens and only the first {limit} are used")
 
 
 def _generate_images(

@@ -13,6 +13,7 @@ from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.training.config import TrainConfig
 from lora_service.training.loop import TrainingProgress
 from lora_service.training.trainer import Trainer, TrainResult
+from tests.dataset.picture_makers import png, zipped
 from tests.errors import raises
 from tests.small_base import hashes, picture_zip, pipeline_of, small_base
 
@@ -160,6 +161,37 @@ def test_an_input_that_this_base_cannot_take_is_refused(tmp_path: Path, inputs: 
     with raises(InputError, field=field) as caught:
         train(tmp_path, **inputs)
     assert caught.value.value == value
+
+
+def test_the_word_of_a_folder_is_the_trigger_unless_one_is_given(tmp_path: Path) -> None:
+    upload = tmp_path / "set.zip"
+    upload.write_bytes(zipped({"3_qwx dog/a.png": png(1), "3_qwx dog/a.txt": b"my qwx dog", "reg/1_dog/b.png": png(2)}))
+    inputs = {**STEPS, "max_train_steps_ti": 0, "max_train_steps_tuning": 1}
+    for trigger, expected in (("", "qwx dog"), ("zkvi", "zkvi")):
+        lines: list[str] = []
+        job = Trainer(small_base(), tmp_path / expected, log=lines.append)
+        result = job.run(upload, TrainConfig.of(inputs | {"trigger": trigger}))
+        assert read_lora(result.path).trigger == expected
+        assert [image.name for image in result.dataset.images] == ["3_qwx dog/a.png"]
+        assert any("'qwx dog', the word of the pictures' folder" in line for line in lines) == (not trigger)
+        assert result.dataset.images[0].captions == (("my {}",) if not trigger else ("{}, my qwx dog",))
+
+
+def test_captions_are_counted_with_the_tokens_of_the_base(tmp_path: Path) -> None:
+    upload = tmp_path / "set.zip"
+    upload.write_bytes(zipped({"a.png": png(1), "a.txt": "собака на траве, ".encode() * 8 + b"TOK"}))
+    result = Trainer(small_base(), tmp_path / "job").run(upload, TrainConfig.of(STEPS))
+    assert "of which the base reads the first 75" in result.dataset.report.used[0].warnings[0]
+    assert result.dataset.images[0].captions[0].startswith("{}, ")
+    with raises(InputError, field="trigger", code="too_many_tokens"):
+        train(tmp_path, trigger="траве " * 10)
+
+
+def test_pictures_that_no_step_shows_are_warned_of(tmp_path: Path) -> None:
+    lines: list[str] = []
+    upload = picture_zip(tmp_path / "pictures.zip", ("red", "green", "blue", "black"))
+    Trainer(small_base(), tmp_path / "job", log=lines.append).run(upload, TrainConfig.of(STEPS))
+    assert any("show 2 of the 4 pictures" in line for line in lines)
 
 
 def test_no_pictures_is_an_error_of_its_own(tmp_path: Path) -> None:

@@ -50,15 +50,16 @@ class Mask:
 def find_mask(
     decoded: DecodedImage, file: SourceFile | None, options: DatasetOptions, detector: FaceDetector | None
 ) -> Mask:
-    """Return the mask of an image by ``mask_mode``: from its mask file, its transparency, or its largest face."""
+    """Return the mask of an image by ``mask_mode``: from its mask file, its largest face, or its transparency."""
     if options.mask_mode == "none":
         return Mask(None, None)
     if file is not None:
         return _from_file(file, decoded, options)
-    if options.mask_mode != "face" and decoded.alpha is not None:
-        return Mask(decoded.alpha, "alpha")
-    if detector is not None:
-        return _from_faces(decoded.image.size, detector.detect(decoded.image))
+    alpha = decoded.alpha if options.mask_mode != "face" else None
+    if detector is not None and ((faces := detector.detect(decoded.image)) or alpha is None):
+        return _from_faces(decoded.image.size, faces)
+    if alpha is not None:
+        return Mask(alpha, "alpha")
     if options.mask_mode == "files":
         return Mask(None, None, ("it has no mask file, so all of it counts",))
     return Mask(None, None)

@@ -39,12 +39,16 @@ class RawSample:
         captions: its captions, empty if its caption file is; none: it has no caption file.
         mask: its mask file.
         repeats: how many times it counts, by its folder's name.
+        word: the subject's name in its folder's name, as in ``10_ohwx dog``; "" in other folders.
+        warnings: messages for a person about its files.
     """
 
     file: SourceFile
     captions: tuple[str, ...] | None
     mask: SourceFile | None
     repeats: int
+    word: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
