@@ -43,6 +43,10 @@ class Settings(BaseSettings):
     """How often a folder named like ``10_ohwx dog`` may have its pictures counted."""
     max_pixels: int = Field(default=120_000_000, ge=1, le=178_956_970)
     """Width × height of one picture; Pillow itself refuses more than the upper limit."""
+    max_decode_bytes: int = Field(default=2048 * MEBIBYTE, ge=256 * MEBIBYTE)
+    """Memory of the process that decodes one picture."""
+    max_decode_seconds: int = Field(default=30, ge=1)
+    """Time for decoding one picture, after which it is left out."""
     max_ratio: int = Field(default=200, ge=1)
     """How many times its packed size a file of an archive may unpack to."""
     face_model: Path | None = None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from lora_service.dataset.captions.select import SelectedCaptions, fit_prompts, select_captions
 from lora_service.dataset.images.crops import Crop, crop_for, nearest_bucket
-from lora_service.dataset.images.decode import decode
+from lora_service.dataset.images.decoder_process import DecodeRequest, cancel_decoding, decode_apart
 from lora_service.dataset.images.duplicates import Fingerprint, fingerprint, near_duplicates
 from lora_service.dataset.images.faces import FaceDetector, face_detector
 from lora_service.dataset.images.masks import Mask, find_mask
@@ -24,7 +25,7 @@ from lora_service.dataset.training_images import TrainingImage
 from lora_service.dataset.upload.archives import extract
 from lora_service.dataset.upload.pairing import pair_files
 from lora_service.dataset.upload.source_files import RawSample, UnusableFileError
-from lora_service.errors import PicturesError, quote
+from lora_service.errors import PicturesError, quote, shorten
 
 _LITTLE_KEPT = 0.45  # a telephone's picture of 9 to 19 keeps 47 % in a square
 _MAX_WORKERS = 4  # each holds one image at full size
@@ -80,7 +81,7 @@ def _load(source: Path | Sequence[Path], options: DatasetOptions, folder: Path) 
         message = f"{count} pictures were given, but {options.limits.max_pictures} are accepted at most."
         raise PicturesError(message, code="too_many_pictures")
     detector = face_detector(options.face_model) if options.detects_faces else None
-    with ThreadPoolExecutor(min(_MAX_WORKERS, os.cpu_count() or 1)) as workers:
+    with _workers() as workers:
         samples, copies = _drop_copies(paired.samples, list(workers.map(_digest, paired.samples)))
         results = list(workers.map(lambda sample: _prepare(sample, options, detector), samples))
     prepared = [result for result in results if isinstance(result, _PreparedImage)]
@@ -121,6 +122,18 @@ def _with_trigger(options: DatasetOptions, trigger: str) -> DatasetOptions:
     return replace(options, trigger_words=(*options.trigger_words, trigger), token_window=window)
 
 
+@contextmanager
+def _workers() -> Iterator[Executor]:
+    """Yield threads that stop at once when the context ends by an exception, such as a job's cancellation."""
+    with ThreadPoolExecutor(min(_MAX_WORKERS, os.cpu_count() or 1)) as workers:
+        try:
+            yield workers
+        except BaseException:
+            workers.shutdown(wait=False, cancel_futures=True)
+            cancel_decoding()
+            raise
+
+
 def _digest(sample: RawSample) -> bytes:
     with sample.file.path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
@@ -150,7 +163,8 @@ def _merged(sample: RawSample, copy: RawSample) -> RawSample:
 
 def _prepare(sample: RawSample, options: DatasetOptions, detector: FaceDetector | None) -> _PreparedImage | Skipped:
     try:
-        decoded = decode(sample.file, options.resolution, options.background, options.limits.max_pixels)
+        request = DecodeRequest.within(options.limits, sample.file, options.resolution, options.background)
+        decoded = decode_apart(request)
     except UnusableFileError as error:
         return Skipped(sample.name, str(error), error.code)
     mask = find_mask(decoded, sample.mask, options, detector)
@@ -200,7 +214,8 @@ def _no_pictures(skipped: Sequence[Skipped]) -> PicturesError:
     if not skipped:
         message = "There are no pictures in the upload; a zip of pictures is needed."
         return PicturesError(message, code="no_pictures")
-    reasons = join_names([f"{file.name}: {file.reason}" for file in skipped], 3)
+    reasons = ", ".join(f"{shorten(file.name, 80)}: {file.reason}" for file in skipped[:3])
+    reasons += f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
     codes = {file.code for file in skipped}
     message = f"There is no picture that can be used in the upload ({reasons})."
     return PicturesError(message, code=codes.pop() if len(codes) == 1 else "no_pictures")

@@ -73,6 +73,10 @@ class UploadLimits:
     """Repeats that a folder's name may ask for."""
     max_pixels: int = 120_000_000
     """Width × height of one image: the largest telephones take 108 million."""
+    max_decode_bytes: int = 2048 * MEBIBYTE
+    """Memory of the process that decodes an image."""
+    max_decode_seconds: int = 30
+    """Time for one image."""
     max_ratio: int = 200
     """Unpacked size over packed size of a file of more than 16 MiB."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from lora_service.dataset.images.crops import Box, Size
 from lora_service.dataset.options import CaptionSource, MaskSource
-from lora_service.errors import shorten
+from lora_service.errors import quote, shorten
 
 _NAME_WIDTH = 32
 
@@ -81,7 +81,8 @@ class DatasetReport:
         """Return lines for a log: a summary, and where there are problems, a row per image and a line per problem."""
         lines = [self._summary()]
         lines += [
-            f"folder {f.folder!r}: each picture counts {f.repeats} times, called {f.word!r}" for f in self.folders
+            f"folder {quote(f.folder)}: each picture counts {f.repeats} times, called {quote(f.word)}"
+            for f in self.folders
         ]
         if not (self.skipped or self.duplicates or self.warning_count):
             return lines
@@ -150,9 +151,10 @@ def _shorten(name: str) -> str:
 
 
 def _duplicate_line(duplicate: Duplicate) -> str:
+    name, same_as = shorten(duplicate.name), shorten(duplicate.same_as)
     if duplicate.exact:
-        return f"left out: {duplicate.name}: the same file as {duplicate.same_as}"
-    return f"warning: {duplicate.name} is nearly the same picture as {duplicate.same_as}"
+        return f"left out: {name}: the same file as {same_as}"
+    return f"warning: {name} is nearly the same picture as {same_as}"
 
 
 def _image_json(image: UsedImage) -> dict[str, Any]:

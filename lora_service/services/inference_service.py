@@ -15,7 +15,7 @@ from lora_service.downloads.auth import check_one_host
 from lora_service.downloads.fetcher import Fetcher
 from lora_service.downloads.remote_file import RemoteFile
 from lora_service.downloads.resolve import resolve
-from lora_service.errors import InputError, PicturesError
+from lora_service.errors import InputError, PicturesError, quote, shorten
 from lora_service.generation.request import LARGEST_SIDE, GenerateRequest
 from lora_service.services.model_service import Log, ModelService, RecordMetric, blame_input, ignore_metric
 from lora_service.settings import Settings
@@ -116,20 +116,23 @@ class InferenceService(ModelService):
                 self._parsed.popitem(last=False)
         self._parsed.move_to_end(key)
         weights = self._parsed[key]
-        log(f"LoRA of rank {weights.rank}, trigger {weights.trigger!r}, tokens {' '.join(weights.tokens) or 'none'}")
+        tokens = shorten(" ".join(weights.tokens)) or "none"
+        log(f"LoRA of rank {weights.rank}, trigger {quote(weights.trigger)}, tokens {tokens}")
         return weights
 
     def _open(self, image: object) -> Image.Image | None:
         """Decode the picture to start from, upright and in sRGB, in whatever format it is."""
         if image is None:
             return None
-        from lora_service.dataset.images.decode import decode
+        from lora_service.dataset.images.decoder_process import DecodeRequest, decode_apart
+        from lora_service.dataset.options import UploadLimits
         from lora_service.dataset.upload.source_files import SourceFile
 
         if not isinstance(image, Path):
             raise InputError("image", image, "an uploaded picture or an http(s) link to one")
         try:
-            return decode(SourceFile("image", image), LARGEST_SIDE, (255, 255, 255), self.settings.max_pixels).image
+            limits, file = UploadLimits.from_settings(self.settings), SourceFile("image", image)
+            return decode_apart(DecodeRequest.within(limits, file, LARGEST_SIDE, (255, 255, 255))).image
         except PicturesError as error:
             raise PicturesError(
                 f"The image to start from cannot be used: {error}.", code=error.code, field="image"

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from lora_service.dataset.captions.text_decoding import DecodedText
-from lora_service.dataset.upload.source_files import SourceFile, clean_name
+from lora_service.dataset.upload.source_files import MAX_NAME, SourceFile, clean_name
 from lora_service.errors import PicturesError, quote, shorten
 
 _TABLES = {"captions.csv", "caption.csv", "metadata.csv", "metadata.jsonl", "metadata.json", "captions.json"}
@@ -45,7 +45,7 @@ def read_table(file: SourceFile, decoded: DecodedText) -> dict[str, tuple[str, .
     captions: dict[str, list[str]] = {}
     for name, caption in readers[path.suffix.lower()](shorten(file.name), decoded.text):
         if caption := _one_line(caption):
-            captions.setdefault((path.parent / clean_name(name)).as_posix(), []).append(caption)
+            captions.setdefault((path.parent / clean_name(name[: MAX_NAME + 1])).as_posix(), []).append(caption)
     return {key: tuple(lines) for key, lines in captions.items()}
 
 

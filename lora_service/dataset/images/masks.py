@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFilter
 
 from lora_service.dataset.images.crops import Crop, Point, Size
-from lora_service.dataset.images.decode import DecodedImage, decode_mask
+from lora_service.dataset.images.decode import DecodedImage, mask_in
+from lora_service.dataset.images.decoder_process import DecodeRequest, decode_apart
 from lora_service.dataset.images.faces import Face, FaceDetector
 from lora_service.dataset.options import DatasetOptions, MaskSource
 from lora_service.dataset.upload.source_files import SourceFile, UnusableFileError
+from lora_service.errors import shorten
 
 _FACE_WIDTH, _FACE_HEIGHT, _RAISED = 0.75, 0.95, 0.1  # half axes and rise of the masked ellipse, as shares of the
 # detector's box, which goes from brows to chin: hair is part of a likeness
@@ -70,16 +72,18 @@ def _is_empty(mask: Image.Image) -> bool:
 
 
 def _from_file(file: SourceFile, decoded: DecodedImage, options: DatasetOptions) -> Mask:
+    name = shorten(file.name)
     try:
-        mask = decode_mask(file, options.limits.max_pixels)
+        mask_file = decode_apart(DecodeRequest.within(options.limits, file, min(decoded.image.size), (0, 0, 0)))
     except UnusableFileError as error:
-        return Mask(None, None, (f"its mask {file.name} is not used: {error}",))
-    image_ratio, mask_ratio = (width / height for width, height in (decoded.original, mask.size))
+        return Mask(None, None, (f"its mask {name} is not used: {error}",))
+    mask = mask_in(mask_file)
+    image_ratio, mask_ratio = (width / height for width, height in (decoded.original, mask_file.original))
     if abs(image_ratio / mask_ratio - 1) > _RATIO_TOLERANCE:
-        size = f"{mask.width} × {mask.height}"
-        return Mask(None, None, (f"its mask {file.name} has another shape ({size}) and is not used",))
+        size = "{} × {}".format(*mask_file.original)
+        return Mask(None, None, (f"its mask {name} has another shape ({size}) and is not used",))
     if _is_empty(mask):
-        return Mask(None, None, (f"its mask {file.name} is too dark to show anything, so all of the picture counts",))
+        return Mask(None, None, (f"its mask {name} is too dark to show anything, so all of the picture counts",))
     return Mask(mask.resize(decoded.image.size, Image.Resampling.BILINEAR), "file")
 
 

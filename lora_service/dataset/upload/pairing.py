@@ -144,30 +144,41 @@ def _pair_masks(files: Sequence[SourceFile]) -> tuple[dict[str, SourceFile], lis
     masks: dict[str, SourceFile] = {}
     surplus: list[Skipped] = []
     unmatched: list[Skipped] = []
-    masked: set[tuple[str, ...]] = set()  # stems that all have their mask, so that thousands of masks of one are cheap
+    masked: set[tuple[PurePosixPath, str]] = set()  # the keys of masks whose images all have one
     for file in files:
-        stems = tuple(stem for stem in _masked_stems(file.name, siblings) if stem in by_stem)
-        images = [image for stem in stems for image in by_stem[stem]] if stems not in masked else []
+        key = _mask_key(file.name)
+        if key in masked:
+            surplus.append(Skipped(file.name, "its picture has another mask", "surplus_mask"))
+            continue
+        images = [image for stem in _masked_stems(key, siblings) for image in by_stem.get(stem, ())] if key else []
         new = {image.name: file for image in images if image.name not in masks}
         masks.update(new)
-        masked |= {stems} if stems else set()
-        if stems and not new:
+        if key and images:
+            masked.add(key)
+        if images and not new:
             surplus.append(Skipped(file.name, "its picture has another mask", "surplus_mask"))
-        elif not stems and _folder(file.name).lower() in _MASK_FOLDERS:
+        elif not images and _folder(file.name).lower() in _MASK_FOLDERS:
             unmatched.append(Skipped(file.name, "it is a mask without a picture", "unmatched_mask"))
     # a folder of masks in which nothing is a mask holds images: somebody may train on pictures of masks
     return masks, surplus + unmatched if masks else []
 
 
-def _masked_stems(name: str, siblings: Mapping[tuple[PurePosixPath, str], Sequence[str]]) -> list[str]:
-    """Return the stems of the images that ``name`` would be the mask of, by any convention of naming masks."""
+def _mask_key(name: str) -> tuple[PurePosixPath, str] | None:
+    """Return folder and stem of the images that ``name`` would be the mask of, by its own name; None if of none."""
     path = PurePosixPath(_stem(name))
     bare = _MASK_SUFFIX.sub("", path.name)
-    if path.parent.name in _MASK_FOLDERS:
-        above = path.parent.parent
-        beside = (stem for stem in siblings.get((above, bare), ()) if PurePosixPath(stem).parent != path.parent)
-        return [(above / bare).as_posix(), *beside]
-    return [(path.parent / bare).as_posix()] if bare != path.name else []
+    return (path.parent, bare) if path.parent.name in _MASK_FOLDERS or bare != path.name else None
+
+
+def _masked_stems(
+    key: tuple[PurePosixPath, str], siblings: Mapping[tuple[PurePosixPath, str], Sequence[str]]
+) -> list[str]:
+    """Return the stems of the images that the masks of ``key`` would be of, by any convention of naming masks."""
+    folder, bare = key
+    if folder.name not in _MASK_FOLDERS:
+        return [(folder / bare).as_posix()]
+    beside = (stem for stem in siblings.get((folder.parent, bare), ()) if PurePosixPath(stem).parent != folder)
+    return [(folder.parent / bare).as_posix(), *beside]
 
 
 @dataclass(frozen=True)
@@ -183,6 +194,9 @@ def _pair_captions(
 ) -> tuple[dict[str, _Captions], list[SourceFile]]:
     """Return the captions of each image by its name, and the texts that are plainly no captions, such as a readme."""
     names = _ImageNames(images)
+    if sum(text.path.stat().st_size for text in texts) > limits.max_table_bytes:
+        message = f"The {len(texts)} caption files have more than {limits.max_table_bytes} bytes, which are accepted."
+        raise PicturesError(message, code="caption_too_large")
     decoder = TextDecoder([*texts, *tables])
     captions: dict[str, _Captions] = {}
     unmatched = []
