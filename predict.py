@@ -56,7 +56,7 @@ class Predictor(BaseRunner):
                 "Heun",
                 "LCM",
             ],
-            description="The sampler that turns noise into the picture.",
+            description="The scheduler of the denoising steps.",
         ),
         lora_urls: str = Input(
             default="",

@@ -177,7 +177,7 @@ def train(
     lora_format: str = Input(
         default="kohya",
         choices=["kohya", "diffusers", "cloneofsimo"],
-        description="Layout of the file; kohya is read by every tool.",
+        description="Format of the file; kohya is read by every tool.",
     ),
 ) -> Path:
     inputs = dict(locals())

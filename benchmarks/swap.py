@@ -64,7 +64,7 @@ def main() -> None:
         write_lora(path, _random_lora(models, options.rank))
         patcher = Patcher(models, {})
         _check_same_output(base, pipeline, patcher, path)
-        weights = read_lora(path).to(options.device)
+        weights = read_lora(path)
         rows = _times(
             options,
             {

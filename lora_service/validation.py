@@ -23,11 +23,16 @@ _LIMITS = {
     "less_than": ("lt", "less than"),
 }
 
-_TYPES = {"bool_parsing": "true or false", "int_parsing": "a whole number", "float_parsing": "a number"}
+_TYPES = {
+    **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_parsing", "float_type"), "a number"),
+    "string_type": "text",
+}
 
 
 def first_error(error: ValidationError) -> InputError:
-    """The first of the fields that ``error`` refuses, as our own error; its ``field`` is "" for the whole object."""
+    """Return the first of the refused fields as our own error; its ``field`` is "" for the whole object."""
     first = error.errors()[0]
     return InputError(str(first["loc"][0]) if first["loc"] else "", first["input"], _expected(first))
 
@@ -41,5 +46,5 @@ def _expected(error: Any) -> str:
     if error["type"] == "literal_error":
         return f"one of {error['ctx']['expected']}"
     if error["type"] == "extra_forbidden":
-        return "left out: there is no input of that name"
+        return "left out: there is nothing of that name"
     return str(error["msg"]).removeprefix("Input should be ").removeprefix("String should have ")

@@ -52,7 +52,7 @@ class GenerateRequest(BaseModel):
     )
     scheduler: Annotated[str, BeforeValidator(_checked_scheduler)] = Field(
         "DPMSolverMultistep",
-        description="The sampler that turns noise into the picture.",
+        description="The scheduler of the denoising steps.",
         json_schema_extra={"enum": [*SCHEDULERS]},
     )
     lora_urls: str = Field(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -143,14 +143,6 @@ class LoraWeights:
         """Names of its learned tokens, in the file's order."""
         return tuple(self.embeddings)
 
-    def to(self, device: torch.device) -> LoraWeights:
-        """Return the same weights on a device; worth it for a LoRA that is applied to a model there repeatedly."""
-        layers = {
-            component: {path: _to_device(layer, device) for path, layer in modules.items()}
-            for component, modules in self.layers.items()
-        }
-        return replace(self, layers=layers)
-
     def _most_common(self) -> tuple[int, float]:
         counts = Counter((layer.rank, layer.alpha) for _, _, layer in self)
         return counts.most_common(1)[0][0] if counts else (0, 0.0)
@@ -160,12 +152,3 @@ def product_norm(left: Tensor, right: Tensor) -> float:
     """Return ‖left @ right‖ from two rank × rank Gram matrices; the product itself is never formed."""
     square = ((left.T @ left) * (right @ right.T)).sum().item()
     return math.sqrt(max(square, 0.0))
-
-
-def _to_device(layer: Any, device: torch.device) -> Any:
-    """Return a layer with its tensors, and those of the layer inside it, on a device."""
-    if isinstance(layer, Tensor):
-        return layer.to(device)
-    if not is_dataclass(layer):
-        return layer
-    return replace(layer, **{item.name: _to_device(getattr(layer, item.name), device) for item in fields(layer)})  # type: ignore[type-var]

@@ -65,11 +65,9 @@ def choose_dtype(settings: Settings, device: torch.device, *, for_training: bool
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[settings.dtype]
 
 
-def use_threads(settings: Settings) -> int:
-    """Set torch's number of CPU threads and return it; the last bits of results depend on it."""
-    threads = settings.torch_threads or os.cpu_count() or 1
-    torch.set_num_threads(threads)
-    return threads
+def use_threads(settings: Settings) -> None:
+    """Set torch's number of CPU threads, on which the last bits of results depend."""
+    torch.set_num_threads(settings.torch_threads or os.cpu_count() or 1)
 
 
 def vae_dtype(config: Mapping[str, Any], dtype: torch.dtype, *, is_xl: bool) -> torch.dtype:

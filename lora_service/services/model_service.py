@@ -59,10 +59,10 @@ class ModelService:
     A context manager that removes the last job's output at its end.
 
     Raises:
-        InputError: an environment variable holds an unusable value.
+        SettingError: an environment variable holds an unusable value.
     """
 
-    folder_prefix: ClassVar[str] = "lora-service-"
+    folder_prefix: ClassVar[str]
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings.from_environment()

@@ -112,7 +112,7 @@ def _epoch(
     rng: random.Random,
     pending: list[list[int]],
 ) -> list[tuple[int, list[int]]]:
-    """One pass over all pictures in batches of one size each.
+    """Return one pass over all pictures in batches of one bucket each.
 
     A bucket with fewer pictures than a batch has smaller ones. What does not fill a batch waits in ``pending``, by
     bucket, for the next pass.

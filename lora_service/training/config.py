@@ -167,7 +167,7 @@ class TrainConfig(BaseModel):
         description="Empty: the base model's own (SD 1.5: 1e-4). Learning rate of the tokens in stage 2.",
     )
     lora_format: Literal["kohya", "diffusers", "cloneofsimo"] = Field(
-        "kohya", description="Layout of the file; kohya is read by every tool."
+        "kohya", description="Format of the file; kohya is read by every tool."
     )
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -273,7 +273,7 @@ class TrainConfig(BaseModel):
 
 @dataclass(frozen=True)
 class TaskDefaults:
-    """Defaults of a task; ``timestep_bias`` is explained at :func:`loss.sample_timesteps`."""
+    """Defaults of a task; ``timestep_bias`` is explained at :func:`lora_service.training.loss.sample_timesteps`."""
 
     lora_rank: int
     flip: bool
@@ -327,7 +327,7 @@ class ResolvedConfig:
         return self.prompt_with("<1>")
 
     def prompt_with(self, subject: str) -> str:
-        """A prompt to start with that calls the subject ``subject``."""
+        """Return a prompt to start with that calls the subject ``subject``."""
         return f"a picture in the style of {subject}" if self.config.task == "style" else f"a photo of {subject}"
 
     def as_json(self) -> dict[str, object]:

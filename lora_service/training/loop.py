@@ -14,6 +14,10 @@ from diffusers.optimization import get_scheduler
 from lora_service.errors import DivergedError
 from lora_service.training.config import TrainConfig
 
+_REPORT_SECONDS = 5.0
+_REPORTED_LOSSES = 32
+"""Means of the loss, evenly spread over a stage, in its report."""
+
 
 @dataclass(frozen=True)
 class TrainingProgress:
@@ -46,8 +50,6 @@ class LoopSpec:
         param_groups: the optimiser's, each with ``params``, ``lr`` and ``weight_decay``.
         compute_loss: the loss of micro-batch ``i``, a scalar.
         after_step: called after each step with the groups' learning rates.
-        report_seconds: time between two progress reports.
-        kept_losses: number of means of the loss, evenly spread over the stage, in the report.
     """
 
     name: str
@@ -57,8 +59,6 @@ class LoopSpec:
     compute_loss: Callable[[int], torch.Tensor]
     autocast: torch.dtype | None = None
     after_step: Callable[[Sequence[float]], None] = lambda lrs: None
-    report_seconds: float = 5.0
-    kept_losses: int = 32
 
 
 @dataclass
@@ -104,7 +104,7 @@ def run_loop(spec: LoopSpec, config: TrainConfig, on_progress: OnProgress) -> Lo
         spec.after_step([group["lr"] for group in optimizer.param_groups])
         lr_scheduler.step()
         reporter.step_done(step + 1, losses)
-    return LoopReport(spec.steps, reporter.seconds(), _means(losses, spec.kept_losses))
+    return LoopReport(spec.steps, reporter.seconds(), _means(losses, _REPORTED_LOSSES))
 
 
 class ProgressReporter:
@@ -131,7 +131,7 @@ class ProgressReporter:
             raise DivergedError(
                 f"The loss of {self.spec.name} was no longer a number; try lower learning rates than {lrs}."
             )
-        if step < self.spec.steps and now - self.reported < self.spec.report_seconds:
+        if step < self.spec.steps and now - self.reported < _REPORT_SECONDS:
             return
         seconds_per_step = max(now - self.started, 1e-9) / step
         self.on_progress(

@@ -50,8 +50,9 @@ class FusedLoraLinear(PeftLinear):  # type: ignore[misc, unused-ignore]
         return float(self.lora_alpha[_ADAPTER])
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The layer's output for ``x`` ``(…, in)``."""
-        if self._fused is None or kwargs or self.disable_adapters or self.merged or len(self.active_adapters) != 1:
+        """Return the layer's output for ``x`` ``(…, in)``."""
+        is_switched = self.disable_adapters or self.merged or len(self.active_adapters) != 1
+        if self._fused is None or is_switched or args or kwargs:
             return super().forward(x, *args, **kwargs)
         down, up, scaling = self._fused
         out = self.base_layer(x)
@@ -83,6 +84,9 @@ def lora_layers(
     ends, the model is as before it, module by module.
     """
     paths = list(targets_in(component, model))
+    if not paths:  # peft refuses a model without targets
+        yield {}
+        return
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=paths, lora_dropout=0.0)  # type: ignore[arg-type, unused-ignore]
     config._register_custom_module({nn.Linear: FusedLoraLinear})
     try:

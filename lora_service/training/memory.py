@@ -14,7 +14,8 @@ In bytes, for batches of ``b`` pictures:
 
     need       weights + max(encoding, parameters + captions + step)
 
-x, y, z and w are the bytes that autograd saved at full size, counted by ``python -m benchmarks.activations``; they hold
+x, y, z and w (``transformer`` is y, ``residual`` x, ``inputs`` z, ``encoder`` w of ``_SavedBytes``) are the bytes that
+autograd saved at full size, counted by ``python -m benchmarks.activations``; they hold
 to about a tenth for 1.x, 2.x and XL. ``OVERHEAD`` stands for what the allocator and the kernels take on top.
 """
 
@@ -72,10 +73,6 @@ class MemoryEstimate:
     encoding: int
 
     @property
-    def total(self) -> int:
-        return self.weights + self.beyond_weights
-
-    @property
     def beyond_weights(self) -> int:
         """The bytes that are needed once the base is loaded."""
         return max(self.encoding, self.parameters + self.captions + self.step)
@@ -122,7 +119,7 @@ def encoder_bytes(encoder: TextEncoder, positions: int, dtype: torch.dtype) -> f
 
 
 def _blocks(unet: UNet2DConditionModel, positions: int) -> Iterator[tuple[Any, int]]:
-    """The UNet's blocks with the positions that each works on; every level has a quarter of those above it."""
+    """Yield the UNet's blocks with the positions that each works on; every level has a quarter of those above it."""
     last = len(unet.config.block_out_channels) - 1
     for path, module in unet.named_modules():
         if isinstance(module, ResnetBlock2D | BasicTransformerBlock | Transformer2DModel):

@@ -104,7 +104,7 @@ def initial_embeddings(
 def _initial_rows(
     base: DiffusionBase, encoder: str, names: Sequence[str], words: Sequence[str], generator: torch.Generator
 ) -> torch.Tensor:
-    table = base.text.encoders[encoder].get_input_embeddings().weight
+    table = base.text.encoders[encoder].get_input_embeddings().weight[: len(base.tokenizers[encoder])]
     std = base.defaults.token_std or _median_norm(table) / math.sqrt(table.shape[1])
     rows = torch.randn(len(names), table.shape[1], generator=generator) * std
     for i, word in enumerate(words[: len(names)]):

@@ -150,6 +150,11 @@ def test_what_learns_is_fp32_in_a_half_precision_base_and_the_seed_alone_decides
     assert not torch.equal(starts[0], starts[2])
 
 
+def test_a_component_without_targets_has_no_layers() -> None:
+    with lora_layers("unet", torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1)), 4, 4.0, torch.Generator()) as layers:
+        assert layers == {}
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("when", ["injecting", "learning"])
 def test_layers_are_taken_out_after_an_error_or_a_cancel(
