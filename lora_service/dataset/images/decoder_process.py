@@ -28,6 +28,7 @@ from lora_service.dataset.upload.source_files import SourceFile, UnusableFileErr
 from lora_service.settings import MEBIBYTE
 
 _LARGE = 256 * MEBIBYTE  # pictures that need more are decoded one at a time
+_PIPE_BYTES = MEBIBYTE  # larger than the default, for megabytes of pixels
 _READY = b"ready\n"
 _START = "from lora_service.dataset.images.decoder_process import serve; serve()"
 
@@ -88,6 +89,7 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            pipesize=_PIPE_BYTES,
             env=environment,
         )
         if self._output.readline() != _READY:
@@ -187,20 +189,22 @@ def serve() -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds)
         reply, data = _reply(SourceFile(name, Path(path)), side, tuple(background), pixels, max_bytes)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        output.write(json.dumps(reply).encode() + b"\n" + data)
+        output.write(json.dumps(reply).encode() + b"\n")
+        for pixels_of in data:
+            output.write(pixels_of)
         output.flush()
 
 
 def _reply(
     file: SourceFile, side: int, background: tuple[int, int, int], max_pixels: int, max_bytes: int
-) -> tuple[dict[str, Any], bytes]:
-    """Return the answer for one picture, and its pixels."""
+) -> tuple[dict[str, Any], list[bytes]]:
+    """Return the answer for one picture, and the pixels of its image and its alpha."""
     try:
         decoded = decode(file, side, background, max_pixels, max_bytes)
-        data = decoded.image.tobytes() + (decoded.alpha.tobytes() if decoded.alpha else b"")
+        data = [part.tobytes() for part in (decoded.image, decoded.alpha) if part is not None]
     except UnusableFileError as error:
-        return {"error": str(error), "code": error.code}, b""
+        return {"error": str(error), "code": error.code}, []
     except MemoryError:
-        return {"error": "it takes too much memory to decode", "code": "decode_memory"}, b""
+        return {"error": "it takes too much memory to decode", "code": "decode_memory"}, []
     reply = {"size": decoded.image.size, "alpha": decoded.alpha is not None, "original": decoded.original}
     return reply | {"warnings": decoded.warnings}, data
