@@ -8,11 +8,12 @@ change them there.
 from cog import BaseRunner, Input, Path, Secret
 
 from lora_service.services.inference_service import InferenceService
+from lora_service.services.worker import Worker
 
 
 class Predictor(BaseRunner):
-    def setup(self) -> None:
-        self.service = InferenceService()
+    def setup(self, weights: Path | None = None) -> None:
+        self.service = InferenceService(worker=Worker(), weights=weights)
         self.service.warm_up()
 
     def run(
@@ -60,8 +61,10 @@ class Predictor(BaseRunner):
         ),
         lora_urls: str = Input(
             default="",
-            max_length=20000,
             description="Links to LoRAs, split by |. Share links of Google Drive, Hugging Face, Civitai … work.",
+        ),
+        lora: Path | None = Input(
+            default=None, description="An uploaded LoRA, or a zip or tar with one; it comes before those of lora_urls."
         ),
         lora_scales: str = Input(
             default="0.8",
@@ -80,12 +83,16 @@ class Predictor(BaseRunner):
         ),
         output_format: str = Input(default="png", choices=["png", "jpeg", "webp"], description="Format of the files."),
         output_quality: int = Input(default=90, ge=1, le=100, description="Quality of jpeg and webp."),
+        replicate_weights: str = Input(
+            default="",
+            description="Link to a training's result: a LoRA or trained_model.tar. It is <1>; lora_urls come after it.",
+        ),
         api_token: Secret | None = Input(
             default=None, description="Token for a private link; it is sent to the link's own host only."
         ),
     ) -> list[Path]:
-        inputs = {name: value for name, value in locals().items() if name not in ("self", "image", "api_token")}
+        inputs = {name: value for name, value in locals().items() if name not in ("self", "api_token")}
         token = api_token.get_secret_value() if api_token else None
-        return [
-            Path(path) for path in self.service.run(inputs, image=image, token=token, record_metric=self.record_metric)
-        ]
+        uploads = {name: inputs.pop(name) for name in ("image", "lora", "replicate_weights")}
+        paths = self.service.run(inputs, **uploads, token=token, record_metric=self.record_metric)
+        return [Path(path) for path in paths]

@@ -8,8 +8,9 @@ change them there.
 from cog import Input, Path, current_scope
 
 from lora_service.services.training_service import TrainingService, TrainingUpload
+from lora_service.services.worker import Worker
 
-service = TrainingService()
+service = TrainingService(worker=Worker())
 service.warm_up()
 
 

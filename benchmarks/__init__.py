@@ -1,0 +1,13 @@
+"""Benchmarks of speed, memory and quality, each a command: ``python -m benchmarks.NAME``.
+
+train_step          a training step, compared with a reference loop
+full_size           whole jobs on a full-size base of random weights
+swap                applying, rescaling and removing a LoRA, compared with diffusers
+cold_start          the time of a new server to its first picture
+read_pictures       loading a dataset of large photographs
+activations         the bytes that a training step saves for its backward pass
+prompt_following    the accuracy of the embedded base on held-out prompts
+likeness            the similarity to a subject after a training with the defaults
+random_models       full-size models of random weights, for the others and for tests
+bases               loading a base, and VAE reconstructions, for the quality benchmarks
+"""

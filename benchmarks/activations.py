@@ -1,10 +1,10 @@
-"""Counts what a training step keeps for its backward pass, at full size and without computing, beside the estimate.
+"""Count the bytes that a training step saves for its backward pass, at full size, beside the estimate.
 
     python -m benchmarks.activations
 
-The models are on the meta device: shapes and dtypes are real, values are not there. Kept tensors are counted by
-autograd's own hooks, each storage once, weights left out. What CUDA's autocast and attention do is imitated: norms in
-fp32, products in the lower dtype, and of attention only its inputs, output and one number per row are kept.
+The models are on the meta device, with shapes and dtypes but no values, so that nothing is computed. Saved tensors
+are counted by autograd's hooks, each storage once, without the weights. CUDA's autocast and attention are emulated:
+norms in fp32, products in the lower dtype, and attention saves only its inputs, its output and one number per row.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RANK = 16
 
 
 class _Attention(torch.autograd.Function):
-    """Flash attention as far as memory goes: inputs, output and the rows' log-sum-exp are kept."""
+    """Flash attention as far as memory goes: it saves inputs, output and the rows' log-sum-exp."""
 
     @staticmethod
     def forward(context: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -37,8 +37,8 @@ class _Attention(torch.autograd.Function):
         return out
 
 
-class _Imitation(TorchFunctionMode):
-    """What runs on a CUDA device under autocast to ``dtype`` (None: without), in place of what meta does."""
+class _CudaEmulation(TorchFunctionMode):
+    """Emulates, on the meta device, a CUDA device under autocast to ``dtype`` (None: without autocast)."""
 
     def __init__(self, dtype: torch.dtype | None) -> None:
         super().__init__()
@@ -49,14 +49,14 @@ class _Imitation(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return _Attention.apply(*(_cast(x, self.dtype) for x in args[:3]))
         if func in (F.layer_norm, F.group_norm):
-            args, kwargs = self._all(args, kwargs, torch.float32)
+            args, kwargs = self._cast_all(args, kwargs, torch.float32)
         elif func in (F.linear, F.conv2d, torch.conv2d, torch.addmm):
-            args, kwargs = self._all(args, kwargs, self.dtype)
+            args, kwargs = self._cast_all(args, kwargs, self.dtype)
         return func(*args, **kwargs)
 
-    def _all(self, args: Any, kwargs: Any, dtype: torch.dtype | None) -> tuple[list[Any], dict[str, Any]]:
-        wanted = dtype if self.dtype else None
-        return [_cast(x, wanted) for x in args], {name: _cast(x, wanted) for name, x in kwargs.items()}
+    def _cast_all(self, args: Any, kwargs: Any, dtype: torch.dtype | None) -> tuple[list[Any], dict[str, Any]]:
+        target = dtype if self.dtype else None
+        return [_cast(x, target) for x in args], {name: _cast(x, target) for name, x in kwargs.items()}
 
 
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:
@@ -64,65 +64,66 @@ def _cast(value: Any, dtype: torch.dtype | None) -> Any:
 
 
 def count_unet(family: str, side: int, *, dtype: torch.dtype, lora: bool, checkpointing: bool) -> int:
-    """Bytes that one step on one picture keeps of the UNet.
+    """Return the bytes that the UNet saves in one step on one picture.
 
     Args:
-        dtype: of the weights; below fp32 it is what autocast computes in too.
-        lora: stage 2, where LoRA layers learn; else stage 1, where the text does.
-        checkpointing: what is kept until the backward pass; what that computes again comes on top.
+        dtype: of the weights; below fp32 it is autocast's dtype too.
+        lora: stage 2, which trains LoRA layers; otherwise stage 1, which trains token embeddings.
+        checkpointing: count the inputs of the checkpointed modules; recomputing them takes memory on top.
     """
     unet, n = _frozen(bare_unet(family), dtype), side // 8
     text = torch.empty(1, 77, unet.config.cross_attention_dim, device=META, dtype=dtype, requires_grad=not lora)
     added = {"text_embeds": text[:, 0, :1280], "time_ids": torch.empty(1, 6, device=META)} if family == "sdxl" else None
     noisy, timesteps = torch.empty(1, 4, n, n, device=META, dtype=dtype), torch.empty(1, device=META)
     with ExitStack() as stack:
-        kept = stack.enter_context(_counted(unet, dtype))
+        saved = stack.enter_context(_saved_storages(unet, dtype))
         if lora:
             stack.enter_context(lora_layers("unet", unet, RANK, RANK, torch.Generator()))
         if checkpointing:
             unet.train()
-            unet.enable_gradient_checkpointing(_kept_inputs(kept))
+            unet.enable_gradient_checkpointing(_checkpoint(saved))
         unet(noisy, timesteps, text, added_cond_kwargs=added)
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in saved.values())
 
 
 def count_encoder(family: str, part: str, *, dtype: torch.dtype) -> int:
-    """Bytes that one step on one caption keeps of a text encoder with LoRA layers."""
+    """Return the bytes that a text encoder with LoRA layers saves in one step on one caption."""
     encoder = _frozen(bare_text_encoder(family, part), dtype)
-    with _counted(encoder, dtype) as kept, lora_layers(part, encoder, RANK, RANK, torch.Generator()):
+    with _saved_storages(encoder, dtype) as saved, lora_layers(part, encoder, RANK, RANK, torch.Generator()):
         encoder(torch.zeros(1, 77, device=META, dtype=torch.long))
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in saved.values())
 
 
 def _frozen(model: Any, dtype: torch.dtype) -> Any:
     return nn.Module.to(model, dtype).requires_grad_(False)
 
 
-Kept = dict[int, Any]
-"""Storages by identity."""
+Storages = dict[int, Any]
+"""Storages by their identity."""
 
 
 @contextmanager
-def _counted(model: nn.Module, dtype: torch.dtype) -> Iterator[Kept]:
+def _saved_storages(model: nn.Module, dtype: torch.dtype) -> Iterator[Storages]:
+    """Collect the storages that autograd saves, other than the weights of ``model``."""
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept: Kept = {}
+    saved: Storages = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            kept[storage._cdata] = storage
+            saved[storage._cdata] = storage
         return tensor
 
     autocast = None if dtype == torch.float32 else dtype
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _Imitation(autocast):
-        yield kept
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), _CudaEmulation(autocast):
+        yield saved
 
 
-def _kept_inputs(kept: Kept) -> Callable[..., Any]:
-    """Gradient checkpointing that keeps a module's inputs and forgets its inside."""
+def _checkpoint(saved: Storages) -> Callable[..., Any]:
+    """Return a gradient checkpointing function that saves a module's inputs, and nothing inside of it."""
 
     def run(module: Callable[..., Any], *inputs: Any) -> Any:
-        kept.update({x.untyped_storage()._cdata: x.untyped_storage() for x in inputs if isinstance(x, Tensor)})
+        saved.update({x.untyped_storage()._cdata: x.untyped_storage() for x in inputs if isinstance(x, Tensor)})
         with torch.no_grad():
             out = module(*inputs)
         return out.requires_grad_() if isinstance(out, Tensor) else out
@@ -131,7 +132,7 @@ def _kept_inputs(kept: Kept) -> Callable[..., Any]:
 
 
 def main() -> None:
-    print("GiB kept per picture, counted (estimated), rank 16")
+    print("GiB saved per picture, counted (estimated), rank 16")
     for family, side in (("sd15", 512), ("sd21", 768), ("sdxl", 1024)):
         for dtype in (torch.bfloat16, torch.float32):
             unet, cells = bare_unet(family), []

@@ -1,4 +1,4 @@
-"""The base model under judgement, and what its VAE alone makes of pictures."""
+"""Loading the base model to benchmark, and reconstructing pictures with its VAE."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from lora_service.models.loading import load_base, use_threads
 from lora_service.settings import Settings
 
 
-def base_for_judging(name: str, *, for_training: bool = False) -> DiffusionBase:
-    """The base model ``name`` (as ``BASE_MODEL``), with the environment's other settings."""
+def load_named_base(name: str, *, for_training: bool = False) -> DiffusionBase:
+    """Load the base model ``name``, a value of ``BASE_MODEL``, with the environment's other settings."""
     settings = Settings.from_environment().model_copy(update={"base_model": name})
     use_threads(settings)
     return load_base(settings, for_training=for_training)
 
 
-def through_vae(base: DiffusionBase, pictures: Sequence[Image.Image]) -> list[Image.Image]:
-    """``pictures``, of one size, encoded and decoded: the best that the base can draw."""
+def reconstruct(base: DiffusionBase, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """Encode and decode ``pictures``, of one size, with the base's VAE: the best that the base can draw."""
     arrays = np.stack([np.asarray(p.convert("RGB"), np.float32) for p in pictures])
     pixels = torch.from_numpy(arrays).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.inference_mode():

@@ -1,13 +1,13 @@
-"""A full-size base of random weights through the whole job: load, both stages, the file, patch, pictures.
+"""Measure whole jobs on a full-size base of random weights: loading, both stages, the file, patching, pictures.
 
-    python -m benchmarks.full_size sd15                        at 256², as a CPU can
+    python -m benchmarks.full_size sd15                        at 256², on a CPU
     python -m benchmarks.full_size sdxl --dtype bfloat16
     python -m benchmarks.full_size sdxl --device cuda --side 1024 --train-steps 700 --picture-steps 30 --plain
     python -m benchmarks.full_size sdxl --device cuda --side 1024 --within 12
 
-The base is written as a folder first, part by part in a process of its own, so that loading it is measured as users
-see it. ``--plain`` draws the picture with diffusers and PEFT too, from the same folder and file. ``--within`` takes
-the rest of the card away, and trains as such a card must: with gradient checkpointing and the UNet alone.
+The base is written as a folder first, in a separate process, so that it is loaded the way users load it. ``--plain``
+draws the picture with diffusers and PEFT too, from the same folder and file. ``--within`` limits the GPU's memory,
+and trains as a GPU of that size has to: with gradient checkpointing and the UNet alone.
 """
 
 from __future__ import annotations
@@ -67,22 +67,22 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
     with _phase("loaded", device):
         base = load_base(settings, for_training=True)
     lora = _train(base, folder, options)
-    drawing, request = ImageGenerator(base), _request(options)
+    generator, request = ImageGenerator(base), _request(options)
     with _phase("LoRA read and patched, 1 step drawn", device):
         weights = read_lora(lora)
-        drawing.generate(request.model_copy(update={"num_inference_steps": 1}), [(weights, Scale(1.0, 1.0))])
+        generator.generate(request.model_copy(update={"num_inference_steps": 1}), [(weights, Scale(1.0, 1.0))])
     with _phase(f"picture of {options.picture_steps} steps", device):
-        drawing.generate(request, [(weights, Scale(1.0, 1.0))])
+        generator.generate(request, [(weights, Scale(1.0, 1.0))])
     with _phase("LoRA taken out", device):
-        drawing.patcher.restore()
+        generator.patcher.restore()
     if options.plain:
-        del base, drawing
+        del base, generator
         _draw_plainly(folder / "base", lora, options)
 
 
 def _train(base: DiffusionBase, folder: Path, options: argparse.Namespace) -> Path:
-    # The driver still tells of the whole card, so that "auto" would not see that checkpointing is needed.
-    frugal = {"gradient_checkpointing": "on", "learning_rate_text": 0} if options.within else {}
+    # The driver still reports all of the GPU's memory, so that "auto" would not enable checkpointing.
+    low_memory = {"gradient_checkpointing": "on", "learning_rate_text": 0} if options.within else {}
     config = TrainConfig.of(
         {
             "task": "object",
@@ -92,7 +92,7 @@ def _train(base: DiffusionBase, folder: Path, options: argparse.Namespace) -> Pa
             "train_batch_size": options.batch,
             "max_train_steps_ti": options.train_steps,
             "max_train_steps_tuning": options.train_steps,
-            **frugal,
+            **low_memory,
         }
     )
     with _phase("trained, from the zip to the file", base.device):
@@ -128,7 +128,7 @@ def _request(options: argparse.Namespace) -> GenerateRequest:
 
 
 def _pictures(path: Path, side: int) -> Path:
-    """A zip of two pictures of noise."""
+    """Write a zip of two pictures of noise."""
     with zipfile.ZipFile(path, "w") as archive:
         for number in range(2):
             data = io.BytesIO()
@@ -139,28 +139,28 @@ def _pictures(path: Path, side: int) -> Path:
 
 @contextmanager
 def _phase(name: str, device: torch.device) -> Iterator[None]:
-    """Prints what took how long, of which how much on processors, and the peak of memory until then."""
-    started, computed = time.monotonic(), time.process_time()
+    """Print the wall time and the CPU time of a phase, and the peak memory of the process until its end."""
+    started, cpu_started = time.monotonic(), time.process_time()
     yield
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     peak = f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB:.1f} GiB"
     if device.type == "cuda":
         peak += f", of the card {torch.cuda.max_memory_allocated(device) / GIB:.1f} GiB"
-    times = f"{time.monotonic() - started:.1f} s, {time.process_time() - computed:.1f} s on processors"
+    times = f"{time.monotonic() - started:.1f} s, {time.process_time() - cpu_started:.1f} s on processors"
     print(f"{name}: {times}; {peak}", flush=True)
 
 
 def _options() -> Any:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("family", choices=DEFAULTS)
-    parser.add_argument("--side", type=int, default=256, help="of pictures, in pixels")
+    parser.add_argument("--side", type=int, default=256, help="side of the pictures in pixels")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--train-steps", type=int, default=2, help="of each stage")
+    parser.add_argument("--train-steps", type=int, default=2, help="steps of each stage")
     parser.add_argument("--picture-steps", type=int, default=4)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", help="default: float32 on a CPU, bfloat16 on a GPU")
-    parser.add_argument("--within", type=float, metavar="GIB", help="train and draw in so much of the card")
+    parser.add_argument("--within", type=float, metavar="GIB", help="train and draw in this much of the GPU's memory")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--plain", action="store_true", help="draw with diffusers and PEFT too")
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)

@@ -1,6 +1,6 @@
-"""Full-size models of each family with random weights: for speed and memory, weights do not matter.
+"""Full-size models of each family with random weights, on which speed and memory do not depend.
 
-What the models are made of is said once, in the configurations that single-file checkpoints are loaded with.
+The models are built from the configurations that single-file checkpoints are loaded with.
 """
 
 from __future__ import annotations
@@ -25,52 +25,52 @@ from lora_service.models.single_file import CONFIGS
 Model = TypeVar("Model", bound=nn.Module)
 
 DEFAULTS = {"sd15": SD15, "sd21": SD21, "sdxl": SDXL}
-"""By family, which is the name of its folder of configurations."""
+"""The defaults of each family; its name is that of the folder of its configurations."""
 
 
 def bare_unet(family: str = "sd15") -> UNet2DConditionModel:
-    """A UNet on the meta device, without values: 860 million weights for SD 1.5, 2,567 million for XL."""
+    """Return a UNet on the meta device, without values: 860 million weights for SD 1.5, 2,567 million for XL."""
     with torch.device("meta"):
         return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(CONFIGS / family / "unet"))
 
 
 def bare_vae(family: str = "sd15") -> AutoencoderKL:
-    """A VAE on the meta device: 84 million weights."""
+    """Return a VAE on the meta device: 84 million weights."""
     with torch.device("meta"):
         return AutoencoderKL.from_config(AutoencoderKL.load_config(CONFIGS / family / "vae"))
 
 
 def bare_text_encoder(family: str = "sd15", part: str = "text_encoder") -> CLIPTextModel:
-    """A text encoder on the meta device: 123 million weights for SD 1.5, 695 million for XL's second."""
+    """Return a text encoder on the meta device: 123 million weights for SD 1.5, 695 million for XL's second."""
     config = CLIPTextConfig.from_pretrained(CONFIGS / family / part)
     with torch.device("meta"):
         return (CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel)(config)
 
 
 def with_positions(model: CLIPTextModel) -> CLIPTextModel:
-    """``model`` with its one buffer filled, which has no value on the meta device."""
+    """Fill the one buffer of ``model``, the position ids, which has no value on the meta device."""
     embeddings = getattr(model, "text_model", model).embeddings
     embeddings.position_ids = torch.arange(77, device=model.device).unsqueeze(0)
     return model
 
 
 def unet(dtype: torch.dtype, device: torch.device, family: str = "sd15") -> UNet2DConditionModel:
-    """A UNet of random weights."""
+    """Return a UNet of random weights."""
     return _with_random_weights(bare_unet(family), dtype, device)
 
 
 def text_encoder(
     dtype: torch.dtype, device: torch.device, family: str = "sd15", part: str = "text_encoder"
 ) -> CLIPTextModel:
-    """A text encoder of random weights."""
+    """Return a text encoder of random weights."""
     return with_positions(_with_random_weights(bare_text_encoder(family, part), dtype, device))
 
 
-def parts(family: str, dtype: torch.dtype, device: torch.device, *, small_vae: bool = False) -> Components:
-    """All parts of a base of random weights.
+def random_components(family: str, dtype: torch.dtype, device: torch.device, *, small_vae: bool = False) -> Components:
+    """Return all components of a base of random weights.
 
     Args:
-        small_vae: a VAE of factor 8 as small as its classes allow, for what does not measure it.
+        small_vae: take the smallest VAE of factor 8, for benchmarks that do not measure it.
     """
     encoders = _encoders(family)
     return Components(
@@ -84,13 +84,13 @@ def parts(family: str, dtype: torch.dtype, device: torch.device, *, small_vae: b
 
 
 def vae(dtype: torch.dtype, device: torch.device, family: str = "sd15") -> AutoencoderKL:
-    """A VAE of random weights, held as the service holds it beside a UNet of ``dtype``."""
+    """Return a VAE of random weights, in the dtype that the service uses beside a UNet of ``dtype``."""
     bare = bare_vae(family)
     return _with_random_weights(bare, vae_dtype(bare.config, dtype, is_xl=family == "sdxl"), device)
 
 
 def write_folder(family: str, folder: Path, dtype: torch.dtype) -> None:
-    """Writes a base of random weights in diffusers' layout; one part is in memory at a time."""
+    """Write a base of random weights in diffusers' layout, with one part in memory at a time."""
     cpu = torch.device("cpu")
     shutil.copytree(CONFIGS / family, folder)
     unet(dtype, cpu, family).save_pretrained(folder / "unet")
@@ -101,26 +101,25 @@ def write_folder(family: str, folder: Path, dtype: torch.dtype) -> None:
 
 
 def _encoders(family: str) -> list[str]:
-    return [found.name for found in sorted((CONFIGS / family).glob("text_encoder*"))]
+    return [path.name for path in sorted((CONFIGS / family).glob("text_encoder*"))]
 
 
 def base(family: str, side: int, dtype: torch.dtype, device: torch.device, *, small_vae: bool = False) -> DiffusionBase:
-    """A whole base of random weights, whose own resolution is ``side``."""
-    made = parts(family, dtype, device, small_vae=small_vae)
-    return assemble(f"full-size {family}", made, replace(DEFAULTS[family], resolution=side), device, dtype)
+    """Return a whole base of random weights, whose default resolution is ``side``."""
+    components = random_components(family, dtype, device, small_vae=small_vae)
+    return assemble(f"full-size {family}", components, replace(DEFAULTS[family], resolution=side), device, dtype)
 
 
 def small_tokenizer() -> CLIPTokenizer:
-    """A tokenizer that knows letters only; full-size vocabularies are not needed where no text is read."""
+    """Return a tokenizer of single characters, for tests that do not need a full-size vocabulary."""
     entries = [*map(chr, range(33, 127)), *(chr(code) + "</w>" for code in range(33, 127))]
     entries += ["<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={entry: number for number, entry in enumerate(entries)}, merges=[])
 
 
 def full_size_tokenizer() -> CLIPTokenizer:
-    """A tokenizer with as many entries as CLIP's, so that new words get ids past the tables' 49,408 rows."""
-    known = list(small_tokenizer().get_vocab())
-    words = sorted(entry for entry in known if not entry.startswith("<|"))
+    """Return a tokenizer with as many entries as CLIP's, so that new tokens get ids past the 49,408 embeddings."""
+    words = sorted(entry for entry in small_tokenizer().get_vocab() if not entry.startswith("<|"))
     entries = [*words, *(f"filler{i}</w>" for i in range(49406 - len(words))), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {entry: number for number, entry in enumerate(entries)}
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
@@ -136,7 +135,9 @@ def _small_vae() -> AutoencoderKL:
 
 @torch.no_grad()
 def _with_random_weights(model: Model, dtype: torch.dtype, device: torch.device) -> Model:
-    nn.Module.to(model, dtype).to_empty(device=device)  # cast while it has no values: nothing is ever held twice
+    nn.Module.to(model, dtype).to_empty(
+        device=device
+    )  # cast while it has no values, so that no weight is in memory twice
     generator = torch.Generator(device).manual_seed(0)
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:

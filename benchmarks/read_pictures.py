@@ -1,6 +1,6 @@
-"""How long 200 photographs of 12 megapixels take to become training pictures, and how much memory.
+"""Measure the time and memory to load 200 photographs of 12 megapixels as a dataset.
 
-Against decoding the same files with Pillow and nothing else, in as many threads as there are cores.
+The baseline is to decode the same files with Pillow, in as many threads as there are cores.
 
     python -m benchmarks.read_pictures [COUNT]
 """
@@ -27,7 +27,7 @@ SIZE = (4032, 3024)
 
 
 def photograph() -> bytes:
-    """A JPEG with the detail and the 3 to 4 megabytes of a telephone's photograph."""
+    """Return a JPEG with the detail and the 3 to 4 megabytes of a phone's photograph."""
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize(SIZE, Image.Resampling.BICUBIC)
     grain = Image.fromarray(rng.integers(0, 256, (SIZE[1] // 2, SIZE[0] // 2, 3), dtype=np.uint8)).resize(SIZE)
@@ -37,7 +37,7 @@ def photograph() -> bytes:
 
 
 def write_zip(path: Path, count: int) -> None:
-    """``count`` photographs that differ in a comment only, so that none is dropped as a copy."""
+    """Write ``count`` photographs that differ in a comment, so that none is dropped as a duplicate."""
     data = photograph()
     with zipfile.ZipFile(path, "w") as archive:
         for number in range(count):
@@ -47,7 +47,7 @@ def write_zip(path: Path, count: int) -> None:
 
 
 def decode_all(path: Path) -> float:
-    """Seconds that Pillow takes to decode everything in the zip at ``path``."""
+    """Return the seconds in which Pillow decodes all pictures of the zip at ``path``."""
     start = time.perf_counter()
     with zipfile.ZipFile(path) as archive, ThreadPoolExecutor(os.cpu_count()) as workers:
         list(workers.map(lambda name: Image.open(io.BytesIO(archive.read(name))).load() and None, archive.namelist()))

@@ -3,10 +3,10 @@
     python -m benchmarks.swap [--family sd15|sd21|sdxl] [--device cpu|cuda] [--dtype float32|float16|bfloat16]
                               [--rank 16] [--repeats 5]
 
-On a full-size base with random weights. Ours: `read_lora`, `Patcher.apply`, `Patcher.apply` at another
+The base is full-size, with random weights. Ours: `read_lora`, `Patcher.apply`, `Patcher.apply` at another
 scale, `Patcher.restore`. diffusers: `load_lora_weights` + `fuse_lora`; for another scale `unfuse_lora` + `fuse_lora`;
 to restore `unfuse_lora` + `unload_lora_weights`. Both read the same kohya file, of all attention layers of the UNet and
-the text encoders, and both are asked for the same output before the clock counts.
+the text encoders, and are checked to give the same output before the measurement.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.text_encoders import PromptEmbeds
 
 Steps = tuple[Callable[[], object], Callable[[], object], Callable[[], object]]
-"""Apply, another scale, restore."""
+"""The functions that apply a LoRA, change its scale and restore the base."""
 
 FULL, HALF = Scale(1.0, 1.0), Scale(0.5, 0.5)
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one swap, each the list over the repeats."""
+    """Seconds of each step of a swap, one for each repeat."""
 
     apply: list[float]
     rescale: list[float]
@@ -53,7 +53,7 @@ class Times:
 
 
 def main() -> None:
-    """Prints one table."""
+    """Print one table."""
     options = _options()
     dtype = getattr(torch, options.dtype)
     torch.set_num_threads(options.threads)
@@ -65,7 +65,7 @@ def main() -> None:
         patcher = Patcher(models, {})
         _check_same_output(base, pipeline, patcher, path)
         weights = read_lora(path)
-        rows = _times(
+        rows = _measure(
             options,
             {
                 "diffusers, from a file": _diffusers_steps(pipeline, path),
@@ -90,16 +90,16 @@ def _options() -> argparse.Namespace:
 
 
 def _pipeline(base: DiffusionBase) -> Any:
-    """Plain diffusers around the same models, reading text by itself."""
+    """Return diffusers' pipeline of the same models."""
     parts: dict[str, Any] = {"vae": base.vae, "unet": base.unet, "scheduler": DDIMScheduler(), **base.text.encoders}
-    parts |= {name.replace("text_encoder", "tokenizer"): found for name, found in base.tokenizers.items()}
+    parts |= {name.replace("text_encoder", "tokenizer"): tokenizer for name, tokenizer in base.tokenizers.items()}
     if base.is_xl:
         return StableDiffusionXLPipeline(**parts)
     return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
 def _random_lora(models: dict[str, nn.Module], rank: int) -> LoraWeights:
-    """Changes of every attention layer, small enough that fp16 holds them well."""
+    """Return random weights for every attention layer, small enough for fp16."""
     generator = torch.Generator().manual_seed(0)
 
     def layer(module: nn.Linear) -> LoraLayer:
@@ -173,11 +173,11 @@ def _diffusers_steps(pipeline: Any, path: Path) -> Steps:
     return apply, rescale, restore
 
 
-def _times(options: argparse.Namespace, ways: Mapping[str, Steps]) -> dict[str, Times]:
-    """The ways take turns, so that whatever else the machine does slows all of them."""
-    rows = {name: Times([], [], []) for name in ways}
+def _measure(options: argparse.Namespace, methods: Mapping[str, Steps]) -> dict[str, Times]:
+    """Measure the methods alternately, so that other load on the machine slows all of them."""
+    rows = {name: Times([], [], []) for name in methods}
     for repeat in range(options.repeats + 1):
-        for name, steps in ways.items():
+        for name, steps in methods.items():
             for step, seconds in zip(steps, (rows[name].apply, rows[name].rescale, rows[name].restore), strict=True):
                 _synchronize(options.device)
                 start = time.perf_counter()

@@ -1,10 +1,10 @@
-"""Our training step against a plain loop: cached latents, PEFT layers of the same rank, forward, backward, AdamW.
+"""Compare our training step with a reference loop: cached latents, PEFT layers, forward, backward, AdamW.
 
     python -m benchmarks.train_step              the embedded model
     python -m benchmarks.train_step --full       a full-size SD 1.5 with random weights, at 128²
     python -m benchmarks.train_step --full sdxl --side 1024 --device cuda
 
-Ours and the plain loop take turns in one run; what counts is the ratio of their medians.
+Ours and the reference loop alternate in one run; the result is the ratio of their medians.
 """
 
 from __future__ import annotations
@@ -40,23 +40,25 @@ TOKENS = ("<s1>", "<s2>")
 
 
 @dataclass(frozen=True)
-class Contest:
-    """One stage of ours and its plain twin; each runs so many steps and gives seconds per step."""
+class Comparison:
+    """One stage of ours and of the reference; each function runs a number of steps and returns seconds per step."""
 
     ours: Callable[[int], float]
-    plain: Callable[[int], float]
+    reference: Callable[[int], float]
 
     def ratio(self, steps: int, rounds: int) -> str:
-        for side in (self.ours, self.plain):
-            side(2)
-        pairs = [(self.ours(steps), self.plain(steps)) for _ in range(rounds)]
-        ours, plain = (statistics.median(column) for column in zip(*pairs, strict=True))
+        """Measure both alternately, and return a line with the medians and their ratio."""
+        for warm_up in (self.ours, self.reference):
+            warm_up(2)
+        pairs = [(self.ours(steps), self.reference(steps)) for _ in range(rounds)]
+        ours, reference = (statistics.median(column) for column in zip(*pairs, strict=True))
         ratios = sorted(a / b for a, b in pairs)
-        return f"ours {ours:.4f} s, plain {plain:.4f} s, ratio {ours / plain:.3f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
+        times = f"ours {ours:.4f} s, reference {reference:.4f} s"
+        return f"{times}, ratio {ours / reference:.3f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
 
 
-def contests(base: DiffusionBase, side: int, batch: int) -> dict[str, Contest]:
-    """Both stages, on batches of ``batch`` pictures."""
+def comparisons(base: DiffusionBase, side: int, batch: int) -> dict[str, Comparison]:
+    """Return the comparisons of both stages, on batches of ``batch`` pictures."""
     inputs = {"task": "object", "lora_rank": RANK, "seed": 1, "continue_inversion": False, "train_batch_size": batch}
     config = TrainConfig.of(inputs)
     resolved = resolve_config(config, base.defaults, "ohwx", 1)
@@ -65,46 +67,47 @@ def contests(base: DiffusionBase, side: int, batch: int) -> dict[str, Contest]:
     cache = cache_latents(pictures, base, flip=True, color_jitter=False, seed=1)
     rows = initial_embeddings(base, TOKENS, (), torch.Generator().manual_seed(0))
     sizes = None if cache[0].sizes is None else cache[0].sizes[0, :1].expand(batch, -1)
-    plain = PlainLoop(base, cache[0].mean[0, :1].expand(batch, -1, -1, -1), sizes)
+    reference = ReferenceLoop(base, cache[0].mean[0, :1].expand(batch, -1, -1, -1), sizes)
 
-    def staged(steps: int, stage: str) -> float:
+    def run_stage(steps: int, stage: str) -> float:
         generator = torch.Generator().manual_seed(0)
         field = {"tokens": "max_train_steps_ti", "tuning": "max_train_steps_tuning"}[stage]
-        ready = replace(resolved, config=resolved.config.model_copy(update={field: steps}))
-        with added_tokens(base, TOKENS, rows) as tokens, ExitStack() as changes:
-            context = TrainingContext(base, pictures, cache, ready, tokens.text, _autocast(base))
+        stage_config = replace(resolved, config=resolved.config.model_copy(update={field: steps}))
+        with added_tokens(base, TOKENS, rows) as tokens, ExitStack() as stack:
+            context = TrainingContext(base, pictures, cache, stage_config, tokens.text, _autocast(base))
             if stage == "tokens":
                 return train_textual_inversion(context, tokens, lambda progress: None).seconds / steps
             layers = {
-                name: changes.enter_context(lora_layers(name, model, RANK, RANK, generator))
+                name: stack.enter_context(lora_layers(name, model, RANK, RANK, generator))
                 for name, model in base.components.items()
             }
             return train_lora(context, layers, tokens, lambda progress: None).seconds / steps
 
     return {
-        "tokens": Contest(lambda n: staged(n, "tokens"), plain.tokens),
-        "tuning": Contest(lambda n: staged(n, "tuning"), plain.tuning),
+        "tokens": Comparison(lambda n: run_stage(n, "tokens"), reference.tokens),
+        "tuning": Comparison(lambda n: run_stage(n, "tuning"), reference.tuning),
     }
 
 
-class PlainLoop:
-    """The floor: nothing but what a step must do, in the plainest way, on a twin that shares the frozen weights."""
+class ReferenceLoop:
+    """A minimal training loop in plain PyTorch and PEFT, on copies of the models that share the frozen weights."""
 
     def __init__(self, base: DiffusionBase, latents: torch.Tensor, sizes: torch.Tensor | None) -> None:
         shared = {id(p): p for part in base.components.values() for p in part.parameters()}
-        twins = {name: copy.deepcopy(part, dict(shared)) for name, part in base.components.items()}
-        self.unet: Any = twins.pop("unet")
-        self.encoders: list[Any] = list(twins.values())
+        copies = {name: copy.deepcopy(part, dict(shared)) for name, part in base.components.items()}
+        self.unet: Any = copies.pop("unet")
+        self.encoders: list[Any] = list(copies.values())
         self.alphas, self.latents = base.noise_schedule.alphas_cumprod.to(base.device), latents
         self.autocast = _autocast(base)
         ids = base.text.tokenize(["a photo of it"] * len(latents)).to(base.device)
         self.ids, self.sizes = list(ids.by_encoder.values()), sizes
 
     def tokens(self, steps: int) -> float:
+        """Train two token embeddings, and return seconds per step."""
         tables = [encoder.get_input_embeddings() for encoder in self.encoders]
         rows = [nn.Parameter(torch.randn(2, t.embedding_dim, device=self.latents.device) * 0.02) for t in tables]
         for encoder, table, row in zip(self.encoders, tables, rows, strict=True):
-            encoder.set_input_embeddings(_Spliced(table, row))
+            encoder.set_input_embeddings(_TrainedEmbedding(table, row))
         try:
             return self._run(steps, rows)
         finally:
@@ -112,15 +115,16 @@ class PlainLoop:
                 encoder.set_input_embeddings(table)
 
     def tuning(self, steps: int) -> float:
+        """Train LoRA layers of the UNet and the text encoders, and return seconds per step."""
         models = [self.unet, *self.encoders]
         for model in models:
             targets = UNET_TARGETS if model is self.unet else TEXT_TARGETS
             model.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(targets)))
-        learned = [p for model in models for n, p in model.named_parameters() if "lora_" in n]
-        for parameter in learned:
+        parameters = [p for model in models for n, p in model.named_parameters() if "lora_" in n]
+        for parameter in parameters:
             parameter.requires_grad_(True)
         try:
-            return self._run(steps, learned)
+            return self._run(steps, parameters)
         finally:
             for encoder in self.encoders:
                 encoder.delete_adapter("default")
@@ -129,26 +133,26 @@ class PlainLoop:
     def _run(self, steps: int, parameters: list[nn.Parameter]) -> float:
         optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
         device = self.latents.device
-        _wait(device)
+        _synchronize(device)
         started = time.monotonic()
         for _ in range(steps):
             noise, t = torch.randn_like(self.latents), torch.randint(1000, (len(self.latents),), device=device)
             a = self.alphas[t].view(-1, 1, 1, 1)
             noisy = (a.sqrt() * self.latents + (1 - a).sqrt() * noise).to(self.unet.dtype)
             with torch.autocast(device.type, self.autocast) if self.autocast else nullcontext():
-                model_pred = self._guess(noisy, t)
+                model_pred = self._predict(noisy, t)
             (model_pred.float() - noise).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        _wait(device)
+        _synchronize(device)
         return (time.monotonic() - started) / steps
 
-    def _guess(self, noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def _predict(self, noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         if self.sizes is None:
             return self.unet(noisy, t, self.encoders[0](self.ids[0])[0]).sample
-        told = [e(ids, output_hidden_states=True) for e, ids in zip(self.encoders, self.ids, strict=True)]
-        states = torch.cat([out.hidden_states[-2] for out in told], dim=-1)
-        added = {"text_embeds": told[-1].text_embeds, "time_ids": self.sizes}
+        outputs = [e(ids, output_hidden_states=True) for e, ids in zip(self.encoders, self.ids, strict=True)]
+        states = torch.cat([out.hidden_states[-2] for out in outputs], dim=-1)
+        added = {"text_embeds": outputs[-1].text_embeds, "time_ids": self.sizes}
         return self.unet(noisy, t, states, added_cond_kwargs=added).sample
 
 
@@ -156,21 +160,21 @@ def _autocast(base: DiffusionBase) -> torch.dtype | None:
     return None if base.dtype == torch.float32 else base.dtype
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-class _Spliced(nn.Module):
-    """An embedding whose positions 4 and 5 are what learns."""
+class _TrainedEmbedding(nn.Module):
+    """A token embedding whose rows at positions 4 and 5 of the sequence are the trained ones."""
 
     def __init__(self, table: nn.Module, rows: nn.Parameter) -> None:
         super().__init__()
         self.table, self.rows = table, rows
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        known = self.table(ids)
-        return torch.cat([known[:, :4], self.rows.to(known.dtype).expand(len(known), -1, -1), known[:, 6:]], dim=1)
+        embeds = self.table(ids)
+        return torch.cat([embeds[:, :4], self.rows.to(embeds.dtype).expand(len(embeds), -1, -1), embeds[:, 6:]], dim=1)
 
 
 def main() -> None:
@@ -200,13 +204,16 @@ def main() -> None:
         f"{base.name}, {side}², rank {RANK}, batch {arguments.batch}, {arguments.threads} thread(s); "
         f"loaded in {loaded:.1f} s"
     )
-    for name, contest in contests(base, side, arguments.batch).items():
+    for name, comparison in comparisons(base, side, arguments.batch).items():
         print(
-            f"{name}: {contest.ratio(arguments.steps or (3 if arguments.full else 40), arguments.rounds)}", flush=True
+            f"{name}: {comparison.ratio(arguments.steps or (3 if arguments.full else 40), arguments.rounds)}",
+            flush=True,
         )
     if arguments.device == "cuda":
-        print(f"peak memory of the card, both sides: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
-    print(f"peak memory of the run, both sides: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
+        print(f"peak GPU memory, both loops: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+    print(
+        f"peak memory of the process, both loops: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"
+    )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ Anything else that is raised is a defect of ours, not of the input.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 MAX_QUOTED = 200
@@ -59,6 +61,16 @@ class LoraServiceError(Exception):
         super().__init__(shorten(message, _MAX_MESSAGE))
         self.code = code or self.default_code
         self.field = field
+
+
+@contextmanager
+def blame_input(name: str) -> Iterator[None]:
+    """Name the input ``name`` as the field of errors that have none."""
+    try:
+        yield
+    except LoraServiceError as error:
+        error.field = error.field or name
+        raise
 
 
 class InputError(LoraServiceError):
@@ -105,10 +117,11 @@ class LinkError(LoraServiceError):
     Codes of what a server answers: ``unknown_host``, ``untrusted_certificate``, ``redirect_loop``,
     ``too_many_redirects``, ``too_many_pages``, ``sign_in_required``, ``token_rejected``, ``not_found``, ``expired``,
     ``refused_by_site``, ``unexpected_status``, ``html_instead_of_file``, ``unreadable_listing``, ``no_lora_file``,
-    ``several_lora_files``, ``checkpoint_not_lora``.
+    ``several_lora_files``, ``checkpoint_not_lora``,
+    ``no_version_for_base``.
 
     Codes of the file itself: ``too_large``, ``not_a_lora``, ``git_lfs_pointer``, ``hash_mismatch``, ``disk_full``,
-    ``too_many_files``.
+    ``cache_not_writable``, ``too_many_files``.
     """
 
     default_code = "unusable_link"
@@ -127,7 +140,7 @@ class UnreachableError(LinkError):
     """A server could not be reached, broke off, or was too slow or too busy; asking again later may help.
 
     Codes: ``unreachable`` (no address answers), ``dns_failure``, ``timed_out`` (a read), ``deadline_exceeded`` (all of
-    the fetch), ``connection_lost``, ``server_busy``, ``range_refused``.
+    the fetch), ``cancelled``, ``connection_lost``, ``server_busy``, ``range_refused``.
 
     Args:
         message: the sentence for the user.

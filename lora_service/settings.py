@@ -49,6 +49,10 @@ class Settings(BaseSettings):
     """Time for decoding one picture, after which it is left out."""
     max_ratio: int = Field(default=200, ge=1)
     """How many times its packed size a file of an archive may unpack to."""
+    max_download_seconds: float = Field(default=1800, gt=0)
+    """Time for all links of a job together."""
+    max_pixel_steps: int = Field(default=2_000_000_000, ge=1)
+    """Width × height × steps × pictures of one request."""
     face_model: Path | None = None
     """An ONNX file of the YuNet face detector; none: the cascade that OpenCV carries."""
     caption_model: str = ""

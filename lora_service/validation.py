@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ValidationError
+from pydantic_core import PydanticCustomError
 
 from lora_service.errors import InputError
 
@@ -12,6 +14,13 @@ from lora_service.errors import InputError
 def _to_int(value: Any) -> Any:
     """Cog hands an int over as a float when the client wrote 512.0."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def without_surrogates(value: Any) -> Any:
+    """Return a value; text that no file and no tokenizer can hold, like half of an emoji, is refused."""
+    if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+        raise PydanticCustomError("lone_surrogate", "text without half characters (lone surrogates)")
+    return value
 
 
 Int = Annotated[int, BeforeValidator(_to_int)]

@@ -144,6 +144,10 @@ def error(service: Service, **inputs: Any) -> str:
         return " ".join(f"{'.'.join(d['loc'])}: {d['msg']}" for d in body["detail"])
     assert body["status"] == "failed", body
     assert "\n" not in body["error"]
+    # Cog leaves the logs of a failed job empty, and puts its own words before the sentence.
+    assert body["error"].endswith(body["metrics"]["error_message"])
+    assert body["metrics"]["error_code"] not in ("", "internal_error")
+    assert "log" in body["metrics"]
     return str(body["error"])
 
 

@@ -1,7 +1,7 @@
 """Write the inputs of ``train.py`` and ``predict.py`` from the configs: ``python -m tools.write_entries [--check]``.
 
 Cog's build reads the entries without running them, so each input is spelled out there as literals. Header, name, return
-type and body of an entry are kept as they are.
+type and body of an entry do not change.
 """
 
 from __future__ import annotations

@@ -19,11 +19,12 @@ from lora_service.settings import Settings
 @click.argument("mode", type=click.Choice(["predict", "train"]), metavar="predict|train")
 @click.option("--port", type=int, help="Port.  [default: 5000 for predict, 5001 for train]")
 @click.option("--host", default="127.0.0.1", help="Address to listen on.  [default: 127.0.0.1]")
-def serve_command(mode: Mode, port: int | None, host: str) -> None:
+@click.option("--upload-url", metavar="URL", help="Have outputs uploaded to URL, not put into the answers.")
+def serve_command(mode: Mode, port: int | None, host: str, upload_url: str | None) -> None:
     """Run Cog's own HTTP server without Docker, and restart its worker when it dies."""
     settings = Settings.from_environment()
     locate(settings.base_model, settings.model_cache)  # refuse what can be no base model here, not in every job
-    sys.exit(server.serve(mode, port=port, host=host))
+    sys.exit(server.serve(mode, port=port, host=host, upload_url=upload_url))
 
 
 @click.command("download-base")

@@ -27,9 +27,8 @@ TRAINING = {
     "task": "object",
     "class_word": CLASS_WORD,
     "seed": 1,
-    "train_batch_size": 4,
-    "max_train_steps_ti": 150,
-    "max_train_steps_tuning": 600,
+    "max_train_steps_ti": 300,
+    "max_train_steps_tuning": 300,
 }
 PROMPTS = (
     "a picture of {} on a white background",

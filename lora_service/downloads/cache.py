@@ -1,6 +1,6 @@
 """Verified files on disk, shared by all processes of a machine, and values in memory that expire.
 
-    objects/<sha256>.safetensors    whole, checked files, named by what is in them
+    objects/<sha256>.safetensors    whole, checked LoRAs or archives of one, named by what is in them
     entries/<cache key>.json        the object that a link led to, and the validators of its version
     partial/<cache key>.part        downloads in progress, and those of killed processes
     locks/                          one per entry, held while it is fetched, and one for the folder
@@ -13,6 +13,7 @@ process.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import threading
@@ -28,6 +29,8 @@ from lora_service.downloads.partial_file import PartialFile
 
 _MAX_PARTIAL_AGE = 24 * 3600.0
 """Seconds after which a partial file that no process holds the lock of is removed."""
+
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -45,6 +48,7 @@ class CachedFile:
         etag, last_modified: the validators of this version, or ''.
         private: whether a token opened it; then nobody gets it without asking the server again.
         checked: time of the server's last answer that this is the newest version, in seconds since 1970.
+        name: the file's name as the server or the link has it, made safe.
     """
 
     key: str
@@ -55,6 +59,7 @@ class CachedFile:
     last_modified: str = ""
     private: bool = False
     checked: float = 0.0
+    name: str = ""
 
 
 class Cache:
@@ -89,12 +94,32 @@ class Cache:
 
     def use(self, entry: CachedFile) -> Path | None:
         """Mark the object as used just now, and return its path; None when it was removed meanwhile."""
+        path = self._object_path(entry.sha256)
+        try:
+            with self._folder_locked():
+                if not self._is_complete(entry):
+                    return None
+                os.utime(path)
+        except OSError as error:
+            if error.errno not in _READ_ONLY:
+                raise
+        return path if self._is_complete(entry) else None
+
+    def discard_if_damaged(self, path: Path) -> bool:
+        """Remove an object whose content is no longer what its name says; False if ``path`` is none, or is whole."""
+        if path.parent != self._objects or not path.exists() or PartialFile(path).sha256() == path.stem:
+            return False
         with self._folder_locked():
-            if not self._is_complete(entry):
-                return None
-            path = self._object_path(entry.sha256)
-            os.utime(path)
-            return path
+            path.unlink(missing_ok=True)
+        return True
+
+    def make_room(self) -> bool:
+        """Remove all objects that were not used just now, and downloads that nobody goes on with; False if there
+        are none."""
+        with self._folder_locked():
+            before = self._bytes()
+            self._evict(max_bytes=0)
+            return self._bytes() < before
 
     def store(self, entry: CachedFile, partial: PartialFile) -> Path:
         """Move a verified file into the cache, and return its path; the caller holds the entry's lock.
@@ -143,11 +168,21 @@ class Cache:
             self._remove_partials(older_than=0.0)
         return len(objects)
 
-    def _evict(self) -> None:
-        """Remove the least recently used objects until the rest fits; the caller holds the folder's lock."""
-        objects = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self._objects.iterdir())
-        excess = sum(size for _, size, _ in objects) - self._max_bytes
-        for last_used, size, path in objects[:-1]:  # never the one that was just stored
+    def _bytes(self) -> int:
+        """Return the bytes of objects and of downloads in progress."""
+        return sum(_size(path) for path in (*self._objects.glob("*"), *self._partial.glob("*.part")))
+
+    def _evict(self, max_bytes: int | None = None) -> None:
+        """Remove partial files that nobody writes to, then the least recently used objects, until the rest fits.
+
+        The caller holds the folder's lock.
+        """
+        max_bytes = self._max_bytes if max_bytes is None else max_bytes
+        if self._bytes() > max_bytes:
+            self._remove_partials(older_than=0.0)
+        objects = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self._objects.glob("*"))
+        excess = self._bytes() - max_bytes
+        for last_used, size, path in objects[: -1 if max_bytes else None]:  # never the one that was just stored
             if excess <= 0 or time.time() - last_used < self._grace:
                 break
             path.unlink()
@@ -157,6 +192,16 @@ class Cache:
             if entry is None or not self._is_complete(entry):
                 path.unlink(missing_ok=True)
         self._remove_partials(_MAX_PARTIAL_AGE)
+        self._remove_locks()
+
+    def _remove_locks(self) -> None:
+        """Remove the locks of what is no longer here; filelock takes a lock anew whose file was removed."""
+        for path in self._locks.glob("*.lock"):
+            key = path.stem
+            if key == "cache" or (self._entries / f"{key}.json").exists() or (self._partial / f"{key}.part").exists():
+                continue
+            with contextlib.suppress(Timeout, OSError), self.lock(key).acquire(timeout=0):
+                path.unlink(missing_ok=True)
 
     def _remove_partials(self, older_than: float) -> None:
         for path in self._partial.glob("*.part"):
@@ -192,6 +237,13 @@ class Cache:
             return CachedFile(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError):
             return None  # none yet, or of another version of this program: fetched again, and overwritten
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 class TtlCache(Generic[Key, Value]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urljoin, urlsplit
 
@@ -131,11 +132,20 @@ def with_query(base: str, **parameters: str) -> str:
     return f"{base}?{query}" if query else base
 
 
+def redact_all(links: Sequence[str]) -> str:
+    """Return several links as one short text for messages, each redacted."""
+    return _cut("|".join(redact(link) for link in links[:_MAX_QUOTED_LENGTH]))
+
+
 def redact(text: str) -> str:
     """Return a link without password, query and fragment, where secrets travel, and cut to a length for messages."""
     text = re.sub(r"[\x00-\x1f\x7f]+", " ", text)
     if text.startswith("data:"):
         return text[:40] + ("…" if len(text) > 40 else "")
-    text = re.sub(r"(?<=//)[^/?#]*@", "", text)
+    text = re.sub(r"(?<=//)[^/?#]*@|^(?!urn:|civitai:)[^/?#]*:[^/?#]*@", "", text)
     text = re.sub(r"[?#].*", "?…", text)
+    return _cut(text)
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= _MAX_QUOTED_LENGTH else text[: _MAX_QUOTED_LENGTH - 1] + "…"

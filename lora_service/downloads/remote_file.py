@@ -65,6 +65,7 @@ class RemoteFile:
         subfolder: the folder of the listing that was meant, with a slash at its end, or ''.
         sha256: the SHA-256 that the file must have, or ''.
         link_token: a token that was part of the link; it was taken out of ``url``.
+        note: a sentence for the user on why this file of a listing was taken, or ''.
         hints: the site's advice when the download fails.
     """
 
@@ -76,6 +77,7 @@ class RemoteFile:
     subfolder: str = ""
     sha256: str = ""
     link_token: str = field(default="", repr=False)
+    note: str = ""
     hints: ErrorHints = field(default=ErrorHints(), repr=False)
 
     @property

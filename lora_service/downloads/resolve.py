@@ -14,7 +14,7 @@ from lora_service.errors import LinkError
 
 _ACCEPTED_LINKS = (
     "paste a link of Google Drive, Hugging Face, Civitai, Dropbox or GitHub, owner/name on Hugging Face, "
-    "or any https:// link to a .safetensors file"
+    "or any https:// link to the file itself"
 )
 
 
@@ -28,13 +28,16 @@ def resolve(text: str, *, allow_local: bool = False) -> RemoteFile:
     Raises:
         LinkError: it means no single file; the message says what to paste instead.
     """
+    if re.search("[\ud800-\udfff]", text):
+        raise LinkError("The link holds half a character (a lone surrogate); copy it again.", code="malformed_link")
     text = _strip_wrapping(text)
     if not text:
         raise LinkError(f"The link is empty; {_ACCEPTED_LINKS}.", code="empty_link")
-    if text[:5].lower() == "data:":
+    if is_data_uri(text):
         return parse_data_uri(text)
     if allow_local and (local := _resolve_path(text)):
         return local
+    text = _strip_trailing(text)
     if urn := civitai.parse_urn(text):
         return urn
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", text)
@@ -52,6 +55,11 @@ def resolve(text: str, *, allow_local: bool = False) -> RemoteFile:
     if repository is None:
         raise LinkError(f"{redact(text)!r} is no link; {_ACCEPTED_LINKS}.", code="not_a_link")
     return repository
+
+
+def is_data_uri(text: str) -> bool:
+    """Return whether a link holds its file itself (RFC 2397)."""
+    return text.lstrip()[:5].lower() == "data:"
 
 
 def split(text: str) -> tuple[str, ...]:
@@ -102,12 +110,20 @@ def _parse_link(text: str) -> ParsedUrl:
     return link
 
 
+def _strip_trailing(text: str) -> str:
+    """Return a link without what a sentence or a list leaves at its end: commas, brackets, `` (a remark)``."""
+    text = re.sub(r"(?<=\S)\s+\([^()]*\)?[\s.,;]*$", "", text)
+    while text.endswith((",", ";")) or (text.endswith(")") and text.count(")") > text.count("(")):
+        text = text[:-1].rstrip()
+    return text
+
+
 def _strip_wrapping(text: str) -> str:
     """Return the link without what mail programs, chats and editors put around it."""
     text = text.strip(" \t\r\n\ufeff\u200b\u00a0")
-    markdown = re.fullmatch(r"\[[^\]]*\]\((\S+)\)", text)
+    markdown = re.fullmatch(r"!?\[[^\]]*\]\(\s*<?([^\s>]+)>?(?:\s+[\"'][^\"']*[\"'])?\s*\)[\s.,;]*", text)
     text = markdown.group(1) if markdown else text
-    for opening, closing in ("<>", '""', "''", "``", "“”"):
+    for opening, closing in ("<>", "()", '""', "''", "``", "“”"):
         if len(text) > 1 and text.startswith(opening) and text.endswith(closing):
             text = text[1:-1].strip()
     return text.replace("&amp;", "&")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
@@ -43,15 +43,27 @@ class GeneratedImage:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Prompts(NamedTuple):
+    """The two prompts of a request, without references; the fields are named as the inputs."""
+
+    prompt: str
+    negative_prompt: str
+
+
 class ImageGenerator:
     """A base model that generates images; it stays patched with the last request's LoRAs, which cost nothing again.
 
     Every request names all of its LoRAs, so a request without one gets the bare base, and a failed or cancelled one
     leaves the bare base behind.
+
+    Args:
+        base: the base model.
+        max_pixel_steps: most width × height × steps × images of a request; None: any.
     """
 
-    def __init__(self, base: DiffusionBase) -> None:
+    def __init__(self, base: DiffusionBase, max_pixel_steps: int | None = None) -> None:
         self.base = base
+        self._max_pixel_steps = max_pixel_steps
         self.patcher = Patcher(base.components, base.tokenizers)
 
     def generate(
@@ -75,18 +87,28 @@ class ImageGenerator:
             WrongBaseError: a LoRA belongs to another base.
         """
         size = self._size(request, image)
+        self._check_budget(request, size)
         with self._patched(loras) as report:
             if report.warning:
                 log(f"warning: {report.warning}")
             subjects = [None if s.is_zero else name for name, (_, s) in zip(report.subjects, loras, strict=True)]
-            expanded = expand_references(request.prompt, subjects)
-            for note in expanded.notes:
-                log(note)
-            self._warn_of_truncation("prompt", expanded.prompt, log)
-            self._warn_of_truncation("negative prompt", request.negative_prompt, log)
+            prompts = self._expand_prompts(request, subjects, log)
             with torch.inference_mode():
-                generate_image, settings = self._prepare(request, expanded.prompt, size, image)
-            return _generate_images(generate_image, request, {"prompt": expanded.prompt, **settings}, log)
+                generate_image, settings = self._prepare(request, prompts, size, image)
+            # At scale 0 a LoRA changes nothing, and the file is the bare base's, byte for byte.
+            scales = "" if all(scale.is_zero for _, scale in loras) else request.lora_scales
+            return _generate_images(generate_image, request, {**settings, "lora_scales": scales}, log)
+
+    def _expand_prompts(self, request: GenerateRequest, subjects: list[str | None], log: Log) -> Prompts:
+        """Return both prompts with their references expanded; the log gets notes, and warnings of what is cut off."""
+        expanded = []
+        for field_name in Prompts._fields:
+            result = expand_references(getattr(request, field_name), subjects, field_name)
+            for note in result.notes:
+                log(note)
+            self._warn_of_truncation(field_name, result.prompt, log)
+            expanded.append(result.prompt)
+        return Prompts(*expanded)
 
     @contextmanager
     def _patched(self, loras: list[ScaledLora]) -> Iterator[Any]:
@@ -108,44 +130,65 @@ class ImageGenerator:
             self.base.check_side(name, value)
         return size
 
+    def _check_budget(self, request: GenerateRequest, size: tuple[int, int]) -> None:
+        """Refuse a request that would take hours.
+
+        Raises:
+            InputError: it exceeds the limit (``too_much_work``).
+        """
+        steps = request.num_inference_steps or self.base.defaults.num_inference_steps
+        pixel_steps = size[0] * size[1] * steps * request.num_outputs
+        if self._max_pixel_steps is not None and pixel_steps > self._max_pixel_steps:
+            limit = self._max_pixel_steps // (size[0] * size[1] * request.num_outputs)
+            expected = (
+                f"at most {limit} for {request.num_outputs} pictures of {size[0]} × {size[1]} pixels, as "
+                f"MAX_PIXEL_STEPS is {self._max_pixel_steps}; take fewer or smaller pictures"
+            )
+            raise InputError("num_inference_steps", steps, expected, code="too_much_work")
+
     def _prepare(
-        self, request: GenerateRequest, prompt: str, size: tuple[int, int], image: Image.Image | None
+        self,
+        request: GenerateRequest,
+        prompts: Prompts,
+        size: tuple[int, int],
+        image: Image.Image | None,
     ) -> tuple[GenerateImage, dict[str, Any]]:
         """Return the function that generates the request's images, and the settings for their metadata."""
         defaults = self.base.defaults
         steps = request.num_inference_steps or defaults.num_inference_steps
         guidance_scale = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
         check_scheduler(request.scheduler, steps)
-        scheduler = make_scheduler(request.scheduler, self.base.scheduler_config)
+        from_noise = image is None or request.prompt_strength == 1
+        scheduler = make_scheduler(request.scheduler, self.base.scheduler_config, img2img=not from_noise)
         settings = {
+            "prompt": prompts.prompt,
             "num_inference_steps": steps,
             "guidance_scale": guidance_scale,
-            "negative_prompt": request.negative_prompt,
+            "negative_prompt": prompts.negative_prompt,
             "width": size[0],
             "height": size[1],
             "scheduler": request.scheduler,
-            # At scale 0 a LoRA changes nothing, and the file is the bare base's, byte for byte.
-            "lora_scales": "" if all(scale.is_zero for _, scale in request.loras()) else request.lora_scales,
             "base": defaults.title,
         }
         kwargs = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
-        if image is None:
-            embeds = self._encode_prompts(prompt, request.negative_prompt)
+        if image is not None:
+            settings["prompt_strength"] = request.prompt_strength
+        if image is None or from_noise:
+            embeds = self._encode_prompts(prompts)
             return self._text2img({**kwargs, **embeds, "width": size[0], "height": size[1]}, scheduler), settings
-        settings["prompt_strength"] = request.prompt_strength
         if int(request.prompt_strength * steps) < 1:
             expected = f"at least {1 / steps:.2g}, so that one of {steps} steps is taken"
             raise InputError("prompt_strength", request.prompt_strength, expected)
-        embeds = self._encode_prompts(prompt, request.negative_prompt)
+        embeds = self._encode_prompts(prompts)
         initial = ImageOps.fit(image.convert("RGB"), size, Image.Resampling.LANCZOS)
         return self._img2img({**kwargs, **embeds, "strength": request.prompt_strength}, initial, scheduler), settings
 
-    def _encode_prompts(self, prompt: str, negative_prompt: str) -> dict[str, torch.Tensor]:
+    def _encode_prompts(self, prompts: Prompts) -> dict[str, torch.Tensor]:
         """Return both prompt embeds as a pipeline's keyword arguments, from the patched text encoders."""
         text = self.base.text.with_tokenizers(self.patcher.tokenizers)
         # One at a time, as the pipelines do: a batch of two differs in the last bits.
         prompt_embeds, negative_embeds = (
-            text.encode(text.tokenize([p]).to(self.base.device)) for p in (prompt, negative_prompt)
+            text.encode(text.tokenize([self.patcher.with_all_rows(prompt)]).to(self.base.device)) for prompt in prompts
         )
         return {**prompt_embeds.as_kwargs(), **negative_embeds.as_kwargs("negative_")}
 
@@ -170,9 +213,12 @@ class ImageGenerator:
 
     def _warn_of_truncation(self, name: str, prompt: str, log: Log) -> None:
         text = self.base.text.with_tokenizers(self.patcher.tokenizers)
-        tokens, limit = text.count(prompt), text.positions - 2  # without the start and the end of the text
+        tokens, limit = (
+            text.count(self.patcher.with_all_rows(prompt)),
+            text.positions - 2,
+        )  # without the start and the end of the text
         if tokens > limit:
-            log(f"warning: the {name} has {tokens} tokens and only the first {limit} are used")
+            log(f"warning: the {name.replace('_', ' ')} has {tokens} tokens and only the first {limit} are used")
 
 
 def _generate_images(

@@ -7,18 +7,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from lora_service.downloads.resolve import split
-from lora_service.errors import InputError
+from lora_service.downloads.parsed_url import redact, redact_all
+from lora_service.downloads.resolve import is_data_uri, split
+from lora_service.errors import InputError, blame_input
 from lora_service.generation.schedulers import SCHEDULERS, check_scheduler
+from lora_service.lora.safetensors_header import shortened
 from lora_service.lora.scale import Scale
-from lora_service.validation import Int, first_error
+from lora_service.validation import Int, first_error, without_surrogates
 
 LARGEST_SIDE = 2048
 """The most pixels of width and height."""
 MAX_LORAS = 8
 """The most LoRAs of one request."""
+MAX_LINK_LENGTH = 8192
+"""The most characters of a link; a data URI is bounded by ``MAX_DOWNLOAD_BYTES``."""
 
 
 def _checked_scheduler(name: str) -> str:
@@ -56,9 +60,7 @@ class GenerateRequest(BaseModel):
         json_schema_extra={"enum": [*SCHEDULERS]},
     )
     lora_urls: str = Field(
-        "",
-        max_length=20000,
-        description="Links to LoRAs, split by |. Share links of Google Drive, Hugging Face, Civitai … work.",
+        "", description="Links to LoRAs, split by |. Share links of Google Drive, Hugging Face, Civitai … work."
     )
     lora_scales: str = Field(
         "0.8",
@@ -84,9 +86,15 @@ class GenerateRequest(BaseModel):
     }  # fmt: skip
     """The fields by group, in the order of ``lora-service generate --help``."""
 
+    _whole_characters = field_validator("*", mode="before")(without_surrogates)
+
     @staticmethod
-    def of(values: dict[str, Any]) -> GenerateRequest:
+    def of(values: dict[str, Any], more_loras: int = 0) -> GenerateRequest:
         """Validate an entry's inputs.
+
+        Args:
+            values: the inputs by name.
+            more_loras: the number of LoRAs that come before those of ``lora_urls``.
 
         Raises:
             InputError: an input cannot be used.
@@ -95,26 +103,51 @@ class GenerateRequest(BaseModel):
             request = GenerateRequest(**values)
         except ValidationError as error:
             raise first_error(error) from error
-        request.loras()
+        request.scales(more_loras)
         return request
 
-    def loras(self) -> list[tuple[str, Scale]]:
-        """Return the links with their scales; a single scale counts for all links.
+    def links(self) -> tuple[str, ...]:
+        """Return the links of ``lora_urls``.
 
         Raises:
-            InputError: there are too many links, the numbers of links and scales differ, or a scale is invalid.
+            InputError: there are too many, or one is longer than any link.
+            LinkError: they begin as a JSON list and are none.
         """
-        links = split(self.lora_urls)
+        with blame_input("lora_urls"):
+            links = split(self.lora_urls)
         if len(links) > MAX_LORAS:
-            raise InputError("lora_urls", self.lora_urls, f"at most {MAX_LORAS} links")
-        scales = [parse_scale(text) for text in self.lora_scales.split("|")] if links else []
+            raise InputError("lora_urls", redact_all(links), f"at most {MAX_LORAS} links")
+        too_long = [link for link in links if len(link) > MAX_LINK_LENGTH and not is_data_uri(link)]
+        if too_long:
+            raise InputError("lora_urls", redact(too_long[0]), f"links of at most {MAX_LINK_LENGTH} characters")
+        return links
+
+    def scales(self, more_loras: int = 0) -> list[Scale]:
+        """Return the scale of each LoRA; a single one counts for all.
+
+        Args:
+            more_loras: the number of LoRAs that come before those of ``lora_urls``.
+
+        Raises:
+            InputError: there are too many LoRAs, the numbers of LoRAs and scales differ, or a scale is invalid.
+        """
+        count = more_loras + len(self.links())
+        if count > MAX_LORAS:
+            raise InputError("lora_urls", redact_all(self.links()), f"at most {MAX_LORAS - more_loras} links")
+        scales = [parse_scale(text) for text in self.lora_scales.split("|")] if count else []
         if len(scales) == 1:
-            scales *= len(links)
-        if len(scales) != len(links):
-            raise InputError(
-                "lora_scales", self.lora_scales, f"one scale, or {len(links)} split by |, one for each link"
-            )
-        return list(zip(links, scales, strict=True))
+            scales *= count
+        if len(scales) != count:
+            raise InputError("lora_scales", self.lora_scales, f"one scale, or {count} split by |, one for each LoRA")
+        return scales
+
+    def loras(self) -> list[tuple[str, Scale]]:
+        """Return the links with their scales.
+
+        Raises:
+            InputError, LinkError: as of :meth:`links` and :meth:`scales`.
+        """
+        return list(zip(self.links(), self.scales(), strict=True))
 
 
 def parse_scale(text: str) -> Scale:
@@ -142,10 +175,11 @@ class ExpandedPrompt:
     notes: tuple[str, ...] = ()
 
 
+_MAX_EXPANDED_LENGTH = 20_000
 _REFERENCE = re.compile(r"<([1-9]\d?)>")
 
 
-def expand_references(prompt: str, subjects: list[str | None]) -> ExpandedPrompt:
+def expand_references(prompt: str, subjects: list[str | None], field: str = "prompt") -> ExpandedPrompt:
     """Replace ``<1>``, ``<2>`` in ``prompt`` by the tokens or trigger word of the first, second LoRA.
 
     Without any LoRA the references are left out, as the default prompt has one.
@@ -153,26 +187,35 @@ def expand_references(prompt: str, subjects: list[str | None]) -> ExpandedPrompt
     Args:
         prompt: the prompt with references.
         subjects: tokens or trigger word of each LoRA; None for a LoRA that has neither.
+        field: the input that holds the prompt.
 
     Raises:
-        InputError: a number is larger than the number of LoRAs.
+        InputError: a number is larger than the number of LoRAs (``unknown_reference``), or the prompt becomes longer
+            than any text encoder reads (``prompt_too_long``).
     """
     notes = []
+    shown = field.replace("_", " ")
+    length = len(prompt)
 
     def expand(match: re.Match[str]) -> str:
+        nonlocal length
         number = int(match[1])
         if not subjects:
             notes.append(
-                f"No LoRA was given, so {match[0]} was left out of the prompt; paste a LoRA's link in lora_urls."
+                f"There is no LoRA, so {match[0]} was left out of the {shown}; paste a LoRA's link in lora_urls."
             )
             return ""
         if number > len(subjects):
             expected = f"one that names <1> to <{len(subjects)}>, the LoRAs of the request"
-            raise InputError("prompt", prompt, expected, code="unknown_reference")
+            raise InputError(field, prompt, expected, code="unknown_reference")
         subject = subjects[number - 1]
         if subject is None:
-            notes.append(f"LoRA {number} has no token or trigger word, so {match[0]} was left out of the prompt.")
+            notes.append(f"LoRA {number} has no token or trigger word, so {match[0]} was left out of the {shown}.")
+        length += len(subject or "")
+        if length > _MAX_EXPANDED_LENGTH:
+            expected = f"shorter: with the tokens of its LoRAs it has more than {_MAX_EXPANDED_LENGTH} characters"
+            raise InputError(field, shortened(prompt), expected, code="prompt_too_long")
         return subject or ""
 
     expanded = _REFERENCE.sub(expand, prompt)
-    return ExpandedPrompt(re.sub(r"\s+", " ", expanded).strip() if notes else expanded, tuple(notes))
+    return ExpandedPrompt(re.sub(r"\s+", " ", expanded).strip() if notes else expanded, tuple(dict.fromkeys(notes)))

@@ -4,6 +4,7 @@
     lycoris.py             other changes of a weight: LoHa, LoKr, DoRA
     scale.py               the factors a LoRA is applied with; imports no torch
     files.py               ``read_lora``, ``write_lora``, the registry of formats
+    archive.py             the LoRA in a zip or tar, unpacked safely; imports no torch
     formats/               one module per file format
     layer_builder.py       tensors of one module -> its change
     key_mapping.py         keys of other tools <-> module paths of the diffusers model

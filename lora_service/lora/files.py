@@ -6,16 +6,18 @@ A new format is one module in ``formats/`` and one line in ``FORMATS``.
 from __future__ import annotations
 
 import secrets
+import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lora_service.errors import InputError, LoraFileError
+from lora_service.lora.archive import EMBEDDINGS_NAME, is_archive, unpack_lora
 from lora_service.lora.formats import cloneofsimo, diffusers, embedding, kohya
-from lora_service.lora.formats.stored_tokens import TOKENS_KEY
+from lora_service.lora.formats.stored_tokens import TOKENS_KEY, tokens_from_training
 from lora_service.lora.safetensors_file import TensorFile, read_tensor_file, serialize
 from lora_service.lora.safetensors_header import read_header, shortened
 from lora_service.lora.weights import LoraWeights
@@ -50,18 +52,40 @@ FORMAT_NAMES = tuple(known.name for known in FORMATS)
 _FORMAT_STRINGS = ("lora_adapter_metadata", TOKENS_KEY)
 
 
-def read_lora(path: Path) -> LoraWeights:
-    """Read a LoRA file; its format is recognised by keys and shapes.
+def read_lora(path: Path, name: str = "") -> LoraWeights:
+    """Read a LoRA file, or the one in a zip or tar; its format is recognised by keys and shapes.
+
+    Args:
+        path: the file.
+        name: its name as people know it, which names an embedding too; '': that of ``path``.
 
     Raises:
         LoraFileError: the file is no LoRA, is damaged, or holds something that is not read; the message begins with
             the file's name.
     """
-    header = read_header(path)  # its errors name the file
+    name = name or path.name
+    if is_archive(path):
+        return _read_archive(path, name)
+    header = read_header(path, name)  # its errors name the file
     try:
-        return parse_lora(read_tensor_file(path, header))
+        return parse_lora(read_tensor_file(path, header, Path(name).stem))
     except LoraFileError as error:
-        raise LoraFileError(f"{path.name}: {error}", code=error.code) from error
+        raise LoraFileError(f"{name}: {error}", code=error.code) from error
+
+
+def _read_archive(path: Path, name: str) -> LoraWeights:
+    """Read the LoRA of an archive, with the learned rows beside it."""
+    with tempfile.TemporaryDirectory(prefix="lora-archive-") as folder:
+        try:
+            unpacked = unpack_lora(path, Path(folder))
+            weights = read_lora(unpacked.path, unpacked.name)
+            if unpacked.embeddings is None:
+                return weights
+            header = read_header(unpacked.embeddings, EMBEDDINGS_NAME)
+            rows = read_tensor_file(unpacked.embeddings, header).tensors
+            return replace(weights, embeddings={**weights.embeddings, **tokens_from_training(rows, unpacked.word)})
+        except LoraFileError as error:
+            raise LoraFileError(f"{name}: {error}", code=error.code) from error
 
 
 def parse_lora(file: TensorFile) -> LoraWeights:

@@ -94,6 +94,10 @@ class Patcher:
         """The current tokenizer per text encoder: the original, or a copy with the LoRAs' tokens."""
         return self._token_embeddings.tokenizers
 
+    def with_all_rows(self, prompt: str) -> str:
+        """Return a prompt in which the word of an embedding of several rows is followed by the names of the others."""
+        return self._token_embeddings.with_all_rows(prompt)
+
     def apply(self, loras: Sequence[tuple[LoraWeights, Scale]]) -> PatchReport:
         """Patch the models with these LoRAs at these scales, and no others; their changes are summed.
 

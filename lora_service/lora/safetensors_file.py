@@ -37,8 +37,13 @@ class TensorFile:
     stem: str = "lora"
 
 
-def read_tensor_file(path: Path, header: SafetensorsHeader) -> TensorFile:
+def read_tensor_file(path: Path, header: SafetensorsHeader, stem: str = "") -> TensorFile:
     """Read all tensors of a safetensors file whose header was read before; float8 becomes fp32.
+
+    Args:
+        path: the file.
+        header: its header.
+        stem: its name without suffix; '': that of ``path``.
 
     Raises:
         LoraFileError: the file was cut short since (``truncated``), or a dtype is none of a LoRA
@@ -51,7 +56,7 @@ def read_tensor_file(path: Path, header: SafetensorsHeader) -> TensorFile:
     if len(data) < max((entry.end for entry in header.tensors.values()), default=0):
         raise LoraFileError("It was cut short while it was read.", code="truncated")
     tensors = {key: _tensor(key, data, entry) for key, entry in header.tensors.items()}
-    return TensorFile(tensors, header.metadata, path.stem)
+    return TensorFile(tensors, header.metadata, stem or path.stem)
 
 
 def _tensor(key: str, data: bytearray, entry: TensorEntry) -> Tensor:

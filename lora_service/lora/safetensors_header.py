@@ -61,8 +61,12 @@ class _MalformedHeader(ValueError):
         self.code = code
 
 
-def read_header(path: Path) -> SafetensorsHeader:
+def read_header(path: Path, name: str = "") -> SafetensorsHeader:
     """Return the checked header of a safetensors file.
+
+    Args:
+        path: the file.
+        name: its name in messages; '': that of ``path``.
 
     Raises:
         LoraFileError: the file is of another kind (code ``web_page``, ``git_lfs_pointer``, ``zip``, ``pickle``,
@@ -70,24 +74,25 @@ def read_header(path: Path) -> SafetensorsHeader:
             itself (``too_many_tensors``, ``not_json``, ``duplicate_key``, ``bad_metadata``, ``bad_tensor_entry``,
             ``bad_offsets``).
     """
+    name = name or path.name
     try:
         with path.open("rb") as file:
             start = file.read(512)
             file_size = path.stat().st_size
-            _refuse_other_types(path, start)
+            _refuse_other_types(name, start)
             length = int.from_bytes(start[:_LENGTH_BYTES], "little")
-            _check_length(path, length, file_size)
+            _check_length(name, length, file_size)
             file.seek(_LENGTH_BYTES)
             raw = file.read(length)
     except OSError as error:
         raise LoraFileError(
-            f"{path.name} cannot be read: {error.strerror}; give a .safetensors file.", code="unreadable"
+            f"{name} cannot be read: {error.strerror}; give a .safetensors file.", code="unreadable"
         ) from error
     try:
         return _parse(raw, _LENGTH_BYTES + length, file_size)
     except _MalformedHeader as error:
         raise LoraFileError(
-            f"{path.name} is a damaged safetensors file: {error}; download or save it again.", code=error.code
+            f"{name} is a damaged safetensors file: {error}; download or save it again.", code=error.code
         ) from error
 
 
@@ -103,9 +108,9 @@ _DESCRIPTIONS = {
 }
 
 
-def _refuse_other_types(path: Path, start: bytes) -> None:
+def _refuse_other_types(name: str, start: bytes) -> None:
     if file_type := _other_type(start):
-        raise LoraFileError(f"{path.name} is {_DESCRIPTIONS[file_type]}.", code=file_type)
+        raise LoraFileError(f"{name} is {_DESCRIPTIONS[file_type]}.", code=file_type)
 
 
 def _other_type(start: bytes) -> str | None:
@@ -126,21 +131,21 @@ def _other_type(start: bytes) -> str | None:
     return None
 
 
-def _check_length(path: Path, length: int, file_size: int) -> None:
+def _check_length(name: str, length: int, file_size: int) -> None:
     if file_size <= _LENGTH_BYTES or length < 2:
         raise LoraFileError(
-            f"{path.name} holds {file_size} bytes and no safetensors header; give a .safetensors file.",
+            f"{name} holds {file_size} bytes and no safetensors header; give a .safetensors file.",
             code="not_safetensors",
         )
     if length > MAX_HEADER_BYTES:
         raise LoraFileError(
-            f"{path.name} is no safetensors file: it announces a header of {length} bytes, "
+            f"{name} is no safetensors file: it announces a header of {length} bytes, "
             f"but at most {MAX_HEADER_BYTES} are read.",
             code="not_safetensors",
         )
     if _LENGTH_BYTES + length > file_size:
         raise LoraFileError(
-            f"{path.name} is cut off: its header needs {_LENGTH_BYTES + length} bytes and the file has {file_size}; "
+            f"{name} is cut off: its header needs {_LENGTH_BYTES + length} bytes and the file has {file_size}; "
             "download it again.",
             code="truncated",
         )

@@ -4,9 +4,11 @@ inference alike."""
 from __future__ import annotations
 
 import copy
+import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, takewhile
 from typing import Any
 
 import torch
@@ -46,6 +48,7 @@ class TokenEmbeddings:
         self._copies: OrderedDict[tuple[str, tuple[str, ...]], CLIPTokenizer] = OrderedDict()
         self._tables: dict[str, _OriginalTable] = {}
         self._added: list[tuple[str, str, Tensor]] = []
+        self._other_rows: dict[str, tuple[str, ...]] = {}
 
     @property
     def tokenizers(self) -> Mapping[str, CLIPTokenizer]:
@@ -99,14 +102,34 @@ class TokenEmbeddings:
         ]
         if [(c, name, id(row)) for c, name, row in added] != [(c, name, id(row)) for c, name, row in self._added]:
             self.restore()
+            self._other_rows = {word: rows for unique in names for word, rows in _other_rows(unique).items()}
             self._added = added  # before the tables: an interruption must not leave rows that nobody removes
             for component in self._encoders:
                 self._add(component, {name: row for c, name, row in added if c == component})
         return names
 
+    def with_all_rows(self, prompt: str) -> str:
+        """Return a prompt in which the word of an embedding of several rows is followed by the names of the others.
+
+        diffusers does the same (``maybe_convert_prompt``), and A1111 and ComfyUI know no names but the word.
+        """
+        if not self._other_rows:
+            return prompt
+        names = sorted({name for _, name, _ in self._added}, key=len, reverse=True)
+
+        def expand(match: re.Match[str]) -> str:
+            others = self._other_rows.get(match[0], ())
+            rest = prompt[match.end() :]
+            if not others or rest.lstrip().startswith(others[0]):
+                return match[0]  # a single row, or a prompt that names them all
+            return as_text([match[0], *others]) + (" " if re.match(r"\w", rest) else "")
+
+        return re.sub("|".join(map(_pattern, names)), expand, prompt)
+
     def restore(self) -> None:
         """Put the original tokenizers and tables back."""
         self._added = []
+        self._other_rows = {}
         self._tokenizers = dict(self._original_tokenizers)
         for component, table in self._tables.items():
             encoder = self._encoders[component]
@@ -147,6 +170,25 @@ class TokenEmbeddings:
         while len(self._copies) > _CACHED_COPIES:
             self._copies.popitem(last=False)
         return self._copies[key]
+
+
+def _other_rows(names: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Return the first word of each embedding of several rows -> the names of its other rows.
+
+    Args:
+        names: a LoRA's own token names, of which an embedding's are ``word``, ``word_1``, ``word_2``, … -> their names
+            in prompts.
+    """
+    others = {
+        word: tuple(names[row] for row in takewhile(names.__contains__, (f"{word}_{i}" for i in count(1))))
+        for word in names
+    }
+    return {names[word]: rows for word, rows in others.items() if rows}
+
+
+def _pattern(name: str) -> str:
+    """Return the pattern of a token in a prompt: a word of its own, unless it has brackets."""
+    return re.escape(name) if _bracketed(name) else rf"(?<!\w){re.escape(name)}(?!\w)"
 
 
 def as_text(names: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,12 +13,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from PIL import Image
 
 from lora_service.downloads.auth import check_one_host
-from lora_service.downloads.fetcher import Fetcher
+from lora_service.downloads.fetcher import FetchedFile, Fetcher
+from lora_service.downloads.parsed_url import redact
 from lora_service.downloads.remote_file import RemoteFile
 from lora_service.downloads.resolve import resolve
-from lora_service.errors import InputError, PicturesError, quote, shorten
+from lora_service.errors import InputError, LoraFileError, PicturesError, blame_input, quote
 from lora_service.generation.request import LARGEST_SIDE, GenerateRequest
-from lora_service.services.model_service import Log, ModelService, RecordMetric, blame_input, ignore_metric
+from lora_service.generation.schedulers import SCHEDULERS
+from lora_service.services.model_service import (
+    JobLog,
+    Log,
+    ModelService,
+    RecordMetric,
+    ignore_metric,
+    module_map,
+)
+from lora_service.services.worker import COMMON_IMPORTS, Worker
 from lora_service.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,25 +38,63 @@ if TYPE_CHECKING:
 PARSED_BYTES = 2**30
 """Size of the parsed LoRAs that are kept in memory, beside the last one: the same link again costs nothing."""
 
+_IMPORTS = (
+    *COMMON_IMPORTS,
+    f"diffusers:{' '.join(choice.class_name for choice in SCHEDULERS.values())}",
+    "diffusers:StableDiffusionImg2ImgPipeline StableDiffusionXLImg2ImgPipeline",
+    "scipy.integrate",  # KLMS
+    "lora_service.generation.generator",
+    "lora_service.lora.files",
+)
+
+
+@dataclass(frozen=True)
+class LoraSources:
+    """The LoRAs of a request that are no links in ``lora_urls``.
+
+    ``lora`` may be anything: Cog hands over a ``Path`` for what it downloaded, and a bare ``str`` for what it did not
+    understand, which must not be opened.
+    """
+
+    replicate_weights: str
+    lora: object
+
 
 class InferenceService(ModelService):
     """Generates images; LoRAs are fetched, checked and kept.
 
     Args:
         allow_local: a LoRA may be a path on this machine: yes on a command line, never on a server.
+        weights: link or path of a trained LoRA that is the first of every request, as Cog hands a training's result
+            to ``setup``; None or '': none.
     """
 
     folder_prefix: ClassVar[str] = "lora-pictures-"
 
-    def __init__(self, settings: Settings | None = None, *, allow_local: bool = False) -> None:
-        super().__init__(settings)
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        worker: Worker | None = None,
+        allow_local: bool = False,
+        weights: object = None,
+    ) -> None:
+        super().__init__(settings, worker=worker)
         self._allow_local = allow_local
+        self._weights = str(weights or "").strip()
         self._fetcher = Fetcher(self.settings)
-        self._parsed: OrderedDict[tuple[Path, int, int], LoraWeights] = OrderedDict()
+        self._parsed: OrderedDict[tuple[FetchedFile, int, int], LoraWeights] = OrderedDict()
 
     def warm_up(self) -> None:
-        """Load the base model; with ``WARM_UP`` also draw once, so that the first request finds all kernels ready."""
+        """Load the base model and the trained weights; with ``WARM_UP`` also draw once, to have all kernels ready.
+
+        In a server's worker, everything that a request may need is imported as well.
+        """
+        if self._worker:
+            self._worker.prepare(_IMPORTS)
         generator = self._generator
+        if self._weights:
+            _ = self._trained_weights
         if self.settings.warm_up:
             generator.generate(GenerateRequest.of({"prompt": "", "num_inference_steps": 2}), [])
 
@@ -55,13 +104,27 @@ class InferenceService(ModelService):
         from lora_service.models.loading import load_base, use_threads
 
         use_threads(self.settings)
-        return ImageGenerator(load_base(self.settings))
+        generator = ImageGenerator(load_base(self.settings), self.settings.max_pixel_steps)
+        self._modules = module_map(generator.base.components)
+        return generator
+
+    def _base_is_intact(self) -> bool:
+        generator = self.__dict__.get("_generator")
+        if generator is None:
+            return True
+        generator.patcher.restore()  # again, as the first time may have been interrupted
+        return module_map(generator.base.components) == self._modules
+
+    def _drop_base(self) -> None:
+        self.__dict__.pop("_generator", None)
 
     def run(
         self,
         inputs: Mapping[str, Any],
         *,
         image: object = None,
+        lora: object = None,
+        replicate_weights: str = "",
         token: str | None = None,
         record_metric: RecordMetric = ignore_metric,
         log: Log = print,
@@ -70,16 +133,20 @@ class InferenceService(ModelService):
 
         Args:
             image: the picture to start from, anything that Cog hands over.
+            lora: an uploaded LoRA, anything that Cog hands over.
+            replicate_weights: link to a training's result, used in place of the service's own weights.
             token: sent to the links' own host only.
 
         Raises:
             LoraServiceError: a mistake that the user can mend.
         """
-        with self._job():
-            request = GenerateRequest.of({k: v for k, v in inputs.items() if v is not None})
+        log = JobLog(log, record_metric)
+        with self._job(log, [path for path in (image, lora) if isinstance(path, Path)]):
+            more_loras = bool(replicate_weights.strip() or self._weights) + (lora is not None)
+            request = GenerateRequest.of({k: v for k, v in inputs.items() if v is not None}, more_loras)
             start = self._open(image)
             started = time.monotonic()
-            loras = self._loras(request, token, log)
+            loras = self._loras(request, LoraSources(replicate_weights.strip(), lora), token, log)
             fetched = time.monotonic()
             generated = self._generator.generate(request, loras, image=start, log=log)
             paths = self._save(request, generated)
@@ -97,28 +164,62 @@ class InferenceService(ModelService):
             save_image(image, folder / f"out-{i}.{suffix}", request.output_quality) for i, image in enumerate(generated)
         ]
 
-    def _loras(self, request: GenerateRequest, token: str | None, log: Log) -> list[Any]:
-        """Return the request's LoRAs, read, with their scales."""
-        with blame_input("lora_urls"):
-            files = [(resolve(link, allow_local=self._allow_local), scale) for link, scale in request.loras()]
-            check_one_host([file for file, _ in files], token, self.settings)
-            return [(self._lora(file, token, log), scale) for file, scale in files]
+    def _loras(self, request: GenerateRequest, more: LoraSources, token: str | None, log: Log) -> list[Any]:
+        """Return the request's LoRAs, read, with their scales: trained weights, the upload, and those by link."""
+        links = {"replicate_weights": [more.replicate_weights] if more.replicate_weights else []}
+        links["lora_urls"] = list(request.links())
+        files: list[tuple[str, RemoteFile]] = []
+        for name in links:
+            with blame_input(name):
+                files += [(name, resolve(link, allow_local=self._allow_local)) for link in links[name]]
+        check_one_host([file for _, file in files], token, self.settings)
+        weights = [self._trained_weights] if self._weights and not more.replicate_weights else []
+        uploaded = [] if more.lora is None else [_read_upload(more.lora)]
+        fetched = []
+        until = time.monotonic() + self.settings.max_download_seconds
+        for name, file in files:
+            with blame_input(name):
+                fetched.append(self._lora(file, token, log, until))
+        count = len(links["replicate_weights"])
+        loras = [*weights, *fetched[:count], *uploaded, *fetched[count:]]
+        for number, lora in enumerate(loras, start=1):
+            log(_description(number, lora))
+        return list(zip(loras, request.scales(len(loras) - len(links["lora_urls"])), strict=True))
 
-    def _lora(self, file: RemoteFile, token: str | None, log: Log) -> LoraWeights:
-        """Return the LoRA in ``file``, from memory where it was parsed before."""
+    @cached_property
+    def _trained_weights(self) -> LoraWeights:
+        """The LoRA that Cog handed to ``setup``."""
+        with blame_input("COG_WEIGHTS"):
+            return self._lora(resolve(self._weights, allow_local=True), None, print)
+
+    def _lora(self, remote: RemoteFile, token: str | None, log: Log, until: float | None = None) -> LoraWeights:
+        """Return the LoRA in ``remote``, from memory where it was parsed before.
+
+        A copy in the cache that was damaged since is fetched again.
+        """
+        base = self._generator.base.defaults.version
+        file = self._fetcher.fetch_file(remote, token=token, base=base, until=until)
+        if file.note:
+            log(file.note)
+        try:
+            return self._read(remote, file)
+        except LoraFileError:
+            if not self._fetcher.cache.discard_if_damaged(file.path):
+                raise
+        return self._read(remote, self._fetcher.fetch_file(remote, token=token, base=base, until=until))
+
+    def _read(self, remote: RemoteFile, file: FetchedFile) -> LoraWeights:
         from lora_service.lora.files import read_lora
 
-        path = self._fetcher.fetch(file, token=token)
-        key = (path, path.stat().st_mtime_ns, path.stat().st_size)
+        stat = file.path.stat()
+        # Each use sets the time of a file in the cache, whose name is the hash of its content.
+        key = (file, stat.st_mtime_ns if remote.site == "local" else 0, stat.st_size)
         if key not in self._parsed:
-            self._parsed[key] = read_lora(path)
+            self._parsed[key] = read_lora(file.path, file.name)
             while len(self._parsed) > 1 and sum(size for *_, size in self._parsed) > PARSED_BYTES:
                 self._parsed.popitem(last=False)
         self._parsed.move_to_end(key)
-        weights = self._parsed[key]
-        tokens = shorten(" ".join(weights.tokens)) or "none"
-        log(f"LoRA of rank {weights.rank}, trigger {quote(weights.trigger)}, tokens {tokens}")
-        return weights
+        return self._parsed[key]
 
     def _open(self, image: object) -> Image.Image | None:
         """Decode the picture to start from, upright and in sRGB, in whatever format it is."""
@@ -129,7 +230,7 @@ class InferenceService(ModelService):
         from lora_service.dataset.upload.source_files import SourceFile
 
         if not isinstance(image, Path):
-            raise InputError("image", image, "an uploaded picture or an http(s) link to one")
+            raise InputError("image", redact(str(image)), "an uploaded picture or an http(s) link to one")
         try:
             limits, file = UploadLimits.from_settings(self.settings), SourceFile("image", image)
             return decode_apart(DecodeRequest.within(limits, file, LARGEST_SIDE, (255, 255, 255))).image
@@ -137,3 +238,18 @@ class InferenceService(ModelService):
             raise PicturesError(
                 f"The image to start from cannot be used: {error}.", code=error.code, field="image"
             ) from error
+
+
+def _read_upload(lora: object) -> LoraWeights:
+    """Return the LoRA that was uploaded; its name was lost on the way."""
+    from lora_service.lora.files import read_lora
+
+    if not isinstance(lora, Path):
+        raise InputError("lora", redact(str(lora)), "an uploaded LoRA or an http(s) link to one")
+    with blame_input("lora"):
+        return read_lora(lora, f"lora{lora.suffix}")
+
+
+def _description(number: int, weights: LoraWeights) -> str:
+    tokens = " ".join(weights.tokens) or "none"
+    return f"LoRA {number}: rank {weights.rank}, trigger {quote(weights.trigger)}, tokens {tokens}"

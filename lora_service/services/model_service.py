@@ -5,13 +5,18 @@ from __future__ import annotations
 import shutil
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from lora_service.errors import LoraServiceError
+from lora_service.services.worker import Worker, broke_import, torch_is_usable
 from lora_service.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Log = Callable[[str], None]
 """Called with lines for the person who waits."""
@@ -23,14 +28,35 @@ def ignore_metric(name: str, value: float | int | str) -> None:
     """Record nothing."""
 
 
-@contextmanager
-def blame_input(name: str) -> Iterator[None]:
-    """Name the input ``name`` as the field of errors that have none."""
-    try:
-        yield
-    except LoraServiceError as error:
-        error.field = error.field or name
-        raise
+class JobLog:
+    """A job's log that also keeps its last lines: Cog's answer to a failed job has none.
+
+    Args:
+        log: called with each line.
+        record_metric: called when the job fails.
+    """
+
+    lines: ClassVar[int] = 20
+    line_length: ClassVar[int] = 200
+
+    def __init__(self, log: Log, record_metric: RecordMetric) -> None:
+        self._log, self._record_metric = log, record_metric
+        self._last: deque[str] = deque(maxlen=self.lines)
+
+    def __call__(self, line: str) -> None:
+        """Log a line."""
+        self._last.append(line if len(line) <= self.line_length else f"{line[: self.line_length]}…")
+        self._log(line)
+
+    def record_failure(self, error: Exception) -> None:
+        """Record, as metrics of the failed job, the error's sentence, code and field, and the last lines."""
+        code, field, message = "internal_error", "", f"{type(error).__name__}: {error}"
+        if isinstance(error, LoraServiceError):
+            code, field, message = error.code, error.field, str(error)
+        self._record_metric("error_code", code)
+        self._record_metric("error_field", field)
+        self._record_metric("error_message", message)
+        self._record_metric("log", "\n".join(self._last))
 
 
 class OutputFolder:
@@ -58,14 +84,19 @@ class ModelService:
 
     A context manager that removes the last job's output at its end.
 
+    Args:
+        settings: those of the environment unless given.
+        worker: the server's worker process, which is ended after a job that left it unfit for the next.
+
     Raises:
         SettingError: an environment variable holds an unusable value.
     """
 
     folder_prefix: ClassVar[str]
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(self, settings: Settings | None = None, *, worker: Worker | None = None) -> None:
         self.settings = settings or Settings.from_environment()
+        self._worker = worker
         self._output = OutputFolder(self.folder_prefix)
 
     def __enter__(self) -> Self:
@@ -79,16 +110,67 @@ class ModelService:
         self._output.clear()
 
     @contextmanager
-    def _job(self) -> Iterator[None]:
+    def _job(self, log: JobLog, files: Collection[Path] = ()) -> Iterator[None]:
         """Remove the output of the job before, and also of this one if it fails.
 
         An error that is no mistake of the user's leaves its traceback in the log: Cog shows the message alone.
+
+        Args:
+            log: records an error.
+            files: the job's uploads.
         """
-        self.close()
+        with self._worker.running(files) if self._worker else nullcontext():
+            self.close()
+            try:
+                yield
+            except BaseException as error:
+                with self._end_if_interrupted():
+                    self.close()
+                    self._recover(error)
+                if isinstance(error, Exception):
+                    if not isinstance(error, LoraServiceError):
+                        traceback.print_exc()
+                    log.record_failure(error)
+                raise
+
+    def _recover(self, error: BaseException) -> None:
+        """Make sure that the next job finds everything as this one did, or end the worker."""
+        if isinstance(error, LoraServiceError):
+            return
+        if broke_import(error):
+            self._end("a job ended inside an import")
+        elif not torch_is_usable():
+            self._end("a job left PyTorch in a state that the next job cannot use")
+        elif not self._base_is_intact():
+            self._end("a job left the base model changed")
+            self._drop_base()
+
+    def _base_is_intact(self) -> bool:
+        """Put the base back as far as possible; return False if it is not as it was loaded."""
+        return True
+
+    def _drop_base(self) -> None:
+        """Forget the base, so that the next job loads it anew."""
+
+    @contextmanager
+    def _end_if_interrupted(self) -> Iterator[None]:
+        """End the worker if what is within is interrupted, by a second cancellation for example."""
         try:
             yield
-        except BaseException as error:
-            self.close()
-            if isinstance(error, Exception) and not isinstance(error, LoraServiceError):
-                traceback.print_exc()
+        except BaseException:
+            self._end("clearing up after a job was interrupted")
+            self._drop_base()
             raise
+
+    def _end(self, reason: str) -> None:
+        if self._worker is not None:
+            self._worker.end(reason)
+
+
+def module_map(models: Mapping[str, nn.Module]) -> list[tuple[str, str, int, bool]]:
+    """Return name, path, identity and checkpointing of every module: the same list means the same layers."""
+    return [
+        (name, path, id(module), bool(getattr(module, "gradient_checkpointing", False)))
+        for name, model in models.items()
+        for path, module in model.named_modules()
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,14 +11,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_service.downloads.fetcher import Fetcher
+from lora_service.downloads.parsed_url import redact, redact_all
 from lora_service.downloads.resolve import resolve, split
-from lora_service.errors import InputError
-from lora_service.services.model_service import Log, ModelService, RecordMetric, blame_input, ignore_metric
+from lora_service.errors import InputError, blame_input
+from lora_service.services.model_service import (
+    JobLog,
+    Log,
+    ModelService,
+    RecordMetric,
+    ignore_metric,
+    module_map,
+)
+from lora_service.services.worker import COMMON_IMPORTS
 from lora_service.training.config import TrainConfig
 
-if TYPE_CHECKING:  # torch and diffusers take seconds to import: they wait for the first job
+if TYPE_CHECKING:  # torch and diffusers take seconds to import: on a command line they wait for the job
     from lora_service.models.diffusion_base import DiffusionBase
     from lora_service.training.trainer import TrainResult
+
+_IMPORTS = (
+    *COMMON_IMPORTS,
+    "lora_service.training.trainer",
+    "peft.utils.transformers_weight_conversion",
+    "torch.profiler",
+    "torch.profiler._cupti_monitor",
+)
 
 
 @dataclass(frozen=True)
@@ -42,9 +60,13 @@ class TrainingUpload:
                 "instance_data", None, "a zip of pictures, or else instance_data_urls must hold links to some"
             )
         if self.file is not None and self.links.strip():
-            raise InputError("instance_data_urls", self.links, "empty when instance_data is given too: one of the two")
+            raise InputError(
+                "instance_data_urls",
+                redact_all(self.links.split()),
+                "empty when instance_data is given too: one of the two",
+            )
         if self.file is not None and not isinstance(self.file, Path):
-            raise InputError("instance_data", self.file, "an uploaded zip or an http(s) link to one")
+            raise InputError("instance_data", redact(str(self.file)), "an uploaded zip or an http(s) link to one")
 
 
 class TrainingService(ModelService):
@@ -53,7 +75,9 @@ class TrainingService(ModelService):
     folder_prefix: ClassVar[str] = "lora-training-"
 
     def warm_up(self) -> None:
-        """With ``WARM_UP``, load the base model before the first job needs it."""
+        """In a server's worker, import all that jobs need; with ``WARM_UP``, also load the base model."""
+        if self._worker:
+            self._worker.prepare(_IMPORTS)
         if self.settings.warm_up:
             _ = self.base
 
@@ -63,7 +87,16 @@ class TrainingService(ModelService):
         from lora_service.models.loading import load_base, use_threads
 
         use_threads(self.settings)
-        return load_base(self.settings, for_training=True)
+        base = load_base(self.settings, for_training=True)
+        self._modules = module_map(_models(base))
+        return base
+
+    def _base_is_intact(self) -> bool:
+        base = self.__dict__.get("base")
+        return base is None or module_map(_models(base)) == self._modules
+
+    def _drop_base(self) -> None:
+        self.__dict__.pop("base", None)
 
     def train(
         self,
@@ -78,7 +111,8 @@ class TrainingService(ModelService):
         Raises:
             LoraServiceError: a mistake that the user can mend.
         """
-        with self._job():
+        log = JobLog(log, record_metric)
+        with self._job(log, [upload.file] if isinstance(upload.file, Path) else []):
             config = TrainConfig.of({k: v for k, v in inputs.items() if v is not None})
             upload.check()
             result = self._train(upload, config, log)
@@ -106,15 +140,20 @@ class TrainingService(ModelService):
         if isinstance(upload.file, Path):
             return upload.file
         fetcher, left, files = Fetcher(self.settings), self.settings.max_zip_bytes, []
+        until = time.monotonic() + self.settings.max_download_seconds
         with blame_input("instance_data_urls"):
             links = split(upload.links)
             if len(links) > self.settings.max_pictures:
                 expected = f"at most {self.settings.max_pictures} links, and not {len(links)}"
-                raise InputError("instance_data_urls", upload.links, expected, code="too_many_links")
+                raise InputError("instance_data_urls", redact_all(links), expected, code="too_many_links")
             for link in links:
-                files.append(fetcher.download(resolve(link), folder, max_bytes=left))
+                files.append(fetcher.download(resolve(link), folder, max_bytes=left, until=until))
                 left = max(1, left - files[-1].stat().st_size)  # the limit is one for all links together
         return files
+
+
+def _models(base: DiffusionBase) -> dict[str, Any]:
+    return {**base.components, "vae": base.vae}
 
 
 def _report(result: TrainResult, record_metric: RecordMetric, log: Log) -> None:

@@ -81,6 +81,14 @@ INSTANCE_DATA_URLS = FormInput(
     optional=False,
     default="",
 )
+LORA = FormInput("lora", "Path", "An uploaded LoRA, or a zip or tar with one; it comes before those of lora_urls.")
+REPLICATE_WEIGHTS = FormInput(
+    "replicate_weights",
+    "str",
+    "Link to a training's result: a LoRA or trained_model.tar. It is <1>; lora_urls come after it.",
+    optional=False,
+    default="",
+)
 IMAGE = FormInput("image", "Path", "A picture to start from.")
 API_TOKEN = FormInput("api_token", "Secret", "Token for a private link; it is sent to the link's own host only.")
 
@@ -91,7 +99,7 @@ _LAST = ""
 _ENTRY_ONLY: Mapping[Mode, Mapping[str, tuple[FormInput, ...]]] = MappingProxyType(
     {
         "train": {"task": (INSTANCE_DATA, INSTANCE_DATA_URLS)},
-        "predict": {"prompt_strength": (IMAGE,), _LAST: (API_TOKEN,)},
+        "predict": {"lora_scales": (LORA,), "prompt_strength": (IMAGE,), _LAST: (REPLICATE_WEIGHTS, API_TOKEN)},
     }
 )
 """The inputs that are no fields of a config, by the field that they precede."""

@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,11 +28,13 @@ from types import MappingProxyType, TracebackType
 from typing import Any, BinaryIO, Self
 
 import requests
+from filelock import FileLock, Timeout
 
 from lora_service.errors import InputError, ServingError
+from lora_service.services.worker import IDLE, JOB_FILE_VARIABLE
 from lora_service.serving import entries, schema, signature
 from lora_service.serving.entries import EntryPoint, JsonSchema, Mode
-from lora_service.serving.supervisor import Health, supervise
+from lora_service.serving.supervisor import Health, RestartPolicy, supervise
 
 DEFAULT_PORTS: Mapping[Mode, int] = MappingProxyType({"predict": 5000, "train": 5001})
 
@@ -44,6 +47,10 @@ _EXAMPLES: Mapping[Mode, str] = MappingProxyType(
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """The loopback addresses by those that stand for all interfaces."""
 _POLL_INTERVAL = 0.05  # seconds between checks of a server that starts or ends
+_LOCK_NAME = "lock"
+_FOLDER_PREFIX = "lora-service-"
+_WEBHOOK_TIME = 1.0  # seconds that Cog gets after the last job to send its webhook
+_UPLOAD_TIME = 600.0  # seconds that Cog may take to upload a job's output, during which it is BUSY without a job
 _HEALTH_TIMEOUT = 10.0  # seconds; a job that holds the interpreter delays the worker's answer by 5
 
 
@@ -116,6 +123,7 @@ class CogServer:
         home: the folder of the entries.
         log: the file for the output of server and worker; ``server.log`` in the working folder unless given.
         environment: variables for the server besides those of this process.
+        upload_url: where Cog uploads output files to, instead of putting them into its answers.
 
     Raises:
         InputError: host or port are invalid.
@@ -133,8 +141,10 @@ class CogServer:
         home: Path = entries.HOME,
         log: BinaryIO | None = None,
         environment: Mapping[str, str] | None = None,
+        upload_url: str | None = None,
     ) -> None:
         self.mode = mode
+        self.upload_url = upload_url
         self.address = ServerAddress.claim(host, port)
         self._document = server_document(mode, home)
         self._environment = _environment(entries.find(mode, home), self.address.port) | dict(environment or {})
@@ -174,20 +184,25 @@ class CogServer:
     def start(self) -> None:
         """Start the process; `wait_ready` waits until it answers."""
         # A killed worker leaves its temporary files behind.
-        temporary = self.folder / "tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        self._temporary.mkdir()
+        self._job_file.unlink(missing_ok=True)
+        own = {"TMPDIR": str(self._temporary), JOB_FILE_VARIABLE: str(self._job_file)}
         with contextlib.ExitStack() as stack:
             log = self._log or stack.enter_context((self.folder / "server.log").open("ab"))
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "cog.server.http", "--host", self.address.host],
+                [sys.executable, "-m", "lora_service.serving.cog_process", *self._arguments()],
                 cwd=self.folder,
-                env={"TMPDIR": str(temporary)} | self._environment,
-                stdin=subprocess.DEVNULL,
+                env=self._environment | own,
+                stdin=subprocess.PIPE,  # its end tells the process that this one has ended
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C must reach this process alone; and the whole group can be killed
             )
+
+    def _arguments(self) -> list[str]:
+        upload = ["--upload-url", self.upload_url] if self.upload_url else []
+        return ["--host", self.address.host, *upload]
 
     def stop(self, grace: float | None = 5.0) -> None:
         """End the process and all its children; does nothing when none runs.
@@ -208,10 +223,31 @@ class CogServer:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            if process.stdin:
+                process.stdin.close()
 
     def health(self) -> Health:
         """Return the state of the server; this does not disturb a running job."""
         return Health(self._status().get("status", Health.UNRESPONSIVE))
+
+    def seconds_without_job(self) -> float:
+        """Return how long the worker has run no job and received no file; 0.0 where it does not tell."""
+        try:
+            if self._job_file.read_text(encoding="utf-8") != IDLE:
+                return 0.0
+            changes = [self._job_file.stat().st_mtime, *(path.stat().st_mtime for path in self._temporary.iterdir())]
+        except OSError:  # no job file, or a file went meanwhile
+            return 0.0
+        return time.time() - max(changes)
+
+    def drain(self) -> None:
+        """Wait until the running job, and those that follow it at once, are done and their webhooks are sent."""
+        quiet = time.monotonic()
+        while time.monotonic() - quiet < _WEBHOOK_TIME:
+            is_busy = self.health() in (Health.BUSY, Health.UNRESPONSIVE)
+            if is_busy and self.seconds_without_job() < RestartPolicy.unexplained_busy:
+                quiet = time.monotonic()
+            time.sleep(_POLL_INTERVAL)
 
     def wait_ready(self, timeout: float = 120.0) -> None:
         """Wait until requests are answered.
@@ -238,10 +274,20 @@ class CogServer:
         message = f"The {self.mode} server is not ready after {timeout:.0f} s: {self._last_log_line()}."
         raise ServingError(message, code="not_ready")
 
+    @property
+    def _temporary(self) -> Path:
+        return self.folder / "tmp"
+
+    @property
+    def _job_file(self) -> Path:
+        return self.folder / "job"
+
     def _temporary_folder(self) -> Path:
+        _remove_abandoned_folders()
         # A dying worker may still write there while it is removed.
-        folder = TemporaryDirectory(prefix="lora-service-", ignore_cleanup_errors=True)
-        return Path(self._open.enter_context(folder))
+        folder = Path(self._open.enter_context(TemporaryDirectory(prefix=_FOLDER_PREFIX, ignore_cleanup_errors=True)))
+        self._open.enter_context(FileLock(folder / _LOCK_NAME))
+        return folder
 
     def _status(self) -> dict[str, Any]:
         """Return the answer to a health check, or one in its form for a server that does not answer."""
@@ -268,6 +314,7 @@ def serve(
     host: str = "127.0.0.1",
     folder: Path | None = None,
     home: Path = entries.HOME,
+    upload_url: str | None = None,
 ) -> int:
     """Serve until SIGTERM or SIGINT; a second one ends a running job too.
 
@@ -277,6 +324,7 @@ def serve(
         host: the IP address to listen on.
         folder: the working folder; a temporary one unless given.
         home: the folder of the entries.
+        upload_url: where Cog uploads output files to, instead of putting them into its answers.
 
     Returns:
         The exit status: 0, or 130 when a running job was ended.
@@ -295,6 +343,7 @@ def serve(
         home=home,
         log=sys.stderr.buffer,
         environment={"LOG_FORMAT": "console"} if on_terminal else {},
+        upload_url=upload_url,
     )
     try:
         with _signals_as_interrupts(), server:
@@ -308,12 +357,12 @@ def _run_until_interrupted(server: CogServer) -> None:
     try:
         server.wait_ready(math.inf)
         print(_ready_message(server), flush=True)
-        supervise(server)
+        supervise(server, policy=RestartPolicy(unexplained_busy=_UPLOAD_TIME) if server.upload_url else None)
     except KeyboardInterrupt:
-        busy = server.health() is Health.BUSY
-        if busy:
+        if server.health() is Health.BUSY:
             print("Stopping after the running job; interrupt once more to end it now.", flush=True)
-        server.stop(grace=None if busy else 5.0)
+            server.drain()  # before Cog hears of it: it would drop a job that nobody waits for
+        server.stop()
 
 
 def _ready_message(server: CogServer) -> str:
@@ -346,10 +395,17 @@ def _environment(entry: EntryPoint, port: int) -> dict[str, str]:
     paths = os.environ.get("PYTHONPATH")
     return os.environ | {
         "PATH": os.pathsep.join([str(python), os.environ.get("PATH", os.defpath)]),
-        "PYTHONPATH": os.pathsep.join([str(entry.path.parent), *([paths] if paths else [])]),
+        "PYTHONPATH": os.pathsep.join([str(entry.path.parent), str(entries.HOME), *([paths] if paths else [])]),
         "PORT": str(port),
         "COG_PREDICT_TYPE_STUB": entry.reference,
     }
+
+
+def _remove_abandoned_folders() -> None:
+    """Remove the temporary folders of servers whose starting process was killed: nobody holds their locks."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*/{_LOCK_NAME}"):
+        with contextlib.suppress(Timeout, OSError), FileLock(lock, timeout=0):
+            shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def _setup_error(status: dict[str, Any]) -> str:

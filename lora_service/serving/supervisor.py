@@ -1,6 +1,7 @@
-"""Restarts a server when its worker or the server itself dies.
+"""Restarts a server when its worker or the server itself dies or answers no more.
 
-Cog's server never starts a dead worker again; it answers every request with 409.
+Cog's server never starts a dead worker again; it answers every request with 409. The same happens after a request whose
+``id`` is no name for a folder: the server says BUSY from then on although no job runs.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class SupervisedServer(Protocol):
     @property
     def mode(self) -> str: ...
     def health(self) -> Health: ...
+    def seconds_without_job(self) -> float: ...
     def start(self) -> None: ...
     def stop(self, grace: float | None) -> None: ...
     def wait_ready(self, timeout: float) -> None: ...
@@ -56,6 +58,8 @@ class RestartPolicy:
     Attributes:
         interval: the time between two health checks.
         unhealthy_checks: failed health checks in a row before a restart: a job that is just starting can cause one.
+        unresponsive_after: how long a server may leave its health checks unanswered.
+        unexplained_busy: how long a server may be BUSY while its worker has no job and receives none.
         stable_after: a server that lived so long is restarted without a pause.
         max_pause: the longest pause before a start.
         max_starts: failed starts in a row before giving up.
@@ -63,6 +67,8 @@ class RestartPolicy:
 
     interval: float = 1.0
     unhealthy_checks: int = 2
+    unresponsive_after: float = 30.0
+    unexplained_busy: float = 60.0
     stable_after: float = 60.0
     max_pause: float = 30.0
     max_starts: int = 5
@@ -81,18 +87,41 @@ def supervise(
         ServingError: it could not be started again.
     """
     stop, policy = stop or threading.Event(), policy or RestartPolicy()
-    unhealthy_checks = deaths = 0
-    started = time.monotonic()
+    deaths, watch, started = 0, _HealthWatch(server, policy), time.monotonic()
     while not stop.wait(policy.interval):
-        health = server.health()
-        unhealthy_checks = unhealthy_checks + 1 if health in (Health.UNHEALTHY, Health.DEFUNCT) else 0
-        if health is not Health.EXITED and unhealthy_checks < policy.unhealthy_checks:
+        reason = watch.check()
+        if not reason:
             continue
         deaths = deaths + 1 if time.monotonic() - started < policy.stable_after else 0
-        reason = "ended" if health is Health.EXITED else "lost its worker"
         logger.warning("The %s server %s; restarting it.", server.mode, reason)
         _restart(server, stop, policy, deaths)
-        unhealthy_checks, started = 0, time.monotonic()
+        watch, started = _HealthWatch(server, policy), time.monotonic()
+
+
+class _HealthWatch:
+    """The health checks of a server since its start."""
+
+    def __init__(self, server: SupervisedServer, policy: RestartPolicy) -> None:
+        self._server, self._policy = server, policy
+        self._health, self._since, self._checks = Health.READY, time.monotonic(), 0
+
+    def check(self) -> str:
+        """Check the health once more; return why the server has to be restarted, or ""."""
+        now, health = time.monotonic(), self._server.health()
+        is_dead = health in (Health.UNHEALTHY, Health.DEFUNCT)
+        if health is not self._health and not (is_dead and self._health in (Health.UNHEALTHY, Health.DEFUNCT)):
+            self._since, self._checks = now, 0
+        self._health, self._checks = health, self._checks + 1
+        if health is Health.EXITED:
+            return "ended"
+        if is_dead and self._checks >= self._policy.unhealthy_checks:
+            return "lost its worker"
+        seconds = time.monotonic() - self._since
+        if health is Health.UNRESPONSIVE and seconds > self._policy.unresponsive_after:
+            return "does not answer"
+        if health is Health.BUSY and min(seconds, self._server.seconds_without_job()) > self._policy.unexplained_busy:
+            return "is busy without a job"
+        return ""
 
 
 def _restart(server: SupervisedServer, stop: threading.Event, policy: RestartPolicy, deaths: int) -> None:

@@ -23,7 +23,7 @@ from lora_service.dataset.options import (
 from lora_service.errors import InputError
 from lora_service.models.registry import ModelDefaults
 from lora_service.settings import MEBIBYTE, Settings
-from lora_service.validation import Int, first_error
+from lora_service.validation import Int, first_error, without_surrogates
 
 PROMPT_CACHE_BYTES = 512 * MEBIBYTE
 """Most of the device's memory for the prompt embeds of captions that are encoded once: 2,200 captions of SD 1.5 in
@@ -192,6 +192,8 @@ class TrainConfig(BaseModel):
         "File": ("lora_format",),
     }  # fmt: skip
     """The fields by group, in the order of ``lora-service train --help``."""
+
+    _whole_characters = field_validator("*", mode="before")(without_surrogates)
 
     @staticmethod
     def of(values: dict[str, Any]) -> TrainConfig:

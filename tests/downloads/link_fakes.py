@@ -35,6 +35,7 @@ NAMES = (
     "storage.example.org",
     "www.dropbox.com",
     "raw.githubusercontent.com",
+    "media.githubusercontent.com",
     "replicate.delivery",
     "files.example.org",
     "other.example.org",

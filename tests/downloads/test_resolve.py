@@ -79,7 +79,29 @@ RESOLVED = [
     ("hugging-face", "huggingface.co/o/m", f"{HUB_API}/o/m/revision/main?blobs=true"),
     ("hugging-face", "owner-1/My_model.v2", f"{HUB_API}/owner-1/My_model.v2/revision/main?blobs=true"),
     ("hugging-face", "o/m/folder/a.safetensors", f"{HUB}/o/m/resolve/main/folder/a.safetensors"),
+    ("hugging-face", f"{HUB}/o/m/tree/refs/pr/1", f"{HUB_API}/o/m/revision/refs%2Fpr%2F1?blobs=true"),
+    (
+        "hugging-face",
+        f"{HUB}/o/m/blob/refs/pr/1/d/a.safetensors",
+        f"{HUB}/o/m/resolve/refs%2Fpr%2F1/d/a.safetensors",
+    ),
+    ("hugging-face", "o/m@v1.0", f"{HUB_API}/o/m/revision/v1.0?blobs=true"),
+    ("hugging-face", "o/m@refs/pr/1", f"{HUB_API}/o/m/revision/refs%2Fpr%2F1?blobs=true"),
     # Civitai
+    ("civitai", "https://civitai.com/models/101@202", f"{CIVITAI}/download/models/202"),
+    ("civitai", "https://civitai.com/en/models/101/some-name", f"{CIVITAI}/v1/models/101"),
+    ("civitai", "https://civitai.com/zh-CN/models/101?modelVersionId=202", f"{CIVITAI}/download/models/202"),
+    ("civitai", "https://www.civitai.green/models/101", f"{CIVITAI}/v1/models/101"),
+    (
+        "civitai",
+        "https://civitai.com/api/download/models/202?fileId=7",
+        f"{CIVITAI}/download/models/202?fileId=7",
+    ),
+    (
+        "civitai",
+        "https://civitai.com/models/101?modelVersionId=202&fileId=7",
+        f"{CIVITAI}/download/models/202?fileId=7",
+    ),
     ("civitai", "https://civitai.com/models/101?modelVersionId=202", f"{CIVITAI}/download/models/202"),
     ("civitai", "https://civitai.com/models/101/some-name?modelVersionId=202", f"{CIVITAI}/download/models/202"),
     ("civitai", "https://civitai.com/models/101", f"{CIVITAI}/v1/models/101"),
@@ -122,6 +144,11 @@ RESOLVED = [
         "https://github.com/o/r/releases/download/v1/a.safetensors",
         "https://github.com/o/r/releases/download/v1/a.safetensors",
     ),
+    (
+        "github",
+        "https://github.com/o/r/releases/latest/download/a.safetensors",
+        "https://github.com/o/r/releases/latest/download/a.safetensors",
+    ),
     # Replicate
     ("replicate", "https://replicate.delivery/pbxt/x/a.safetensors", "https://replicate.delivery/pbxt/x/a.safetensors"),
     ("replicate", "https://pbxt.replicate.delivery/x/a.bin", "https://pbxt.replicate.delivery/x/a.bin"),
@@ -134,6 +161,16 @@ RESOLVED = [
     ("web", "https://example.org:443/a.safetensors#part", "https://example.org/a.safetensors"),
     ("web", "example.org/files/a.safetensors", "https://example.org/files/a.safetensors"),
     ("web", "example.org:8080/a.safetensors", "https://example.org:8080/a.safetensors"),
+    # as sentences, lists and chats leave them
+    ("web", "https://example.org/a.safetensors,", "https://example.org/a.safetensors"),
+    ("web", "(https://example.org/a.safetensors)", "https://example.org/a.safetensors"),
+    ("web", "https://example.org/a.safetensors)", "https://example.org/a.safetensors"),
+    ("web", "https://example.org/a.safetensors (my dog)", "https://example.org/a.safetensors"),
+    ("web", "https://example.org/a_(v2).safetensors", "https://example.org/a_(v2).safetensors"),
+    ("web", "https://example.org/a_(v2)", "https://example.org/a_(v2)"),
+    ("web", "[a LoRA](https://example.org/a.safetensors),", "https://example.org/a.safetensors"),
+    ("web", '[a LoRA](https://example.org/a.safetensors "a title")', "https://example.org/a.safetensors"),
+    ("web", "![](<https://example.org/a.safetensors>)", "https://example.org/a.safetensors"),
     ("web", "https://[2606:4700::1111]/a.safetensors", "https://[2606:4700::1111]/a.safetensors"),
 ]
 

@@ -83,7 +83,7 @@ FAILURES: list[tuple[str, Callable[[Exchange], None], str]] = [
     (FILE, lambda e: e.page(200, "Welcome"), "Welcome"),
     (FILE + "?2", lambda e: e.redirect(FILE + "?2"), "redirect"),
     (FILE + "?3", lambda e: e.redirect("http://169.254.169.254/latest"), "169.254.169.254"),
-    (FILE + "?4", lambda e: e.file(b"PK\x03\x04 a zip" + b"\0" * 600), "zip"),
+    (FILE + "?4", lambda e: e.file(b"PK\x03\x04 a zip" + b"\0" * 600), "archive"),
     (FILE + "?5", lambda e: e.send(b"", 410), "410"),
 ]
 HOSTS = {

@@ -176,6 +176,63 @@ def test_every_scheduler_samples_the_same_from_predicted_noise_and_predicted_lat
     torch.testing.assert_close(samples[1], samples[0], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("predicted", ["epsilon", "sample"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_run_that_starts_in_the_middle_ends_at_what_a_perfect_unet_sees(name: str, predicted: str) -> None:
+    """The loop of diffusers' img2img pipelines, with a UNet that knows the latents behind the noise."""
+    rng = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, 4, 4, 4, generator=rng)
+    for steps, skipped in ((2, 0), (2, 1), (8, 0), (8, 1), (8, 3), (8, 6), (8, 7)):
+        scheduler = make_scheduler(name, small_base(predicted).scheduler_config, img2img=True)
+        scheduler.set_timesteps(steps)
+        timesteps = scheduler.timesteps[skipped * scheduler.order :]
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(skipped * scheduler.order)
+        x = scheduler.add_noise(latents, torch.randn(latents.shape, generator=rng), timesteps[:1])
+        for t in timesteps:
+            noisy = scheduler.scale_model_input(x, t)
+            in_sigmas = scheduler.init_noise_sigma != 1
+            alpha = 1 / (1 + scheduler.sigmas[scheduler.step_index] ** 2) if in_sigmas else scheduler.alphas_cumprod[t]
+            noise = (noisy - alpha.sqrt() * latents) / (1 - alpha).sqrt()
+            kwargs = {"generator": rng} if "generator" in inspect.signature(scheduler.step).parameters else {}
+            x = scheduler.step(latents if predicted == "sample" else noise, t, x, **kwargs).prev_sample
+        error = (x - latents).square().mean().sqrt()
+        assert error < 0.1, f"{skipped} of {steps} steps left out: {error}"
+
+
+def test_prompt_strength_1_ignores_the_initial_image() -> None:
+    generator = ImageGenerator(small_base())
+    drawn = [
+        generator.generate(request(prompt_strength=1), [], image=Image.new("RGB", (32, 32), color))
+        for color in ("white", "black")
+    ]
+    assert pixels(drawn[0]) == pixels(drawn[1]) == pixels(generator.generate(request(), []))
+    assert drawn[0][0].settings["prompt_strength"] == 1
+
+
+def test_references_and_words_of_several_rows_work_in_both_prompts() -> None:
+    generator = ImageGenerator(small_base())
+    width = generator.base.text.encoders["text_encoder"].config.hidden_size
+    rows = {name: {"text_encoder": torch.randn(width)} for name in ("ugly", "ugly_1", "ugly_2")}
+    loras = [(LoraWeights({}, rows), FULL)]
+    by_reference, by_word, by_rows, by_first_alone = (
+        pixels(generator.generate(request(negative_prompt=negative, guidance_scale=5), loras))
+        for negative in ("<1>", "ugly", "ugly ugly_1 ugly_2", "ugly ugly_1")
+    )
+    assert by_reference == by_word == by_rows != by_first_alone
+    positive, spelled = (
+        pixels(generator.generate(request(prompt=prompt), loras)) for prompt in ("an ugly,", "an ugly ugly_1 ugly_2,")
+    )
+    assert positive == spelled
+
+
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
+def test_both_prompts_are_warned_about_when_they_are_cut_off(name: str) -> None:
+    lines: list[str] = []
+    ImageGenerator(small_base()).generate(request(**{name: "dog " * 100}), [], log=lines.append)
+    assert any(line.startswith(f"warning: the {name.replace('_', ' ')} has") for line in lines)
+
+
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_a_scheduler_keeps_zero_terminal_snr_or_is_refused(scheduler: str) -> None:
     base = small_base("v_prediction")

@@ -103,6 +103,28 @@ def test_a_token_without_brackets_is_a_word_and_not_a_part_of_one(models: SmallM
     assert ids(patcher, report.subjects[0]) == [first, first + 1]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "expanded"),
+    [
+        ("a bad, photo", "a bad bad_1 bad_2, photo"),
+        ("bad bad", "bad bad_1 bad_2 bad bad_1 bad_2"),
+        ("bad bad_1 bad_2", "bad bad_1 bad_2"),
+        ("badly bad_1", "badly bad_1"),
+        ("x<cat>y", "x<cat> <cat>_1 y"),
+        ("<lora2:bad>", "<lora2:bad><lora2:bad_1>"),
+    ],
+)
+def test_a_word_of_several_rows_stands_for_all_of_them(
+    models: SmallModels, patcher: Patcher, prompt: str, expanded: str
+) -> None:
+    first = only_tokens(models, ("bad", "bad_1", "bad_2", "<cat>", "<cat>_1"))
+    patcher.apply([(first, FULL), (only_tokens(models, ("bad", "bad_1")), FULL)])
+    assert patcher.with_all_rows(prompt) == expanded
+    assert patcher.with_all_rows(expanded) == expanded
+    patcher.restore()
+    assert patcher.with_all_rows(prompt) == prompt
+
+
 def test_capital_letters_in_a_token_are_kept(models: SmallModels, patcher: Patcher) -> None:
     patcher.apply([(only_tokens(models, ("<Rex>",)), FULL)])
     assert ids(patcher, "a photo of <Rex>")[3:] == [len(models.tokenizers["text_encoder"])]

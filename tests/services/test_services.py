@@ -8,7 +8,7 @@ import pytest
 
 from lora_service.errors import InputError, LinkError
 from lora_service.services.inference_service import InferenceService
-from lora_service.services.model_service import ModelService, OutputFolder
+from lora_service.services.model_service import JobLog, ModelService, OutputFolder, ignore_metric
 from lora_service.services.training_service import TrainingService, TrainingUpload
 from lora_service.settings import Settings
 from tests.errors import raises
@@ -79,7 +79,7 @@ def test_only_a_defect_leaves_its_traceback_in_the_log(
 ) -> None:
     class Failing(ModelService):
         def run(self) -> None:
-            with self._job():
+            with self._job(JobLog(quiet, ignore_metric)):
                 (self._output.renew() / "half").touch()
                 raise error
 
@@ -98,8 +98,9 @@ def test_a_users_mistake_leaves_no_traceback(training: TrainingService, capsys: 
 def test_the_error_of_a_link_names_the_input_that_holds_it(
     training: TrainingService, inference: InferenceService
 ) -> None:
-    with raises(LinkError, field="instance_data_urls", code="unsupported_scheme"):
+    with raises(LinkError, field="instance_data_urls", code="unsupported_scheme") as caught:
         training.train(TrainingUpload(None, "ftp://example.org/a.zip"), STEPS, log=quiet)
+    assert ".safetensors" not in str(caught.value)  # pictures are wanted here
     with raises(LinkError, field="lora_urls", code="unsupported_scheme"):
         inference.run(DRAW | {"lora_urls": "ftp://example.org/a.safetensors"}, log=quiet)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,8 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import requests
@@ -25,18 +27,22 @@ from tests.errors import raises
 ENTRY = """
 import os, pathlib, time
 from cog import BaseRunner
+from lora_service.services.worker import Worker
 
 class Predictor(BaseRunner):
     def setup(self):
         if pathlib.Path("broken").exists():
             raise RuntimeError("it broke")
+        self.worker = Worker()
+        self.worker.prepare([])
 
     def run(self, sleep: float = 0.0) -> dict:
-        end = time.monotonic() + sleep
-        while time.monotonic() < end: time.sleep(0.01)
-        return {"pid": os.getpid()}
+        with self.worker.running():
+            end = time.monotonic() + sleep
+            while time.monotonic() < end: time.sleep(0.01)
+            return {"pid": os.getpid(), "server": os.getppid(), "folder": os.getcwd()}
 """
-QUICK = RestartPolicy(interval=0.05, max_starts=2)
+QUICK = RestartPolicy(interval=0.05, max_starts=2, unexplained_busy=1)
 
 
 @pytest.fixture
@@ -122,13 +128,34 @@ def test_a_server_that_cannot_start_again_is_given_up_with_its_reason(home) -> N
         assert "it broke" in str(caught.value)
 
 
+def test_a_request_whose_id_is_no_name_for_a_folder_does_not_block_the_server(home) -> None:
+    with CogServer("predict", home=home) as server:
+        server.wait_ready()
+        first = worker_of(server.url)
+        answer = requests.post(f"{server.url}/predictions", json={"id": "a\0b", "input": {}}, timeout=30).json()
+        assert "Failed to create output dir" in answer["error"]
+        assert status(server.url) == "BUSY"
+        with supervised(server):
+            assert worker_of(server.url) != first
+
+
+def test_a_job_longer_than_an_unexplained_one_is_left_alone(home) -> None:
+    with CogServer("predict", home=home) as server, ThreadPoolExecutor(1) as pool, supervised(server):
+        server.wait_ready()
+        assert start_job(pool, server.url, sleep=2.5).result(30)["status"] == "succeeded"
+
+
 class FakeServer:
     """A server with scripted health, which records the supervisor's calls."""
 
     mode = "predict"
+    without_job = 0.0
 
     def __init__(self, *script: Health, stop: threading.Event) -> None:
         self.script, self.end, self.calls = list(script), stop, []
+
+    def seconds_without_job(self) -> float:
+        return self.without_job
 
     def health(self) -> Health:
         health = self.script.pop(0)
@@ -146,11 +173,28 @@ class FakeServer:
         self.calls.append("ready")
 
 
-def watch(*script: Health) -> list[str]:
+def watch(*script: Health, without_job: float = 0.0, **policy: float) -> list[str]:
     stop = threading.Event()
     server = FakeServer(*script, stop=stop)
-    supervise(server, stop=stop, policy=RestartPolicy(interval=0.001))
+    server.without_job = without_job
+    supervise(server, stop=stop, policy=RestartPolicy(interval=0.001, **policy))
     return server.calls
+
+
+RESTART = ["stop", "start", "ready"]
+
+
+def test_a_server_that_stays_silent_is_restarted() -> None:
+    silent = [Health.UNRESPONSIVE] * 4
+    assert watch(*silent, Health.READY, unresponsive_after=0.002) == RESTART
+    assert watch(*silent, Health.READY) == []
+
+
+def test_a_server_that_is_busy_for_long_is_restarted_only_if_its_worker_has_no_job() -> None:
+    busy = [Health.BUSY] * 4
+    assert watch(*busy, Health.READY, without_job=60, unexplained_busy=0.002) == RESTART
+    assert watch(*busy, Health.READY, unexplained_busy=0.002) == []
+    assert watch(*busy, Health.READY, without_job=60) == []
 
 
 def test_a_job_that_delays_one_answer_is_left_alone() -> None:
@@ -167,6 +211,32 @@ def test_two_unhealthy_checks_in_a_row_and_an_ended_process_restart() -> None:
 def test_pauses_double_up_to_a_limit() -> None:
     policy = RestartPolicy(interval=1, max_pause=10)
     assert [policy.pause(deaths) for deaths in range(6)] == [0, 1, 3, 7, 10, 10]
+
+
+class Webhooks(BaseHTTPRequestHandler):
+    """Keeps what is posted to it."""
+
+    url = ""
+    bodies: ClassVar[list[dict[str, Any]]] = []
+
+    def do_POST(self) -> None:
+        self.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def webhooks() -> Iterator[type[Webhooks]]:
+    Webhooks.bodies.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Webhooks) as listener:
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        Webhooks.url = f"http://127.0.0.1:{listener.server_port}/"
+        yield Webhooks
+        listener.shutdown()
 
 
 @pytest.fixture
@@ -225,6 +295,36 @@ def test_a_second_signal_ends_the_running_job(command, tmp_path) -> None:
         assert command.wait(10) == 130
         assert isinstance(job.exception(10), requests.ConnectionError)
     assert not list(tmp_path.glob("lora-service-*"))
+
+
+def test_a_signal_lets_a_job_finish_that_nobody_waits_for_and_its_webhook_is_sent(command, webhooks) -> None:
+    url = ready_url(command)
+    eventually(lambda: status(url) == "READY")
+    body = {"input": {"sleep": 2}, "webhook": webhooks.url, "webhook_events_filter": ["completed"]}
+    answer = requests.post(f"{url}/predictions", json=body, headers={"Prefer": "respond-async"}, timeout=10)
+    assert answer.status_code == 202
+    eventually(lambda: status(url) == "BUSY")
+    command.send_signal(signal.SIGTERM)
+    assert command.wait(20) == 0
+    assert [body["status"] for body in webhooks.bodies] == ["succeeded"]
+
+
+def test_a_killed_supervisor_takes_its_server_along_and_the_next_start_clears_up(command, home, tmp_path) -> None:
+    url = ready_url(command)
+    output = eventually(lambda: post(url).get("output"))
+    command.kill()
+    eventually(lambda: not is_running(output["server"]) and not is_running(output["pid"]))
+    assert Path(output["folder"]).exists()
+    code = "import tempfile; from lora_service.serving import server; server._remove_abandoned_folders()"
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"TMPDIR": str(tmp_path)}, check=True)
+    assert not Path(output["folder"]).exists()
+
+
+def test_the_folder_of_a_running_server_is_not_cleared_up(command, tmp_path) -> None:
+    folder = Path(eventually(lambda: post(ready_url(command)).get("output"))["folder"])
+    code = "from lora_service.serving import server; server._remove_abandoned_folders()"
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"TMPDIR": str(tmp_path)}, check=True)
+    assert folder.exists()
 
 
 def test_serve_ends_when_the_setup_fails(tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""Subjects, faces and styles to teach: seeded, alike in all their pictures, and unlike the synthetic dataset."""
+"""Held-out creatures, faces and styles: seeded, alike in all their pictures, and unlike the synthetic dataset."""
 
 import io
 import random
@@ -41,7 +41,7 @@ def test_names_in_a_large_zip_sort_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["object", "face"])
-def test_the_mask_is_where_the_subject_is(kind: str) -> None:
+def test_the_mask_covers_the_subject(kind: str) -> None:
     for picture in islice(subjects.pictures(1, 64, kind=kind), 6):
         assert picture.image.size == picture.mask.size == (64, 64)
         covered = np.asarray(picture.mask).mean() / 255
@@ -50,15 +50,15 @@ def test_the_mask_is_where_the_subject_is(kind: str) -> None:
         assert edges.max() == 0, "the subject is whole"
 
 
-def test_the_mask_of_a_style_is_everywhere() -> None:
+def test_the_mask_of_a_style_covers_the_picture() -> None:
     assert next(subjects.pictures(1, 64, kind="style")).mask.getextrema() == (255, 255)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_further_pictures_are_of_the_same_subject_but_others(kind: str) -> None:
-    taught, judged = ([p.image.tobytes() for p in islice(subjects.pictures(3, 64, variant, kind), 24)]
-                      for variant in ("teach", "judge"))  # fmt: skip
-    assert len({*taught, *judged}) == 48
+def test_evaluation_pictures_differ_from_training_pictures(kind: str) -> None:
+    training, evaluation = ([p.image.tobytes() for p in islice(subjects.pictures(3, 64, variant, kind), 24)]
+                            for variant in ("teach", "judge"))  # fmt: skip
+    assert len({*training, *evaluation}) == 48
 
 
 def drawn(person: portraits.Portrait, expression: str) -> np.ndarray:
@@ -69,9 +69,9 @@ def drawn(person: portraits.Portrait, expression: str) -> np.ndarray:
 
 def test_a_face_is_drawn_alike_but_for_the_mouth() -> None:
     person = portraits.portrait(5)
-    looks_like = [drawn(person, expression) for expression in faces.EXPRESSIONS]
-    for other in looks_like[1:]:
-        rows = np.nonzero((looks_like[0] != other).any(axis=(1, 2)))[0]
+    faces_drawn = [drawn(person, expression) for expression in faces.EXPRESSIONS]
+    for other in faces_drawn[1:]:
+        rows = np.nonzero((faces_drawn[0] != other).any(axis=(1, 2)))[0]
         assert len(rows) > 0
         assert rows.min() > 160
     assert (drawn(portraits.portrait(6), "smile") != drawn(person, "smile")).any(axis=2).mean() > 0.1
@@ -79,13 +79,13 @@ def test_a_face_is_drawn_alike_but_for_the_mouth() -> None:
 
 def test_pictures_in_one_look_share_its_inks_and_those_of_another_do_not() -> None:
     def means(seed: int, variant: str) -> np.ndarray:
-        shown = islice(subjects.pictures(seed, 64, variant, "style"), 24)
-        return np.mean([np.asarray(p.image, np.float32).mean(axis=(0, 1)) for p in shown], axis=0)
+        series = islice(subjects.pictures(seed, 64, variant, "style"), 24)
+        return np.mean([np.asarray(p.image, np.float32).mean(axis=(0, 1)) for p in series], axis=0)
 
     seeds = [s for s in range(60) if looks.look(s).kind == "toned"][:4]
-    taught, judged = ([means(seed, variant) for seed in seeds] for variant in ("teach", "judge"))
-    for i, own in enumerate(judged):
-        distances = [np.abs(own - other).sum() for other in taught]
+    training, evaluation = ([means(seed, variant) for seed in seeds] for variant in ("teach", "judge"))
+    for i, one in enumerate(evaluation):
+        distances = [np.abs(one - other).sum() for other in training]
         assert int(np.argmin(distances)) == i
 
 
@@ -93,31 +93,31 @@ def test_pictures_in_one_look_share_its_inks_and_those_of_another_do_not() -> No
 def test_a_look_changes_the_picture_and_depends_on_its_parameters(kind: str) -> None:
     canvas = Image.new("RGB", (256, 256), PALETTE["cyan"])
     ImageDraw.Draw(canvas).ellipse((60, 60, 200, 200), fill=PALETTE["red"])
-    own = [look for look in map(looks.look, range(100)) if look.kind == kind][:2]
-    one, other = (np.asarray(look.apply(canvas, random.Random(1)), np.float32) for look in own)
+    same_kind = [look for look in map(looks.look, range(100)) if look.kind == kind][:2]
+    one, other = (np.asarray(look.apply(canvas, random.Random(1)), np.float32) for look in same_kind)
     assert one.shape == (256, 256, 3)
     assert np.abs(one - np.asarray(canvas)).mean() > 10
     assert np.abs(one - other).mean() > 10
 
 
-def test_subjects_differ_by_seed_and_those_for_judging_are_kept_apart() -> None:
+def test_subjects_differ_by_seed() -> None:
     for make in (creatures.subject, portraits.portrait, looks.look):
-        found = [make(start + i) for start in (0, HELD_OUT_SUBJECTS) for i in range(100)]
-        assert len(set(found)) == 200
+        made = [make(start + i) for start in (0, HELD_OUT_SUBJECTS) for i in range(100)]
+        assert len(set(made)) == 200
 
 
-def test_what_is_taught_is_not_in_the_world() -> None:
+def test_subjects_are_not_in_the_synthetic_dataset() -> None:
     creatures_ = [creatures.subject(seed) for seed in range(100)]
     assert all(c.color != c.second and c.pattern != "plain" for c in creatures_)
     people = [portraits.portrait(seed) for seed in range(100)]
     assert not {p.hair for p in people} & set(faces.HAIRS.values())
     assert not {p.skin for p in people} & set(faces.SKINS.values())
-    assert not {*portraits.CUTS} & {*faces.STYLES}
+    assert not {*portraits.CUTS} & {*faces.HAIRSTYLES}
     assert not {*looks.LOOKS} & {*styles.STYLES}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_captions_name_all_but_the_subject(kind: str) -> None:
+def test_captions_name_everything_but_the_subject(kind: str) -> None:
     for picture in islice(subjects.pictures(7, 32, kind=kind), 12):
         if kind == "style":
             assert picture.caption.endswith(" in the style of {}")

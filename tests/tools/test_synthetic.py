@@ -1,4 +1,4 @@
-"""The synthetic dataset: seeded, captioned as drawn, and without the combinations that are kept for judging."""
+"""The synthetic dataset: seeded, captioned as drawn, and without the held-out combinations."""
 
 import random
 import re
@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 
 from tools.synthetic import captions, textures
-from tools.synthetic.canvas import PALETTE, reduce
+from tools.synthetic.canvas import PALETTE, downscale
 from tools.synthetic.description import KINDS, PLACES, SIZES, Description, Item
-from tools.synthetic.faces import EXPRESSIONS, Face
-from tools.synthetic.scenes import PLACES as SCENES
-from tools.synthetic.scenes import Background
+from tools.synthetic.faces import EXPRESSIONS, CartoonFace
+from tools.synthetic.scenes import SCENES, Background
 from tools.synthetic.styles import STYLES
 from tools.synthetic.things import THINGS
 
 
-def test_a_seed_is_a_picture_and_its_caption() -> None:
+def test_a_seed_determines_picture_and_caption() -> None:
     one, same = (captions.sample(random.Random("a")) for _ in range(2))
     assert one.caption == same.caption
     assert one.picture.tobytes() == same.picture.tobytes()
@@ -39,14 +38,14 @@ def test_a_thing_is_drawn_in_its_colour_at_its_place(thing: str) -> None:
 
 def test_held_out_combinations_are_never_drawn() -> None:
     for seed in range(400):
-        shown = captions.describe(random.Random(seed))
-        for item in shown.subjects:
+        description = captions.describe(random.Random(seed))
+        for item in description.subjects:
             if isinstance(item, Item):
-                assert not captions.held_out(item, shown.background)
-                assert not shown.background.hides(item.color)
+                assert not captions.held_out(item, description.background)
+                assert not description.background.hides(item.color)
 
 
-def test_held_out_prompts_are_what_training_never_sees_spread_evenly() -> None:
+def test_held_out_prompts_are_held_out_and_spread_evenly() -> None:
     prompts = captions.held_out_prompts(3 * len(KINDS), seed=0)
     assert prompts == captions.held_out_prompts(3 * len(KINDS), seed=0)
     assert len(set(prompts)) == len(prompts)
@@ -65,19 +64,19 @@ def test_more_held_out_prompts_than_there_are_are_refused() -> None:
 
 
 def test_single_things_are_the_largest_share_and_all_parts_occur() -> None:
-    shown = [captions.describe(random.Random(seed)) for seed in range(2000)]
-    faces = sum(isinstance(d.subjects[0], Face) for d in shown) / len(shown)
-    pairs = sum(len(d.subjects) == 2 for d in shown) / len(shown)
-    styled = sum(bool(d.style) for d in shown) / len(shown)
+    descriptions = [captions.describe(random.Random(seed)) for seed in range(2000)]
+    faces = sum(isinstance(d.subjects[0], CartoonFace) for d in descriptions) / len(descriptions)
+    pairs = sum(len(d.subjects) == 2 for d in descriptions) / len(descriptions)
+    styled = sum(bool(d.style) for d in descriptions) / len(descriptions)
     assert (faces, pairs, styled) == pytest.approx((0.2, 0.12, 0.15), abs=0.03)
-    assert {d.style for d in shown} == {"", *STYLES}
-    assert {d.size for d in shown} == set(SIZES)
-    assert {d.place for d in shown} == {"", *PLACES}
-    assert {d.background.kind for d in shown} == {"plain", "striped", "dotted", "checked", "gradient", *SCENES}
+    assert {d.style for d in descriptions} == {"", *STYLES}
+    assert {d.size for d in descriptions} == set(SIZES)
+    assert {d.place for d in descriptions} == {"", *PLACES}
+    assert {d.background.kind for d in descriptions} == {"plain", "striped", "dotted", "checked", "gradient", *SCENES}
 
 
 def grammar() -> re.Pattern[str]:
-    """The captions' grammar, as it is told to people."""
+    """Return the captions' documented grammar."""
     color, any_of = "|".join(PALETTE), "|".join
     a = "(a(?! [aeiou])|an(?= [aeiou]))"
     item = f"{a} (small )?(big )?(({color}) )?({any_of(KINDS)})"
@@ -95,36 +94,36 @@ def grammar() -> re.Pattern[str]:
 def test_captions_follow_the_grammar() -> None:
     rule = grammar()
     for seed in range(500):
-        shown = captions.describe(random.Random(seed))
-        for caption in (shown.caption(), shown.caption(random.Random(seed))):
+        description = captions.describe(random.Random(seed))
+        for caption in (description.caption(), description.caption(random.Random(seed))):
             assert rule.fullmatch(caption), caption
 
 
-def test_a_caption_without_chance_tells_everything() -> None:
+def test_a_caption_without_randomness_names_everything() -> None:
     pair = (Item("star", "red"), Item("mug", "blue"))
-    shown = Description(pair, Background("gradient", "green"), style="pencil")
-    assert shown.caption() == "a pencil drawing of a red star and a blue mug on a gradient green background"
+    description = Description(pair, Background("gradient", "green"), style="pencil")
+    assert description.caption() == "a pencil drawing of a red star and a blue mug on a gradient green background"
     one = Description((Item("key", "pink"),), Background("room", None), "big", "at the left")
     assert one.caption() == "a big pink key at the left in a room"
 
 
-def test_different_things_are_told_apart_by_their_captions() -> None:
-    shown = {captions.describe(random.Random(seed)) for seed in range(1500)}
-    things = [d for d in shown if isinstance(d.subjects[0], Item)]
+def test_different_things_have_different_captions() -> None:
+    descriptions = {captions.describe(random.Random(seed)) for seed in range(1500)}
+    things = [d for d in descriptions if isinstance(d.subjects[0], Item)]
     assert len({d.caption() for d in things}) == len(things) > 900
 
 
 def test_of_two_things_the_first_is_at_the_left() -> None:
-    shown = Description((Item("square", "red"), Item("circle", "blue")), Background("plain", "white"))
-    pixels = np.asarray(reduce(shown.draw(random.Random(5)), 64), np.float32)
+    description = Description((Item("square", "red"), Item("circle", "blue")), Background("plain", "white"))
+    pixels = np.asarray(downscale(description.draw(random.Random(5)), 64), np.float32)
     red, blue = (np.argwhere(np.abs(pixels - PALETTE[c]).max(axis=2) < 60)[:, 1].mean() for c in ("red", "blue"))
     assert red < 24
     assert blue > 40
 
 
 def test_a_thing_that_no_word_places_is_near_the_middle_and_never_mirrored() -> None:
-    shown = Description((Item("mug", "red"),), Background("plain", "white"))
-    pictures = [np.asarray(reduce(shown.draw(random.Random(seed)), 64), np.float32) for seed in range(40)]
+    description = Description((Item("mug", "red"),), Background("plain", "white"))
+    pictures = [np.asarray(downscale(description.draw(random.Random(seed)), 64), np.float32) for seed in range(40)]
     red = [np.argwhere(np.abs(picture - PALETTE["red"]).max(axis=2) < 60)[:, ::-1] for picture in pictures]
     middles = np.stack([(points.min(axis=0) + points.max(axis=0)) / 2 for points in red]) / 64
     assert np.abs(middles - 0.5).max() < 0.2
@@ -134,8 +133,8 @@ def test_a_thing_that_no_word_places_is_near_the_middle_and_never_mirrored() -> 
 
 
 def test_another_seed_draws_the_same_description_otherwise() -> None:
-    shown = captions.sample(random.Random(1)).description
-    one, again, other = (shown.draw(random.Random(seed)) for seed in (1, 1, 2))
+    description = captions.sample(random.Random(1)).description
+    one, again, other = (description.draw(random.Random(seed)) for seed in (1, 1, 2))
     assert one.tobytes() == again.tobytes() != other.tobytes()
     assert one.size == other.size == (256, 256)
 
@@ -143,17 +142,17 @@ def test_another_seed_draws_the_same_description_otherwise() -> None:
 @pytest.mark.parametrize("name", STYLES)
 def test_a_style_changes_the_whole_picture_and_no_other_style_looks_like_it(name: str) -> None:
     flat = Description((Item("house", "red"),), Background("meadow", None)).draw(random.Random(4))
-    looks = {other: np.asarray(reduce(style.apply(flat, random.Random(1)), 64), np.float32)
+    images = {other: np.asarray(downscale(style.apply(flat, random.Random(1)), 64), np.float32)
              for other, style in STYLES.items()}  # fmt: skip
-    looks[""] = np.asarray(reduce(flat, 64), np.float32)
-    for other, look in looks.items():
+    images[""] = np.asarray(downscale(flat, 64), np.float32)
+    for other, image in images.items():
         if other != name:
-            assert np.abs(look - looks[name]).mean() > 6, other
+            assert np.abs(image - images[name]).mean() > 6, other
 
 
-def test_the_variety_draws_what_no_caption_names() -> None:
+def test_pictures_of_the_variety_differ() -> None:
     rng = random.Random(2)
-    for draw in (textures.person, textures.restyled, textures.stranger, textures.recolored):
+    for draw in (textures.random_face, textures.restyled, textures.random_creature, textures.recolored):
         one, other = draw(rng), draw(rng)
         assert one.size == other.size == (256, 256)
         assert one.tobytes() != other.tobytes()
@@ -161,9 +160,9 @@ def test_the_variety_draws_what_no_caption_names() -> None:
 
 def test_a_description_belongs_to_one_group() -> None:
     background, star, mug = Background("plain", "white"), Item("star", "red"), Item("mug", "blue")
-    face = Face.sample(random.Random(0))
+    face = CartoonFace.sample(random.Random(0))
     assert Description((star,), background).group == "item"
     assert Description((star, mug), background).group == "pair"
     assert Description((face,), background).group == "face"
-    for shown in ((star,), (star, mug), (face,)):
-        assert Description(shown, background, style="neon").group == "style"
+    for contents in ((star,), (star, mug), (face,)):
+        assert Description(contents, background, style="neon").group == "style"

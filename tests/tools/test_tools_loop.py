@@ -1,4 +1,4 @@
-"""The training loop of the tools: how it steps, and that a stopped run ends like one that was not."""
+"""The training loop of the tools: its optimizers, its time budget, and that a resumed run ends like any other."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tools.embedded import loop
-from tools.embedded.loop import Plan, Stepper, fit
+from tools.embedded.loop import MuonWithAdamW, Plan, fit
 from tools.embedded.muon import Muon
 
 
@@ -20,8 +20,8 @@ def _model() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(128, 4))
 
 
-def _train(plan: Plan, state: Path, stop: int | None = None) -> dict[str, torch.Tensor]:
-    """The weights in the end; ``stop`` is the step that is interrupted."""
+def _train(plan: Plan, checkpoint: Path, stop: int | None = None) -> dict[str, torch.Tensor]:
+    """Return the final weights; ``stop`` is the step that is interrupted."""
     model = _model()
 
     def loss_of_step(step: int, generator: torch.Generator) -> torch.Tensor:
@@ -30,13 +30,13 @@ def _train(plan: Plan, state: Path, stop: int | None = None) -> dict[str, torch.
         x = torch.randn(8, 3, 4, 4, generator=generator).contiguous(memory_format=torch.channels_last)
         return (model(x) - x.mean(dim=(2, 3)).sum(dim=1, keepdim=True)).square().mean()
 
-    fit(model, loss_of_step, plan, state)
+    fit(model, loss_of_step, plan, checkpoint)
     return model.state_dict()
 
 
-@pytest.mark.parametrize("orthogonal", [_is_matrix, lambda _name, _weights: False])
-def test_a_stopped_run_ends_like_one_that_was_not(tmp_path: Path, orthogonal) -> None:
-    plan = Plan(12, 1e-2, warmup=2, average=0.9, orthogonal=orthogonal, save_every=2)
+@pytest.mark.parametrize("uses_muon", [_is_matrix, lambda _name, _weights: False])
+def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path, uses_muon) -> None:
+    plan = Plan(12, 1e-2, warmup=2, ema_decay=0.9, uses_muon=uses_muon, save_every=2)
     for stop in (5, 8):
         with pytest.raises(KeyboardInterrupt):
             _train(plan, tmp_path / "stopped.pt", stop)
@@ -46,30 +46,34 @@ def test_a_stopped_run_ends_like_one_that_was_not(tmp_path: Path, orthogonal) ->
         torch.testing.assert_close(resumed[name], weights, rtol=0, atol=0)
 
 
-def test_muon_moves_convolutions_and_matrices_along_all_directions_alike() -> None:
-    rate = 1e-2
+def test_muon_updates_convolutions_and_matrices_by_orthogonal_steps() -> None:
+    learning_rate = 1e-2
     model = _model().to(memory_format=torch.channels_last)
-    stepper = Stepper(model, Plan(1, rate, orthogonal=_is_matrix))
+    optimizer = MuonWithAdamW(model, Plan(1, learning_rate, uses_muon=_is_matrix))
     before = {name: weights.detach().clone() for name, weights in model.named_parameters()}
     model(torch.randn(16, 3, 4, 4, generator=torch.Generator().manual_seed(1))).square().sum().backward()
-    stepper.step(rate)
+    optimizer.step(learning_rate)
     for name, weights in model.named_parameters():
         assert weights.grad is None
         if not _is_matrix(name, weights):
             continue
-        move = (weights.detach() - before[name] * (1 - rate * 0.01)).permute(0, *range(2, weights.ndim), 1).flatten(1)
+        update = (
+            (weights.detach() - before[name] * (1 - learning_rate * 0.01))
+            .permute(0, *range(2, weights.ndim), 1)
+            .flatten(1)
+        )
         # 0.2 √max(out, in) is AdamW's size; Newton and Schulz's iteration leaves singular values of 0.5 to 1.5.
-        values = torch.linalg.svdvals(move) / (rate * 0.2 * max(move.shape) ** 0.5)
+        values = torch.linalg.svdvals(update) / (learning_rate * 0.2 * max(update.shape) ** 0.5)
         assert 0.3 < values[len(values) // 2] < 1.5
         assert values[0] < 1.6
 
 
-def test_muon_refuses_convolutions_that_it_could_not_move() -> None:
+def test_muon_refuses_convolutions_that_are_not_channels_last() -> None:
     with pytest.raises(RuntimeError, match="view"):
-        Stepper(_model(), Plan(1, 1e-2, orthogonal=_is_matrix))
+        MuonWithAdamW(_model(), Plan(1, 1e-2, uses_muon=_is_matrix))
 
 
-def test_matrices_of_one_shape_step_as_with_pytorchs_muon() -> None:
+def test_batched_matrices_are_updated_as_by_pytorchs_muon() -> None:
     generator = torch.Generator().manual_seed(3)
     shapes = ((6, 20), (20, 6), (6, 20), (5, 5))
     ours = [torch.randn(shape, generator=generator) for shape in shapes]
@@ -87,22 +91,24 @@ def test_matrices_of_one_shape_step_as_with_pytorchs_muon() -> None:
 
 
 @pytest.fixture
-def seconds_fly(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock that stands still until the test moves it on."""
-    clock = [0.0]
-    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
-    return clock
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that stands still until the test advances it."""
+    seconds = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: seconds[0])
+    return seconds
 
 
-def _train_for(seconds: float, clock: list[float], state: Path, pace: float, stop: int | None = None) -> list[float]:
-    """The rates of the steps, each of ``pace`` seconds; ``stop`` is the step that is interrupted."""
+def _train_for(
+    seconds: float, clock: list[float], checkpoint: Path, pace: float, stop: int | None = None
+) -> list[float]:
+    """Return the learning rates of the steps, of ``pace`` seconds each; ``stop`` is the step that is interrupted."""
     model, rates = _model(), []
-    plan = Plan.within(seconds, 1e-2, warmup=2, average=0.9)
-    step_with = Stepper.step
+    plan = Plan.within(seconds, 1e-2, warmup=2, ema_decay=0.9)
+    original_step = MuonWithAdamW.step
 
-    def noted(self: Stepper, rate: float) -> None:
-        rates.append(rate)
-        step_with(self, rate)
+    def recorded_step(self: MuonWithAdamW, learning_rate: float) -> None:
+        rates.append(learning_rate)
+        original_step(self, learning_rate)
 
     def loss_of_step(step: int, generator: torch.Generator) -> torch.Tensor:
         if step == stop:
@@ -111,14 +117,16 @@ def _train_for(seconds: float, clock: list[float], state: Path, pace: float, sto
         return model(torch.randn(8, 3, 4, 4, generator=generator)).square().mean()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Stepper, "step", noted)
-        fit(model, loss_of_step, plan, state)
+        patch.setattr(MuonWithAdamW, "step", recorded_step)
+        fit(model, loss_of_step, plan, checkpoint)
     return rates
 
 
-def test_a_run_of_seconds_ends_in_time_with_its_rate_decayed(tmp_path: Path, seconds_fly: list[float]) -> None:
-    rates = _train_for(100, seconds_fly, tmp_path / "state.pt", pace=0.25)
-    assert seconds_fly[0] == pytest.approx(100, abs=0.5)
+def test_a_run_with_a_time_budget_ends_in_time_with_its_learning_rate_decayed(
+    tmp_path: Path, clock: list[float]
+) -> None:
+    rates = _train_for(100, clock, tmp_path / "state.pt", pace=0.25)
+    assert clock[0] == pytest.approx(100, abs=0.5)
     assert len(rates) == pytest.approx(400, abs=2)
     assert rates[10:190] == [1e-2] * 180
     assert rates[190:] == sorted(rates[190:], reverse=True)
@@ -126,14 +134,14 @@ def test_a_run_of_seconds_ends_in_time_with_its_rate_decayed(tmp_path: Path, sec
     assert torch.load(tmp_path / "state.pt")["step"] == len(rates)
 
 
-def test_a_stopped_run_of_seconds_goes_on_for_those_that_are_left(tmp_path: Path, seconds_fly: list[float]) -> None:
+def test_a_resumed_run_uses_the_remaining_time_budget(tmp_path: Path, clock: list[float]) -> None:
     with pytest.raises(KeyboardInterrupt):
-        _train_for(100, seconds_fly, tmp_path / "state.pt", pace=0.25, stop=300)
+        _train_for(100, clock, tmp_path / "state.pt", pace=0.25, stop=300)
     saved = torch.load(tmp_path / "state.pt")
     assert 200 < saved["step"] <= 300
-    seconds_fly[0] = 1_000.0
-    rates = _train_for(100, seconds_fly, tmp_path / "state.pt", pace=0.5)
-    assert seconds_fly[0] == pytest.approx(1_000 + 100 - saved["seconds"], abs=1)
+    clock[0] = 1_000.0
+    rates = _train_for(100, clock, tmp_path / "state.pt", pace=0.5)
+    assert clock[0] == pytest.approx(1_000 + 100 - saved["seconds"], abs=1)
     assert rates[0] < 1e-2
     assert rates[-1] < 2e-4
-    assert max(_train_for(100, seconds_fly, tmp_path / "state.pt", pace=0.5), default=0) < 2e-4
+    assert max(_train_for(100, clock, tmp_path / "state.pt", pace=0.5), default=0) < 2e-4

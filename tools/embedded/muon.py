@@ -1,4 +1,4 @@
-"""Muon (Jordan et al., 2024) for many small matrices: those of one shape take their steps together."""
+"""Muon (Jordan et al., 2024) for many small matrices: those of one shape are updated as one batch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ ITERATIONS = 5
 
 
 class Muon:
-    """The steps of ``torch.optim.Muon`` with Nesterov's momentum and AdamW's size (Liu et al., 2025).
+    """``torch.optim.Muon`` with Nesterov momentum and updates of AdamW's RMS (Liu et al., 2025), batched by shape.
 
-    PyTorch's goes from matrix to matrix; a small UNet has 150, and launching their kernels one by one
-    takes a GPU as long as half of the gradients. Here matrices ``(m, n)`` of one shape are one ``(k, m, n)``.
+    PyTorch's updates one matrix after another; a small UNet has 150, and on a GPU launching their kernels one by one
+    takes half as long as computing the gradients. Here ``k`` matrices ``(m, n)`` of one shape are one ``(k, m, n)``.
     """
 
     def __init__(self, matrices: Sequence[torch.Tensor], weight_decay: float) -> None:
@@ -28,16 +28,16 @@ class Muon:
         self._momenta = [torch.zeros_like(torch.stack([matrices[i] for i in group])) for group in self._groups]
 
     @torch.no_grad()
-    def step(self, gradients: Sequence[torch.Tensor], rate: float) -> None:
-        """One step on the gradients of all matrices, in their order."""
+    def step(self, gradients: Sequence[torch.Tensor], learning_rate: float) -> None:
+        """Update all matrices in place; ``gradients`` are in the order of the matrices."""
         for group, momentum in zip(self._groups, self._momenta, strict=True):
             gradient = torch.stack([gradients[i] for i in group])
             momentum.lerp_(gradient, 1 - MOMENTUM)
-            directions = orthogonal(gradient.lerp(momentum, MOMENTUM)).to(momentum.dtype).contiguous().unbind()
+            directions = orthogonalize(gradient.lerp(momentum, MOMENTUM)).to(momentum.dtype).contiguous().unbind()
             size = 0.2 * max(momentum.shape[1:]) ** 0.5
-            moved = [self._matrices[i] for i in group]
-            torch._foreach_mul_(moved, 1 - rate * self._weight_decay)
-            torch._foreach_add_(moved, directions, alpha=-rate * size)
+            matrices = [self._matrices[i] for i in group]
+            torch._foreach_mul_(matrices, 1 - learning_rate * self._weight_decay)
+            torch._foreach_add_(matrices, directions, alpha=-learning_rate * size)
 
     def state_dict(self) -> dict[str, Any]:
         return {"momenta": self._momenta}
@@ -47,18 +47,18 @@ class Muon:
             momentum.copy_(saved)
 
 
-def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
-    """Newton and Schulz's iteration: of each ``(m, n)`` of ``(k, m, n)`` the nearest with singular values of about 1.
+def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
+    """Return, for each ``(m, n)`` of ``(k, m, n)``, the nearest matrix with singular values of about 1, in bf16.
 
-    In bf16, which the iteration bears.
+    This is the Newton-Schulz iteration, which is stable in bf16.
     """
     x = matrices.bfloat16()
-    upright = x.shape[1] > x.shape[2]
-    if upright:
+    transposed = x.shape[1] > x.shape[2]
+    if transposed:
         x = x.mT
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     first, third, fifth = COEFFICIENTS
     for _ in range(ITERATIONS):
         squared = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(squared, squared, squared, beta=third, alpha=fifth), x, beta=first)
-    return x.mT if upright else x
+    return x.mT if transposed else x

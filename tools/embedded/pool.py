@@ -1,4 +1,4 @@
-"""Pools of drawn pictures as arrays on disk, each picture from a seed of its own."""
+"""Pools of pictures: datasets drawn by all cores into arrays on disk, each picture from its own seed."""
 
 from __future__ import annotations
 
@@ -16,96 +16,98 @@ import numpy as np
 import torch
 
 from tools.synthetic import captions, subjects, textures
-from tools.synthetic.canvas import reduce
+from tools.synthetic.canvas import downscale
 from tools.synthetic.creatures import HELD_OUT_SUBJECTS
 
 SIZE = 64
 """Side of the embedded model's pictures in pixels."""
 CHUNK = 256
-"""So many seeds are drawn in one go."""
+"""Number of seeds in a worker's unit of work."""
+
+Draw = Callable[[int], tuple[bytes, Any]]
+"""Draws the picture, or the pictures, of a seed: their bytes, and their metadata as JSON can hold it."""
+Pool = tuple[np.ndarray, list[Any]]
+"""Pictures, uint8 ``(n, 64, 64, 3)``, and the metadata of each seed."""
 
 
-def _synthetic(seed: int) -> tuple[bytes, tuple[str, str]]:
+def _draw_synthetic(seed: int) -> tuple[bytes, tuple[str, str]]:
     sample = captions.sample(random.Random(f"world {seed}"))
-    return reduce(sample.picture, SIZE).tobytes(), (sample.caption, sample.description.group)
+    return downscale(sample.picture, SIZE).tobytes(), (sample.caption, sample.description.group)
 
 
 def _draw_variety(seed: int) -> tuple[bytes, str]:
     rng = random.Random(f"variety {seed}")
     if rng.random() < 0.35:
-        return reduce(captions.sample(rng).picture, SIZE).tobytes(), ""
-    return reduce(textures.sample(rng), SIZE).tobytes(), ""
+        return downscale(captions.sample(rng).picture, SIZE).tobytes(), ""
+    return downscale(textures.sample(rng), SIZE).tobytes(), ""
 
 
-def _draw_stranger(kind: str, seed: int) -> tuple[bytes, str]:
+def _draw_unseen(kind: str, seed: int) -> tuple[bytes, str]:
     return next(subjects.pictures(HELD_OUT_SUBJECTS + seed, SIZE, "judge", kind)).image.tobytes(), ""
 
 
-_DRAW: dict[str, Callable[[int], tuple[bytes, Any]]] = {
-    "synthetic": _synthetic,
+_DRAW: dict[str, Draw] = {
+    "synthetic": _draw_synthetic,
     "variety": _draw_variety,
-    **{f"unseen-{kind}s": partial(_draw_stranger, kind) for kind in subjects.KINDS},
+    **{f"unseen-{kind}s": partial(_draw_unseen, kind) for kind in subjects.KINDS},
 }
 
 
-def pool(kind: str, count: int, folder: Path) -> tuple[np.ndarray, list[Any]]:
-    """``count`` pictures of ``kind``, a key of ``_DRAW``: uint8 ``(count, 64, 64, 3)``, and what is told of them.
+def load_pool(kind: str, count: int, folder: Path) -> Pool:
+    """Return ``count`` pictures of ``kind``, a key of ``_DRAW``, which are drawn once and cached in ``folder``.
 
-    Of the synthetic dataset that is the caption, and to which of the descriptions' ``GROUPS`` it belongs.
+    The metadata of "synthetic" are pairs of a caption and its description's group, one of ``GROUPS``.
     """
-    return drawing(kind, count, folder)()
+    return start_pool(kind, count, folder)()
 
 
-def drawing(kind: str, count: int, folder: Path) -> Callable[[], tuple[np.ndarray, list[Any]]]:
-    """What ``pool`` returns, once it is called: until then it is drawn beside whatever else is done."""
-    return _begin(_DRAW[kind], count, folder / f"{kind}-{count}.npy")
+def start_pool(kind: str, count: int, folder: Path) -> Callable[[], Pool]:
+    """Start to draw a pool in background processes; the function returned waits for it, and returns it."""
+    return _start(_DRAW[kind], count, folder / f"{kind}-{count}.npy")
 
 
-def predrawn(draw: Callable[[int], tuple[bytes, Any]], count: int, path: Path) -> tuple[np.ndarray, list[Any]]:
-    """What ``draw`` makes of the seeds 0 to ``count - 1``, drawn once and kept at ``path``.
+def draw_pool(draw: Draw, count: int, path: Path) -> Pool:
+    """Return the pictures and metadata of the seeds 0 to ``count - 1``, drawn once and cached at ``path``.
 
-    ``draw`` is a module's function that returns the bytes of one or more pictures, of every seed alike,
-    and what is told of them, as JSON can hold it. Returns uint8 ``(n, 64, 64, 3)`` and the list of what is told.
+    ``draw`` is a function of a module, and returns equally many pictures for each seed.
     """
-    return _begin(draw, count, path)()
+    return _start(draw, count, path)()
 
 
-def _begin(
-    draw: Callable[[int], tuple[bytes, Any]], count: int, path: Path
-) -> Callable[[], tuple[np.ndarray, list[Any]]]:
-    def kept() -> tuple[np.ndarray, list[Any]]:
+def _start(draw: Draw, count: int, path: Path) -> Callable[[], Pool]:
+    def load() -> Pool:
         return np.load(path, mmap_mode="r"), json.loads(path.with_suffix(".json").read_text())
 
     if path.exists():
-        return kept
+        return load
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part.npy")
-    each = len(draw(0)[0]) // (3 * SIZE**2)
+    per_seed = len(draw(0)[0]) // (3 * SIZE**2)
     # The workers write into the file themselves: 400,000 pictures would be 5 GB for one process to read from a pipe.
-    np.lib.format.open_memmap(part, "w+", np.uint8, (count * each, SIZE, SIZE, 3))
-    # Forked, at once and so before a GPU is touched: what is spawned would import PyTorch and more in each process.
+    np.lib.format.open_memmap(part, "w+", np.uint8, (count * per_seed, SIZE, SIZE, 3))
+    # Forked, at once and so before a GPU is used: spawned processes would import PyTorch and more, each of them.
     workers = ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork"), initializer=os.nice, initargs=(5,))
     chunks = [range(start, min(count, start + CHUNK)) for start in range(0, count, CHUNK)]
-    told = workers.map(partial(_draw_into, draw, part), chunks)
+    results = workers.map(partial(_draw_chunk, draw, part), chunks)
 
-    def finished() -> tuple[np.ndarray, list[Any]]:
+    def wait() -> Pool:
         with workers:
-            path.with_suffix(".json").write_text(json.dumps([one for chunk in told for one in chunk]))
+            path.with_suffix(".json").write_text(json.dumps([one for chunk in results for one in chunk]))
         part.replace(path)
-        return kept()
+        return load()
 
-    return cache(finished)
+    return cache(wait)
 
 
-def _draw_into(draw: Callable[[int], tuple[bytes, Any]], path: Path, seeds: range) -> list[Any]:
-    """Draw ``seeds`` into their places of the array at ``path``; what is told of them."""
+def _draw_chunk(draw: Draw, path: Path, seeds: range) -> list[Any]:
+    """Draw ``seeds`` into their rows of the array at ``path``, and return their metadata."""
     drawn = [draw(seed) for seed in seeds]
-    pictures = np.frombuffer(b"".join(p for p, _ in drawn), np.uint8).reshape(-1, SIZE, SIZE, 3)
-    each = len(pictures) // len(seeds)
-    np.load(path, mmap_mode="r+")[seeds.start * each : seeds.stop * each] = pictures
-    return [told for _, told in drawn]
+    pictures = np.frombuffer(b"".join(data for data, _ in drawn), np.uint8).reshape(-1, SIZE, SIZE, 3)
+    per_seed = len(pictures) // len(seeds)
+    np.load(path, mmap_mode="r+")[seeds.start * per_seed : seeds.stop * per_seed] = pictures
+    return [metadata for _, metadata in drawn]
 
 
 def to_tensor(pictures: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
-    """uint8 ``(n, h, w, 3)`` to float ``(n, 3, h, w)`` in [-1, 1]."""
+    """Convert uint8 ``(n, h, w, 3)`` to float ``(n, 3, h, w)`` in [-1, 1]."""
     return torch.from_numpy(np.array(pictures)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,4 +1,4 @@
-"""The embedded model's tokenizer: byte-level BPE in CLIP's format, learned from the synthetic dataset's captions."""
+"""The embedded model's tokenizer: byte-level BPE in CLIP's format, trained on the synthetic dataset's captions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 
 MERGES = 400
 POSITIONS = 48
-"""Longest caption in tokens, with its start and end."""
+"""Length of a padded caption in tokens, with the start and end tokens."""
 
 _CLIP_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _ENGLISH = (
@@ -24,11 +24,11 @@ _ENGLISH = (
 )
 
 
-def kept(captions: Iterable[str], folder: Path) -> CLIPTokenizer:
-    """The tokenizer in ``folder``, learned from ``captions`` if there is none yet.
+def load_or_train(captions: Iterable[str], folder: Path) -> CLIPTokenizer:
+    """Load the tokenizer in ``folder``, or train it on ``captions`` and save it there.
 
-    Words that no caption holds are numbered differently by each learning, as ties among
-    their pairs fall by chance: what is trained in parts has to keep the one it began with.
+    Training it twice gives different ids to words that no caption holds, as ties among their pairs are broken at
+    random: all parts of a model have to be trained with the same tokenizer.
     """
     if not folder.exists():
         part = folder.with_suffix(".part")
@@ -38,9 +38,9 @@ def kept(captions: Iterable[str], folder: Path) -> CLIPTokenizer:
 
 
 def train(captions: Iterable[str]) -> CLIPTokenizer:
-    """A tokenizer whose words are those of ``captions`` and of a little everyday English.
+    """Train a tokenizer on ``captions`` and a little everyday English.
 
-    The 512 byte symbols are in, as in CLIP's, so that no text is without tokens.
+    Its vocabulary holds the 512 byte symbols, as CLIP's does, so that every text can be encoded.
     """
     tokenizer = Tokenizer(BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -55,6 +55,6 @@ def train(captions: Iterable[str]) -> CLIPTokenizer:
     merges = json.loads(tokenizer.model.__getstate__())["merges"][:MERGES]
     # CLIP's own order: bytes, bytes that end a word, merges, start, end.
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = symbols + [s + "</w>" for s in symbols] + ["".join(pair) for pair in merges]
-    vocab = {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    entries = symbols + [s + "</w>" for s in symbols] + ["".join(pair) for pair in merges]
+    vocab = {entry: i for i, entry in enumerate([*entries, "<|startoftext|>", "<|endoftext|>"])}
     return CLIPTokenizer(vocab=vocab, merges=[tuple(pair) for pair in merges], model_max_length=POSITIONS)

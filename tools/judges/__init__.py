@@ -1,5 +1,11 @@
-"""What judges pictures that a model drew: a reader of simple prompts, an image-text model, an image encoder.
+"""Judges of pictures that a model drew: a reader of simple pictures, an image-text model, an image encoder.
 
-``python -m tools.judges.build`` trains them into ``benchmarks/judges/``,
-``python -m tools.judges.validate`` says how far they can be trusted.
+build         the command: trains the judges into ``benchmarks/judges/``
+validate      the command: measures how reliable the judges are on held-out pictures
+judging       ``ImageJudge`` and ``TextJudge``, which any CLIP or DINO can stand in for
+questions     the attributes of a picture of one thing, as classes
+datasets      the training pictures, and their augmentation
+reader        the classifier of these attributes
+image_text    the image-text model
+image         the image encoder
 """

@@ -1,10 +1,9 @@
-"""Makes the judges, from nothing to the folder that benchmarks and tests read.
+"""Train the judges, from nothing to the folder that benchmarks and tests read.
 
     python -m tools.judges.build
 
-Stopped at any moment, it goes on where it was when started again; ``--work`` holds
-what is in progress. About 40 minutes on one undisturbed CPU core. ``python -m tools.judges.validate``
-then says how good they are.
+An interrupted build resumes where it was when it is started again; ``--work`` holds the checkpoints. It takes about
+40 minutes on one idle CPU core. ``python -m tools.judges.validate`` then measures the judges.
 """
 
 from __future__ import annotations
@@ -18,21 +17,22 @@ from transformers.utils.logging import disable_progress_bar
 
 from tools.embedded.pool import SIZE
 from tools.judges import image, image_text, reader
-from tools.judges.folders import IMAGE, IMAGE_TEXT, JUDGES, READER
+from tools.judges.judging import IMAGE, IMAGE_TEXT, JUDGES
+from tools.judges.reader import READER
 
 
 def build(work: Path, out: Path) -> None:
-    """Train what is not trained yet and write the three judges to ``out``."""
+    """Train the judges that have no finished checkpoint in ``work``, and write all three to ``out``."""
     reader.train(work).save(out / READER.name)
-    clip, words = image_text.train(work)
+    clip, clip_tokenizer = image_text.train(work)
     export(clip, out / IMAGE_TEXT.name)
-    words.save_pretrained(out / IMAGE_TEXT.name)
-    # The image encoder starts with the eyes of the image-text model, which know things and colours by now.
+    clip_tokenizer.save_pretrained(out / IMAGE_TEXT.name)
+    # The image encoder starts from the image-text model's vision model, which knows things and colours already.
     export(image.train(work, clip).model, out / IMAGE.name)
 
 
 def export(model: PreTrainedModel, folder: Path) -> None:
-    """Write a copy of ``model`` in fp16, and how pictures are prepared for it."""
+    """Write a copy of ``model`` in fp16, and the configuration of its image processor."""
     weights = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=weights)
     side = {"height": SIZE, "width": SIZE}
@@ -42,8 +42,10 @@ def export(model: PreTrainedModel, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("build/judges"), help="what is in progress")
-    parser.add_argument("--out", type=Path, default=JUDGES, help="where the judges are written")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/judges"), help="folder of the pictures and checkpoints"
+    )
+    parser.add_argument("--out", type=Path, default=JUDGES, help="folder that the judges are written to")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -1,4 +1,4 @@
-"""What a prompt of one thing tells, as questions with a fixed list of answers."""
+"""The attributes of a picture of one thing, as questions with a fixed list of answers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from dataclasses import replace
 
 from tools.synthetic.canvas import PALETTE
 from tools.synthetic.description import KINDS, PLACES, SIZES, Description, Item
-from tools.synthetic.scenes import PATTERNS, Background
-from tools.synthetic.scenes import PLACES as SCENES
+from tools.synthetic.scenes import PATTERNS, SCENES, Background
 
 _BACKGROUNDS = (
     *(Background(kind, color) for kind in sorted(set(PATTERNS)) for color in sorted(PALETTE)),
@@ -21,38 +20,48 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     "place": tuple(sorted(PLACES)),
 }
 """Each question's possible answers, as captions spell them."""
-UNTOLD = -100
-"""The number of an answer that is not told; PyTorch's cross-entropy passes over it."""
+NO_ANSWER = -100
+"""The class index of a question without an answer; it is the default ``ignore_index`` of PyTorch's cross-entropy."""
 
 
 def answers(description: Description) -> dict[str, str]:
-    """What ``description`` answers: nothing unless it is of one item, and no place if it tells none."""
+    """Return the answer to each question that ``description`` answers.
+
+    Only a description of a single item answers any, and only one that names a place answers "place".
+    """
     if len(description.subjects) != 1 or not isinstance(description.subjects[0], Item):
         return {}
     item = description.subjects[0]
-    told = {"color": item.color, "background": description.background.phrase, "thing": item.kind}
-    return told | ({"place": description.place} if description.place else {})
+    named = {"color": item.color, "background": description.background.phrase, "thing": item.kind}
+    return named | ({"place": description.place} if description.place else {})
 
 
-def numbers(description: Description) -> list[int]:
-    """``answers`` as places in ``QUESTIONS``' lists, ``UNTOLD`` where there is none."""
-    told = answers(description)
-    return [known.index(told[name]) if name in told else UNTOLD for name, known in QUESTIONS.items()]
+def answer_indices(description: Description) -> list[int]:
+    """Return the class index of each question's answer, ``NO_ANSWER`` where there is none."""
+    named = answers(description)
+    return [choices.index(named[name]) if name in named else NO_ANSWER for name, choices in QUESTIONS.items()]
 
 
-def any_thing(rng: random.Random, place: str | None = None) -> Description:
-    """One flat thing in any colour before any background that shows it; ``place`` None is any or none."""
+def random_description(rng: random.Random, place: str | None = None) -> Description:
+    """Return one item, without a style, before any background that does not hide it.
+
+    Without ``place`` the place is random, and often not named.
+    """
     background, color = Background.sample(rng), rng.choice(sorted(PALETTE))
     while background.hides(color):
         background, color = Background.sample(rng), rng.choice(sorted(PALETTE))
-    where = rng.choice(("", "", *PLACES)) if place is None else place
-    return Description((Item(rng.choice(KINDS), color),), background, rng.choice(("", "", "", *SIZES)), where)
+    named_place = rng.choice(("", "", *PLACES)) if place is None else place
+    return Description((Item(rng.choice(KINDS), color),), background, rng.choice(("", "", "", *SIZES)), named_place)
 
 
-def altered(description: Description, question: str, rng: random.Random) -> Description:
-    """``description`` of one item with another answer to ``question``, which it must answer."""
-    told = answers(description)[question]
-    other = rng.choice([answer for answer in QUESTIONS[question] if answer != told])
+def change_answer(description: Description, question: str, rng: random.Random) -> Description:
+    """Return ``description`` with another answer to ``question``.
+
+    Raises:
+        KeyError: ``description`` does not answer ``question``.
+    """
+    answer = answers(description)[question]
+    other = rng.choice([choice for choice in QUESTIONS[question] if choice != answer])
     if question == "place":
         return replace(description, place=other)
     if question == "background":

@@ -1,4 +1,4 @@
-"""How far the judges can be trusted, on pictures of seeds and subjects that they were not trained on.
+"""Measure how reliable the judges are, on pictures and subjects that they were not trained on.
 
 python -m tools.judges.validate [--count 300]
 """
@@ -17,121 +17,132 @@ from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
 from tools.embedded.pool import SIZE, to_tensor
-from tools.judges.augment import melt
-from tools.judges.folders import IMAGE, IMAGE_TEXT
-from tools.judges.judging import ImageJudge, TextJudge
-from tools.judges.questions import QUESTIONS, altered, answers
+from tools.judges.datasets import melt
+from tools.judges.judging import IMAGE, IMAGE_TEXT, ImageJudge, TextJudge
+from tools.judges.questions import QUESTIONS, answers, change_answer
 from tools.judges.reader import Reader
-from tools.synthetic.canvas import reduce
+from tools.synthetic.canvas import downscale
 from tools.synthetic.captions import held_out_prompts
 from tools.synthetic.creatures import HELD_OUT_SUBJECTS
 from tools.synthetic.description import Description
 from tools.synthetic.subjects import KINDS, pictures
 
 SEED = 2_000_000
-"""Of the pictures that judges are validated on."""
+"""Seed of the validation pictures."""
 
 
 @dataclass(frozen=True)
-class Trust:
-    """Shares of pictures, by question: called right where it is so, and where it is not."""
+class ReaderScores:
+    """Shares of pictures, by question, in which the reader gives the true answer, and in which it gives a false one."""
 
-    real: dict[str, float]
-    mismatched: dict[str, float]
+    accuracy: dict[str, float]
+    false_positives: dict[str, float]
 
 
-def renders(descriptions: Sequence[Description], seed: int = SEED) -> list[Image.Image]:
-    """Each of ``descriptions``, drawn as the synthetic dataset draws it."""
+def render(descriptions: Sequence[Description], seed: int = SEED) -> list[Image.Image]:
+    """Draw each of ``descriptions`` as the synthetic dataset does."""
     rng = random.Random(f"render {seed}")
-    return [reduce(description.draw(rng), SIZE) for description in descriptions]
+    return [downscale(description.draw(rng), SIZE) for description in descriptions]
 
 
-def shares_right(read: Sequence[dict[str, str]], descriptions: Sequence[Description]) -> dict[str, float]:
-    """Share of pictures in which ``read`` and the description agree, by question, where it is answered."""
-    agreed: dict[str, list[bool]] = {name: [] for name in QUESTIONS}
-    for seen, description in zip(read, descriptions, strict=True):
-        for name, told in answers(description).items():
-            agreed[name].append(seen[name] == told)
-    return {name: sum(found) / max(1, len(found)) for name, found in agreed.items()}
+def accuracy_by_question(
+    predictions: Sequence[dict[str, str]], descriptions: Sequence[Description]
+) -> dict[str, float]:
+    """Return the share of correct predictions, by question, among the pictures whose description answers it."""
+    correct: dict[str, list[bool]] = {name: [] for name in QUESTIONS}
+    for prediction, description in zip(predictions, descriptions, strict=True):
+        for name, answer in answers(description).items():
+            correct[name].append(prediction[name] == answer)
+    return {name: sum(values) / max(1, len(values)) for name, values in correct.items()}
 
 
-def trust_of_reader(reader: Reader, count: int, pictures: Sequence[Image.Image] = ()) -> Trust:
-    """How often ``reader`` calls an answer right in ``count`` renders, with the true answers and with false ones.
+def score_reader(reader: Reader, count: int, pictures: Sequence[Image.Image] = ()) -> ReaderScores:
+    """Compare the predictions of ``reader`` on ``count`` renders with their true answers, and with random false ones.
 
-    ``pictures`` are other pictures of the same descriptions, such as the renders after a VAE.
+    ``pictures`` replace the renders by other pictures of the same descriptions, such as their VAE reconstructions.
     """
-    asked = held_out_prompts(count, SEED)
-    read, rng = reader.read(pictures or renders(asked)), random.Random(SEED)
-    mismatched = {}
+    prompts = held_out_prompts(count, SEED)
+    predictions, rng = reader.read(pictures or render(prompts)), random.Random(SEED)
+    false_positives = {}
     for name in QUESTIONS:
-        told = [(seen, altered(d, name, rng)) for seen, d in zip(read, asked, strict=True) if name in answers(d)]
-        mismatched[name] = shares_right([seen for seen, _ in told], [d for _, d in told])[name]
-    return Trust(shares_right(read, asked), mismatched)
+        pairs = [
+            (prediction, change_answer(prompt, name, rng))
+            for prediction, prompt in zip(predictions, prompts, strict=True)
+            if name in answers(prompt)
+        ]
+        changed = [prompt for _, prompt in pairs]
+        false_positives[name] = accuracy_by_question([prediction for prediction, _ in pairs], changed)[name]
+    return ReaderScores(accuracy_by_question(predictions, prompts), false_positives)
 
 
-def trust_of_text_judge(judge: TextJudge, count: int) -> dict[str, float]:
-    """Share of renders that suit their caption better than one with another answer, by question."""
-    asked, rng, prefers = held_out_prompts(count, SEED), random.Random(SEED), {}
-    drawn = renders(asked)
+def caption_preference(judge: TextJudge, count: int) -> dict[str, float]:
+    """Return, by question, the share of renders more similar to their caption than to one with a false answer."""
+    prompts, rng, preference = held_out_prompts(count, SEED), random.Random(SEED), {}
+    renders = render(prompts)
     for name in QUESTIONS:
-        told = [(picture, d) for picture, d in zip(drawn, asked, strict=True) if name in answers(d)]
-        captions = [d.caption() for _, d in told] + [altered(d, name, rng).caption() for _, d in told]
-        scores = judge.similarities([picture for picture, _ in told], captions)
-        own, other = scores.diagonal(), scores.diagonal(len(told))
-        prefers[name] = float((own > other).float().mean())
-    return prefers
+        pairs = [(picture, d) for picture, d in zip(renders, prompts, strict=True) if name in answers(d)]
+        captions = [d.caption() for _, d in pairs] + [change_answer(d, name, rng).caption() for _, d in pairs]
+        similarities = judge.similarities([picture for picture, _ in pairs], captions)
+        to_true, to_false = similarities.diagonal(), similarities.diagonal(len(pairs))
+        preference[name] = float((to_true > to_false).float().mean())
+    return preference
 
 
 @dataclass(frozen=True)
-class Ranking:
-    """Shares in which a held-out subject is nearer to itself in another scene than to ``another`` of its kind,
-    and than to that other scene ``melted``, which keeps its colours alone."""
+class RankingAccuracy:
+    """Shares of comparisons in which a held-out subject is most similar to itself in another scene.
 
-    another: float
-    melted: float
+    Attributes:
+        against_others: compared with another subject of its kind.
+        against_melted: compared with the other scene melted, which has the subject's colours but not its shape.
+    """
 
-
-def ranking(judge: ImageJudge, kind: str, subjects: int) -> Ranking:
-    """How far ``judge`` tells ``subjects`` of ``kind`` apart, and from what only has their colours."""
-    seen = [list(islice(pictures(HELD_OUT_SUBJECTS + i, SIZE, "judge", kind), 2)) for i in range(subjects)]
-    first, second = ([pair[i].image for pair in seen] for i in range(2))
-    one, other, broken = (judge.embed(shown) for shown in (first, second, _melted(second)))
-    cosines = one @ other.T
-    own = cosines.diagonal()
-    another = (own.unsqueeze(1) > cosines).sum() / (subjects * (subjects - 1))
-    return Ranking(float(another), float((own > (one * broken).sum(dim=1)).float().mean()))
+    against_others: float
+    against_melted: float
 
 
-def _melted(shown: Sequence[Image.Image]) -> list[Image.Image]:
-    pixels = to_tensor(np.stack([np.asarray(picture) for picture in shown]))
+def rank_subjects(judge: ImageJudge, kind: str, subjects: int) -> RankingAccuracy:
+    """Measure ``judge`` on two pictures each of ``subjects`` held-out subjects of ``kind``."""
+    pairs = [list(islice(pictures(HELD_OUT_SUBJECTS + i, SIZE, "judge", kind), 2)) for i in range(subjects)]
+    first, second = ([pair[i].image for pair in pairs] for i in range(2))
+    first_embeds, second_embeds, melted_embeds = (judge.embed(images) for images in (first, second, _melted(second)))
+    cosines = first_embeds @ second_embeds.T
+    same = cosines.diagonal()
+    against_others = (same.unsqueeze(1) > cosines).sum() / (subjects * (subjects - 1))
+    against_melted = (same > (first_embeds * melted_embeds).sum(dim=1)).float().mean()
+    return RankingAccuracy(float(against_others), float(against_melted))
+
+
+def _melted(images: Sequence[Image.Image]) -> list[Image.Image]:
+    pixels = to_tensor(np.stack([np.asarray(image) for image in images]))
     melted = melt(pixels, torch.Generator().manual_seed(SEED))
     arrays = ((melted + 1) * 127.5).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(array) for array in arrays]
 
 
-def lines(text: TextJudge, image: ImageJudge, count: int, subjects: int) -> list[str]:
-    """All figures, as printed."""
-    told = [f"reader, {count} held-out prompts: called right in renders, and in renders of something else"]
-    trust = trust_of_reader(Reader.load(), count)
-    told += [f"  {name:12}{trust.real[name]:8.1%}{trust.mismatched[name]:8.1%}" for name in QUESTIONS]
-    told.append("image-text model: prefers the caption to one with another")
-    told += [f"  {name:12}{share:8.1%}" for name, share in trust_of_text_judge(text, count).items()]
-    asked = held_out_prompts(64, SEED)
-    first = text.own_text_first(renders(asked), [d.caption() for d in asked])
-    told.append(f"  finds the caption among 64: {first:.1%}")
-    told.append(
-        f"image encoder, {subjects} held-out subjects: the same one ranked above another, and above itself melted"
+def report(text_judge: TextJudge, image_judge: ImageJudge, count: int, subjects: int) -> list[str]:
+    """Return the lines of the report on all judges."""
+    lines = [f"reader, {count} held-out prompts: accuracy on renders, and false positives"]
+    scores = score_reader(Reader.load(), count)
+    lines += [f"  {name:12}{scores.accuracy[name]:8.1%}{scores.false_positives[name]:8.1%}" for name in QUESTIONS]
+    lines.append("image-text model: prefers the caption to one with a false answer")
+    lines += [f"  {name:12}{share:8.1%}" for name, share in caption_preference(text_judge, count).items()]
+    prompts = held_out_prompts(64, SEED)
+    top_1 = text_judge.top_1_accuracy(render(prompts), [prompt.caption() for prompt in prompts])
+    lines.append(f"  top-1 accuracy among 64 captions: {top_1:.1%}")
+    lines.append(
+        f"image encoder, {subjects} held-out subjects: ranks the same one above another, and above itself melted"
     )
     for kind in KINDS:
-        ranked = ranking(image, kind, subjects)
-        told.append(f"  {kind:12}{ranked.another:8.1%}{ranked.melted:8.1%}")
-    return told
+        ranking = rank_subjects(image_judge, kind, subjects)
+        lines.append(f"  {kind:12}{ranking.against_others:8.1%}{ranking.against_melted:8.1%}")
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=300, help="prompts")
-    parser.add_argument("--subjects", type=int, default=200, help="of each kind")
+    parser.add_argument("--count", type=int, default=300, help="number of prompts")
+    parser.add_argument("--subjects", type=int, default=200, help="number of subjects of each kind")
     parser.add_argument("--image-text", default=IMAGE_TEXT, help="folder or hub id of a CLIP model")
     parser.add_argument("--image", default=IMAGE, help="folder or hub id of an image encoder: a CLIP, or a DINO")
     parser.add_argument("--threads", type=int, default=1)
@@ -139,7 +150,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     disable_progress_bar()
     judges = TextJudge.load(arguments.image_text), ImageJudge.load(arguments.image)
-    print("\n".join(lines(*judges, arguments.count, arguments.subjects)))
+    print("\n".join(report(*judges, arguments.count, arguments.subjects)))
 
 
 if __name__ == "__main__":

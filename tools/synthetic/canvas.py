@@ -1,4 +1,4 @@
-"""The drawing surface: a 256-pixel canvas, and a brush that works in a thing's own units."""
+"""The drawing surface: a 256-pixel canvas, and a brush whose coordinates are relative to one thing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 CANVAS = 256
-"""Side of the canvas in pixels; pictures are reduced from it, which antialiases them."""
+"""Side of the canvas in pixels; pictures are downscaled from it, which antialiases them."""
 
 Color = tuple[int, int, int]
 Point = tuple[float, float]
+
+WHITE: Color = (250, 250, 250)
+BLACK: Color = (20, 20, 22)
 
 PALETTE: dict[str, Color] = {
     "red": (222, 38, 38),
@@ -31,30 +34,30 @@ PALETTE: dict[str, Color] = {
 
 
 def with_article(noun: str) -> str:
-    """``noun`` with the article that it takes: a mug, an orange mug."""
+    """Return ``noun`` with its article: a mug, an orange mug."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def mix(a: Color, b: Color, share: float) -> Color:
-    """The colour ``share`` of the way from ``a`` to ``b``."""
+    """Return the colour ``share`` of the way from ``a`` to ``b``."""
     red, green, blue = (round(x + (y - x) * share) for x, y in zip(a, b, strict=True))
     return red, green, blue
 
 
 def jitter(color: Color, rng: random.Random, amount: int = 10) -> Color:
-    """``color`` moved by at most ``amount`` in each channel."""
+    """Return ``color`` shifted at random by at most ``amount`` in each channel."""
     red, green, blue = (max(0, min(255, c + rng.randint(-amount, amount))) for c in color)
     return red, green, blue
 
 
-def reduce(canvas: Image.Image, size: int) -> Image.Image:
-    """The finished picture: ``canvas`` at ``size`` × ``size`` pixels."""
+def downscale(canvas: Image.Image, size: int) -> Image.Image:
+    """Downscale ``canvas`` to the finished picture of ``size`` × ``size`` pixels."""
     return canvas.resize((size, size), Image.Resampling.BOX)
 
 
 @dataclass(frozen=True)
 class Brush:
-    """Draws in units of one thing: (0, 0) is its centre, ±1 its extent, y points down."""
+    """Draws in coordinates relative to one thing: (0, 0) is its centre, ±1 its extent, y points down."""
 
     draw: ImageDraw.ImageDraw
     x: float
@@ -64,8 +67,11 @@ class Brush:
     mirrored: bool = False
 
     @staticmethod
-    def somewhere(picture: Image.Image, rng: random.Random, scale: float, fill: Color) -> Brush:
-        """A brush that shows its thing whole on ``picture``; ``scale``: its mean radius as a share of the side."""
+    def at_random(picture: Image.Image, rng: random.Random, scale: float, fill: Color) -> Brush:
+        """Return a brush at a random position where its thing is wholly on ``picture``.
+
+        ``scale`` is the mean radius as a share of the canvas's side.
+        """
         radius = CANVAS * scale * rng.uniform(0.85, 1.15)
         room = max(0.0, CANVAS / 2 - radius)
         x, y = (CANVAS / 2 + rng.uniform(-room, room) * 0.8 for _ in range(2))
@@ -80,7 +86,7 @@ class Brush:
         return mix(self.fill, (255, 255, 255), 0.5)
 
     def at(self, point: Point) -> Point:
-        """``point`` in canvas pixels."""
+        """Return ``point`` in canvas pixels."""
         sign = -1.0 if self.mirrored else 1.0
         return self.x + sign * point[0] * self.radius, self.y + point[1] * self.radius
 
@@ -94,16 +100,16 @@ class Brush:
         self.draw.rectangle(self._box(x, y, rx, ry), fill=fill or self.fill)
 
     def dome(self, x: float, y: float, rx: float, ry: float, fill: Color | None = None) -> None:
-        """The upper half of an ellipse."""
+        """Draw the upper half of an ellipse."""
         self.draw.pieslice(self._box(x, y, rx, ry), 180, 360, fill=fill or self.fill)
 
     def dome_down(self, x: float, y: float, rx: float, ry: float, fill: Color | None = None) -> None:
-        """The lower half of an ellipse."""
+        """Draw the lower half of an ellipse."""
         self.draw.pieslice(self._box(x, y, rx, ry), 0, 180, fill=fill or self.fill)
 
     def arc(self, ellipse: tuple[float, float, float, float], start: float, end: float, width: float,
             fill: Color | None = None) -> None:  # fmt: skip
-        """Part of the ``(x, y, rx, ry)`` outline, angles in degrees clockwise from the right."""
+        """Draw a part of the outline of ``(x, y, rx, ry)``; angles in degrees, clockwise from the right."""
         if self.mirrored:
             start, end = 180 - end, 180 - start
         self.draw.arc(self._box(*ellipse), start, end, fill=fill or self.fill, width=self._width(width))

@@ -1,4 +1,4 @@
-"""Pictures of the synthetic dataset with their captions, and the prompts kept from it for judging."""
+"""Samples of the synthetic dataset with their captions, and descriptions held out of it for evaluation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from tools.synthetic.canvas import PALETTE
 from tools.synthetic.description import KINDS, MONSTER, PLACES, SIZES, Description, Item
-from tools.synthetic.faces import Face
+from tools.synthetic.faces import CartoonFace
 from tools.synthetic.scenes import Background
 from tools.synthetic.styles import STYLES
 from tools.synthetic.things import THINGS
@@ -20,7 +20,7 @@ from tools.synthetic.things import THINGS
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture of the synthetic dataset: its canvas, what a person would say of it, and all that it shows."""
+    """One sample of the synthetic dataset: its canvas, its caption, and the description of its whole content."""
 
     picture: Image.Image
     caption: str
@@ -28,23 +28,23 @@ class Sample:
 
 
 def held_out(item: Item, background: Background) -> bool:
-    """Whether this combination is kept from training (one in twenty), for judging."""
+    """Return True for the combinations (one in twenty) that are held out of training, for evaluation."""
     return zlib.crc32(f"{item.kind} {item.color} {background.phrase}".encode()) % 20 == 0
 
 
 def sample(rng: random.Random) -> Sample:
-    """One picture of the synthetic dataset that training may see."""
+    """Draw one sample of the training split."""
     description = describe(rng)
     return Sample(description.draw(rng), description.caption(rng), description)
 
 
 def describe(rng: random.Random) -> Description:
-    """What one picture that training may see shows."""
+    """Return a random description of the training split."""
     background = Background.sample(rng)
     size, place, kind = "", rng.choice(("", "", "", "", *PLACES)), rng.random()
-    subjects: tuple[Item | Face, ...]
+    subjects: tuple[Item | CartoonFace, ...]
     if kind < 0.2:
-        subjects = (Face.sample(rng),)
+        subjects = (CartoonFace.sample(rng),)
     elif kind < 0.32:
         subjects, place = _pair(rng, background), ""
     else:
@@ -55,39 +55,41 @@ def describe(rng: random.Random) -> Description:
 
 
 def held_out_prompts(count: int, seed: int) -> list[Description]:
-    """``count`` different descriptions that training never sees, evenly over what an item can be.
+    """Return ``count`` different held-out descriptions of one item, evenly over the kinds of items.
 
-    Colour and background are told in every caption (``Description.caption()``), the place in half of them.
-    Raises ``ValueError`` where there are not as many (there are about 900).
+    Every caption (``Description.caption()``) names colour and background, half of them the place too.
+
+    Raises:
+        ValueError: fewer than ``count`` are held out (there are about 900).
     """
-    most = len(KINDS) * min(map(_held_out_count, KINDS))
-    if count > most:
-        raise ValueError(f"count is {count}, and there are only {most} held-out prompts evenly over the things")
+    available = len(KINDS) * min(map(_held_out_count, KINDS))
+    if count > available:
+        raise ValueError(f"count is {count}, but there are only {available} held-out prompts evenly over the kinds")
     return list(islice(_held_out_series(random.Random(f"held out {seed}")), count))
 
 
 def _held_out_count(kind: str) -> int:
     items = [Item(kind, color) for color in PALETTE]
-    return sum(_kept(item, background) for item in items for background in Background.every())
+    return sum(_is_usable(item, background) for item in items for background in Background.all())
 
 
-def _kept(item: Item, background: Background) -> bool:
+def _is_usable(item: Item, background: Background) -> bool:
     return held_out(item, background) and not background.hides(item.color)
 
 
 def _held_out_series(rng: random.Random) -> Iterator[Description]:
-    seen: set[tuple[Item, Background]] = set()
+    used: set[tuple[Item, Background]] = set()
     while True:
         for kind in rng.sample(KINDS, len(KINDS)):
             background, item = Background.sample(rng), Item(kind, rng.choice(sorted(PALETTE)))
-            while not _kept(item, background) or (item, background) in seen:
+            while not _is_usable(item, background) or (item, background) in used:
                 background, item = Background.sample(rng), Item(kind, rng.choice(sorted(PALETTE)))
-            seen.add((item, background))
+            used.add((item, background))
             yield Description((item,), background, place=rng.choice(sorted(PLACES)) if rng.random() < 0.5 else "")
 
 
 def _item(rng: random.Random, background: Background) -> Item:
-    """An item that training may see before ``background``."""
+    """Return a random item that is not held out before ``background``, and not hidden by it."""
     while True:
         item = Item(rng.choice((MONSTER, MONSTER, *THINGS)), rng.choice(sorted(PALETTE)))
         if not background.hides(item.color) and not held_out(item, background):
@@ -95,7 +97,7 @@ def _item(rng: random.Random, background: Background) -> Item:
 
 
 def _pair(rng: random.Random, background: Background) -> tuple[Item, Item]:
-    """Two items, of two kinds and two colours."""
+    """Return two items that differ in kind and colour."""
     first = _item(rng, background)
     while True:
         second = _item(rng, background)

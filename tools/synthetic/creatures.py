@@ -1,5 +1,7 @@
-"""Creatures: a body, a pattern, eyes and parts. One-coloured ones live in the synthetic dataset, as "monsters";
-two-coloured ones are the subjects it never contains."""
+"""Creatures: a body with a pattern, eyes, head parts and feet.
+
+One-coloured creatures are the "monsters" of the synthetic dataset, two-coloured ones subjects that it never contains.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +10,22 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from tools.synthetic.canvas import PALETTE, Brush, Color, mix
+from tools.synthetic.canvas import BLACK, PALETTE, WHITE, Brush, Color, mix
 
 BODIES = ("box", "ball", "egg", "bell", "drop")
 PATTERNS = ("plain", "striped", "spotted", "banded", "halved")
 HEADS = ("aerial", "horns", "ears", "tuft", "bare")
 FEET = ("legs", "stumps", "none")
 HELD_OUT_SUBJECTS = 1_000_000
-"""Subjects of seeds from here on are for judging alone; those below are for tuning and demonstration."""
-WHITE: Color = (250, 250, 250)
-BLACK: Color = (20, 20, 22)
+"""Subjects with seeds from this one on are held out for evaluation; those below are for tuning and demonstration."""
 
 
 @dataclass(frozen=True)
 class Creature:
-    """How a creature looks; ``color`` is its body, ``second`` its pattern, ``trim`` its head parts and feet."""
+    """The appearance of a creature.
+
+    ``color`` is that of its body, ``second`` that of its pattern, ``trim`` that of its head parts and feet.
+    """
 
     body: str
     pattern: str
@@ -35,7 +38,7 @@ class Creature:
     trim: Color
 
     def draw(self, picture: Image.Image, brush: Brush) -> None:
-        """Draw on ``picture`` where ``brush`` stands."""
+        """Draw on ``picture`` at the position of ``brush``."""
         self._draw_head(brush)
         self._draw_feet(brush)
         mask = Image.new("RGB", picture.size)
@@ -109,7 +112,7 @@ def _pattern(b: Brush, kind: str) -> None:
 
 
 def monster(rng: random.Random, color: Color) -> Creature:
-    """A creature of the synthetic dataset: of one colour, its pattern a shade of it."""
+    """Return a random creature of the synthetic dataset: of one colour, its pattern a shade of it."""
     shade = mix(color, rng.choice((WHITE, BLACK)), 0.35)
     return Creature(
         body=rng.choice(BODIES),
@@ -125,7 +128,7 @@ def monster(rng: random.Random, color: Color) -> Creature:
 
 
 def subject(seed: int) -> Creature:
-    """The subject of ``seed``: two-coloured, so no caption of the synthetic dataset describes it."""
+    """Return the subject of ``seed``: two-coloured, so that no caption of the synthetic dataset describes it."""
     rng = random.Random(f"subject {seed}")
     color, second, trim = rng.sample(sorted(PALETTE), 3)
     return Creature(
@@ -141,6 +144,6 @@ def subject(seed: int) -> Creature:
     )
 
 
-def place(creature: Creature, picture: Image.Image, rng: random.Random, scale: float = 0.3) -> None:
-    """Draw ``creature`` somewhere on ``picture``, whole; ``scale`` is its mean radius as a share of the side."""
-    creature.draw(picture, Brush.somewhere(picture, rng, scale, creature.color))
+def draw_at_random(creature: Creature, picture: Image.Image, rng: random.Random, scale: float = 0.3) -> None:
+    """Draw ``creature`` whole at a random position; ``scale`` is its mean radius as a share of the side."""
+    creature.draw(picture, Brush.at_random(picture, rng, scale, creature.color))

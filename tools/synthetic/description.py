@@ -1,4 +1,4 @@
-"""The content of a synthetic picture, as data: it can be drawn any number of times, and told as a caption."""
+"""The content of a synthetic picture as data, which can be drawn any number of times and captioned."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from PIL import Image, ImageDraw
 
 from tools.synthetic.canvas import CANVAS, PALETTE, Brush, jitter, with_article
 from tools.synthetic.creatures import monster
-from tools.synthetic.faces import Face
+from tools.synthetic.faces import CartoonFace
 from tools.synthetic.scenes import Background
 from tools.synthetic.styles import STYLES
 from tools.synthetic.things import THINGS
 
 MONSTER = "monster"
 KINDS = (*THINGS, MONSTER)
-"""What an item can be; a monster looks different each time."""
+"""The kinds of items; a monster looks different each time."""
 PREFIXES = ("", "", "", "a photo of ", "a picture of ", "a drawing of ", "an image of ", "a rendering of ")
 SIZES = {"small": 0.17, "": 0.26, "big": 0.37}
-"""Radius of one item as a share of the side, by the caption's word; no word is the middle one."""
+"""Radius of a single item as a share of the side, by the caption's word; no word means medium."""
 PLACES = {
     "at the left": (0.28, 0.5),
     "at the right": (0.72, 0.5),
@@ -27,10 +27,11 @@ PLACES = {
     "at the bottom": (0.5, 0.72),
     "in the middle": (0.5, 0.5),
 }
-"""Centre of one item as shares of the side, by the caption's phrase."""
-UNTOLD_SPREAD = 0.1
-"""How far from the middle a subject's centre may be that no word places, as a share of the side. As in photographs
-it is near the middle; when it could be anywhere, the base drew it half as well as where it was told to be."""
+"""Centre of a single item as shares of the side, by the caption's phrase."""
+UNPLACED_SPREAD = 0.1
+"""Largest distance, as a share of the side and along each axis, from the middle to the centre of a subject whose
+caption names no place. Photographs have their subject near the middle; when it could be anywhere, the base drew it
+half as well as with a place in the prompt."""
 FACE_SIZE, PAIR_SIZE = 0.33, 0.21
 GROUPS = ("item", "face", "pair", "style")
 """One item, a face or two items, each drawn flat, and anything in a drawing style."""
@@ -44,7 +45,7 @@ class Item:
     color: str
 
     def caption(self, rng: random.Random | None = None, size: str = "") -> str:
-        """``a big red star``; with ``rng`` the colour is left out now and then."""
+        """Return ``a big red star``; with ``rng``, the colour is omitted at random."""
         color = self.color if rng is None or rng.random() < 0.93 else ""
         return with_article(" ".join(word for word in (size, color, self.kind) if word))
 
@@ -57,13 +58,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Description:
-    """One picture's content: a face, an item, or two items, the first to the left of the second.
+    """The content of one picture: a face, an item, or two items, the first to the left of the second.
 
-    ``size`` and ``place`` are keys of ``SIZES`` and ``PLACES``, of one subject only;
-    an empty place is near the middle. ``style`` is a key of ``STYLES``; empty is flat.
+    ``size`` and ``place`` are keys of ``SIZES`` and ``PLACES``, for a single subject only;
+    an empty place means near the middle. ``style`` is a key of ``STYLES``; empty means flat colours.
     """
 
-    subjects: tuple[Item | Face, ...]
+    subjects: tuple[Item | CartoonFace, ...]
     background: Background
     size: str = ""
     place: str = ""
@@ -71,7 +72,7 @@ class Description:
 
     @property
     def group(self) -> str:
-        """Which of ``GROUPS`` it belongs to."""
+        """The one of ``GROUPS`` that this description belongs to."""
         if self.style:
             return "style"
         if len(self.subjects) == 2:
@@ -79,21 +80,21 @@ class Description:
         return "item" if isinstance(self.subjects[0], Item) else "face"
 
     def caption(self, rng: random.Random | None = None) -> str:
-        """What a person would say of it: parts left out now and then, or all told without ``rng``."""
-        told = [s.caption(rng, self.size) if isinstance(s, Item) else s.caption(rng) for s in self.subjects]
+        """Return the caption: with ``rng`` parts are omitted at random, without it everything is named."""
+        subjects = [s.caption(rng, self.size) if isinstance(s, Item) else s.caption(rng) for s in self.subjects]
         scene = self.background.phrase if rng is None or rng.random() < 0.9 else ""
         prefix = "" if rng is None else rng.choice(PREFIXES)
         if self.style:
             prefix = STYLES[self.style].prefix
-        return prefix + " ".join(part for part in (" and ".join(told), self.place, scene) if part)
+        return prefix + " ".join(part for part in (" and ".join(subjects), self.place, scene) if part)
 
     def draw(self, rng: random.Random) -> Image.Image:
-        """A canvas that shows it; what is not described is drawn from ``rng``."""
+        """Draw a canvas of this content; whatever the description leaves open comes from ``rng``."""
         picture = self.background.draw(rng)
         for subject, (x, y, radius) in zip(self.subjects, self._spots(rng), strict=True):
             x, y = (min(max(v, radius * 0.95), 1 - radius * 0.95) * CANVAS for v in (x, y))
             fill = jitter(PALETTE[subject.color if isinstance(subject, Item) else "white"], rng)
-            # A thing always looks the same way: half of them mirrored, a small UNet draws neither of the two.
+            # Things are never mirrored: with half of them mirrored, a small UNet draws neither orientation well.
             mirrored = rng.random() < 0.5 and not (isinstance(subject, Item) and subject.kind in THINGS)
             brush = Brush(ImageDraw.Draw(picture), x, y, radius * CANVAS, fill, mirrored)
             if isinstance(subject, Item):
@@ -103,12 +104,12 @@ class Description:
         return STYLES[self.style].apply(picture, rng) if self.style else picture
 
     def _spots(self, rng: random.Random) -> list[tuple[float, float, float]]:
-        """Centre and radius of each subject, as shares of the side."""
+        """Return the centre and radius ``(x, y, radius)`` of each subject, as shares of the side."""
         if len(self.subjects) == 2:
             return [(x + rng.uniform(-0.03, 0.03), rng.uniform(0.38, 0.62), PAIR_SIZE * rng.uniform(0.9, 1.1))
                     for x in (0.26, 0.74)]  # fmt: skip
         size = SIZES[self.size] if isinstance(self.subjects[0], Item) else FACE_SIZE
         radius = size * rng.uniform(0.9, 1.1)
-        centre, spread = (PLACES[self.place], 0.05) if self.place else ((0.5, 0.5), UNTOLD_SPREAD)
+        centre, spread = (PLACES[self.place], 0.05) if self.place else ((0.5, 0.5), UNPLACED_SPREAD)
         x, y = (v + rng.uniform(-spread, spread) for v in centre)
         return [(x, y, radius)]

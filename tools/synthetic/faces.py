@@ -1,11 +1,11 @@
-"""Cartoon faces: skin, hair and what is worn, each a word of the caption."""
+"""Cartoon faces, whose skin, hair, expression, glasses, beard and hat a caption can name."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
 
-from tools.synthetic.canvas import PALETTE, Brush, Color, mix, with_article
+from tools.synthetic.canvas import BLACK, PALETTE, WHITE, Brush, Color, mix, with_article
 
 SKINS: dict[str, Color] = {
     "pale": (252, 224, 200),
@@ -20,14 +20,14 @@ HAIRS: dict[str, Color] = {
     "red": (200, 75, 30),
     "gray": (160, 160, 165),
 }
-STYLES = ("short", "long", "curly", "no")
+HAIRSTYLES = ("short", "long", "curly", "no")
 EXPRESSIONS = {"neutral": "", "smile": "a smile", "frown": "a frown", "open": "an open mouth"}
-"""What the mouth does, and how a caption says it."""
+"""Phrase of the caption by the expression of the mouth."""
 
 
 @dataclass(frozen=True)
-class Face:
-    """One face; ``caption`` names what ``words`` of it are told."""
+class CartoonFace:
+    """The traits of one face; ``style`` is one of ``HAIRSTYLES``, ``hat`` a colour of the palette."""
 
     skin: str
     hair: str
@@ -38,11 +38,11 @@ class Face:
     hat: str | None
 
     @staticmethod
-    def sample(rng: random.Random) -> Face:
-        return Face(
+    def sample(rng: random.Random) -> CartoonFace:
+        return CartoonFace(
             skin=rng.choice(sorted(SKINS)),
             hair=rng.choice(sorted(HAIRS)),
-            style=rng.choice(STYLES),
+            style=rng.choice(HAIRSTYLES),
             glasses=rng.random() < 0.3,
             beard=rng.random() < 0.2,
             expression=rng.choice(("neutral", "smile", "smile", "frown", "open")),
@@ -50,7 +50,7 @@ class Face:
         )
 
     def caption(self, rng: random.Random | None = None) -> str:
-        """A sentence naming the traits: each left out now and then, or all without ``rng``."""
+        """Return a phrase that names the traits: with ``rng`` some are omitted at random, without it all are named."""
         head = f"a person with {self.skin} skin"
         if rng is not None:
             head = rng.choice(("a person", "a face", "a person", head))
@@ -58,11 +58,11 @@ class Face:
         traits += ["glasses"] * self.glasses + [f"a {self.hair} beard"] * self.beard
         traits += [EXPRESSIONS[self.expression]] * (self.expression != "neutral")
         traits += [with_article(f"{self.hat} hat")] if self.hat else []
-        told = [t for t in traits if rng is None or rng.random() < 0.85]
-        if not told:
+        named = [trait for trait in traits if rng is None or rng.random() < 0.85]
+        if not named:
             return head
         joiner = " and " if " with " in head else " with "
-        return head + joiner + " and ".join(told)
+        return head + joiner + " and ".join(named)
 
     def draw(self, b: Brush) -> None:
         skin, hair = SKINS[self.skin], HAIRS[self.hair]
@@ -92,20 +92,19 @@ class Face:
             b.dome(0, 0.0, 0.5, 0.3, SKINS[self.skin])
 
     def _draw_features(self, b: Brush, shade: Color) -> None:
-        black, white = (20, 20, 22), (250, 250, 250)
         for x in (-0.26, 0.26):
-            b.ellipse(x, 0.06, 0.12, 0.11, white)
-            b.ellipse(x, 0.07, 0.065, 0.075, black)
+            b.ellipse(x, 0.06, 0.12, 0.11, WHITE)
+            b.ellipse(x, 0.07, 0.065, 0.075, BLACK)
             if self.glasses:
-                b.arc((x, 0.06, 0.22, 0.2), 0, 360, 0.06, black)
+                b.arc((x, 0.06, 0.22, 0.2), 0, 360, 0.06, BLACK)
         if self.glasses:
-            b.line([(-0.06, 0.05), (0.06, 0.05)], 0.06, black)
+            b.line([(-0.06, 0.05), (0.06, 0.05)], 0.06, BLACK)
         b.ellipse(0, 0.28, 0.07, 0.09, shade)
         draw_mouth(b, self.expression)
 
 
 def draw_mouth(b: Brush, expression: str) -> None:
-    """A mouth that does what ``expression``, a key of ``EXPRESSIONS``, says."""
+    """Draw the mouth of ``expression``, a key of ``EXPRESSIONS``."""
     lips, inside = (190, 50, 60), (95, 20, 30)
     if expression == "smile":
         b.dome_down(0, 0.46, 0.3, 0.24, lips)

@@ -1,11 +1,11 @@
-"""Faces with features that no caption of the synthetic dataset names: the kind of person a user teaches."""
+"""Faces with features that no caption of the synthetic dataset names, to train a LoRA on."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
 
-from tools.synthetic.canvas import PALETTE, Brush, Color, mix
+from tools.synthetic.canvas import BLACK, PALETTE, WHITE, Brush, Color, mix
 from tools.synthetic.faces import SKINS, draw_mouth
 
 SHAPES = {"round": (0.72, 0.72), "long": (0.54, 0.84), "square": (0.64, 0.74), "pointed": (0.68, 0.8)}
@@ -15,13 +15,11 @@ NOSES = ("ball", "wedge", "long")
 MARKS = ("freckles", "blush", "mole", "scar", "none")
 DYES = ("green", "cyan", "blue", "purple", "pink", "orange", "yellow", "white")
 IRISES = ("green", "cyan", "blue", "purple", "orange", "red")
-BLACK: Color = (20, 20, 22)
-WHITE: Color = (250, 250, 250)
 
 
 @dataclass(frozen=True)
 class Portrait:
-    """One person, drawn alike in every picture but for the expression."""
+    """The appearance of one person, the same in every picture but for the expression."""
 
     shape: str
     cut: str
@@ -51,7 +49,7 @@ class Portrait:
         return mix(self.skin, BLACK, 0.3)
 
     def draw(self, b: Brush, expression: str) -> None:
-        """Draw with the mouth of ``expression``, a key of ``faces.EXPRESSIONS``."""
+        """Draw the person with the mouth of ``expression``, a key of ``faces.EXPRESSIONS``."""
         self._draw_hair_behind(b)
         width, _ = SHAPES[self.shape]
         for side in (-1, 1):
@@ -132,5 +130,5 @@ class Portrait:
 
 
 def portrait(seed: int) -> Portrait:
-    """The person of ``seed``."""
+    """Return the person of ``seed``."""
     return Portrait.sample(random.Random(f"portrait {seed}"))

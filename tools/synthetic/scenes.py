@@ -1,4 +1,4 @@
-"""What is behind a thing: a plain or patterned colour, or a place."""
+"""Backgrounds: a plain or patterned colour, or a place."""
 
 from __future__ import annotations
 
@@ -17,58 +17,58 @@ HIDDEN = {"forest": "green", "meadow": "green", "night": "black", "snow": "white
 
 @dataclass(frozen=True)
 class Background:
-    """``kind`` is a pattern of ``color``, or the name of a place."""
+    """A pattern of ``color``, or without a colour the place ``kind``, a key of ``SCENES``."""
 
     kind: str
     color: str | None
 
     @property
     def phrase(self) -> str:
-        """How a caption says it, following the thing."""
+        """The end of a caption that names this background."""
         if self.color is None:
-            return PLACES[self.kind][0]
-        told = self.color if self.kind == "plain" else f"{self.kind} {self.color}"
-        return f"on {with_article(told)} background"
+            return SCENES[self.kind][0]
+        pattern = self.color if self.kind == "plain" else f"{self.kind} {self.color}"
+        return f"on {with_article(pattern)} background"
 
     def hides(self, color: str) -> bool:
-        """Whether a thing of this colour would not be seen."""
+        """Return True where a thing of this colour would not be visible."""
         return color == (self.color or HIDDEN.get(self.kind))
 
     @staticmethod
-    def every() -> list[Background]:
-        """All backgrounds there are."""
-        plain = [Background(kind, color) for kind in dict.fromkeys(PATTERNS) for color in PALETTE]
-        return plain + [Background(name, None) for name in PLACES]
+    def all() -> list[Background]:
+        """Return all backgrounds."""
+        patterns = [Background(kind, color) for kind in dict.fromkeys(PATTERNS) for color in PALETTE]
+        return patterns + [Background(name, None) for name in SCENES]
 
     @staticmethod
     def sample(rng: random.Random) -> Background:
         if rng.random() < 0.25:
-            return Background(rng.choice(sorted(PLACES)), None)
+            return Background(rng.choice(sorted(SCENES)), None)
         return Background(rng.choice(PATTERNS), rng.choice(sorted(PALETTE)))
 
     def draw(self, rng: random.Random) -> Image.Image:
-        """A canvas with this background."""
+        """Draw a canvas with this background."""
         if self.color is None:
             picture = Image.new("RGB", (CANVAS, CANVAS))
-            PLACES[self.kind][1](ImageDraw.Draw(picture), rng)
+            SCENES[self.kind][1](ImageDraw.Draw(picture), rng)
             return picture
         color = jitter(PALETTE[self.color], rng, 6)
         picture = Image.new("RGB", (CANVAS, CANVAS), color)
         draw = ImageDraw.Draw(picture)
         if self.kind == "gradient":
-            _bands(draw, color, _far(color), 0, CANVAS)
+            _bands(draw, color, _gradient_end(color), 0, CANVAS)
         else:
-            _draw_pattern(draw, self.kind, _second(color), rng)
+            _draw_pattern(draw, self.kind, _pattern_color(color), rng)
         return picture
 
 
-def _second(color: Color) -> Color:
-    """The pattern's other shade: darker, or lighter on what is dark."""
+def _pattern_color(color: Color) -> Color:
+    """Return the pattern's second shade: darker, or lighter on a dark colour."""
     return mix(color, (255, 255, 255), 0.35) if sum(color) < 180 else mix(color, (0, 0, 0), 0.25)
 
 
-def _far(color: Color) -> Color:
-    """Where a gradient that starts with ``color`` ends."""
+def _gradient_end(color: Color) -> Color:
+    """Return the last colour of a gradient that starts with ``color``."""
     return mix(color, (255, 255, 255), 0.75) if sum(color) < 360 else mix(color, (0, 0, 0), 0.7)
 
 
@@ -92,6 +92,7 @@ def _draw_pattern(draw: ImageDraw.ImageDraw, kind: str, color: Color, rng: rando
 
 
 def _bands(draw: ImageDraw.ImageDraw, top: Color, bottom: Color, start: int, end: int) -> None:
+    """Draw a vertical gradient between the rows ``start`` and ``end``."""
     for y in range(start, end, 4):
         draw.rectangle((0, y, CANVAS, y + 3), fill=mix(top, bottom, (y - start) / max(1, end - start)))
 
@@ -157,7 +158,7 @@ def room(draw: ImageDraw.ImageDraw, rng: random.Random) -> None:
             draw.rectangle((x, y, x + 28, y + 34), fill=(150, 205, 240))
 
 
-PLACES: dict[str, tuple[str, Callable[[ImageDraw.ImageDraw, random.Random], None]]] = {
+SCENES: dict[str, tuple[str, Callable[[ImageDraw.ImageDraw, random.Random], None]]] = {
     "beach": ("on the beach", beach),
     "forest": ("in the forest", forest),
     "night": ("at night", night),
@@ -165,3 +166,4 @@ PLACES: dict[str, tuple[str, Callable[[ImageDraw.ImageDraw, random.Random], None
     "meadow": ("in a meadow", meadow),
     "room": ("in a room", room),
 }
+"""Phrase of the caption and drawing function of each place."""

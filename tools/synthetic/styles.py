@@ -1,6 +1,6 @@
-"""Drawing styles: what turns a finished flat picture into a pencil drawing, a neon sign and so on.
+"""Drawing styles: filters that turn a finished flat picture into a pencil drawing, a neon sign and so on.
 
-All work at half the canvas's side, which is still twice what is looked at, so that a
+Most work at half the canvas's side, which is still twice the side of the finished pictures, so that a
 style costs a few milliseconds.
 """
 
@@ -21,29 +21,30 @@ PAPER = np.array((250, 248, 240), np.float32)
 
 @dataclass(frozen=True)
 class Style:
-    """How a caption begins with it, and what it does to a flat canvas."""
+    """The beginning of a caption in this style, and the filter that is applied to a flat canvas."""
 
     prefix: str
     apply: Callable[[Image.Image, random.Random], Image.Image]
 
 
 def halved(canvas: Image.Image) -> Image.Image:
+    """Return ``canvas`` at half its side."""
     return canvas.resize((HALF, HALF), Image.Resampling.BOX)
 
 
 def array(picture: Image.Image) -> np.ndarray:
-    """Float ``(h, w, 3)`` in 0 to 255."""
+    """Return float pixels ``(h, w, 3)`` in 0 to 255."""
     return np.asarray(picture, np.float32)
 
 
 def canvas_of(pixels: np.ndarray) -> Image.Image:
-    """The canvas of float ``(h, w, 3)`` pixels in 0 to 255, clipped."""
+    """Return the canvas of float pixels ``(h, w, 3)``, clipped to 0 to 255."""
     picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     return picture.resize((CANVAS, CANVAS), Image.Resampling.BILINEAR)
 
 
 def contours(picture: Image.Image) -> np.ndarray:
-    """Where colours meet: float ``(h, w, 1)`` in 0 to 1, lines of two or three pixels."""
+    """Return the edges between colours: float ``(h, w, 1)`` in 0 to 1, lines of two or three pixels."""
     spread = ImageChops.difference(picture.filter(ImageFilter.MaxFilter(3)), picture.filter(ImageFilter.MinFilter(3)))
     red, green, blue = spread.split()
     strongest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
@@ -52,14 +53,14 @@ def contours(picture: Image.Image) -> np.ndarray:
 
 
 def blotches(rng: random.Random, cells: int) -> np.ndarray:
-    """Smooth noise of ``cells`` × ``cells``: float ``(HALF, HALF, 1)`` in 0 to 1."""
+    """Return smooth noise of ``cells`` × ``cells`` values: float ``(HALF, HALF, 1)`` in 0 to 1."""
     noise = np.random.default_rng(rng.getrandbits(32)).random((cells, cells), np.float32)
     smooth = Image.fromarray(noise).resize((HALF, HALF), Image.Resampling.BICUBIC)
     return np.clip(np.asarray(smooth), 0, 1)[..., None]
 
 
 def hatching(rng: random.Random, pitch: float, angle: float) -> np.ndarray:
-    """Strokes ``pitch`` pixels apart, a little uneven: float ``(HALF, HALF, 1)`` in 0 to 1."""
+    """Return strokes ``pitch`` pixels apart, a little uneven: float ``(HALF, HALF, 1)`` in 0 to 1."""
     y, x = np.mgrid[0:HALF, 0:HALF].astype(np.float32)
     across = (x * np.cos(angle) + y * np.sin(angle)) / pitch
     wave = np.sin(2 * np.pi * (across[..., None] + 0.5 * blotches(rng, 6)))
@@ -74,7 +75,7 @@ def outline(canvas: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def pencil(canvas: Image.Image, rng: random.Random) -> Image.Image:
-    """Coloured strokes all one way, paper between them, thin grey contours."""
+    """Draw coloured strokes in one direction, paper between them, and thin grey contours."""
     small = halved(canvas)
     strokes = 0.4 + 0.6 * hatching(rng, rng.uniform(7, 8), rng.uniform(0.65, 0.95))
     gray = np.asarray(small.convert("L"), np.float32)[..., None]
@@ -85,7 +86,7 @@ def pencil(canvas: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def pixel(canvas: Image.Image, rng: random.Random) -> Image.Image:
-    """Large square pixels of few colours."""
+    """Draw large square pixels of few colours."""
     block = CANVAS * 3 // 64
     cells = -(-CANVAS // block)
     padded = canvas.resize((cells, cells), Image.Resampling.BOX, box=(0, 0, CANVAS, CANVAS))
@@ -94,7 +95,7 @@ def pixel(canvas: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def watercolor(canvas: Image.Image, rng: random.Random) -> Image.Image:
-    """Uneven, pale, running colours with darker rims, on paper whose border stays bare."""
+    """Draw uneven, pale, running colours with darker rims, on paper whose border stays bare."""
     small = halved(canvas)
     shift = [((blotches(rng, 10)[..., 0] - 0.5) * 9).astype(int) for _ in range(2)]
     y, x = np.mgrid[0:HALF, 0:HALF]
@@ -111,7 +112,7 @@ def watercolor(canvas: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def neon(canvas: Image.Image, rng: random.Random) -> Image.Image:
-    """Glowing tubes along the contours, in the dark."""
+    """Draw glowing tubes along the contours, in the dark."""
     small = halved(canvas)
     bright = array(small.filter(ImageFilter.MaxFilter(5)))
     bright *= 255 / np.maximum(bright.max(axis=2, keepdims=True), 60)

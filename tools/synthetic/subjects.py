@@ -1,5 +1,6 @@
-"""A zip of pictures of something that the synthetic dataset never contains (a creature, a face or a style), to teach;
-and further pictures of it, to judge by.
+"""Pictures of a subject that the synthetic dataset never contains (a creature, a face or a style).
+
+One series of them, written as a zip, is for training a LoRA, another for evaluating it.
 
     python -m tools.synthetic.subjects face.zip --kind face --seed 3 --count 10
 """
@@ -18,22 +19,22 @@ from pathlib import Path
 from PIL import Image, ImageChops
 
 from tools.synthetic import captions
-from tools.synthetic.canvas import CANVAS, PALETTE, Brush, Color, reduce
-from tools.synthetic.creatures import HELD_OUT_SUBJECTS, place, subject
+from tools.synthetic.canvas import CANVAS, PALETTE, Brush, Color, downscale
+from tools.synthetic.creatures import HELD_OUT_SUBJECTS, draw_at_random, subject
 from tools.synthetic.faces import EXPRESSIONS
 from tools.synthetic.looks import look
 from tools.synthetic.portraits import portrait
 from tools.synthetic.scenes import Background
 
-TAUGHT_AT = ("beach", "forest", "meadow", "night", "snow")
-"""The places among a subject's pictures."""
+TRAINING_SCENES = ("beach", "forest", "meadow", "night", "snow")
+"""The places among the backgrounds of a subject's pictures."""
 FACE_SCALE = 0.33
 _EPOCH = (2020, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
 class SubjectPicture:
-    """A picture of a subject, where in it the subject is (a style is everywhere), and a caption that names all else."""
+    """A picture of a subject, the subject's mask (for a style the whole picture), and a caption that names the rest."""
 
     image: Image.Image
     mask: Image.Image
@@ -41,7 +42,10 @@ class SubjectPicture:
 
 
 def pictures(seed: int, size: int, variant: str = "teach", kind: str = "object") -> Iterator[SubjectPicture]:
-    """Endless pictures of the ``kind`` (one of ``KINDS``) of ``seed``; each ``variant`` is another series."""
+    """Yield endless pictures of the subject of a ``kind``, one of ``KINDS``, and a ``seed``.
+
+    ``variant`` names the series: "teach" for training, "judge" for evaluation.
+    """
     return SERIES[kind](seed, size, random.Random(f"{variant} {seed}"))
 
 
@@ -50,7 +54,7 @@ def _creature(seed: int, size: int, rng: random.Random) -> Iterator[SubjectPictu
     for background in _backgrounds(rng, (creature.color, creature.second, creature.trim)):
         bare = background.draw(rng)
         canvas = bare.copy()
-        place(creature, canvas, rng)
+        draw_at_random(creature, canvas, rng)
         yield _masked(bare, canvas, size, f"a picture of {{}} {background.phrase}")
 
 
@@ -60,16 +64,16 @@ def _face(seed: int, size: int, rng: random.Random) -> Iterator[SubjectPicture]:
         bare = background.draw(rng)
         canvas = bare.copy()
         expression = rng.choice(sorted(EXPRESSIONS))
-        someone.draw(Brush.somewhere(canvas, rng, FACE_SCALE, someone.skin), expression)
-        told = f" with {EXPRESSIONS[expression]}" if EXPRESSIONS[expression] else ""
-        yield _masked(bare, canvas, size, f"a picture of {{}}{told} {background.phrase}")
+        someone.draw(Brush.at_random(canvas, rng, FACE_SCALE, someone.skin), expression)
+        mouth = f" with {EXPRESSIONS[expression]}" if EXPRESSIONS[expression] else ""
+        yield _masked(bare, canvas, size, f"a picture of {{}}{mouth} {background.phrase}")
 
 
 def _style(seed: int, size: int, rng: random.Random) -> Iterator[SubjectPicture]:
     style = look(seed)
     while True:
         flat = replace(captions.describe(rng), style="")
-        image = reduce(style.apply(flat.draw(rng), rng), size)
+        image = downscale(style.apply(flat.draw(rng), rng), size)
         yield SubjectPicture(image, Image.new("L", image.size, 255), f"{flat.caption()} in the style of {{}}")
 
 
@@ -79,31 +83,31 @@ SERIES: dict[str, Callable[[int, int, random.Random], Iterator[SubjectPicture]]]
     "style": _style,
 }
 KINDS = tuple(SERIES)
-"""What can be taught; the names are the trainer's tasks."""
+"""The kinds of subjects, by the trainer's names for the tasks."""
 
 
-def _backgrounds(rng: random.Random, own: tuple[Color | None, ...]) -> Iterator[Background]:
-    """Endless plain colours unlike the subject's ``own``, and places."""
-    plain = [Background("plain", name) for name in sorted(PALETTE) if PALETTE[name] not in own]
+def _backgrounds(rng: random.Random, excluded: tuple[Color | None, ...]) -> Iterator[Background]:
+    """Yield endless backgrounds: plain colours other than those ``excluded``, and places."""
+    plain = [Background("plain", name) for name in sorted(PALETTE) if PALETTE[name] not in excluded]
     rng.shuffle(plain)
-    places = [Background(name, None) for name in TAUGHT_AT]
+    places = [Background(name, None) for name in TRAINING_SCENES]
     rng.shuffle(places)
-    # Of three pictures one is at a place: alone on plain colours a subject takes its background along.
+    # One picture in three is at a place: from plain colours alone, a LoRA learns the background with the subject.
     backgrounds = [b for i in range(4) for b in (*plain[2 * i : 2 * i + 2], places[i])]
     while True:
         yield from backgrounds
 
 
 def _masked(bare: Image.Image, canvas: Image.Image, size: int, caption: str) -> SubjectPicture:
-    """The picture of ``canvas``, its mask where it differs from ``bare``."""
+    """Return the picture of ``canvas`` with a mask of the pixels in which it differs from ``bare``."""
     mask = ImageChops.difference(bare, canvas).convert("L").point(lambda v: 255 if v else 0)
-    return SubjectPicture(reduce(canvas, size), mask.resize((size, size)), caption)
+    return SubjectPicture(downscale(canvas, size), mask.resize((size, size)), caption)
 
 
 def write_zip(path: Path, seed: int, count: int, size: int, kind: str = "object") -> None:
-    """``count`` pictures of the ``kind`` of ``seed`` with caption files and, but for a style, masks.
+    """Write ``count`` pictures of a subject with caption files and, except for a style, masks.
 
-    The bytes depend on nothing else.
+    The same arguments give the same bytes.
     """
     digits = max(2, len(str(count)))
     with zipfile.ZipFile(path, "w") as archive:
@@ -117,13 +121,15 @@ def write_zip(path: Path, seed: int, count: int, size: int, kind: str = "object"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write a zip of something that the embedded model has never seen.")
-    parser.add_argument("zip", type=Path)
-    parser.add_argument("--kind", choices=KINDS, default="object", help="what is taught")
-    parser.add_argument(
-        "--seed", type=int, default=0, help=f"which one; from {HELD_OUT_SUBJECTS:,} on they are for judging alone"
+    parser = argparse.ArgumentParser(
+        description="Write a zip of pictures of a subject that the embedded model has never seen."
     )
-    parser.add_argument("--count", type=int, default=8, help="how many pictures")
+    parser.add_argument("zip", type=Path)
+    parser.add_argument("--kind", choices=KINDS, default="object", help="kind of subject")
+    parser.add_argument(
+        "--seed", type=int, default=0, help=f"number of the subject; from {HELD_OUT_SUBJECTS:,} on for evaluation only"
+    )
+    parser.add_argument("--count", type=int, default=8, help="number of pictures")
     parser.add_argument("--size", type=int, default=CANVAS, help="side of the pictures in pixels")
     arguments = parser.parse_args()
     write_zip(arguments.zip, arguments.seed, arguments.count, arguments.size, arguments.kind)

@@ -1,4 +1,4 @@
-"""Variety for the VAE alone: patterns, gradients, noise and clutter that no caption names."""
+"""Uncaptioned pictures for the VAE alone: patterns, gradients, noise, clutter and unnamed subjects."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from tools.synthetic import captions
-from tools.synthetic.canvas import CANVAS, PALETTE, Brush, Color
-from tools.synthetic.creatures import BODIES, FEET, HEADS, PATTERNS, WHITE, Creature, place
+from tools.synthetic.canvas import CANVAS, PALETTE, WHITE, Brush, Color
+from tools.synthetic.creatures import BODIES, FEET, HEADS, PATTERNS, Creature, draw_at_random
 from tools.synthetic.faces import EXPRESSIONS
 from tools.synthetic.looks import Look
 from tools.synthetic.portraits import Portrait
@@ -23,7 +23,7 @@ def _color(rng: random.Random) -> Color:
 
 
 def waves(rng: random.Random) -> Image.Image:
-    """Stripes, checks or rings of two colours, at any angle and pitch."""
+    """Draw stripes, checks, rings or dots of two colours, at any angle and pitch."""
     y, x = np.mgrid[0:CANVAS, 0:CANVAS].astype(np.float32)
     angle, pitch = rng.uniform(0, np.pi), rng.uniform(10, 70)
     u = (x * np.cos(angle) + y * np.sin(angle)) / pitch
@@ -42,7 +42,7 @@ def waves(rng: random.Random) -> Image.Image:
 
 
 def gradient(rng: random.Random) -> Image.Image:
-    """A smooth field between three colours, as of light or fog."""
+    """Draw a smooth field between three colours, as of light or fog."""
     y, x = np.mgrid[0:CANVAS, 0:CANVAS].astype(np.float32) / CANVAS
     angle = rng.uniform(0, 2 * np.pi)
     share = np.clip((x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle) + 0.5, 0, 1)
@@ -52,7 +52,7 @@ def gradient(rng: random.Random) -> Image.Image:
 
 
 def clouds(rng: random.Random) -> Image.Image:
-    """Noise at several scales, as of fur, leaves or stone."""
+    """Draw noise at several scales, as of fur, leaves or stone."""
     noise = np.random.default_rng(rng.getrandbits(32))
     share = np.zeros((CANVAS, CANVAS), np.float32)
     for side, weight in ((4, 1.0), (8, 0.7), (16, 0.5), (32, 0.4), (64, rng.choice((0.0, 0.4)))):
@@ -65,7 +65,7 @@ def clouds(rng: random.Random) -> Image.Image:
 
 
 def clutter(rng: random.Random) -> Image.Image:
-    """Many things, lines and outlines over one another, in any colours."""
+    """Draw many things, lines and outlines over one another, in any colours."""
     picture = rng.choice((waves, gradient, clouds))(rng)
     draw = ImageDraw.Draw(picture)
     for _ in range(rng.randint(3, 12)):
@@ -84,8 +84,8 @@ def clutter(rng: random.Random) -> Image.Image:
     return picture.filter(ImageFilter.GaussianBlur(rng.uniform(1, 4))) if rng.random() < 0.15 else picture
 
 
-def stranger(rng: random.Random) -> Image.Image:
-    """A creature in any three colours before any background: the kind of subject a user teaches."""
+def random_creature(rng: random.Random) -> Image.Image:
+    """Draw a creature in any three colours before any background."""
     creature = Creature(
         body=rng.choice(BODIES),
         pattern=rng.choice(PATTERNS),
@@ -98,12 +98,12 @@ def stranger(rng: random.Random) -> Image.Image:
         trim=_color(rng),
     )
     picture = Background.sample(rng).draw(rng) if rng.random() < 0.7 else clutter(rng)
-    place(creature, picture, rng, rng.uniform(0.18, 0.42))
+    draw_at_random(creature, picture, rng, rng.uniform(0.18, 0.42))
     return picture
 
 
 def recolored(rng: random.Random) -> Image.Image:
-    """A thing of the synthetic dataset in a colour without a name, before a texture."""
+    """Draw a thing of the synthetic dataset, mostly in a colour without a name, before a texture."""
     picture = rng.choice((waves, gradient, clouds, gradient))(rng)
     radius = CANVAS * rng.uniform(0.15, 0.45)
     name = rng.choice(sorted(PALETTE))
@@ -113,8 +113,8 @@ def recolored(rng: random.Random) -> Image.Image:
     return picture
 
 
-def person(rng: random.Random) -> Image.Image:
-    """A face of unusual features in any colours before any background."""
+def random_face(rng: random.Random) -> Image.Image:
+    """Draw a face of unusual features in any colours before any background."""
     earring = _color(rng) if rng.random() < 0.6 else None
     someone = replace(Portrait.sample(rng), hair=_color(rng), iris=_color(rng), earring=earring)
     picture = Background.sample(rng).draw(rng) if rng.random() < 0.7 else clutter(rng)
@@ -125,14 +125,17 @@ def person(rng: random.Random) -> Image.Image:
 
 
 def restyled(rng: random.Random) -> Image.Image:
-    """A picture of the synthetic dataset, or of the variety, in a look that has no name."""
-    picture = captions.sample(rng).picture if rng.random() < 0.7 else rng.choice((clutter, stranger, person))(rng)
+    """Draw a captioned or an uncaptioned picture in a look that has no name."""
+    picture = (
+        captions.sample(rng).picture if rng.random() < 0.7 else rng.choice((clutter, random_creature, random_face))(rng)
+    )
     return Look.sample(rng).apply(picture, rng)
 
 
 def sample(rng: random.Random) -> Image.Image:
-    """One picture of the variety."""
-    kinds = (waves, gradient, clouds, clutter, clutter, stranger, stranger, recolored, person, person, *[restyled] * 3)
+    """Draw one picture of the variety."""
+    subjects = (random_creature, random_creature, recolored, random_face, random_face)
+    kinds = (waves, gradient, clouds, clutter, clutter, *subjects, *[restyled] * 3)
     return rng.choice(kinds)(rng)
 
 

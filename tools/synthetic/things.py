@@ -1,14 +1,12 @@
-"""The things of the synthetic dataset, each a function that draws itself in one colour with a brush."""
+"""The things of the synthetic dataset, each a function that draws one in the colour of a brush."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 
-from tools.synthetic.canvas import Brush, Point
+from tools.synthetic.canvas import BLACK, WHITE, Brush, Point
 
-WHITE = (250, 250, 250)
-BLACK = (20, 20, 22)
 GLASS = (190, 225, 245)
 WOOD = (120, 75, 40)
 GREEN = (50, 140, 60)
@@ -17,7 +15,7 @@ TURTLE = (120, 175, 90)
 
 
 def ring_of(n: int, radius: float, phase: float = -90.0) -> list[Point]:
-    """``n`` points on a circle, the first at ``phase`` degrees."""
+    """Return ``n`` points on a circle, the first at ``phase`` degrees."""
     angles = [math.radians(phase + 360.0 * i / n) for i in range(n)]
     return [(radius * math.cos(a), radius * math.sin(a)) for a in angles]
 

@@ -117,11 +117,17 @@ class AddressPolicy:
             return
         for address, actual_port in addresses:
             if not is_public(address) and not self._is_allowed(address, actual_port):
+                # Without the address: strangers must not learn what names mean inside a network.
                 raise ForbiddenAddressError(
-                    f"The link leads to {host!r}, whose address {address} is not on the public internet; "
-                    f"paste a public link, or have {host}:{port} listed in ALLOW_PRIVATE_ADDRESSES."
+                    f"The link leads to {host!r}, which is not on the public internet; "
+                    f"paste a public link, or have {_bracketed(host)}:{port} listed in ALLOW_PRIVATE_ADDRESSES."
                 )
 
     def _is_allowed(self, host: str, port: int) -> bool:
-        host = f"[{host}]" if ":" in host else host
+        host = _bracketed(host)
         return any(entry.lower() in (f"{host}:{port}", f"{host}:*") for entry in self.allowed)
+
+
+def _bracketed(host: str) -> str:
+    """Return a host as it stands before a port: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host

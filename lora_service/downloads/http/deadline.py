@@ -7,17 +7,23 @@ So a thread beside each fetch shuts the socket down at the deadline, which wakes
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 from lora_service.errors import UnreachableError
 from lora_service.settings import MEBIBYTE
 
 _TICK = 0.1
 """Seconds between two looks at the clock."""
+_CANCEL_TIMEOUT = 5.0
+"""Seconds for a cancelled download to end."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,13 @@ class Deadline:
 
     Args:
         seconds: time for the whole fetch.
+        until: time of :func:`time.monotonic` at which it ends in any case.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, until: float | None = None) -> None:
         self._seconds = seconds
-        self._end = time.monotonic() + seconds
+        self._end = min(time.monotonic() + seconds, math.inf if until is None else until)
+        self._cancelled = False
         self._socket: socket.socket | None = None
         self._finished = threading.Event()
 
@@ -86,12 +94,42 @@ class Deadline:
         Raises:
             UnreachableError: the time is up.
         """
+        if self._cancelled:
+            raise UnreachableError("The download was cancelled.", code="cancelled", retry=False)
         if time.monotonic() > self._end:
             raise UnreachableError(
-                f"The download took longer than {self._seconds:g} seconds and was ended; try again, or another place.",
+                f"The downloads took longer than {self._seconds:g} seconds and were ended; try again, or another "
+                "place.",
                 code="deadline_exceeded",
                 retry=False,
             )
+
+    def run(self, work: Callable[[], Result]) -> Result:
+        """Return the result of ``work``, which runs in a thread: reading a socket would hold up a cancelled job.
+
+        An exception that is raised in this thread meanwhile, as a cancellation is, ends the work within a second.
+        """
+        results: list[Result] = []
+        failures: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                results.append(work())
+            except BaseException as error:  # raised again in the thread that waits
+                failures.append(error)
+
+        thread = threading.Thread(target=run, name="download", daemon=True)
+        thread.start()
+        try:
+            while thread.is_alive():
+                thread.join(_TICK)
+        except BaseException:
+            self._cancelled = True
+            thread.join(_CANCEL_TIMEOUT)
+            raise
+        if failures:
+            raise failures[0]
+        return results[0]
 
     def wait(self, seconds: float) -> None:
         """Sleep, but end as ``check`` does."""
@@ -141,7 +179,7 @@ class Deadline:
 
     def _shut_down_in_time(self) -> None:
         while not self._finished.wait(_TICK):
-            if time.monotonic() > self._end and self._socket is not None:
+            if (self._cancelled or time.monotonic() > self._end) and self._socket is not None:
                 with contextlib.suppress(OSError):  # it was closed meanwhile, and nothing is blocked on it
                     # Not SSLSocket.shutdown, which takes the TLS object from under the reading thread.
                     socket.socket.shutdown(self._socket, socket.SHUT_RDWR)

@@ -274,4 +274,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 def _disposition_name(headers: Mapping[str, str]) -> str:
     message = Message()
     message["Content-Disposition"] = headers.get("Content-Disposition", "")
-    return message.get_filename("")
+    try:
+        return message.get_filename("")
+    except (ValueError, LookupError):  # of an encoding that does not exist
+        return ""

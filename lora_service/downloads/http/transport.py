@@ -162,7 +162,7 @@ def _translated_errors(link: ParsedUrl, deadline: Deadline) -> Iterator[None]:
     """Turn the exceptions of sockets, TLS and HTTP into one sentence about the host."""
     try:
         yield
-    except (OSError, http.client.HTTPException, HTTPError) as error:
+    except (OSError, http.client.HTTPException, HTTPError, ValueError) as error:  # ValueError: a chunk of size -5
         deadline.check()  # it may have shut the socket down, and then that is the reason
         if isinstance(error, ssl.SSLCertVerificationError):
             raise LinkError(

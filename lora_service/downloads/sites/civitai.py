@@ -9,12 +9,21 @@ from typing import Any
 from lora_service.downloads.parsed_url import ParsedUrl, with_query
 from lora_service.downloads.remote_file import AuthScope, ErrorHints, Listing, RemoteFile, objects_of
 from lora_service.errors import LinkError
+from lora_service.lora.safetensors_header import shortened
 
 SITE = "civitai"
-HOSTS = ("civitai.com", "www.civitai.com", "civitai.green", "civitai.red")
+HOSTS = tuple(f"{www}civitai.{domain}" for domain in ("com", "green", "red") for www in ("", "www."))
 
 _API = "https://civitai.com/api"
-_FILE_PARAMETERS = ("type", "format", "size", "fp")
+_FILE_PARAMETERS = ("type", "format", "size", "fp", "fileId")
+_LANGUAGE = re.compile(r"[a-z]{2}(-[A-Za-z]{2,4})?")
+_MODEL_AT_VERSION = re.compile(r"([0-9]+)@([0-9]+)")
+_BASE_MODELS: dict[str, tuple[str, ...]] = {
+    "sd_v1": ("SD 1",),
+    "sd_v2": ("SD 2",),
+    "sdxl": ("SDXL", "Pony", "Illustrious", "NoobAI"),
+}
+"""Beginnings of ``baseModel`` by kohya's name of the base; the last three are fine-tuned XL models."""
 _MODEL_LINK_HINT = "paste the link of a model, such as https://civitai.com/models/123"
 
 
@@ -26,7 +35,12 @@ def parse(link: ParsedUrl) -> RemoteFile:
     """
     token = link.parameter("token")
     version = link.parameter("modelVersionId")
-    match link.segments:
+    segments = link.segments
+    if len(segments) > 1 and _LANGUAGE.fullmatch(segments[0]) and segments[1] in ("models", "model-versions"):
+        segments = segments[1:]
+    if len(segments) > 1 and segments[0] == "models" and (pair := _MODEL_AT_VERSION.fullmatch(segments[1])):
+        segments, version = ("models", pair[1]), pair[2]
+    match segments:
         case (
             ("api", "download", "models", number) | ("api", "v1", "model-versions", number) | ("model-versions", number)
         ) if number.isdecimal():
@@ -34,7 +48,7 @@ def parse(link: ParsedUrl) -> RemoteFile:
             return _version(number, link.redacted, token, query)
         case ("models", number, *_) | ("api", "v1", "models", number) if number.isdecimal():
             if version.isdecimal():
-                return _version(version, link.redacted, token, {})
+                return _version(version, link.redacted, token, {"fileId": link.parameter("fileId")})
             return _model(number, link.redacted, token)
     raise link.refusal(f"is a page of Civitai and no model; {_MODEL_LINK_HINT}")
 
@@ -48,15 +62,18 @@ def parse_urn(text: str) -> RemoteFile | None:
     return _version(version, text, "", {}) if version else _model(model, text, "")
 
 
-def select_file(remote: RemoteFile, listing: Any) -> RemoteFile:
-    """Return the file of a model's newest version.
+def select_file(remote: RemoteFile, listing: Any, base: str = "") -> RemoteFile:
+    """Return the file of a model's newest version for a base.
 
     Args:
         remote: the model, resolved.
-        listing: the model as the API describes it: ``type``, ``modelVersions`` with ``id``, dates and ``files``.
+        listing: the model as the API describes it: ``type``, ``modelVersions`` with ``id``, ``baseModel``, dates and
+            ``files``.
+        base: the base's name as kohya has it, like ``sd_v1``; '' or an unknown one: the newest version of all.
 
     Raises:
-        LinkError: it is a whole checkpoint, or has no version that holds a .safetensors file.
+        LinkError: it is a whole checkpoint, or has no version for the base (``no_version_for_base``), or none that
+            holds a .safetensors file.
     """
     listing = listing if isinstance(listing, dict) else {}
     if listing.get("type") == "Checkpoint":
@@ -69,14 +86,43 @@ def select_file(remote: RemoteFile, listing: Any) -> RemoteFile:
         raise LinkError(
             f"The Civitai model {remote.link!r} holds no .safetensors file; {_MODEL_LINK_HINT}.", code="no_lora_file"
         )
-    newest = max(versions, key=lambda item: str(item.get("publishedAt") or item.get("createdAt") or ""))
+    suitable = _for_base(versions, base)
+    if not suitable:
+        names = ", ".join(sorted({shortened(str(version.get("baseModel"))) for version in versions})[:10])
+        raise LinkError(
+            f"The Civitai model {remote.link!r} has versions for {names} and none for this base ({base}); "
+            "paste the link of another model.",
+            code="no_version_for_base",
+        )
+    newest = max(suitable, key=_date)
+    latest = max(versions, key=_date)
+    note = ""
+    if latest is not newest:
+        note = (
+            f"The newest version of {remote.link} is for {shortened(str(latest.get('baseModel')))}; version "
+            f"{shortened(str(newest.get('name') or newest.get('id')))} for {shortened(str(newest.get('baseModel')))} "
+            "is used."
+        )
     file = max(_safetensors_files(newest), key=lambda item: item.get("primary") is True)
     hashes = file.get("hashes")
     sha256 = str(hashes.get("SHA256", "")).lower() if isinstance(hashes, dict) else ""
     return replace(
         _version(str(newest.get("id")), remote.link, remote.link_token, {"type": "Model", "format": "SafeTensor"}),
         sha256=sha256 if re.fullmatch(r"[0-9a-f]{64}", sha256) else "",
+        note=note,
     )
+
+
+def _date(version: dict[str, Any]) -> str:
+    return str(version.get("publishedAt") or version.get("createdAt") or "")
+
+
+def _for_base(versions: list[dict[str, Any]], base: str) -> list[dict[str, Any]]:
+    """Return the versions for a base; those that do not name theirs count, and all of them for an unknown base."""
+    prefixes = next((names for known, names in _BASE_MODELS.items() if base.startswith(known)), None)
+    if prefixes is None:
+        return versions
+    return [version for version in versions if str(version.get("baseModel") or prefixes[0]).startswith(prefixes)]
 
 
 def _safetensors_files(version: dict[str, Any]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from dataclasses import replace
 from urllib.parse import unquote_to_bytes
 
 from lora_service.downloads.parsed_url import ParsedUrl, redact, with_query
@@ -21,7 +22,9 @@ _DROPBOX_HINTS = ErrorHints(
 )
 
 _GITHUB_RAW_HOST = "raw.githubusercontent.com"
-GITHUB_HOSTS = ("github.com", "www.github.com", _GITHUB_RAW_HOST, "media.githubusercontent.com", "gist.github.com")
+_GITHUB_MEDIA_HOST = "media.githubusercontent.com"
+GITHUB_HOSTS = ("github.com", "www.github.com", _GITHUB_RAW_HOST, _GITHUB_MEDIA_HOST, "gist.github.com")
+_LATEST_RELEASE = ("releases", "latest", "download")
 _GITHUB_HINTS = ErrorHints(
     sign_in_required="GitHub wants a sign-in; make the repository public, or give a GitHub token as api_token",
     token_rejected="GitHub does not accept the token for this file; check that it may read the repository",
@@ -64,24 +67,26 @@ def parse_github(link: ParsedUrl) -> RemoteFile:
         LinkError: the link leads to a repository, a folder or a page.
     """
     segments = link.segments
-    if link.host in (_GITHUB_RAW_HOST, "media.githubusercontent.com"):
+    if link.host in (_GITHUB_RAW_HOST, _GITHUB_MEDIA_HOST):
         url = f"https://{link.host}{link.path}"
     elif link.host == "gist.github.com":
         raise link.refusal("is the page of a gist on GitHub; paste the link of its Raw button")
     elif len(segments) >= 5 and segments[2] in ("blob", "raw"):
         owner, name, _, *rest = segments
         url = f"https://{_GITHUB_RAW_HOST}/{owner}/{name}/{'/'.join(rest)}"
-    elif len(segments) == 6 and segments[2:4] == ("releases", "download"):
+    elif len(segments) == 6 and (segments[2:4] == ("releases", "download") or segments[2:5] == _LATEST_RELEASE):
         url = f"https://github.com{link.path}"
     else:
         raise link.refusal("is no file on GitHub; open the file there, and paste its link")
     return RemoteFile("github", url, link.redacted, auth_scope=AuthScope.REQUEST, hints=_GITHUB_HINTS)
 
 
-def git_lfs_hint(remote: RemoteFile) -> str:
-    """Return what to paste instead of a raw link that leads to a Git LFS pointer."""
-    content_url = remote.url.replace(f"//{_GITHUB_RAW_HOST}/", "//media.githubusercontent.com/media/")
-    return f"paste {content_url} instead" if remote.site == "github" else "paste the link of the content itself"
+def git_lfs_content(remote: RemoteFile) -> RemoteFile | None:
+    """Return the content behind a raw link of GitHub that leads to a Git LFS pointer; None for any other link."""
+    raw = f"https://{_GITHUB_RAW_HOST}/"
+    if not remote.url.startswith(raw):
+        return None
+    return replace(remote, url=f"https://{_GITHUB_MEDIA_HOST}/media/{remote.url.removeprefix(raw)}")
 
 
 def parse_replicate(link: ParsedUrl) -> RemoteFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, unquote
@@ -38,17 +39,28 @@ def parse(link: ParsedUrl) -> RemoteFile:
     if len(repository) < 2 or (not kind and repository[0] in _RESERVED_NAMES):
         raise link.refusal("is a page of Hugging Face and no model; open a model, and paste its link")
     if len(rest) >= 3 and rest[0] in ("blob", "resolve", "raw"):
-        return _file(link, "/".join((kind, *repository) if kind else repository), rest[1], "/".join(rest[2:]))
+        revision, path = _split_revision(rest[1:])
+        if path:
+            return _file(link, "/".join((kind, *repository) if kind else repository), revision, "/".join(path))
     if kind:
         raise link.refusal(f"is none of a file in Hugging Face {kind}; open Files, and paste the link of one file")
     if not rest or rest[0] == "tree":
-        revision = rest[1] if len(rest) > 1 else "main"
-        return _repository(link, "/".join(repository), revision, unquote("/".join(rest[2:])))
+        revision, path = _split_revision(rest[1:] or ("main",))
+        return _repository(link, "/".join(repository), revision, unquote("/".join(path)))
     raise link.refusal("is a page about a model; paste the model's own link or the link of a file in it")
 
 
+def _split_revision(segments: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """Return the revision that segments of a link begin with, ``refs/pr/1`` too, and the path behind it."""
+    count = 3 if len(segments) > 2 and segments[0] == "refs" and segments[1] in ("pr", "convert", "heads") else 1
+    return "/".join(segments[:count]), segments[count:]
+
+
 def parse_name(name: str) -> RemoteFile | None:
-    """Parse ``owner/name`` or ``owner/name/path/to/file.safetensors``; None when the text is neither."""
+    """Parse ``owner/name``, ``owner/name@revision`` or ``owner/name/path/to/file.safetensors``; None for other text."""
+    name, at, revision = name.partition("@")
+    if at and not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", revision, re.ASCII):
+        return None
     segments = name.split("/")
     if len(segments) < 2 or not all(_NAME.fullmatch(segment) for segment in segments):
         return None
@@ -56,8 +68,10 @@ def parse_name(name: str) -> RemoteFile | None:
     link = ParsedUrl.parse(f"https://{HOST}/{name}")
     if len(segments) == 2:
         is_repository = segments[0] not in _RESERVED_NAMES and not name.endswith(".safetensors")
-        return _repository(link, repository, "main", "") if is_repository else None
+        return _repository(link, repository, revision or "main", "") if is_repository else None
     path = "/".join(segments[2:])
+    if at:
+        return None
     return _file(link, repository, "main", path) if path.endswith(".safetensors") else None
 
 

@@ -23,8 +23,8 @@ PARSERS: dict[str, Parser] = {
     for host in hosts
 }
 
-_SELECTORS: dict[Listing, Callable[[RemoteFile, object], RemoteFile]] = {
-    Listing.HUGGING_FACE: hugging_face.select_file,
+_SELECTORS: dict[Listing, Callable[[RemoteFile, object, str], RemoteFile]] = {
+    Listing.HUGGING_FACE: lambda remote, listing, _: hugging_face.select_file(remote, listing),
     Listing.CIVITAI: civitai.select_file,
 }
 
@@ -50,10 +50,10 @@ def refusal_reason(remote: RemoteFile, page: str) -> str:
     return google_drive.refusal_reason(page) if remote.site == google_drive.SITE else ""
 
 
-def select_file(remote: RemoteFile, listing: object) -> RemoteFile:
-    """Return the one file that a listing offers.
+def select_file(remote: RemoteFile, listing: object, base: str = "") -> RemoteFile:
+    """Return the one file that a listing offers for a base, named as kohya names it; '': any.
 
     Raises:
         LinkError: there is none, or more than one.
     """
-    return _SELECTORS[remote.listing](remote, listing)
+    return _SELECTORS[remote.listing](remote, listing, base)

@@ -20,6 +20,7 @@ MAX_TOKENS = 256
 MAX_NAME_LENGTH = 64
 ENCODER_BY_KEY = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 """Key of an embedding file -> text encoder."""
+_ENCODER_BY_TRAINED_KEY = {"text_encoders_0": "text_encoder", "text_encoders_1": "text_encoder_2"}
 Embeddings = dict[str, dict[str, Tensor]]
 """Token name -> text encoder -> row ``(width,)``."""
 
@@ -90,6 +91,31 @@ def tokens_from_bundle(tensors: Mapping[str, Tensor]) -> Embeddings:
                 code="unknown_key",
             )
         add_rows(embeddings, name, ENCODER_BY_KEY.get(suffix, "text_encoder"), tensor)
+    return validated(embeddings)
+
+
+def tokens_from_training(tensors: Mapping[str, Tensor], word: str = "") -> Embeddings:
+    """Return the tokens of a hosting site's ``embeddings.pti``: ``text_encoders_0``, ``text_encoders_1``.
+
+    Args:
+        tensors: rows by key.
+        word: the name of the tokens together; '': they are ``<s0>``, ``<s1>``, … as that trainer calls them.
+
+    Raises:
+        LoraFileError: a key is another one (``unknown_key``), or as of :func:`add_rows` and :func:`validated`.
+    """
+    embeddings: Embeddings = {}
+    for key, rows in tensors.items():
+        encoder = _ENCODER_BY_TRAINED_KEY.get(key)
+        if encoder is None:
+            raise LoraFileError(
+                f"The key {shortened(key)!r} is none of a trained model's embeddings.", code="unknown_key"
+            )
+        if word or rows.dim() != 2:
+            add_rows(embeddings, word or "<s0>", encoder, rows)
+            continue
+        for index, row in enumerate(rows[:MAX_TOKENS]):
+            add_rows(embeddings, f"<s{index}>", encoder, row)
     return validated(embeddings)
 
 

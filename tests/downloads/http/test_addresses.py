@@ -127,3 +127,14 @@ def test_ports_of_other_services_are_refused_unless_listed(port: int) -> None:
     assert f"port {port} " in str(caught.value)
     assert "80, 443, 8080, 8443" in str(caught.value)
     AddressPolicy((f"example.org:{port}",)).check_port("example.org", port)
+
+
+def test_a_refusal_does_not_tell_the_address_behind_a_name_and_spells_ipv6_as_the_setting_does() -> None:
+    policy = AddressPolicy()
+    with raises(ForbiddenAddressError, code="forbidden_address") as caught:
+        policy.check_addresses("intranet.example.org", 443, [("10.1.2.3", 443)])
+    assert "10.1.2.3" not in str(caught.value)
+    with raises(ForbiddenAddressError) as caught:
+        policy.check_addresses("fd00::1", 8080, [("fd00::1", 8080)])
+    assert "[fd00::1]:8080" in str(caught.value)
+    AddressPolicy(("[fd00::1]:8080",)).check_addresses("fd00::1", 8080, [("fd00::1", 8080)])

@@ -246,9 +246,34 @@ class TestCivitai:
         assert fetcher.fetch(resolve("https://civitai.com/models/101")).read_bytes() == LORA
         assert sites.requests[1].query == {"type": "Model", "format": "SafeTensor"}
 
-    def version(self, number: int, published: str, name: str) -> dict[str, object]:
+    @pytest.mark.parametrize(("base", "number"), [("sd_v1", 202), ("sdxl", 205), ("embedded", 206), ("", 206)])
+    def test_of_a_bare_model_the_newest_version_for_this_base_is_taken(
+        self, sites: FakeSites, fetcher: Fetcher, base: str, number: int
+    ) -> None:
+        versions = [
+            self.version(201, "2023-01-01T00:00:00Z", "a.safetensors", "SD 1.5"),
+            self.version(202, "2023-06-01T00:00:00Z", "b.safetensors", "SD 1.5 LCM"),
+            self.version(204, "2024-01-01T00:00:00Z", "c.safetensors", "SDXL 1.0"),
+            self.version(205, "2024-02-01T00:00:00Z", "d.safetensors", "Pony"),
+            self.version(206, "2024-06-01T00:00:00Z", "e.safetensors", "Flux.1 D"),
+        ]
+        self.describe(sites, {"type": "LORA", "modelVersions": versions})
+        sites.serve(f"https://civitai.com/api/download/models/{number}", LORA)
+        for _ in range(2):
+            file = fetcher.fetch_file(resolve("https://civitai.com/models/101"), base=base)
+            assert file.path.read_bytes() == LORA
+            assert ("Flux.1 D" in file.note) == (number != 206)
+
+    def test_a_model_without_a_version_for_this_base_is_refused(self, sites: FakeSites, fetcher: Fetcher) -> None:
+        version = self.version(201, "2023-01-01T00:00:00Z", "a.safetensors", "Flux.1 D")
+        self.describe(sites, {"type": "LORA", "modelVersions": [version]})
+        with raises(LinkError, code="no_version_for_base") as caught:
+            fetcher.fetch_file(resolve("https://civitai.com/models/101"), base="sd_v2")
+        assert "Flux.1 D" in str(caught.value)
+
+    def version(self, number: int, published: str, name: str, base: str = "SD 1.5") -> dict[str, object]:
         file = {"name": name, "primary": True, "hashes": {"SHA256": SHA256.upper()}}
-        return {"id": number, "publishedAt": published, "files": [file]}
+        return {"id": number, "publishedAt": published, "baseModel": base, "files": [file]}
 
     def describe(self, sites: FakeSites, model: object) -> None:
         sites.serve("https://civitai.com/api/v1/models/101", json.dumps(model).encode(), etag="")
@@ -274,11 +299,22 @@ class TestOthers:
         link = "https://www.dropbox.com/scl/fi/x/a.safetensors?rlkey=k&dl=0"
         assert fetcher.fetch(resolve(link)).read_bytes() == LORA
 
-    def test_a_git_lfs_pointer_is_named_and_where_the_content_is(self, sites: FakeSites, fetcher: Fetcher) -> None:
+    def test_a_git_lfs_pointer_of_github_is_followed_to_its_content(
+        self, sites: FakeSites, fetcher: Fetcher, tmp_path: Path
+    ) -> None:
         pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 9\n"
         sites.serve("https://raw.githubusercontent.com/o/r/main/a.safetensors", pointer)
-        sentence = refusal(fetcher, "https://github.com/o/r/blob/main/a.safetensors", "git_lfs_pointer")
-        assert "https://media.githubusercontent.com/media/o/r/main/a.safetensors" in sentence
+        sites.serve("https://media.githubusercontent.com/media/o/r/main/a.safetensors", LORA)
+        link = "https://github.com/o/r/raw/main/a.safetensors"
+        for _ in range(2):
+            assert fetcher.fetch(resolve(link)).read_bytes() == LORA
+        assert len(sites.requests_to("media.githubusercontent.com")) == 1
+        assert fetcher.download(resolve(link), tmp_path / "in").read_bytes() == LORA
+
+    def test_a_git_lfs_pointer_elsewhere_is_named(self, sites: FakeSites, fetcher: Fetcher) -> None:
+        pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 9\n"
+        sites.serve("https://files.example.org/a", pointer)
+        refusal(fetcher, "https://files.example.org/a", "git_lfs_pointer")
 
     @pytest.mark.parametrize("status", [403, 404])
     def test_a_file_that_replicate_has_deleted_is_expired(
@@ -300,7 +336,7 @@ class TestOthers:
         ("body", "words"),
         [
             (b"\x89PNG\r\n\x1a\n" + bytes(600), "picture"),
-            (b"PK\x03\x04" + bytes(600), "zip"),
+            (b"PK\x03\x04" + bytes(600), "archive"),
             (b'{"error": "nothing here"}', "JSON"),
             (LORA[:-1], "cut off|ends at byte"),
             (b"", "0 bytes"),

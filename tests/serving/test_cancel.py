@@ -1,0 +1,94 @@
+"""The first job of a fresh server is cancelled at a random moment, and the next one succeeds.
+
+The campaign of 40 moments for each kind of server takes a quarter of an hour and more:
+
+    CANCEL_MOMENTS=40 python -m pytest tests/serving/test_cancel.py -s
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from lora_service.serving.entries import Mode
+from lora_service.serving.server import CogServer
+from lora_service.serving.supervisor import RestartPolicy, supervise
+from tests.service import Service
+from tests.small_base import picture_zip
+
+MOMENTS = int(os.environ.get("CANCEL_MOMENTS", "1"))
+SEED = int(os.environ.get("CANCEL_SEED", random.SystemRandom().randrange(2**16)))
+LONGEST = 4.0
+"""Seconds after the start of a job within which it is cancelled: these jobs take a little longer on one core."""
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[Mode, dict[str, Any]]:
+    data = base64.b64encode(picture_zip(tmp_path / "pictures.zip").read_bytes()).decode()
+    return {
+        "train": {
+            "instance_data": f"data:application/zip;base64,{data}",
+            "task": "object",
+            "max_train_steps_ti": 2,
+            "max_train_steps_tuning": 2,
+        },
+        "predict": {"prompt": "a red star", "num_inference_steps": 50, "num_outputs": 4},
+    }
+
+
+@contextmanager
+def supervised(mode: Mode) -> Iterator[Service]:
+    """Serve the embedded base, supervised."""
+    stop = threading.Event()
+    with CogServer(mode, environment={"BASE_MODEL": "embedded"}) as server, ThreadPoolExecutor(1) as pool:
+        server.wait_ready(600)
+        watch = pool.submit(supervise, server, stop=stop, policy=RestartPolicy(interval=0.2))
+        try:
+            yield Service(server)
+        finally:
+            stop.set()
+        watch.result(120)
+
+
+def cancel_after(service: Service, seconds: float, inputs: dict[str, Any]) -> str:
+    """Start a job, cancel it after so many seconds, and return how it ended."""
+    url = f"{service.server.url}/predictions/first"
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(requests.put, url, json={"input": inputs}, timeout=600)
+        time.sleep(seconds)
+        requests.post(f"{url}/cancel", json={}, timeout=30)
+        return job.result().json()["status"]
+
+
+def next_job(service: Service, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer to the next job, once a worker takes it."""
+    end = time.monotonic() + 600
+    while True:
+        try:
+            return service.post(wait=600, **inputs).json()
+        except requests.ConnectionError:  # the supervisor is starting another server
+            assert time.monotonic() < end
+            time.sleep(0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(MOMENTS))
+@pytest.mark.parametrize("mode", ["train", "predict"])
+def test_the_job_after_a_cancelled_one_succeeds(mode: Mode, moment: int, inputs: dict[Mode, dict[str, Any]]) -> None:
+    seconds = random.Random(SEED * 1000 + moment).uniform(0.0, LONGEST)
+    with supervised(mode) as service:
+        ended = cancel_after(service, seconds, inputs[mode])
+        answer = next_job(service, inputs[mode])
+    print(f"{mode}: cancelled after {seconds:.2f} s (seed {SEED}): {ended}; the next: {answer['status']}")
+    assert answer["status"] == "succeeded", answer
