@@ -17,7 +17,7 @@ from lora_service.downloads.fetcher import FetchedFile, Fetcher
 from lora_service.downloads.parsed_url import redact
 from lora_service.downloads.remote_file import RemoteFile
 from lora_service.downloads.resolve import resolve
-from lora_service.errors import InputError, LoraFileError, PicturesError, blame_input, quote
+from lora_service.errors import InputError, LoraFileError, PicturesError, blame_input, quote, shorten
 from lora_service.generation.request import LARGEST_SIDE, GenerateRequest
 from lora_service.generation.schedulers import SCHEDULERS
 from lora_service.services.model_service import (
@@ -251,5 +251,5 @@ def _read_upload(lora: object) -> LoraWeights:
 
 
 def _description(number: int, weights: LoraWeights) -> str:
-    tokens = " ".join(weights.tokens) or "none"
+    tokens = shorten(" ".join(weights.tokens)) or "none"
     return f"LoRA {number}: rank {weights.rank}, trigger {quote(weights.trigger)}, tokens {tokens}"
