@@ -122,7 +122,7 @@ def train(
     mask_mode: str = Input(
         default="auto",
         choices=["auto", "face", "none", "files"],
-        description="What counts most in a picture. auto: the face for faces, else transparency or mask files.",
+        description="What counts most in a picture. auto: a mask file, else the face for faces, else transparency.",
     ),
     aspect_ratio_buckets: bool = Input(
         default=False, description="Keep the pictures' shapes instead of cropping them to squares."

@@ -14,7 +14,8 @@
     ├── ServingError          Cog's server cannot be started or kept running
     └── EntryError            Cog's build would misread an entry's source
 
-A message names the field or file, quotes the value, and says what would work. Programs, and tests, go by ``code`` and
+A message names the field or file, quotes the value, and says what would work; values go through ``quote`` and names
+through ``shorten``, as both may be megabytes that somebody sent to fill a log. Programs, and tests, go by ``code`` and
 ``field``: a code is lower-case words joined by ``_`` and keeps its meaning, a sentence may be worded anew at any time.
 Anything else that is raised is a defect of ours, not of the input.
 """
@@ -24,6 +25,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
+
+MAX_QUOTED = 200
+"""The most characters of a value in a message, a log or a name."""
+_MAX_MESSAGE = 4000  # several values, each cut
+
+
+def shorten(text: str, limit: int = MAX_QUOTED) -> str:
+    """Return ``text`` as it may be shown: at most ``limit`` characters, all of them printable."""
+    cut = text if len(text) <= limit else f"{text[: limit - 1]}…"
+    return cut if cut.isprintable() else "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in cut)
+
+
+def quote(value: object) -> str:
+    """Return ``value`` as it is quoted in a message: its ``repr``, shortened."""
+    if isinstance(value, str | bytes):  # a repr of megabytes is not made only to be cut
+        cut = value[: MAX_QUOTED + 1]
+        text = repr(cut)
+        return text if len(cut) == len(value) and len(text) <= MAX_QUOTED else f"{text[: MAX_QUOTED - 2]}…{text[-1]}"
+    return shorten(repr(value))
 
 
 class LoraServiceError(Exception):
@@ -38,7 +58,7 @@ class LoraServiceError(Exception):
     default_code: ClassVar[str] = "error"
 
     def __init__(self, message: str, *, code: str = "", field: str = "") -> None:
-        super().__init__(message)
+        super().__init__(shorten(message, _MAX_MESSAGE))
         self.code = code or self.default_code
         self.field = field
 
@@ -65,7 +85,7 @@ class InputError(LoraServiceError):
     default_code = "invalid_input"
 
     def __init__(self, field: str, value: object, expected: str, *, code: str = "") -> None:
-        super().__init__(f"{field} is {value!r}, but it must be {expected}.", code=code, field=field)
+        super().__init__(f"{field} is {quote(value)}, but it must be {expected}.", code=code, field=field)
         self.value = value
         self.expected = expected
 

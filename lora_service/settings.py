@@ -35,8 +35,18 @@ class Settings(BaseSettings):
     """Files in one archive."""
     max_picture_bytes: int = Field(default=256 * MEBIBYTE, ge=1)
     """One file of an archive, unpacked."""
+    max_caption_bytes: int = Field(default=64 * 1024, ge=1)
+    """One picture's caption file."""
+    max_table_bytes: int = Field(default=16 * MEBIBYTE, ge=1)
+    """A table of captions, such as ``captions.csv``."""
+    max_repeats: int = Field(default=1000, ge=1)
+    """How often a folder named like ``10_ohwx dog`` may have its pictures counted."""
     max_pixels: int = Field(default=120_000_000, ge=1, le=178_956_970)
     """Width × height of one picture; Pillow itself refuses more than the upper limit."""
+    max_decode_bytes: int = Field(default=2048 * MEBIBYTE, ge=256 * MEBIBYTE)
+    """Memory of the process that decodes one picture."""
+    max_decode_seconds: int = Field(default=30, ge=1)
+    """Time for decoding one picture, after which it is left out."""
     max_ratio: int = Field(default=200, ge=1)
     """How many times its packed size a file of an archive may unpack to."""
     max_download_seconds: float = Field(default=1800, gt=0)

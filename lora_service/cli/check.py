@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lora_service.cli.field_options import ConfigCommand, config_options
 from lora_service.cli.output_files import check_output, force_option, whole_file
+from lora_service.dataset.captions.token_window import TokenWindow
 from lora_service.dataset.contact_sheet import contact_sheet
 from lora_service.dataset.load import load_dataset
 from lora_service.errors import InputError
@@ -20,6 +23,39 @@ from lora_service.models.registry import SD15, locate
 from lora_service.settings import Settings
 from lora_service.training.config import TrainConfig, resolve_config
 from lora_service.training.input_warnings import warn_of_inputs
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+
+_CLIP_POSITIONS = 77
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def _token_window(base: Path | None) -> TokenWindow:
+    """Return the tokens of a caption that the base reads, by the tokenizer in its folder.
+
+    Words and marks are counted where it is not on this machine: CLIP has a token or more for each of them.
+    """
+    folder = base / "tokenizer" if base and base.is_dir() else base.with_name("tokenizer") if base else None
+    if folder is None or not folder.is_dir():
+        return TokenWindow(lambda text: len(_WORD.findall(text)), _CLIP_POSITIONS - 2, subject_tokens=2)
+
+    @cache
+    def tokenizer() -> CLIPTokenizer:
+        from transformers import CLIPTokenizer  # a second, and only long captions need it
+
+        return CLIPTokenizer.from_pretrained(folder)
+
+    positions = _positions(folder.with_name("text_encoder") / "config.json")
+    return TokenWindow(lambda text: len(tokenizer().tokenize(text)), positions - 2, subject_tokens=2)
+
+
+def _positions(config: Path) -> int:
+    try:
+        return int(json.loads(config.read_text(encoding="utf-8"))["max_position_embeddings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return _CLIP_POSITIONS
 
 
 @click.command("check", cls=ConfigCommand)
@@ -42,9 +78,17 @@ def check_command(source: Sequence[Path], as_json: bool, sheet: Path | None, for
         check_output(sheet, force=force, inputs=source)
     config = TrainConfig.of({name: value for name, value in inputs.items() if value is not None})
     settings = Settings.from_environment()
-    defaults = locate(settings.base_model, settings.model_cache)[1] or SD15
+    base_path, defaults = locate(settings.base_model, settings.model_cache)
+    defaults = defaults or SD15
     resolved = resolve_config(config, defaults, config.trigger, config.seed or 0)
-    options = resolved.config.dataset_options(defaults, settings, resolved.trigger, "".join(resolved.tokens))
+    options = resolved.config.dataset_options(
+        defaults,
+        settings,
+        resolved.trigger,
+        "".join(resolved.tokens),
+        takes_folder_word=not config.trigger,
+        token_window=_token_window(base_path).for_subject("trigger", config.trigger),
+    )
     with tempfile.TemporaryDirectory() as folder:
         dataset = load_dataset(source, options, Path(folder))
     if sheet is not None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from lora_service.errors import InputError
 from lora_service.settings import MEBIBYTE, Settings
+
+if TYPE_CHECKING:
+    from lora_service.dataset.captions.token_window import TokenWindow
 
 Task = Literal["face", "object", "style", "location"]
 MaskMode = Literal["auto", "face", "none", "files"]
@@ -17,9 +20,9 @@ MaskSource = Literal["face", "file", "alpha"]
 CaptionSource = Literal["file", "filename", "template", "model"]
 
 SUBJECT = "{}"
-"""The subject's placeholder: every caption template holds it exactly once."""
-DEFAULT_TRIGGER_WORDS = (SUBJECT, "[trigger]", "TOK")
-"""Words that stand for the subject in caption files, whatever the trigger word of the training."""
+"""The subject's placeholder: every caption template holds it."""
+DEFAULT_TRIGGER_WORDS = (SUBJECT, "[trigger]", "<1>", "TOK")
+"""Marks that stand for the subject in caption files, whatever the trigger word of the training."""
 
 
 def check_template(template: str) -> None:
@@ -62,8 +65,18 @@ class UploadLimits:
     """Files and folders in one archive."""
     max_picture_bytes: int = 256 * MEBIBYTE
     """Size of one file of an archive, unpacked."""
+    max_caption_bytes: int = 64 * 1024
+    """Size of one image's caption file."""
+    max_table_bytes: int = 16 * MEBIBYTE
+    """Size of a table of captions."""
+    max_repeats: int = 1000
+    """Repeats that a folder's name may ask for."""
     max_pixels: int = 120_000_000
     """Width × height of one image: the largest telephones take 108 million."""
+    max_decode_bytes: int = 2048 * MEBIBYTE
+    """Memory of the process that decodes an image."""
+    max_decode_seconds: int = 30
+    """Time for one image."""
     max_ratio: int = 200
     """Unpacked size over packed size of a file of more than 16 MiB."""
 
@@ -109,6 +122,8 @@ class DatasetOptions:
             small ones.
         custom_prompts: templates with ``{}`` for the subject, in place of the task's.
         trigger_words: words in caption files that become ``{}``.
+        takes_folder_word: True if the word of a folder named as for kohya's trainer, ``10_ohwx dog``, is the trigger.
+        token_window: the tokens of a caption that the base reads; none: lengths are not checked.
         background: the RGB colour under transparent images.
         face_model: an ONNX file of the YuNet face detector; none: the Haar cascade that OpenCV carries.
         caption_model: the model that writes captions in mode ``model``.
@@ -125,6 +140,8 @@ class DatasetOptions:
     bucket_step: int = 64
     custom_prompts: tuple[str, ...] = ()
     trigger_words: tuple[str, ...] = DEFAULT_TRIGGER_WORDS
+    takes_folder_word: bool = False
+    token_window: TokenWindow | None = None
     limits: UploadLimits = field(default_factory=UploadLimits)
     background: tuple[int, int, int] = (255, 255, 255)
     face_model: Path | None = None

@@ -9,6 +9,7 @@ from typing import Any
 
 from lora_service.dataset.images.crops import Box, Size
 from lora_service.dataset.options import CaptionSource, MaskSource
+from lora_service.errors import quote, shorten
 
 _NAME_WIDTH = 32
 
@@ -80,13 +81,17 @@ class DatasetReport:
         """Return lines for a log: a summary, and where there are problems, a row per image and a line per problem."""
         lines = [self._summary()]
         lines += [
-            f"folder {f.folder!r}: each picture counts {f.repeats} times, called {f.word!r}" for f in self.folders
+            f"folder {quote(f.folder)}: each picture counts {f.repeats} times, called {quote(f.word)}"
+            for f in self.folders
         ]
         if not (self.skipped or self.duplicates or self.warning_count):
             return lines
         lines += [_row(image) for image in self.used]
         lines += [f"warning: {warning}" for warning in self.warnings]
-        lines += [f"left out: {file.name}: {file.reason}" for file in self.skipped]
+        by_reason: dict[str, list[str]] = {}
+        for file in self.skipped:
+            by_reason.setdefault(file.reason, []).append(file.name)
+        lines += [f"left out: {join_names(names)}: {reason}" for reason, names in by_reason.items()]
         return lines + [_duplicate_line(duplicate) for duplicate in self.duplicates]
 
     def as_json(self) -> dict[str, Any]:
@@ -130,7 +135,7 @@ class DatasetReport:
 def join_names(names: Sequence[str], limit: int = 5) -> str:
     """Return the first ``limit`` of ``names`` for a message, and the number of the others."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return ", ".join(shorten(name) for name in names[:limit]) + more
 
 
 def _row(image: UsedImage) -> str:
@@ -146,9 +151,10 @@ def _shorten(name: str) -> str:
 
 
 def _duplicate_line(duplicate: Duplicate) -> str:
+    name, same_as = shorten(duplicate.name), shorten(duplicate.same_as)
     if duplicate.exact:
-        return f"left out: {duplicate.name}: the same file as {duplicate.same_as}"
-    return f"warning: {duplicate.name} is nearly the same picture as {duplicate.same_as}"
+        return f"left out: {name}: the same file as {same_as}"
+    return f"warning: {name} is nearly the same picture as {same_as}"
 
 
 def _image_json(image: UsedImage) -> dict[str, Any]:

@@ -17,14 +17,14 @@ class TrainingImage:
     Args:
         name: as in the archive.
         image: RGB in sRGB, upright, at its training size.
-        captions: one or more templates to sample from; ``{}`` stands exactly once for the subject.
+        captions: one or more templates to sample from; ``{}`` stands for the subject.
         mask: "L", of the image's size, 255 where the subject is; none: the loss counts everywhere.
         crop: the part of the upright original that ``image`` shows.
         original: the size of the upright original.
         repeats: the times that an epoch shows it.
 
     Raises:
-        ValueError: a caption does not name the subject once.
+        ValueError: a caption does not name the subject.
     """
 
     name: str
@@ -36,5 +36,5 @@ class TrainingImage:
     repeats: int = 1
 
     def __post_init__(self) -> None:
-        if not self.captions or any(caption.count(SUBJECT) != 1 for caption in self.captions):
-            raise ValueError(f"the captions {self.captions} do not name the subject once each")
+        if not self.captions or any(SUBJECT not in caption for caption in self.captions):
+            raise ValueError(f"the captions {self.captions} do not all name the subject")

@@ -18,7 +18,7 @@ from lora_service.downloads.fetcher import FetchedFile, Fetcher
 from lora_service.downloads.parsed_url import redact
 from lora_service.downloads.remote_file import RemoteFile
 from lora_service.downloads.resolve import resolve
-from lora_service.errors import InputError, LoraFileError, PicturesError, blame_input
+from lora_service.errors import InputError, LoraFileError, PicturesError, blame_input, quote, shorten
 from lora_service.generation.request import LARGEST_SIDE, GenerateRequest
 from lora_service.generation.schedulers import SCHEDULERS
 from lora_service.services.model_service import (
@@ -247,13 +247,15 @@ class InferenceService(ModelService):
         """Decode the picture to start from, upright and in sRGB, in whatever format it is."""
         if image is None:
             return None
-        from lora_service.dataset.images.decode import decode
+        from lora_service.dataset.images.decoder_process import DecodeRequest, decode_apart
+        from lora_service.dataset.options import UploadLimits
         from lora_service.dataset.upload.source_files import SourceFile
 
         if not isinstance(image, Path):
             raise InputError("image", redact(str(image)), "an uploaded picture or an http(s) link to one")
         try:
-            return decode(SourceFile("image", image), LARGEST_SIDE, (255, 255, 255), self.settings.max_pixels).image
+            limits, file = UploadLimits.from_settings(self.settings), SourceFile("image", image)
+            return decode_apart(DecodeRequest.within(limits, file, LARGEST_SIDE, (255, 255, 255))).image
         except PicturesError as error:
             raise PicturesError(
                 f"The image to start from cannot be used: {error}.", code=error.code, field="image"
@@ -271,5 +273,5 @@ def _read_upload(lora: object) -> LoraWeights:
 
 
 def _description(number: int, weights: LoraWeights) -> str:
-    tokens = " ".join(weights.tokens) or "none"
-    return f"LoRA {number}: rank {weights.rank}, trigger {weights.trigger!r}, tokens {tokens}"
+    tokens = shorten(" ".join(weights.tokens)) or "none"
+    return f"LoRA {number}: rank {weights.rank}, trigger {quote(weights.trigger)}, tokens {tokens}"

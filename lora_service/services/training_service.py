@@ -143,7 +143,11 @@ class TrainingService(ModelService):
         fetcher, left, files = Fetcher(self.settings), self.settings.max_zip_bytes, []
         until = time.monotonic() + self.settings.max_download_seconds
         with blame_input("instance_data_urls"):
-            for link in split(upload.links):
+            links = split(upload.links)
+            if len(links) > self.settings.max_pictures:
+                expected = f"at most {self.settings.max_pictures} links, and not {len(links)}"
+                raise InputError("instance_data_urls", redact_all(links), expected, code="too_many_links")
+            for link in links:
                 files.append(fetcher.download(resolve(link), folder, max_bytes=left, until=until))
                 left = max(1, left - files[-1].stat().st_size)  # the limit is one for all links together
         return files

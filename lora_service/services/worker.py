@@ -40,7 +40,7 @@ COMMON_IMPORTS = (
     "encodings.idna",  # names of hosts
     "encodings.utf_16_be",  # the settings in a picture's EXIF data
     "lora_service.models.loading",
-    "lora_service.dataset.images.decode",
+    "lora_service.dataset.images.decoder_process",
 )
 """Imports of any job, as `import_all` takes them: both libraries import a class when it is first asked for."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from lora_service.dataset.captions.templates import TagOptions, fill_template, sample_caption
+from lora_service.dataset.captions.token_window import TokenWindow
 from lora_service.dataset.training_images import TrainingImage
 from lora_service.models.text_encoders import TextEncoders, TokenIds
 from lora_service.training.latent_cache import CachedLatents
@@ -18,15 +19,17 @@ from lora_service.training.latent_cache import CachedLatents
 class BatchPlan:
     """The micro-batches of a stage, in order; batch ``i`` holds pictures of one size, those of ``buckets[i]``.
 
-    ``variants``, ``images`` (indices within the bucket) and ``captions`` (rows of ``token_ids``) are ``(batches, b)``;
-    ``token_ids`` holds each different caption once, in the order of their first batches; batch ``i`` and those before
-    it need the first ``caption_counts[i]`` of them.
+    ``variants``, ``images`` (indices within the bucket) and ``captions`` (rows of ``token_ids``) hold ``(b,)`` for each
+    batch. ``weights`` are 1 on average and in proportion to ``b``, which is smaller in a bucket of few pictures, so
+    that every picture counts the same. ``token_ids`` holds each different caption once, in the order of their first
+    batches; batch ``i`` and those before it need the first ``caption_counts[i]`` of them.
     """
 
     buckets: list[int]
-    variants: torch.Tensor
-    images: torch.Tensor
-    captions: torch.Tensor
+    variants: Sequence[torch.Tensor]
+    images: Sequence[torch.Tensor]
+    captions: Sequence[torch.Tensor]
+    weights: list[float]
     caption_counts: list[int]
     token_ids: LazyTokenIds
 
@@ -76,10 +79,24 @@ class CaptionSampler:
     subject_texts: tuple[tuple[str, float], ...]
     tags: TagOptions
 
-    def sample(self, image: TrainingImage, rng: random.Random) -> str:
+    def sample(self, image: TrainingImage, rng: random.Random, window: TokenWindow) -> str:
         """Return a caption of ``image`` with the subject named, or "" where caption dropout takes it."""
         texts, shares = zip(*self.subject_texts, strict=True)
-        return fill_template(sample_caption(image.captions, self.tags, rng), rng.choices(texts, shares)[0])
+        template = sample_caption(image.captions, self.tags, rng)
+        if self.tags.shuffle_tags:  # which may have moved the subject beyond what is read
+            template = window.keep_subject(template)
+        return fill_template(template, rng.choices(texts, shares)[0])
+
+    def window(self, text_encoders: TextEncoders) -> TokenWindow:
+        """Return the tokens that ``text_encoders``, which have the subject's tokens, read of a caption.
+
+        Raises:
+            InputError: a text that names the subject is longer than that.
+        """
+        window = TokenWindow(text_encoders.count, text_encoders.positions - 2)
+        for text, _ in self.subject_texts:
+            window = window.for_subject("trigger", text)
+        return window
 
 
 def plan_batches(
@@ -95,41 +112,61 @@ def plan_batches(
     """Plan ``batches`` batches. Every picture comes as often as its ``repeats`` say before any comes again."""
     rng = random.Random(seed)
     queue: list[tuple[int, list[int]]] = []
+    pending: list[list[int]] = [[] for _ in cache]
     buckets, rows = [], []
     for _ in range(batches):
         if not queue:
-            queue = _epoch(cache, images, batch_size, rng)
+            queue = _epoch(cache, images, batch_size, rng, pending)
         bucket, members = queue.pop()
         buckets.append(bucket)
         rows.append(members)
     texts: dict[str, int] = {}
+    window = captions.window(text_encoders)
     caption_rows, caption_counts = [], []
     for b, members in zip(buckets, rows, strict=True):
-        sampled = [captions.sample(images[cache[b].images[m]], rng) for m in members]
+        sampled = [captions.sample(images[cache[b].images[m]], rng, window) for m in members]
         caption_rows.append([texts.setdefault(text, len(texts)) for text in sampled])
         caption_counts.append(len(texts))
     variants = [[rng.randrange(len(cache[b].mean)) for _ in members] for b, members in zip(buckets, rows, strict=True)]
     device = cache[0].mean.device
+    mean_size = sum(map(len, rows)) / max(1, len(rows))
     return BatchPlan(
         buckets=buckets,
-        variants=torch.tensor(variants, device=device),
-        images=torch.tensor(rows, device=device),
-        captions=torch.tensor(caption_rows, device=device),
+        variants=_tensors(variants, device),
+        images=_tensors(rows, device),
+        captions=_tensors(caption_rows, device),
+        weights=[len(members) / mean_size for members in rows],
         caption_counts=caption_counts,
         token_ids=LazyTokenIds(list(texts), text_encoders, device),
     )
 
 
+def _tensors(rows: Sequence[Sequence[int]], device: torch.device) -> Sequence[torch.Tensor]:
+    """Return each row ``(b,)`` on the device, where all of them are moved at once."""
+    flat = torch.tensor([value for row in rows for value in row], device=device)
+    return flat.split([len(row) for row in rows])
+
+
 def _epoch(
-    cache: Sequence[CachedLatents], images: Sequence[TrainingImage], batch_size: int, rng: random.Random
+    cache: Sequence[CachedLatents],
+    images: Sequence[TrainingImage],
+    batch_size: int,
+    rng: random.Random,
+    pending: list[list[int]],
 ) -> list[tuple[int, list[int]]]:
-    """Return one pass over all pictures in full batches of one bucket each; a short one is filled from its bucket."""
+    """Return one pass over all pictures in batches of one bucket each.
+
+    A bucket with fewer pictures than a batch has smaller ones. What does not fill a batch waits in ``pending``, by
+    bucket, for the next pass.
+    """
     batches = []
     for bucket, latents in enumerate(cache):
         order = [m for m, image in enumerate(latents.images) for _ in range(images[image].repeats)]
         rng.shuffle(order)
-        while len(order) % batch_size:
-            order.append(rng.randrange(len(latents.images)))
-        batches += [(bucket, order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
+        size = min(batch_size, len(order))
+        waiting = pending[bucket] + order
+        full = len(waiting) // size * size
+        batches += [(bucket, waiting[i : i + size]) for i in range(0, full, size)]
+        pending[bucket] = waiting[full:]
     rng.shuffle(batches)
     return batches

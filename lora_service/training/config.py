@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from lora_service.dataset.captions.token_window import TokenWindow
 from lora_service.dataset.options import (
     DEFAULT_TRIGGER_WORDS,
     SUBJECT,
@@ -123,7 +124,7 @@ class TrainConfig(BaseModel):
     )
     mask_mode: MaskMode = Field(
         "auto",
-        description="What counts most in a picture. auto: the face for faces, else transparency or mask files.",
+        description="What counts most in a picture. auto: a mask file, else the face for faces, else transparency.",
     )
     aspect_ratio_buckets: bool = Field(
         False, description="Keep the pictures' shapes instead of cropping them to squares."
@@ -262,11 +263,20 @@ class TrainConfig(BaseModel):
             )
         return value
 
-    def dataset_options(self, defaults: ModelDefaults, settings: Settings, *subject_texts: str) -> DatasetOptions:
+    def dataset_options(
+        self,
+        defaults: ModelDefaults,
+        settings: Settings,
+        *subject_texts: str,
+        takes_folder_word: bool = False,
+        token_window: TokenWindow | None = None,
+    ) -> DatasetOptions:
         """Return the options for loading the pictures, on a base with ``defaults``.
 
         Args:
             subject_texts: texts that stand for the subject in caption files, besides those that always do.
+            takes_folder_word: True if a folder's word may be the trigger, as nobody gave one.
+            token_window: the tokens of a caption that the base reads.
         """
         return DatasetOptions(
             resolution=self.resolution or defaults.resolution,
@@ -277,6 +287,8 @@ class TrainConfig(BaseModel):
             bucket_step=defaults.bucket_step,
             custom_prompts=self.templates,
             trigger_words=(*DEFAULT_TRIGGER_WORDS, *filter(None, subject_texts)),
+            takes_folder_word=takes_folder_word,
+            token_window=token_window,
             limits=UploadLimits.from_settings(settings),
             face_model=settings.face_model,
             caption_model=CaptionModelRef.from_settings(settings),
@@ -420,3 +432,12 @@ def warmup_steps(warmup: int, steps: int) -> int:
     nothing where the stage has one step.
     """
     return warmup if warmup < steps else steps // 2
+
+
+def with_trigger(config: TrainConfig, trigger: str, seed: int | None) -> TrainConfig:
+    """Return ``config`` with the trigger word that its pictures' folder has, and the seed that was drawn already.
+
+    Raises:
+        InputError: the word cannot be a trigger.
+    """
+    return TrainConfig.of(config.model_dump() | {"trigger": trigger, "seed": seed})

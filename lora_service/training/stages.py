@@ -179,6 +179,7 @@ def _batch_loss(
         model_pred = base.denoise(noisy, timesteps, encode(i), bucket.time_ids(variants, images))
         target = loss.target(latents, noise, alphas, prediction_type)
         weights = loss.snr_weights(alphas, config.snr_gamma or 0.0, prediction_type)
-        return loss.masked_loss(model_pred, target, weights, bucket.masks(variants, images))
+        batch_loss = loss.masked_loss(model_pred, target, weights, bucket.masks(variants, images))
+        return batch_loss if plan.weights[i] == 1 else batch_loss * plan.weights[i]
 
     return compute_loss

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
+from lora_service.dataset.captions.token_window import TokenWindow
 from lora_service.dataset.load import TrainingDataset, load_dataset
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.settings import Settings
-from lora_service.training.config import ResolvedConfig, TrainConfig, resolve_config
+from lora_service.training.config import ResolvedConfig, TrainConfig, resolve_config, with_trigger
 from lora_service.training.export import TrainedAdapter, export_lora
 from lora_service.training.input_warnings import warn_of_inputs
 from lora_service.training.latent_cache import cache_latents
@@ -80,11 +81,20 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._timed("pictures"):
             options = resolved.config.dataset_options(
-                self.base.defaults, self.settings, resolved.trigger, "".join(resolved.tokens)
+                self.base.defaults,
+                self.settings,
+                resolved.trigger,
+                "".join(resolved.tokens),
+                takes_folder_word=not config.trigger,
+                token_window=self._token_window(resolved),
             )
             dataset = load_dataset(source, options, self.folder)
+        if dataset.trigger:
+            resolved = self._resolve(with_trigger(config, dataset.trigger, resolved.config.seed))
+            self.log(f"trigger: {dataset.trigger!r}, the word of the pictures' folder")
         for line in (*dataset.report.lines(), *warn_of_inputs(config, dataset.report)):
             self.log(line)
+        self._warn_of_unseen(dataset, resolved)
         self.log(f"base: {self.base.defaults.title}; {resolved.describe_defaults(config)}")
         with explain_out_of_memory(self.base, resolved.config, checkpointing=checkpointing):
             context = self._context(dataset, resolved)
@@ -92,6 +102,28 @@ class Trainer:
                 adapter, stages = self._train(replace(context, autocast=autocast))
         path = export_lora(self.folder / "lora.safetensors", adapter, self.base, resolved, dataset.report, stages)
         return TrainResult(path, resolved, dataset, stages, dict(self._seconds))
+
+    def _warn_of_unseen(self, dataset: TrainingDataset, resolved: ResolvedConfig) -> None:
+        """Warn where the steps end before every picture was shown."""
+        config = resolved.config
+        steps = max(config.max_train_steps_ti, config.max_train_steps_tuning)
+        shown = steps * config.train_batch_size * config.gradient_accumulation_steps
+        if shown < len(dataset.images):
+            count = len(dataset.images)
+            self.log(f"warning: {steps} steps show {shown} of the {count} pictures; take more steps, or fewer pictures")
+
+    def _token_window(self, resolved: ResolvedConfig) -> TokenWindow:
+        """Return the tokens that the base reads of a caption.
+
+        Raises:
+            InputError: the trigger word or the new tokens alone are more.
+        """
+        text = self.base.text
+        window = TokenWindow(text.count, text.positions - 2, subject_tokens=len(resolved.tokens))
+        if len(resolved.tokens) > window.size:
+            expected = f"at most {window.size} names, as the base reads so many tokens"
+            raise InputError("placeholder_tokens", resolved.config.placeholder_tokens, expected, code="too_many_tokens")
+        return window.for_subject("trigger", resolved.trigger)
 
     def _context(self, dataset: TrainingDataset, resolved: ResolvedConfig) -> TrainingContext:
         config = resolved.config

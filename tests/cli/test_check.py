@@ -42,7 +42,7 @@ def test_check_prints_one_json_object(tmp_path: Path) -> None:
         "caption_source": "file",
         "mask": "file",
         "repeats": 10,
-        "warnings": ["its caption has 81 words, of which the model reads about the first 60"],
+        "warnings": ["its caption has 82 tokens, of which the base reads the first 46"],
     }
     assert [file["name"] for file in report["left_out"]] == ["broken.jpg"]
     assert set(report["left_out"][0]) == {"name", "reason"}
@@ -71,3 +71,20 @@ def test_check_takes_a_trainings_options_and_its_captions(tmp_path: Path) -> Non
 def test_check_leaves_mistakes_to_the_command_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(check_command, [write({"a.txt": b"x"}, tmp_path)])
     assert isinstance(result.exception, PicturesError)
+
+
+def test_check_counts_with_the_tokenizer_of_the_base(tmp_path: Path) -> None:
+    """The embedded base reads 46 tokens; Chinese has no spaces, and a byte or more is a token."""
+    members = {"a.png": png(1), "a.txt": ("草地上的狗" * 8 + " TOK").encode()}
+    members |= {"b.png": png(2), "b.txt": b"TOK, " + b"x, " * 5}
+    arguments = [write(members, tmp_path), "--task", "object", "--resolution", "64", "--json"]
+    used = json.loads(CliRunner().invoke(check_command, arguments).stdout)["used"]
+    assert "of which the base reads the first 46" in used[0]["warnings"][0]
+    assert used[0]["caption"].startswith("{}, ")
+    assert used[1]["warnings"] == []
+
+
+def test_check_takes_the_folders_word_as_the_trigger(tmp_path: Path) -> None:
+    members = {"10_ohwx dog/a.png": png(1), "10_ohwx dog/a.txt": b"an ohwx dog at sea"}
+    arguments = [write(members, tmp_path), "--task", "object", "--resolution", "64", "--json"]
+    assert json.loads(CliRunner().invoke(check_command, arguments).stdout)["used"][0]["caption"] == "an {} at sea"

@@ -103,6 +103,46 @@ BESIDES = [
         ("img/20_dog/b.png", "img/150_red dog/a.png"),
         report=("'150_red dog': each picture counts 150 times, called 'red dog'",),
     ),
+    Case(
+        "kohya's folder for prior preservation",
+        zipped({"img/20_dog/b.png": B, "reg/1_dog/a.png": A, "reg/1_dog/a.txt": b"a dog"}),
+        ("img/20_dog/b.png",),
+        skipped={"reg/1_dog/a.png": "prior_picture", "reg/1_dog/a.txt": "prior_picture"},
+    ),
+    Case("nothing but a folder called reg", zipped({"reg/a.png": A}), ("reg/a.png",)),
+    Case("a folder called region", zipped({"region/a.png": A, "b.png": B}), ("b.png", "region/a.png")),
+    Case(
+        "kohya's folder that counts 0 times",
+        zipped({"0_dog/a.png": A, "1_dog/b.png": B}),
+        ("1_dog/b.png",),
+        skipped={"0_dog/a.png": "repeats_0"},
+    ),
+    Case(
+        "kohya's folders of two subjects",
+        zipped({"1_red dog/a.png": A, "1_cat/b.png": B}),
+        ("1_cat/b.png", "1_red dog/a.png"),
+        report=("the folders name 2 subjects, 'cat', 'red dog'",),
+    ),
+    Case("too many repeats", zipped({"999999_dog/a.png": A}), error="too_many_repeats", quoted="'999999_dog'"),
+    Case(
+        "kohya's table",
+        zipped({"a.png": A, "b.png": B, "meta_cap.json": b'{"/content/img/a": {"caption": "one"}}'}),
+        BOTH,
+        report=("captions: file 1, template 1",),
+    ),
+    Case(
+        "a picture's JSON",
+        zipped({"a.png": A, "a.json": b'{"caption": "one"}', "b.png": B, "b.json": b'{"width": 1}', "x.json": b"{}"}),
+        BOTH,
+        skipped={"b.json": "unmatched_text", "x.json": "unmatched_text"},
+        report=("captions: file 1, template 1",),
+    ),
+    Case(
+        "a caption in Russian of Windows",
+        zipped({"a.png": A, "a.txt": "фотография девушки у моря в красном платье".encode("cp1251")}),
+        ("a.png",),
+        report=("read as cp1251; save it as UTF-8",),
+    ),
     *(
         Case(
             f"a mask as {name}", zipped({"a.png": A, name: encoded(half_mask())}), ("a.png",), report=("masks: file 1",)

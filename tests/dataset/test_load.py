@@ -96,6 +96,24 @@ def test_files_that_are_unusable_for_different_reasons_are_no_pictures(tmp_path:
     assert "../b.png" in str(refused.value)
 
 
+def test_a_copy_leaves_its_captions_and_repeats_to_the_first(tmp_path: Path) -> None:
+    members = {"1_a/x.png": png(1), "1_a/x.txt": b"TOK at sea", "5_b/x.png": png(1), "5_b/x.txt": b"TOK on grass"}
+    (tmp_path / "upload.zip").write_bytes(zipped(members))
+    (image,) = load_dataset(tmp_path / "upload.zip", OPTIONS, tmp_path / "job").images
+    assert image.captions == ("{} at sea", "{} on grass")
+    assert image.repeats == 5
+
+
+def test_crops_that_keep_little_are_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "upload.zip").write_bytes(zipped({"a.png": png(1, (1200, 60)), "b.png": png(2, (90, 160))}))
+    report = load_dataset(tmp_path / "upload.zip", OPTIONS, tmp_path / "job").report
+    assert report.used[0].warnings == (
+        "it is too small and was enlarged 1.1 times",
+        "its crop keeps 5 % of it; aspect_ratio_buckets keeps more",
+    )
+    assert report.used[1].warnings == ()
+
+
 def test_names_in_unicode_extra_fields_are_used(tmp_path: Path) -> None:
     """As Info-ZIP packs on Windows: a name in the old code page, and the same in UTF-8 beside it."""
     name = "собака.png".encode()

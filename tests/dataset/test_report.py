@@ -6,15 +6,19 @@ from pathlib import Path
 
 from PIL import Image
 
+from lora_service.dataset.captions.token_window import TokenWindow
 from lora_service.dataset.contact_sheet import contact_sheet
 from lora_service.dataset.load import TrainingDataset, load_dataset
 from lora_service.dataset.options import DatasetOptions
 from tests.dataset.picture_makers import CLEAN, MIXED, png, zipped
 
+WINDOW = TokenWindow(lambda text: len(text.split()), size=75)
+OPTIONS = DatasetOptions(resolution=64, task="object", token_window=WINDOW)
+
 
 def load(members: dict[str, bytes], folder: Path) -> TrainingDataset:
     (folder / "upload.zip").write_bytes(zipped(members))
-    return load_dataset(folder / "upload.zip", DatasetOptions(resolution=64, task="object"), folder / "job")
+    return load_dataset(folder / "upload.zip", OPTIONS, folder / "job")
 
 
 def test_a_dataset_without_problems_is_one_line(tmp_path: Path) -> None:

@@ -276,3 +276,11 @@ def test_files_carry_their_settings(tmp_path: Path, suffix: str) -> None:
         else:
             text = opened.getexif().get_ifd(0x8769)[0x9286].removeprefix(b"UNICODE\0").decode("utf-16-be")
     assert json.loads(text) == {"seed": 3, "prompt": "ä dog"}
+
+
+def test_prompts_and_negative_prompts_that_are_cut_are_warned_of() -> None:
+    lines: list[str] = []
+    inputs = request(prompt="dog " * 90, negative_prompt="dog " * 80)
+    ImageGenerator(small_base()).generate(inputs, [], log=lines.append)
+    assert "warning: the prompt has 90 tokens and only the first 75 are used" in lines
+    assert "warning: the negative prompt has 80 tokens and only the first 75 are used" in lines

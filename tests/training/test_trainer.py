@@ -14,6 +14,7 @@ from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.training.config import TrainConfig
 from lora_service.training.loop import TrainingProgress
 from lora_service.training.trainer import Trainer, TrainResult
+from tests.dataset.picture_makers import png, zipped
 from tests.errors import raises
 from tests.small_base import hashes, picture_zip, pipeline_of, small_base
 
@@ -185,6 +186,37 @@ def test_warnings_of_inputs_are_in_the_log(tmp_path: Path) -> None:
     config = TrainConfig.of(STEPS | {"lr_warmup_steps": 2, "keep_tokens": 3})
     Trainer(small_base(), tmp_path / "job", log=lines.append).run(picture_zip(tmp_path / "p.zip"), config)
     assert len([line for line in lines if line.startswith("warning: ")]) == 3
+
+
+def test_the_word_of_a_folder_is_the_trigger_unless_one_is_given(tmp_path: Path) -> None:
+    upload = tmp_path / "set.zip"
+    upload.write_bytes(zipped({"3_qwx dog/a.png": png(1), "3_qwx dog/a.txt": b"my qwx dog", "reg/1_dog/b.png": png(2)}))
+    inputs = {**STEPS, "max_train_steps_ti": 0, "max_train_steps_tuning": 1}
+    for trigger, expected in (("", "qwx dog"), ("zkvi", "zkvi")):
+        lines: list[str] = []
+        job = Trainer(small_base(), tmp_path / expected, log=lines.append)
+        result = job.run(upload, TrainConfig.of(inputs | {"trigger": trigger}))
+        assert read_lora(result.path).trigger == expected
+        assert [image.name for image in result.dataset.images] == ["3_qwx dog/a.png"]
+        assert any("'qwx dog', the word of the pictures' folder" in line for line in lines) == (not trigger)
+        assert result.dataset.images[0].captions == (("my {}",) if not trigger else ("{}, my qwx dog",))
+
+
+def test_captions_are_counted_with_the_tokens_of_the_base(tmp_path: Path) -> None:
+    upload = tmp_path / "set.zip"
+    upload.write_bytes(zipped({"a.png": png(1), "a.txt": "собака на траве, ".encode() * 8 + b"TOK"}))
+    result = Trainer(small_base(), tmp_path / "job").run(upload, TrainConfig.of(STEPS))
+    assert "of which the base reads the first 75" in result.dataset.report.used[0].warnings[0]
+    assert result.dataset.images[0].captions[0].startswith("{}, ")
+    with raises(InputError, field="trigger", code="too_many_tokens"):
+        train(tmp_path, trigger="траве " * 10)
+
+
+def test_pictures_that_no_step_shows_are_warned_of(tmp_path: Path) -> None:
+    lines: list[str] = []
+    upload = picture_zip(tmp_path / "pictures.zip", ("red", "green", "blue", "black"))
+    Trainer(small_base(), tmp_path / "job", log=lines.append).run(upload, TrainConfig.of(STEPS))
+    assert any("show 2 of the 4 pictures" in line for line in lines)
 
 
 def test_no_pictures_is_an_error_of_its_own(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from PIL import Image
@@ -14,9 +14,8 @@ from lora_service.dataset.captions.templates import TEMPLATES, caption_to_templa
 from lora_service.dataset.options import CaptionSource, DatasetOptions
 from lora_service.dataset.report import join_names
 from lora_service.dataset.upload.source_files import RawSample
-from lora_service.errors import PicturesError
+from lora_service.errors import PicturesError, quote
 
-_MAX_WORDS = 60  # about 75 tokens, all that CLIP's text encoder reads
 _SEPARATORS = re.compile(r"[\s_\-.+~]+")
 _COUNTER = re.compile(r"\s*(\(\d+\)|\d+)\s*$")
 _CAMERA = re.compile(
@@ -45,7 +44,8 @@ def select_captions(
         PicturesError: in mode ``files``, an image has no caption (code ``missing_captions``).
         InputError: the captioning model cannot be used.
     """
-    selected = [_from_files(sample, options) or _from_name(sample, options) for sample in samples]
+    templates_of = _TemplateCache(options)
+    selected = [_from_files(sample, options, templates_of) or _from_name(sample, options) for sample in samples]
     if options.caption_mode == "model":
         return _add_model_captions(selected, images, options)
     missing = [sample.name for sample, captions in zip(samples, selected, strict=True) if captions is None]
@@ -59,6 +59,19 @@ def select_captions(
     return [captions or _from_templates(sample, options) for sample, captions in zip(samples, selected, strict=True)]
 
 
+def fit_prompts(options: DatasetOptions) -> tuple[DatasetOptions, tuple[str, ...]]:
+    """Return ``options`` with custom prompts whose subject the base reads, and warnings of those that are cut."""
+    window = options.token_window
+    if window is None or options.caption_mode == "model":
+        return options, ()
+    warnings = tuple(
+        warning
+        for prompt in options.custom_prompts
+        if (warning := window.warning(prompt, f"the template {quote(prompt)} of custom_prompts"))
+    )
+    return replace(options, custom_prompts=tuple(map(window.keep_subject, options.custom_prompts))), warnings
+
+
 def caption_from_name(name: str) -> str:
     """Return the caption in a file's name; "" for the name of a camera or a counter."""
     text = _SEPARATORS.sub(" ", PurePosixPath(name).stem).strip()
@@ -69,17 +82,40 @@ def caption_from_name(name: str) -> str:
     return text
 
 
-def _from_files(sample: RawSample, options: DatasetOptions) -> SelectedCaptions | None:
+class _TemplateCache(dict[tuple[str, ...], SelectedCaptions]):
+    """Captions of a file -> their templates: one text may caption a thousand pictures, and hold a thousand lines."""
+
+    def __init__(self, options: DatasetOptions) -> None:
+        super().__init__()
+        self._options = options
+
+    def __missing__(self, captions: tuple[str, ...]) -> SelectedCaptions:
+        templates = (caption_to_template(caption, self._options.trigger_words) for caption in captions)
+        self[captions] = _fitted(tuple(templates), "file", self._options)
+        return self[captions]
+
+
+def _fitted(templates: tuple[str, ...], source: CaptionSource, options: DatasetOptions) -> SelectedCaptions:
+    """Return ``templates`` with the subject where the base reads it, and a warning of the first that is cut."""
+    window = options.token_window
+    if window is None:
+        return SelectedCaptions(templates, source)
+    warnings = [warning for template in templates if (warning := window.warning(template))]
+    more = f" (and {len(warnings) - 1} more of its captions)" if len(warnings) > 1 else ""
+    fitted = tuple(map(window.keep_subject, templates)) if warnings else templates
+    return SelectedCaptions(fitted, source, tuple(f"{warning}{more}" for warning in warnings[:1]))
+
+
+def _from_files(sample: RawSample, options: DatasetOptions, templates_of: _TemplateCache) -> SelectedCaptions | None:
     if options.caption_mode == "template" or not sample.captions:
         return None
-    templates = tuple(caption_to_template(caption, options.trigger_words) for caption in sample.captions)
-    return SelectedCaptions(templates, "file", _length_warnings(templates))
+    return templates_of[sample.captions]
 
 
 def _from_name(sample: RawSample, options: DatasetOptions) -> SelectedCaptions | None:
     if options.caption_mode != "filename" or not (caption := caption_from_name(sample.name)):
         return None
-    return SelectedCaptions((caption_to_template(caption, options.trigger_words),), "filename")
+    return _fitted((caption_to_template(caption, options.trigger_words),), "filename", options)
 
 
 def _from_templates(sample: RawSample, options: DatasetOptions) -> SelectedCaptions:
@@ -90,7 +126,10 @@ def _from_templates(sample: RawSample, options: DatasetOptions) -> SelectedCapti
         warnings = ("its caption file is empty",)
     elif options.caption_mode == "filename":
         warnings = ("its name says nothing of the picture",)
-    return SelectedCaptions(options.custom_prompts or TEMPLATES[options.task], "template", warnings)
+    templates = options.custom_prompts or TEMPLATES[options.task]
+    if options.token_window is not None:
+        templates = tuple(map(options.token_window.keep_subject, templates))
+    return SelectedCaptions(templates, "template", warnings)
 
 
 def _add_model_captions(
@@ -101,14 +140,7 @@ def _add_model_captions(
     if options.caption_model is None or not uncaptioned:
         return [captions for captions in selected if captions is not None]
     generated = (
-        SelectedCaptions((caption_to_template(caption, options.trigger_words),), "model")
+        _fitted((caption_to_template(caption, options.trigger_words),), "model", options)
         for caption in load_caption_model(options.caption_model)(uncaptioned)
     )
     return [captions or next(generated) for captions in selected]
-
-
-def _length_warnings(templates: Sequence[str]) -> tuple[str, ...]:
-    longest = max(len(template.split()) for template in templates)
-    if longest <= _MAX_WORDS:
-        return ()
-    return (f"its caption has {longest} words, of which the model reads about the first {_MAX_WORDS}",)

@@ -1,4 +1,4 @@
-"""Caption templates: ``{}`` stands exactly once where the subject is named.
+"""Caption templates: ``{}`` stands wherever the subject is named.
 
 Each training step samples a caption, the order of its tags, whether there is a caption at all, and what names the
 subject: the learned tokens, or the plain trigger word.
@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from lora_service.dataset.options import SUBJECT, Task
 from lora_service.errors import InputError
@@ -56,6 +57,7 @@ TEMPLATES: dict[Task, tuple[str, ...]] = {
 Each is short and claims nothing of the image that might be untrue, such as "cropped", "dark" or "close-up": the model
 would learn that the word means this subject.
 """
+_BRACKETED = re.compile(r"[\[<{].*[\]>}]")
 
 
 @dataclass(frozen=True)
@@ -106,22 +108,27 @@ def fill_template(template: str, subject: str) -> str:
 def caption_to_template(caption: str, trigger_words: Sequence[str]) -> str:
     """Return a person's caption as a template.
 
-    The first of ``trigger_words`` in it becomes ``{}`` and later ones are removed, as the subject is named once;
-    a caption without any gets ``{}`` in front. Trigger words match as whole words, in any case.
+    Each of ``trigger_words`` in it becomes ``{}``; a caption without any gets ``{}`` in front. They match as whole
+    words in their own case of letters ("tik tok" is not the mark TOK), but for a capital at the start of the caption,
+    and for marks in brackets, which are no words of a language.
     """
-    before, *after = _trigger_pattern((SUBJECT, *trigger_words)).split(caption)
-    if after:
-        return _tidy(before + SUBJECT + "".join(after))
-    return f"{SUBJECT}, {_tidy(caption)}".removesuffix(", ")
+    template, count = _trigger_pattern((SUBJECT, *trigger_words)).subn(SUBJECT, caption)
+    return _tidy(template) if count else f"{SUBJECT}, {_tidy(caption)}".removesuffix(", ")
 
 
-def _trigger_pattern(trigger_words: Sequence[str]) -> re.Pattern[str]:
-    longest_first = sorted({word for word in trigger_words if word.strip()}, key=len, reverse=True)
-    patterns = (
-        (r"(?<!\w)" if word[0].isalnum() else "") + re.escape(word) + (r"(?!\w)" if word[-1].isalnum() else "")
-        for word in longest_first
-    )
-    return re.compile("|".join(patterns) or r"(?!)", re.IGNORECASE)
+@lru_cache(maxsize=64)
+def _trigger_pattern(trigger_words: tuple[str, ...]) -> re.Pattern[str]:
+    longest_first = sorted({word for word in trigger_words if word.strip()}, key=lambda word: (-len(word), word))
+    return re.compile("|".join(map(_word_pattern, longest_first)) or r"(?!)")
+
+
+def _word_pattern(word: str) -> str:
+    pattern = re.escape(word)
+    if _BRACKETED.fullmatch(word):
+        return f"(?i:{pattern})"
+    if word[0].islower():
+        pattern = rf"(?:{pattern}|\A{re.escape(word[0].upper() + word[1:])})"
+    return (r"(?<!\w)" if word[0].isalnum() else "") + pattern + (r"(?!\w)" if word[-1].isalnum() else "")
 
 
 def _tidy(text: str) -> str:

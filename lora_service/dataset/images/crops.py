@@ -29,6 +29,12 @@ class Crop:
         """Training pixels per pixel of the original, along a side; above 1 the crop is enlarged."""
         return self.size[0] / (self.box[2] - self.box[0])
 
+    @property
+    def kept(self) -> float:
+        """The share of the original that the crop shows, 0 to 1."""
+        left, top, right, bottom = self.box
+        return (right - left) * (bottom - top) / (self.original[0] * self.original[1])
+
     def apply(self, image: Image.Image) -> Image.Image:
         """Return the crop of ``image``, which is the original at any scale."""
         x, y = image.width / self.original[0], image.height / self.original[1]

@@ -10,16 +10,23 @@ from typing import Any
 
 import numpy as np
 import pillow_heif
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from lora_service.dataset.images.crops import Size
 from lora_service.dataset.upload.source_files import SourceFile, UnusableFileError
+from lora_service.errors import shorten
+from lora_service.settings import MEBIBYTE
 
 pillow_heif.register_heif_opener()
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")
 _READABLE = "jpg, png, webp, bmp, tiff, gif, avif and heic are read"
 _RAW = {".dng", ".cr2", ".nef", ".arw", ".orf", ".rw2", ".pef", ".srw"}  # TIFFs of which Pillow sees the thumbnail
+_MAX_RATIO = 100  # of the longer side to the shorter
+_STRIP = 256  # rows
+_PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}  # in Pillow's memory; 4 in other modes
+_PROGRESSIVE_BYTES = 6  # per pixel: 2 for each coefficient
 _OVERSAMPLING = 2  # an image is reduced early only to this many times the target side; Lanczos does the rest
 _STILL_FORMATS = {"JPEG", "MPO", "HEIF", "AVIF"}  # further frames of these are depth maps and thumbnails
 _UPRIGHT = {
@@ -52,7 +59,13 @@ class DecodedImage:
     warnings: tuple[str, ...]
 
 
-def decode(file: SourceFile, target_side: int, background: tuple[int, int, int], max_pixels: int) -> DecodedImage:
+def decode(
+    file: SourceFile,
+    target_side: int,
+    background: tuple[int, int, int],
+    max_pixels: int,
+    max_bytes: int = 1024 * MEBIBYTE,
+) -> DecodedImage:
     """Decode the image in ``file``.
 
     Args:
@@ -60,17 +73,21 @@ def decode(file: SourceFile, target_side: int, background: tuple[int, int, int],
             less than twice that.
         background: the RGB colour under transparent parts.
         max_pixels: the most that width × height may be.
+        max_bytes: the most memory that its pixels may take while they are decoded.
 
     Raises:
         UnusableFileError: it is no image (code ``not_an_image``, ``raw_file``), damaged (``damaged``), larger than
-            ``max_pixels`` (``too_many_pixels``), or wholly transparent (``transparent``).
+            ``max_pixels`` (``too_many_pixels``) or ``max_bytes`` (``too_much_memory``), many times longer than wide
+            (``too_narrow``), or wholly transparent (``transparent``).
+        MemoryError: the process has too little.
     """
     if PurePosixPath(file.name.lower()).suffix in _RAW:
         raise UnusableFileError("it is a camera's raw file; export it as jpg", code="raw_file")
     try:
         with Image.open(file.path, formats=FORMATS) as image:
-            return _decode(image, target_side, background, max_pixels)
-    except UnusableFileError:
+            _check_size(image, max_pixels)
+            return _decode(image, target_side, background, max_bytes)
+    except (UnusableFileError, MemoryError):
         raise
     except UnidentifiedImageError:
         raise UnusableFileError(f"it is not a picture that can be read ({_READABLE})", code="not_an_image") from None
@@ -81,22 +98,39 @@ def decode(file: SourceFile, target_side: int, background: tuple[int, int, int],
         raise UnusableFileError(f"it is damaged ({_one_line(error)})", code="damaged") from error
 
 
-def _decode(image: Image.Image, target_side: int, background: tuple[int, int, int], max_pixels: int) -> DecodedImage:
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    size = f"{image.width} × {image.height} pixels"
     if image.width * image.height > max_pixels:
-        limit = f"{max_pixels / 1e6:.0f} million"
-        message = f"it has {image.width} × {image.height} pixels, but {limit} are accepted at most"
+        message = f"it has {size}, but {max_pixels / 1e6:.0f} million are accepted at most"
         raise UnusableFileError(message, code="too_many_pixels")
+    if max(image.size) > _MAX_RATIO * min(image.size):
+        raise UnusableFileError(f"it has {size}, which is a line and no picture", code="too_narrow")
+
+
+def _check_memory(image: Image.Image, full_size: Size, max_bytes: int) -> None:
+    """Check what decoding takes: a copy in Pillow's memory and one converted, and all scans of a progressive JPEG."""
+    pixel = 2 * _PIXEL_BYTES.get(image.mode, 4)
+    scans = _PROGRESSIVE_BYTES * full_size[0] * full_size[1] if image.info.get("progressive") else 0
+    if (needed := pixel * image.width * image.height + scans) > max_bytes:
+        message = f"it takes {needed / MEBIBYTE:.0f} MiB to decode, but {max_bytes / MEBIBYTE:.0f} are accepted at most"
+        raise UnusableFileError(message, code="too_much_memory")
+
+
+def _decode(image: Image.Image, target_side: int, background: tuple[int, int, int], max_bytes: int) -> DecodedImage:
     warnings = []
     if image.format not in _STILL_FORMATS and getattr(image, "is_animated", False):
         warnings.append("only its first frame is used")
     width, height = image.size
     factor = _reduction(image.size, target_side)
     image.draft(None, (width // factor, height // factor))  # JPEG: decodes at 1/2, 1/4 or 1/8 straight away
+    _check_memory(image, (width, height), max_bytes)
     image.load()
     transpose = _UPRIGHT.get(_orientation(image))
     profile = image.info.get("icc_profile")
-    color, alpha = _split_alpha(image)
-    color, alpha = _reduce(color, alpha, _reduction(color.size, target_side))
+    converted = _convert(image)
+    factor = _reduction(converted.size, target_side)
+    # Pillow weights colours by alpha, so that invisible ones do not bleed.
+    color, alpha = _split_alpha(converted.reduce(factor) if factor > 1 else converted)
     color, profile_warning = _to_srgb(color, profile)
     if profile_warning:
         warnings.append(profile_warning)
@@ -120,44 +154,44 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Return the colours in a mode that a profile applies to (L, RGB, CMYK, LAB), and alpha unless it is opaque."""
+def _convert(image: Image.Image) -> Image.Image:
+    """Return ``image`` in a mode that can be reduced, and that its profile applies to: L, RGB, RGBA, CMYK or LAB."""
     if image.mode.startswith("I") or image.mode == "F":
-        return _to_eight_bits(image), None
-    alpha = None
+        return _to_eight_bits(image)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        alpha = image.getchannel("A")
-        if alpha.getextrema() == (255, 255):
-            alpha = None
-        elif alpha.getextrema() == (0, 0):
-            raise UnusableFileError("it is wholly transparent", code="transparent")
+        return image.convert("RGBA")
     if image.mode in ("L", "RGB", "CMYK", "LAB"):
-        return image, alpha
-    return image.convert("L" if image.mode in ("1", "LA") else "RGB"), alpha
+        return image
+    return image.convert("L" if image.mode in ("1", "LA") else "RGB")
+
+
+def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Return the colours, and alpha unless it is opaque everywhere."""
+    if image.mode != "RGBA":
+        return image, None
+    alpha = image.getchannel("A")
+    if alpha.getextrema() == (0, 0):
+        raise UnusableFileError("it is wholly transparent", code="transparent")
+    return image.convert("RGB"), None if alpha.getextrema() == (255, 255) else alpha
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     """Return 16-bit, 32-bit or floating-point greys as "L": from the mode's range if known, else from the image's."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
-    highest = float(values.max(initial=0))
+    values = np.asarray(image)
+    strips = [values[start : start + _STRIP] for start in range(0, len(values), _STRIP)]  # float64 is 8 times as much
+    highest = max(float(_finite(strip).max(initial=0)) for strip in strips)
     if image.mode.startswith("I;16") or (image.mode == "I" and highest <= 65535):
         white = 65535.0
     else:
         white = 1.0 if highest <= 1 else 255.0 if highest <= 255 else highest
-    return Image.fromarray(np.clip(values / white * 255 + 0.5, 0, 255).astype(np.uint8))
+    result = np.empty(values.shape, np.uint8)
+    for number, strip in enumerate(strips):
+        result[number * _STRIP :][: len(strip)] = np.clip(_finite(strip) / white * 255 + 0.5, 0, 255)
+    return Image.fromarray(result)
 
 
-def _reduce(color: Image.Image, alpha: Image.Image | None, factor: int) -> tuple[Image.Image, Image.Image | None]:
-    """Return both at 1/``factor``; colours are weighted by alpha, so that invisible ones do not bleed."""
-    if factor == 1:
-        return color, alpha
-    if alpha is None:
-        return color.reduce(factor), None
-    rgba = color.convert("RGBA")
-    rgba.putalpha(alpha)
-    rgba = rgba.reduce(factor)
-    return rgba.convert("RGB"), rgba.getchannel("A")
+def _finite(values: NDArray[Any]) -> NDArray[np.float64]:
+    return np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
 
 
 def _to_srgb(image: Image.Image, profile: Any) -> tuple[Image.Image, str]:
@@ -183,14 +217,9 @@ def _apply_transform(transform: ImageCms.ImageCmsTransform, image: Image.Image) 
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(f"{error}".split())[:120] or type(error).__name__
+    return shorten(f"{error}", 120).strip() or type(error).__name__
 
 
-def decode_mask(file: SourceFile, max_pixels: int) -> Image.Image:
-    """Decode the mask in ``file``, "L": its transparency where it has some, else its brightness.
-
-    Raises:
-        UnusableFileError: as ``decode``.
-    """
-    decoded = decode(file, target_side=max_pixels, background=(0, 0, 0), max_pixels=max_pixels)
+def mask_in(decoded: DecodedImage) -> Image.Image:
+    """Return the mask that an image is, "L": its transparency where it has some, else its brightness."""
     return decoded.alpha or decoded.image.convert("L")

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFilter
 
 from lora_service.dataset.images.crops import Crop, Point, Size
-from lora_service.dataset.images.decode import DecodedImage, decode_mask
+from lora_service.dataset.images.decode import DecodedImage, mask_in
+from lora_service.dataset.images.decoder_process import DecodeRequest, decode_apart
 from lora_service.dataset.images.faces import Face, FaceDetector
 from lora_service.dataset.options import DatasetOptions, MaskSource
 from lora_service.dataset.upload.source_files import SourceFile, UnusableFileError
+from lora_service.errors import shorten
 
 _FACE_WIDTH, _FACE_HEIGHT, _RAISED = 0.75, 0.95, 0.1  # half axes and rise of the masked ellipse, as shares of the
 # detector's box, which goes from brows to chin: hair is part of a likeness
@@ -50,15 +52,16 @@ class Mask:
 def find_mask(
     decoded: DecodedImage, file: SourceFile | None, options: DatasetOptions, detector: FaceDetector | None
 ) -> Mask:
-    """Return the mask of an image by ``mask_mode``: from its mask file, its transparency, or its largest face."""
+    """Return the mask of an image by ``mask_mode``: from its mask file, its largest face, or its transparency."""
     if options.mask_mode == "none":
         return Mask(None, None)
     if file is not None:
         return _from_file(file, decoded, options)
-    if options.mask_mode != "face" and decoded.alpha is not None:
-        return Mask(decoded.alpha, "alpha")
-    if detector is not None:
-        return _from_faces(decoded.image.size, detector.detect(decoded.image))
+    alpha = decoded.alpha if options.mask_mode != "face" else None
+    if detector is not None and ((faces := detector.detect(decoded.image)) or alpha is None):
+        return _from_faces(decoded.image.size, faces)
+    if alpha is not None:
+        return Mask(alpha, "alpha")
     if options.mask_mode == "files":
         return Mask(None, None, ("it has no mask file, so all of it counts",))
     return Mask(None, None)
@@ -69,16 +72,18 @@ def _is_empty(mask: Image.Image) -> bool:
 
 
 def _from_file(file: SourceFile, decoded: DecodedImage, options: DatasetOptions) -> Mask:
+    name = shorten(file.name)
     try:
-        mask = decode_mask(file, options.limits.max_pixels)
+        mask_file = decode_apart(DecodeRequest.within(options.limits, file, min(decoded.image.size), (0, 0, 0)))
     except UnusableFileError as error:
-        return Mask(None, None, (f"its mask {file.name} is not used: {error}",))
-    image_ratio, mask_ratio = (width / height for width, height in (decoded.original, mask.size))
+        return Mask(None, None, (f"its mask {name} is not used: {error}",))
+    mask = mask_in(mask_file)
+    image_ratio, mask_ratio = (width / height for width, height in (decoded.original, mask_file.original))
     if abs(image_ratio / mask_ratio - 1) > _RATIO_TOLERANCE:
-        size = f"{mask.width} × {mask.height}"
-        return Mask(None, None, (f"its mask {file.name} has another shape ({size}) and is not used",))
+        size = "{} × {}".format(*mask_file.original)
+        return Mask(None, None, (f"its mask {name} has another shape ({size}) and is not used",))
     if _is_empty(mask):
-        return Mask(None, None, (f"its mask {file.name} is too dark to show anything, so all of the picture counts",))
+        return Mask(None, None, (f"its mask {name} is too dark to show anything, so all of the picture counts",))
     return Mask(mask.resize(decoded.image.size, Image.Resampling.BILINEAR), "file")
 
 

@@ -15,8 +15,15 @@ from pathlib import Path
 from lora_service.dataset.options import UploadLimits
 from lora_service.dataset.report import Skipped
 from lora_service.dataset.upload.members import Member, archive_kind, tar_members, zip_members
-from lora_service.dataset.upload.source_files import SourceFile, UnusableFileError, check_name, clean_name, is_junk
-from lora_service.errors import PicturesError
+from lora_service.dataset.upload.source_files import (
+    MAX_NAME,
+    SourceFile,
+    UnusableFileError,
+    check_name,
+    clean_name,
+    is_junk,
+)
+from lora_service.errors import PicturesError, quote, shorten
 from lora_service.settings import MEBIBYTE
 
 _CHUNK = 256 * 1024
@@ -83,7 +90,7 @@ class _Extractor:
         elif source.is_file():
             self._add_file(source, label)
         else:
-            message = f"{source.name!r} is no file or folder; give a zip, a tar, a folder or pictures."
+            message = f"{quote(source.name)} is no file or folder; give a zip, a tar, a folder or pictures."
             raise PicturesError(message, code="not_found")
 
     def _add_folder(self, source: Path, prefix: str) -> None:
@@ -100,13 +107,13 @@ class _Extractor:
             head = file.read(_HEAD)
         kind = archive_kind(head)
         if not head:
-            raise PicturesError(f"{source.name!r} is empty; a zip of pictures is needed.", code="empty_file")
+            raise PicturesError(f"{quote(source.name)} is empty; a zip of pictures is needed.", code="empty_file")
         if kind == "a zip" or head.startswith(_SELF_EXTRACTING):
             self._add_archive(source, f"{label}/", zip_members(source))
         elif kind in ("a tar", "a gzip archive", "a bzip2 archive", "an xz archive"):
             self._add_archive(source, f"{label}/", tar_members(source, 2 * self.limits.max_zip_bytes))
         elif kind:
-            message = f"{source.name!r} is {kind}, which cannot be read; send the pictures as a zip or a tar."
+            message = f"{quote(source.name)} is {kind}, which cannot be read; send the pictures as a zip or a tar."
             raise PicturesError(message, code="unsupported_archive")
         else:
             self.result.files.append(SourceFile(label or clean_name(source.name), source))
@@ -114,22 +121,24 @@ class _Extractor:
     def _add_archive(self, source: Path, prefix: str, members: Iterator[Member]) -> None:
         if (size := source.stat().st_size) > self.limits.max_zip_bytes:
             limit = _mib(self.limits.max_zip_bytes)
-            message = f"{source.name!r} has {_mib(size)}, but an archive may have {limit} at most."
+            message = f"{quote(source.name)} has {_mib(size)}, but an archive may have {limit} at most."
             raise PicturesError(message, code="archive_too_large")
         members_before = self._members
         for member in _explain_damage(source.name, members):
             self._add_member(source.name, prefix, member)
         if self._members == members_before:
-            message = f"{source.name!r} is an empty archive; it needs pictures."
+            message = f"{quote(source.name)} is an empty archive; it needs pictures."
             raise PicturesError(message, code="empty_archive")
 
     def _add_member(self, archive: str, prefix: str, member: Member) -> None:
         self._count_member(archive)
         self._declared_bytes += member.size
         if self._declared_bytes > self.limits.max_zip_bytes:
-            message = f"{archive!r} would unpack to more than the {_mib(self.limits.max_zip_bytes)} that are accepted."
+            message = (
+                f"{quote(archive)} would unpack to more than the {_mib(self.limits.max_zip_bytes)} that are accepted."
+            )
             raise PicturesError(message, code="archive_too_large")
-        name = clean_name(prefix + member.name)
+        name = clean_name(prefix + member.name[: MAX_NAME + 1])
         try:
             check_name(member.name)
             member.check()
@@ -137,7 +146,7 @@ class _Extractor:
             if not is_junk(name):
                 self._extract(name, member)
         except UnusableFileError as error:
-            self.result.skipped.append(Skipped(name, str(error), error.code))
+            self.result.skipped.append(Skipped(shorten(name), str(error), error.code))
 
     def _check_size(self, member: Member) -> None:
         limits = self.limits
@@ -173,7 +182,7 @@ class _Extractor:
     def _count_member(self, source: str) -> None:
         self._members += 1
         if self._members > self.limits.max_members:
-            message = f"{source!r} holds more than the {self.limits.max_members} files that are accepted."
+            message = f"{quote(source)} holds more than the {self.limits.max_members} files that are accepted."
             raise PicturesError(message, code="too_many_files")
 
 
@@ -187,7 +196,7 @@ def _explain_damage(archive: str, members: Iterator[Member]) -> Iterator[Member]
     except PicturesError:
         raise
     except Exception as error:  # the readers raise anything on damaged data: BadZipFile, struct.error, IndexError …
-        message = f"{archive!r} is damaged or cut off after {count} files ({error}); make it anew."
+        message = f"{quote(archive)} is damaged or cut off after {count} files ({shorten(str(error))}); make it anew."
         raise PicturesError(message, code="archive_damaged") from error
 
 
@@ -198,12 +207,12 @@ def _read_chunks(member: Member) -> Iterator[bytes]:
             while chunk := file.read(_CHUNK):
                 yield chunk
     except NotImplementedError as error:
-        message = f"it is packed in a way that cannot be read ({error})"
+        message = f"it is packed in a way that cannot be read ({shorten(str(error))})"
         raise UnusableFileError(message, code="unsupported_compression") from error
     except PicturesError:
         raise
     except Exception as error:  # as above
-        raise UnusableFileError(f"it is damaged in the archive ({error})", code="damaged") from error
+        raise UnusableFileError(f"it is damaged in the archive ({shorten(str(error))})", code="damaged") from error
 
 
 def _mib(size: int) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path, PurePosixPath
 
 from lora_service.errors import PicturesError
 
+MAX_NAME = 1000
+"""The most characters of a name, with its folders."""
 _JUNK_FOLDERS = {"__macosx", "@eadir", "$recycle.bin", "system volume information"}
 _JUNK_FILES = {"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"}
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -39,12 +41,16 @@ class RawSample:
         captions: its captions, empty if its caption file is; none: it has no caption file.
         mask: its mask file.
         repeats: how many times it counts, by its folder's name.
+        word: the subject's name in its folder's name, as in ``10_ohwx dog``; "" in other folders.
+        warnings: messages for a person about its files.
     """
 
     file: SourceFile
     captions: tuple[str, ...] | None
     mask: SourceFile | None
     repeats: int
+    word: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -62,8 +68,11 @@ def check_name(name: str) -> None:
     """Check the name of an archive's member, although it never becomes a path.
 
     Raises:
-        UnusableFileError: it is absolute, or leads out of the archive (code ``unsafe_path``).
+        UnusableFileError: it is absolute, or leads out of the archive (code ``unsafe_path``), or is longer than
+            ``MAX_NAME`` (``name_too_long``).
     """
+    if len(name) > MAX_NAME:
+        raise UnusableFileError(f"its name has more than {MAX_NAME} characters", code="name_too_long")
     name = name.replace("\\", "/")
     if name.startswith("/") or _DRIVE.match(name):
         raise UnusableFileError("its name is an absolute path", code="unsafe_path")

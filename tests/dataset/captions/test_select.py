@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from lora_service.dataset.captions.select import caption_from_name
 from lora_service.dataset.captions.templates import TEMPLATES
+from lora_service.dataset.captions.token_window import TokenWindow
 from lora_service.dataset.load import load_dataset
 from lora_service.dataset.options import DatasetOptions
 from lora_service.dataset.report import DatasetReport
@@ -68,9 +70,40 @@ def test_mode_files_needs_a_file_for_each_image(tmp_path: Path) -> None:
     assert f"{NUMBERED}, {NAMED};" in str(refused.value)
 
 
-def test_long_captions_are_warned_of(tmp_path: Path) -> None:
-    report = load_report(tmp_path, {"a.png": png(1), "a.txt": b"word " * 100})
-    assert report.used[0].warnings == ("its caption has 101 words, of which the model reads about the first 60",)
+WINDOW = TokenWindow(lambda text: len(re.findall(r"\w+|[^\w\s]", text)), size=20, subject_tokens=2)
+"""A window of 20 words and commas."""
+
+
+def test_long_captions_are_warned_of_by_their_tokens(tmp_path: Path) -> None:
+    members = {"a.png": png(1), "a.txt": b"word " * 100, "b.png": png(2), "b.txt": b"TOK"}
+    report = load_report(tmp_path, members, token_window=WINDOW)
+    assert report.used[0].warnings == ("its caption has 103 tokens, of which the base reads the first 20",)
+    assert report.used[1].warnings == ()
+
+
+def test_a_subject_beyond_the_window_is_put_in_front(tmp_path: Path) -> None:
+    tags = ", ".join(f"tag{n}" for n in range(12))
+    members = {"a.png": png(1), "a.txt": f"{tags}, TOK, end".encode()}
+    members |= {"b.png": png(2), "b.txt": f"TOK, {tags}".encode()}
+    report = load_report(tmp_path, members, token_window=WINDOW)
+    assert report.used[0].captions == (f"{{}}, {tags}, end",)
+    assert "so the subject at its end was put in front" in report.used[0].warnings[0]
+    assert report.used[1].captions == (f"{{}}, {tags}",)
+    assert "put in front" not in report.used[1].warnings[0]
+
+
+def test_custom_prompts_are_checked_for_their_tokens_once(tmp_path: Path) -> None:
+    long = "word " * 30 + "{}"
+    report = load_report(tmp_path, {"a.png": png(1), "b.png": png(2)}, custom_prompts=(long,), token_window=WINDOW)
+    (warning,) = report.warnings
+    assert "custom_prompts has 32 tokens" in warning
+    assert captions(report)["a.png"] == ("{}, " + ("word " * 30).strip(),)
+    assert report.used[0].warnings == ()
+
+
+def test_a_subject_that_is_longer_than_the_window_is_refused() -> None:
+    with raises(InputError, field="trigger", code="too_many_tokens"):
+        WINDOW.for_subject("trigger", "word " * 21)
 
 
 def test_the_trigger_of_the_training_counts_as_the_subject(tmp_path: Path) -> None:

@@ -28,10 +28,13 @@ from tests.errors import raises
         ("a photo of TOK on grass", "a photo of {} on grass"),
         ("a photo of [trigger] on grass", "a photo of {} on grass"),
         ("[TRIGGER], smiling", "{}, smiling"),
+        ("a photo of <1> on grass", "a photo of {} on grass"),
+        ("dancing on tik tok", "{}, dancing on tik tok"),
+        ("a TOKEN and a sTOK", "{}, a TOKEN and a sTOK"),
         ("a photo of {} on grass", "a photo of {} on grass"),
         ("sitting on grass", "{}, sitting on grass"),
         ("1dog, grass,  sky", "{}, 1dog, grass, sky"),
-        ("TOK sits, TOK smiles", "{} sits, smiles"),
+        ("TOK sits beside another TOK", "{} sits beside another {}"),
         ("a STOKER at work", "{}, a STOKER at work"),
         ("TOK's hat", "{}'s hat"),
         ("a {red} dog", "{}, a {red} dog"),
@@ -47,11 +50,13 @@ def test_the_trigger_itself_stands_for_the_subject() -> None:
     trigger_words = (*DEFAULT_TRIGGER_WORDS, "zwx dog", "zwx")
     assert caption_to_template("Zwx dog by the sea", trigger_words) == "{} by the sea"
     assert caption_to_template("zwx by the sea", trigger_words) == "{} by the sea"
+    assert caption_to_template("my Zwx by the sea", trigger_words) == "{}, my Zwx by the sea"
+    assert caption_to_template("zwx dog and another zwx dog", trigger_words) == "{} and another {}"
 
 
 @given(st.text(), st.lists(st.text()))
-def test_every_caption_names_the_subject_once(caption: str, trigger_words: list[str]) -> None:
-    assert caption_to_template(caption, trigger_words).count(SUBJECT) == 1
+def test_every_caption_names_the_subject(caption: str, trigger_words: list[str]) -> None:
+    assert SUBJECT in caption_to_template(caption, trigger_words)
 
 
 def test_each_task_has_templates_that_name_the_subject_once_and_differ() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
-from lora_service.dataset.images.decode import DecodedImage, decode, decode_mask
+from lora_service.dataset.images.decode import DecodedImage, decode, mask_in
 from lora_service.dataset.upload.source_files import SourceFile, UnusableFileError
 from tests.dataset.picture_makers import encoded, half_mask, picture
 from tests.errors import raises
@@ -142,7 +142,9 @@ def test_masks_are_read_from_brightness_or_transparency(tmp_path: Path) -> None:
     for image in (half_mask(), half_mask().convert("1"), half_mask().convert("RGB"), cut_out):
         path = tmp_path / "mask"
         path.write_bytes(encoded(image))
-        assert decode_mask(SourceFile("mask", path), 10_000_000).tobytes() == half_mask().tobytes()
+        assert (
+            mask_in(decode(SourceFile("mask", path), 10_000, (0, 0, 0), 10_000_000)).tobytes() == half_mask().tobytes()
+        )
 
 
 def test_other_files_are_refused_with_the_formats_that_are_read(tmp_path: Path) -> None:

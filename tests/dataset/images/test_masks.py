@@ -82,6 +82,16 @@ def test_a_mask_file_wins_over_a_face_and_transparency(tmp_path: Path) -> None:
     assert loaded.crop == (24, 0, 96, 72)
 
 
+def test_a_face_wins_over_transparency(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (900, 512), (120, 140, 160, 255))
+    draw_face(image, 200, 256, 110)
+    image.putalpha(half_mask((900, 512)).point(lambda value: max(value, 128)))
+    for task, left in (("face", 0), ("object", 194)):
+        (tmp_path / task).mkdir()
+        loaded, _ = load_one({"a.png": encoded(image)}, tmp_path / task, task=task, background=(120, 140, 160))
+        assert loaded.crop[0] == left, task
+
+
 @pytest.mark.parametrize(
     ("options", "masked"),
     [
