@@ -79,11 +79,7 @@ FAILURES: list[tuple[str, Callable[[Exchange], None], str]] = [
     (HUB, lambda e: e.send(b"{}", 401), "huggingface.co"),
     (CIVITAI, lambda e: e.send(b"{}", 404), "https://civitai.com/models/202"),
     ("https://www.dropbox.com/scl/fi/x/a.safetensors", lambda e: e.page(200, "Dropbox"), "Dropbox"),
-    (
-        "https://github.com/o/r/blob/main/a.safetensors",
-        lambda e: e.file(b"version https://git-lfs.github.com/spec/v1\n"),
-        "LFS",
-    ),
+    (FILE + "?1", lambda e: e.file(b"version https://git-lfs.github.com/spec/v1\n"), "LFS"),
     (FILE, lambda e: e.page(200, "Welcome"), "Welcome"),
     (FILE + "?2", lambda e: e.redirect(FILE + "?2"), "redirect"),
     (FILE + "?3", lambda e: e.redirect("http://169.254.169.254/latest"), "169.254.169.254"),
@@ -95,7 +91,6 @@ HOSTS = {
     "huggingface.co": ("huggingface.co", "/o/m/resolve/main/a.safetensors"),
     "civitai.com": ("civitai.com", "/api/download/models/202"),
     "www.dropbox.com": ("www.dropbox.com", "/scl/fi/x/a.safetensors"),
-    "github.com": ("raw.githubusercontent.com", "/o/r/main/a.safetensors"),
     "files.example.org": ("files.example.org", "/a.safetensors"),
 }
 
