@@ -68,7 +68,7 @@ def test_a_subject_that_shuffling_moves_beyond_the_window_comes_back() -> None:
     cache = cache_latents(pictures, base, flip=False, color_jitter=False, seed=0)
     sampler = CaptionSampler((("cat", 1.0),), TagOptions(shuffle_tags=True, keep_tokens=0))
     plan = plan_batches(cache, pictures, sampler, base.text, batches=60, batch_size=1, seed="s")
-    ids = plan.token_ids.by_encoder["text_encoder"]
+    ids = plan.token_ids.all().by_encoder["text_encoder"]
     texts = [base.tokenizers["text_encoder"].decode(row, skip_special_tokens=True) for row in ids]
     assert len(texts) > 10
     assert all("cat" in text for text in texts)
@@ -107,7 +107,7 @@ def test_captions_are_tokenized_as_the_steps_come_to_them(monkeypatch: pytest.Mo
     assert counts == sorted(counts)
     assert counts[-1] == len(plan.token_ids) == len(set(tokenized))
     expected = tokenize(base.text, tokenized).by_encoder["text_encoder"]
-    assert torch.equal(torch.stack(ids), expected[plan.captions])
+    assert torch.equal(torch.stack(ids), expected[torch.stack(plan.captions)])
 
 
 def test_the_same_seed_draws_the_same_and_another_does_not() -> None:
