@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 from pydantic_core import PydanticCustomError
 
 from lora_service.errors import InputError
@@ -23,6 +24,7 @@ def without_surrogates(value: Any) -> Any:
     return value
 
 
+Model = TypeVar("Model", bound=BaseModel)
 Int = Annotated[int, BeforeValidator(_to_int)]
 
 _LIMITS = {
@@ -38,6 +40,18 @@ _TYPES = {
     **dict.fromkeys(("float_parsing", "float_type"), "a number"),
     "string_type": "text",
 }
+
+
+def validate(model: type[Model], values: Mapping[str, Any]) -> Model:
+    """Return ``values`` as a ``model``; an input that is None is one that was left out.
+
+    Raises:
+        InputError: a value cannot be used.
+    """
+    try:
+        return model(**{name: value for name, value in values.items() if value is not None})
+    except ValidationError as error:
+        raise first_error(error) from error
 
 
 def first_error(error: ValidationError) -> InputError:

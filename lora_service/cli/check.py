@@ -76,7 +76,7 @@ def check_command(source: Sequence[Path], as_json: bool, sheet: Path | None, for
         if sheet.suffix.lower() not in PICTURE_FORMATS:
             raise InputError("--output", str(sheet), f"a picture that ends in {', '.join(PICTURE_FORMATS)}")
         check_output(sheet, force=force, inputs=source)
-    config = TrainConfig.of({name: value for name, value in inputs.items() if value is not None})
+    config = TrainConfig.of(inputs)
     settings = Settings.from_environment()
     base_path, defaults = locate(settings.base_model, settings.model_cache)
     defaults = defaults or SD15

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from lora_service.downloads.parsed_url import redact, redact_all
 from lora_service.downloads.resolve import is_data_uri, split
@@ -15,7 +15,7 @@ from lora_service.errors import InputError, blame_input
 from lora_service.generation.schedulers import SCHEDULERS, check_scheduler
 from lora_service.lora.safetensors_header import shortened
 from lora_service.lora.scale import Scale
-from lora_service.validation import Int, first_error, without_surrogates
+from lora_service.validation import Int, validate, without_surrogates
 
 LARGEST_SIDE = 2048
 """The most pixels of width and height."""
@@ -98,7 +98,7 @@ class GenerateRequest(BaseModel):
     _whole_characters = field_validator("*", mode="before")(without_surrogates)
 
     @staticmethod
-    def of(values: dict[str, Any], more_loras: int = 0) -> GenerateRequest:
+    def of(values: Mapping[str, Any], more_loras: int = 0) -> GenerateRequest:
         """Validate an entry's inputs.
 
         Args:
@@ -108,10 +108,7 @@ class GenerateRequest(BaseModel):
         Raises:
             InputError: an input cannot be used.
         """
-        try:
-            request = GenerateRequest(**values)
-        except ValidationError as error:
-            raise first_error(error) from error
+        request = validate(GenerateRequest, values)
         request.scales(more_loras)
         return request
 

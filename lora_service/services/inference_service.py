@@ -148,7 +148,7 @@ class InferenceService(ModelService):
         uploads = [path for path in (image, lora) if isinstance(path, Path)]
         with self._job(log, uploads), self._keeping_parsed():
             more_loras = bool(replicate_weights.strip() or self._weights) + (lora is not None)
-            request = GenerateRequest.of({k: v for k, v in inputs.items() if v is not None}, more_loras)
+            request = GenerateRequest.of(inputs, more_loras)
             start = self._open(image)
             started = time.monotonic()
             loras = self._loras(request, LoraSources(replicate_weights.strip(), lora), token, log)

@@ -119,7 +119,7 @@ class TrainingService(ModelService):
         """
         log = JobLog(log, record_metric)
         with self._job(log, [upload.file] if isinstance(upload.file, Path) else []):
-            config = TrainConfig.of({k: v for k, v in inputs.items() if v is not None})
+            config = TrainConfig.of(inputs)
             upload.check()
             show = on_progress or (lambda progress: log(progress.line()))
             result = self._train(upload, config, log, _recording(record_metric, show))

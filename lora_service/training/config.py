@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from lora_service.dataset.captions.token_window import TokenWindow
 from lora_service.dataset.options import (
@@ -25,7 +25,7 @@ from lora_service.dataset.options import (
 from lora_service.errors import InputError
 from lora_service.models.registry import ModelDefaults
 from lora_service.settings import MEBIBYTE, Settings
-from lora_service.validation import Int, first_error, without_surrogates
+from lora_service.validation import Int, validate, without_surrogates
 
 PROMPT_CACHE_BYTES = 512 * MEBIBYTE
 """Most of the device's memory for the prompt embeds of captions that are encoded once: 2,200 captions of SD 1.5 in
@@ -201,16 +201,13 @@ class TrainConfig(BaseModel):
     _whole_characters = field_validator("*", mode="before")(without_surrogates)
 
     @staticmethod
-    def of(values: dict[str, Any]) -> TrainConfig:
+    def of(values: Mapping[str, Any]) -> TrainConfig:
         """Validate an entry's inputs.
 
         Raises:
             InputError: an input cannot be used.
         """
-        try:
-            return TrainConfig(**values)
-        except ValidationError as error:
-            raise first_error(error) from error
+        return validate(TrainConfig, values)
 
     @model_validator(mode="after")
     def _some_steps(self) -> TrainConfig:
