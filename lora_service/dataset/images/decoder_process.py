@@ -59,7 +59,8 @@ class DecodeRequest:
         )
 
     def to_json(self, max_bytes: int) -> bytes:
-        values = [str(self.file.path), self.file.name, self.target_side, self.background, self.max_pixels]
+        path = str(self.file.path.absolute())  # the child stays where it was started
+        values = [path, self.file.name, self.target_side, self.background, self.max_pixels]
         return json.dumps([*values, max_bytes, self.max_bytes, self.max_seconds]).encode() + b"\n"
 
 

@@ -57,6 +57,12 @@ def test_a_child_is_kept_for_the_next_picture(tmp_path: Path) -> None:
     assert decoder_process._POOL._idle == idle
 
 
+def test_a_relative_path_is_that_of_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode_apart(request_of(png(1), tmp_path))  # a child that was started in another folder
+    monkeypatch.chdir(tmp_path)
+    assert decode_apart(request_of(png(2), Path())).original == (96, 72)
+
+
 def test_what_takes_too_long_is_ended_and_left_out_by_name(tmp_path: Path) -> None:
     limits = replace(LIMITS, max_decode_seconds=1)
     (tmp_path / "upload.zip").write_bytes(zipped({"a.png": png(1), "b.jpg": many_scans(3000)}))
