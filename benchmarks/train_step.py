@@ -34,6 +34,7 @@ from lora_service.training.latent_cache import cache_latents
 from lora_service.training.lora_layers import TEXT_TARGETS, UNET_TARGETS, lora_layers
 from lora_service.training.stages import TrainingContext, train_lora, train_textual_inversion
 from lora_service.training.textual_inversion import added_tokens, initial_embeddings
+from lora_service.training.training_progress import ProgressReporter
 
 RANK = 16
 TOKENS = ("<s1>", "<s2>")
@@ -70,18 +71,19 @@ def comparisons(base: DiffusionBase, side: int, batch: int) -> dict[str, Compari
     reference = ReferenceLoop(base, cache[0].mean[0, :1].expand(batch, -1, -1, -1), sizes)
 
     def run_stage(steps: int, stage: str) -> float:
+        callbacks = [ProgressReporter(lambda progress: None)]
         generator = torch.Generator().manual_seed(0)
         field = {"tokens": "max_train_steps_ti", "tuning": "max_train_steps_tuning"}[stage]
         stage_config = replace(resolved, config=resolved.config.model_copy(update={field: steps}))
         with added_tokens(base, TOKENS, rows) as tokens, ExitStack() as stack:
             context = TrainingContext(base, pictures, cache, stage_config, tokens.text, _autocast(base))
             if stage == "tokens":
-                return train_textual_inversion(context, tokens, lambda progress: None).seconds / steps
+                return train_textual_inversion(context, tokens, callbacks).seconds / steps
             layers = {
                 name: stack.enter_context(lora_layers(name, model, RANK, RANK, generator))
                 for name, model in base.components.items()
             }
-            return train_lora(context, layers, tokens, lambda progress: None).seconds / steps
+            return train_lora(context, layers, tokens, callbacks).seconds / steps
 
     return {
         "tokens": Comparison(lambda n: run_stage(n, "tokens"), reference.tokens),

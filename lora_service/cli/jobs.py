@@ -28,7 +28,7 @@ from lora_service.serving.form import IMAGE, INSTANCE_DATA_URLS
 from lora_service.training.config import ResolvedConfig, TrainConfig
 
 if TYPE_CHECKING:  # it imports torch
-    from lora_service.training.loop import OnProgress
+    from lora_service.training.training_progress import OnProgress
 
 _DEFAULT_SCALE = "0.8"
 _NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"

@@ -27,8 +27,8 @@ from lora_service.training.config import TrainConfig
 
 if TYPE_CHECKING:  # torch and diffusers take seconds to import: on a command line they wait for the job
     from lora_service.models.diffusion_base import DiffusionBase
-    from lora_service.training.loop import OnProgress, TrainingProgress
     from lora_service.training.trainer import TrainResult
+    from lora_service.training.training_progress import OnProgress, TrainingProgress
 
 _IMPORTS = (
     *COMMON_IMPORTS,

@@ -7,7 +7,10 @@ trainer.py             one training from upload to file
 latent_cache.py        the VAE's posteriors of the pictures
 batches.py             the pictures and captions of every step, planned beforehand
 stages.py              textual inversion, then LoRA
-loop.py                the optimiser's loop
+loop.py                the optimiser's loop, and the callbacks that watch it
+optimizers.py          optimisers and learning rate schedules
+training_progress.py   what is told of a stage on the way
+denoising_loss.py      the loss of noisy latents on a base
 loss.py                noise, timesteps, targets and weights, as pure functions
 lora_layers.py         peft's LoRA layers, in and out of a model
 textual_inversion.py   new tokens whose embeddings learn

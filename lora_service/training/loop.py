@@ -1,62 +1,34 @@
-"""The optimiser's loop that both stages share."""
+"""The optimiser's loop that both stages share, and the callbacks that watch it."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers.optimization import get_scheduler
 
 from lora_service.errors import DivergedError
-from lora_service.training.config import TrainConfig, warmup_steps
+from lora_service.training.config import TrainConfig
+from lora_service.training.optimizers import make_lr_scheduler, make_optimizer
 
-_REPORT_SECONDS = 5.0
 _REPORTED_LOSSES = 32
 """Means of the loss, evenly spread over a stage, in its report."""
 
 
 @dataclass(frozen=True)
-class TrainingProgress:
-    """The state of a stage.
+class BatchLoss:
+    """The loss of a micro-batch.
 
     Attributes:
-        loss: the mean since the last report.
-        seconds_left: estimated time to the end of the last stage.
+        total: the scalar that gradients are taken of.
+        parts: scalars to log beside it, by name, where ``total`` has several.
     """
 
-    stage: str
-    step: int
-    steps: int
-    loss: float
-    pictures_per_second: float
-    seconds_left: float
-
-    def line(self) -> str:
-        """Return one line for a person."""
-        return f"{self.stage}: step {self.step} of {self.steps}, {self.summary()}"
-
-    def summary(self) -> str:
-        """Return the end of the line, without stage and step."""
-        left = f"{self.seconds_left / 60:.0f} min" if self.seconds_left >= 90 else f"{self.seconds_left:.0f} s"
-        return f"loss {self.loss:.4f}, {self.pictures_per_second:.1f} pictures/s, {left} left in all"
-
-    def metrics(self) -> dict[str, float | int | str]:
-        """Return the numbers for a program that shows the progress."""
-        return {
-            "stage": self.stage,
-            "step": self.step,
-            "of": self.steps,
-            "loss": round(self.loss, 5),
-            "seconds_left": round(self.seconds_left, 1),
-        }
-
-
-OnProgress = Callable[[TrainingProgress], None]
+    total: torch.Tensor
+    parts: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,7 +37,8 @@ class LoopSpec:
 
     Attributes:
         param_groups: the optimiser's, each with ``params``, ``lr`` and ``weight_decay``.
-        compute_loss: the loss of micro-batch ``i``, a scalar.
+        compute_loss: the loss of micro-batch ``i``.
+        generator: what ``compute_loss`` draws noise and timesteps from.
         later_steps: the stages after this one, as a number of this one's steps.
         after_step: called after each step with the groups' learning rates.
     """
@@ -74,108 +47,195 @@ class LoopSpec:
     steps: int
     batch_size: int
     param_groups: list[dict[str, Any]]
-    compute_loss: Callable[[int], torch.Tensor]
+    compute_loss: Callable[[int], BatchLoss]
     autocast: torch.dtype | None = None
+    generator: torch.Generator = field(default_factory=torch.Generator)
     later_steps: float = 0
     after_step: Callable[[Sequence[float]], None] = lambda lrs: None
 
 
 @dataclass
 class LoopReport:
-    """The outcome of a stage."""
+    """The outcome of a stage.
+
+    Attributes:
+        steps: those taken; fewer than asked for where the stage was stopped.
+        losses: means of equal stretches of the loss.
+        stop_reason: the reason why it was stopped, "" where it was not.
+    """
 
     steps: int
     seconds: float
     losses: list[float] = field(default_factory=list)
+    stop_reason: str = ""
 
 
-def run_loop(spec: LoopSpec, config: TrainConfig, on_progress: OnProgress) -> LoopReport:
-    """Run all steps of ``spec``.
+class TrainingCallback:
+    """Watches a stage; each method does nothing unless a subclass has its own.
 
-    Each optimiser step averages exactly ``gradient_accumulation_steps`` micro-batches; a step counts once however
-    many those are, and learning rates are used as given. Losses stay on the device until a progress report is due.
-
-    Raises:
-        DivergedError: a loss is not finite, as is noticed at the next report, or a learned weight at the end.
+    What a callback raises ends the training. Losses lie on the device: a callback that reads them makes the host wait,
+    so it does so now and then and not at every step.
     """
-    parameters = [p for group in spec.param_groups for p in group["params"]]
-    device = parameters[0].device
-    optimizer = torch.optim.AdamW(spec.param_groups, betas=(0.9, 0.999), fused=device.type in ("cpu", "cuda"))
-    warmup = warmup_steps(config.lr_warmup_steps, spec.steps)
-    lr_scheduler = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=warmup, num_training_steps=spec.steps)
-    # fp16 gradients underflow without it; bf16 and fp32 ones do not.
-    scaler = torch.amp.GradScaler(device.type, enabled=spec.autocast == torch.float16)
-    losses = torch.zeros(spec.steps, device=device)
-    accumulated = config.gradient_accumulation_steps
-    reporter = ProgressReporter(spec, accumulated, on_progress)
-    for step in range(spec.steps):
-        for i in range(step * accumulated, (step + 1) * accumulated):
-            with torch.autocast(device.type, spec.autocast) if spec.autocast else nullcontext():
-                loss = spec.compute_loss(i) / accumulated
-            scaler.scale(loss).backward()
-            losses[step] += loss.detach()
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        spec.after_step([group["lr"] for group in optimizer.param_groups])
-        lr_scheduler.step()
-        reporter.step_done(step + 1, losses)
-    if not all(bool(p.isfinite().all()) for p in parameters):
-        raise _diverged(spec, "A learned weight", spec.steps)
-    return LoopReport(spec.steps, reporter.seconds(), _means(losses, _REPORTED_LOSSES))
+
+    def on_stage_start(self, stage: StageRun) -> None:
+        """Called before the first step."""
+
+    def on_step_end(self, stage: StageRun) -> None:
+        """Called after each step; ``stage.step`` are done."""
+
+    def on_stage_end(self, stage: StageRun) -> None:
+        """Called once no further step will be taken."""
 
 
-class ProgressReporter:
-    """Reports now and then; reading the losses is the only time the host waits for the device."""
+class StageRun:
+    """A stage while it runs.
 
-    def __init__(self, spec: LoopSpec, accumulated: int, on_progress: OnProgress) -> None:
-        self.spec, self.accumulated, self.on_progress = spec, accumulated, on_progress
-        self.started = self.reported = time.monotonic()
-        self.reported_step = 0
+    Attributes:
+        step: the steps done.
+        losses: name -> loss of each step ``(steps,)``, fp32 on the device, 0 where not yet done; "total" is the one
+            that gradients were taken of.
+        stop_reason: the reason why it stops before its last step, "" where it does not.
+    """
 
+    def __init__(self, spec: LoopSpec, config: TrainConfig) -> None:
+        self.spec, self.config = spec, config
+        self.parameters: list[torch.nn.Parameter] = [p for group in spec.param_groups for p in group["params"]]
+        self.device = self.parameters[0].device
+        self.optimizer = make_optimizer(spec.param_groups, config, self.device)
+        self.lr_scheduler = make_lr_scheduler(self.optimizer, config, spec.steps)
+        # fp16 gradients underflow without it; bf16 and fp32 ones do not.
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=spec.autocast == torch.float16)
+        self.losses: dict[str, torch.Tensor] = {}
+        self.step = 0
+        self.stop_reason = ""
+        self.started = time.monotonic()
+
+    @property
+    def is_done(self) -> bool:
+        """True if no further step will be taken."""
+        return bool(self.stop_reason) or self.step >= self.spec.steps
+
+    @property
     def seconds(self) -> float:
-        """Return the seconds since the stage began."""
+        """The seconds since the stage began."""
         return time.monotonic() - self.started
 
-    def step_done(self, step: int, losses: torch.Tensor) -> None:
-        """Report if it is time to; ``losses`` are those of all steps, the first ``step`` of them computed.
+    def stop(self, reason: str) -> None:
+        """End the stage after this step, as if it had no more; the first reason counts."""
+        self.stop_reason = self.stop_reason or reason
+
+    def take_step(self) -> None:
+        """Take one optimiser step, which averages exactly ``gradient_accumulation_steps`` micro-batches."""
+        accumulated = self.config.gradient_accumulation_steps
+        for i in range(self.step * accumulated, (self.step + 1) * accumulated):
+            with torch.autocast(self.device.type, self.spec.autocast) if self.spec.autocast else nullcontext():
+                batch_loss = self.spec.compute_loss(i)
+            self._scaler.scale(batch_loss.total / accumulated).backward()
+            self._add_loss("total", batch_loss.total, accumulated)
+            for name, part in batch_loss.parts.items():
+                self._add_loss(name, part, accumulated)
+        self._scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.spec.after_step([group["lr"] for group in self.optimizer.param_groups])
+        self.lr_scheduler.step()
+        self.step += 1
+
+    def _add_loss(self, name: str, loss: torch.Tensor, accumulated: int) -> None:
+        if name not in self.losses:
+            self.losses[name] = torch.zeros(self.spec.steps, device=self.device)
+        self.losses[name][self.step] += loss.detach() / accumulated
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within the context the parameters are those that are kept, and no gradients are recorded.
+
+        Whoever draws samples, measures a loss or saves the adapter does it in here.
+        """
+        with torch.no_grad():
+            yield
+
+    def parameter_copies(self) -> list[torch.Tensor]:
+        """Return copies of all parameters, in their order."""
+        return [parameter.detach().clone() for parameter in self.parameters]
+
+    def set_parameters(self, values: Sequence[torch.Tensor]) -> None:
+        """Set all parameters to ``values``, as of :meth:`parameter_copies`."""
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, values, strict=True):
+                parameter.copy_(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the following steps depend on, but the inputs: a stage that loads it goes on alike."""
+        return {
+            "step": self.step,
+            "parameters": self.parameter_copies(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "generator": self.spec.generator.get_state(),
+            "losses": dict(self.losses),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the stage was whose :meth:`state_dict` this is."""
+        self.step = state["step"]
+        self.set_parameters(state["parameters"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        self._scaler.load_state_dict(state["scaler"])
+        self.spec.generator.set_state(state["generator"].cpu())
+        self.losses = {name: losses.to(self.device) for name, losses in state["losses"].items()}
+
+    def diverged(self, subject: str) -> DivergedError:
+        """Return the error of a stage in which ``subject`` is not finite."""
+        # The schedule has changed "lr" by now.
+        lrs = ", ".join(dict.fromkeys(f"{group.get('initial_lr', group['lr']):g}" for group in self.spec.param_groups))
+        precision = ", or mixed_precision bf16 or no" if self.spec.autocast == torch.float16 else ""
+        return DivergedError(
+            f"{subject} of {self.spec.name} was no longer a number by step {self.step} of {self.spec.steps}; try lower "
+            f"learning rates than {lrs}, a tenth of them first, or lr_warmup_steps{precision}."
+        )
+
+    def check_parameters(self) -> None:
+        """Check that all parameters are finite.
 
         Raises:
-            DivergedError: it is, and a loss since the last report is not finite.
+            DivergedError: one is not.
         """
-        now = time.monotonic()
-        if step < self.spec.steps and now - self.reported < _REPORT_SECONDS:
-            return
-        loss = losses[self.reported_step : step].mean().item()
-        if not math.isfinite(loss):
-            raise _diverged(self.spec, "The loss", step)
-        seconds_per_step = max(now - self.started, 1e-9) / step
-        self.on_progress(
-            TrainingProgress(
-                stage=self.spec.name,
-                step=step,
-                steps=self.spec.steps,
-                loss=loss,
-                pictures_per_second=self.spec.batch_size * self.accumulated / seconds_per_step,
-                seconds_left=seconds_per_step * (self.spec.steps - step + self.spec.later_steps),
-            )
-        )
-        self.reported, self.reported_step = now, step
+        if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
+            raise self.diverged("A learned weight")
+
+    def report(self) -> LoopReport:
+        """Return the outcome so far."""
+        losses = self.losses["total"][: self.step] if self.step else torch.zeros(0)
+        return LoopReport(self.step, self.seconds, _means(losses, _REPORTED_LOSSES), self.stop_reason)
 
 
-def _diverged(spec: LoopSpec, subject: str, step: int) -> DivergedError:
-    # The schedule has changed "lr" by now.
-    lrs = ", ".join(dict.fromkeys(f"{group.get('initial_lr', group['lr']):g}" for group in spec.param_groups))
-    precision = ", or mixed_precision bf16 or no" if spec.autocast == torch.float16 else ""
-    return DivergedError(
-        f"{subject} of {spec.name} was no longer a number by step {step} of {spec.steps}; try lower learning rates "
-        f"than {lrs}, a tenth of them first, or lr_warmup_steps{precision}."
-    )
+def run_loop(spec: LoopSpec, config: TrainConfig, callbacks: Sequence[TrainingCallback] = ()) -> LoopReport:
+    """Run the steps of ``spec``; a step counts once however many micro-batches it has, and rates are used as given.
+
+    Raises:
+        DivergedError: a learned weight is not finite at the end.
+    """
+    stage = StageRun(spec, config)
+    for callback in callbacks:
+        callback.on_stage_start(stage)
+    while not stage.is_done:
+        stage.take_step()
+        for callback in callbacks:
+            callback.on_step_end(stage)
+    for callback in callbacks:
+        callback.on_stage_end(stage)
+    stage.check_parameters()
+    return stage.report()
 
 
 def _means(losses: torch.Tensor, count: int) -> list[float]:
     """Return at most ``count`` means of equal stretches of ``losses``."""
+    if not len(losses):
+        return []
     stretches = torch.tensor_split(losses.float().cpu(), min(count, len(losses)))
     return [round(stretch.mean().item(), 5) for stretch in stretches]

@@ -12,11 +12,11 @@ from lora_service.dataset.captions.templates import TagOptions
 from lora_service.dataset.training_images import TrainingImage
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.text_encoders import PromptEmbeds, TextEncoders
-from lora_service.training import loss
 from lora_service.training.batches import BatchPlan, CaptionSampler, plan_batches
 from lora_service.training.config import PROMPT_CACHE_BYTES, ResolvedConfig
+from lora_service.training.denoising_loss import DenoisingLoss
 from lora_service.training.latent_cache import CachedLatents
-from lora_service.training.loop import LoopReport, LoopSpec, OnProgress, run_loop
+from lora_service.training.loop import BatchLoss, LoopReport, LoopSpec, TrainingCallback, run_loop
 from lora_service.training.lora_layers import Layers
 from lora_service.training.textual_inversion import AddedTokens, NormPull
 
@@ -58,7 +58,9 @@ class TrainingContext:
         return torch.Generator(self.base.device).manual_seed((self.resolved.config.seed or 0) + offset)
 
 
-def train_textual_inversion(context: TrainingContext, tokens: AddedTokens, on_progress: OnProgress) -> LoopReport:
+def train_textual_inversion(
+    context: TrainingContext, tokens: AddedTokens, callbacks: Sequence[TrainingCallback] = ()
+) -> LoopReport:
     """Run stage 1 (https://arxiv.org/abs/2208.01618): only the tokens' rows learn, text encoders and UNet are frozen.
 
     No caption is dropped here: an empty one teaches the tokens nothing.
@@ -66,21 +68,26 @@ def train_textual_inversion(context: TrainingContext, tokens: AddedTokens, on_pr
     resolved, config = context.resolved, context.resolved.config
     steps = config.max_train_steps_ti
     plan = context.plan("tokens", steps, ((resolved.subject_text, 1.0),), dropout=0.0)
+    generator = context.generator(1)
     spec = LoopSpec(
         name="stage 1 (tokens)",
         steps=steps,
         batch_size=config.train_batch_size,
         param_groups=[_token_group(tokens, config.learning_rate_ti, config.weight_decay_ti)],
-        compute_loss=_batch_loss(context, plan, _encode_each_step(context.text, plan), context.generator(1)),
+        compute_loss=_batch_loss(context, plan, _encode_each_step(context.text, plan), generator),
         autocast=context.autocast,
+        generator=generator,
         later_steps=STAGE_2_COST * config.max_train_steps_tuning,
         after_step=_norm_pull(context.base, tokens),
     )
-    return run_loop(spec, config, on_progress)
+    return run_loop(spec, config, callbacks)
 
 
 def train_lora(
-    context: TrainingContext, layers: Layers, tokens: AddedTokens | None, on_progress: OnProgress
+    context: TrainingContext,
+    layers: Layers,
+    tokens: AddedTokens | None,
+    callbacks: Sequence[TrainingCallback] = (),
 ) -> LoopReport:
     """Run stage 2: the LoRA layers learn, and with ``continue_inversion`` the tokens too.
 
@@ -101,16 +108,18 @@ def train_lora(
     plan = context.plan("tuning", steps, subject_texts, config.caption_dropout or 0.0)
     text_learns = learning is not None or any(layers.get(name) for name in base.text.encoders)
     encode = _encode_each_step if text_learns or _embeds_bytes(base, plan) > PROMPT_CACHE_BYTES else _encode_once
+    generator = context.generator(2)
     spec = LoopSpec(
         name="stage 2 (LoRA)",
         steps=steps,
         batch_size=config.train_batch_size,
         param_groups=param_groups,
-        compute_loss=_batch_loss(context, plan, encode(context.text, plan), context.generator(2)),
+        compute_loss=_batch_loss(context, plan, encode(context.text, plan), generator),
         autocast=context.autocast,
+        generator=generator,
         after_step=_norm_pull(base, learning),
     )
-    return run_loop(spec, config, on_progress)
+    return run_loop(spec, config, callbacks)
 
 
 def _norm_pull(base: DiffusionBase, tokens: AddedTokens | None) -> Callable[[Sequence[float]], None]:
@@ -162,24 +171,14 @@ def _embeds_bytes(base: DiffusionBase, plan: BatchPlan) -> int:
 
 def _batch_loss(
     context: TrainingContext, plan: BatchPlan, encode: EncodeCaptions, generator: torch.Generator
-) -> Callable[[int], torch.Tensor]:
-    """Return the loss of micro-batch ``i``: noise, forward pass, target and weights of a step in one place."""
-    base, resolved, config = context.base, context.resolved, context.resolved.config
-    schedule = base.noise_schedule
-    alphas_cumprod = schedule.alphas_cumprod.to(base.device)
-    num_timesteps, prediction_type = schedule.config.num_train_timesteps, base.prediction_type
+) -> Callable[[int], BatchLoss]:
+    """Return the loss of micro-batch ``i``."""
+    denoising = DenoisingLoss(context.base, context.resolved)
 
-    def compute_loss(i: int) -> torch.Tensor:
+    def compute_loss(i: int) -> BatchLoss:
         bucket, variants, images = context.latents[plan.buckets[i]], plan.variants[i], plan.images[i]
-        latents = bucket.sample(variants, images, generator)  # (b, c, h, w)
-        noise = loss.sample_noise(latents, config.noise_offset or 0.0, generator)
-        timesteps = loss.sample_timesteps(len(latents), num_timesteps, resolved.timestep_bias, generator)  # (b,)
-        alphas = alphas_cumprod[timesteps]
-        noisy = loss.add_noise(latents, noise, alphas)
-        model_pred = base.denoise(noisy, timesteps, encode(i), bucket.time_ids(variants, images))
-        target = loss.target(latents, noise, alphas, prediction_type)
-        weights = loss.snr_weights(alphas, config.snr_gamma or 0.0, prediction_type)
-        batch_loss = loss.masked_loss(model_pred, target, weights, bucket.masks(variants, images))
-        return batch_loss if plan.weights[i] == 1 else batch_loss * plan.weights[i]
+        batch = denoising.sample(bucket.sample(variants, images, generator), generator)
+        loss = denoising(batch, encode(i), bucket.time_ids(variants, images), bucket.masks(variants, images))
+        return BatchLoss(loss if plan.weights[i] == 1 else loss * plan.weights[i])
 
     return compute_loss

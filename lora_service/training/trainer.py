@@ -20,11 +20,12 @@ from lora_service.training.config import ResolvedConfig, TrainConfig, resolve_co
 from lora_service.training.export import TrainedAdapter, export_lora
 from lora_service.training.input_warnings import warn_of_inputs
 from lora_service.training.latent_cache import cache_latents
-from lora_service.training.loop import LoopReport, OnProgress
+from lora_service.training.loop import LoopReport, TrainingCallback
 from lora_service.training.lora_layers import Layers, lora_layers
 from lora_service.training.memory import choose_checkpointing, explain_out_of_memory
 from lora_service.training.stages import TrainingContext, train_lora, train_textual_inversion
 from lora_service.training.textual_inversion import added_tokens, initial_embeddings
+from lora_service.training.training_progress import OnProgress, ProgressReporter
 from lora_service.training.trigger_words import choose_trigger_word
 
 
@@ -138,18 +139,22 @@ class Trainer:
         generator = torch.Generator().manual_seed(resolved.config.seed or 0)
         adapter = TrainedAdapter(None)
         stages: dict[str, LoopReport] = {}
+        callbacks = self._callbacks()
         with ExitStack() as stack:
             if resolved.tokens:
                 rows = initial_embeddings(self.base, resolved.tokens, resolved.initializers, generator)
                 adapter.tokens = stack.enter_context(added_tokens(self.base, resolved.tokens, rows))
                 context = replace(context, text=adapter.tokens.text)
                 with self._timed("stage 1"):
-                    stages["stage 1"] = train_textual_inversion(context, adapter.tokens, self.on_progress)
+                    stages["stage 1"] = train_textual_inversion(context, adapter.tokens, callbacks)
             if resolved.config.max_train_steps_tuning:
                 adapter.layers = self._add_layers(stack, resolved, generator)
                 with self._timed("stage 2"):
-                    stages["stage 2"] = train_lora(context, adapter.layers, adapter.tokens, self.on_progress)
+                    stages["stage 2"] = train_lora(context, adapter.layers, adapter.tokens, callbacks)
         return adapter, stages
+
+    def _callbacks(self) -> list[TrainingCallback]:
+        return [ProgressReporter(self.on_progress)]
 
     def _resolve(self, config: TrainConfig) -> ResolvedConfig:
         seed = random.SystemRandom().randrange(2**32) if config.seed is None else config.seed

@@ -1,0 +1,91 @@
+"""The progress of a stage, as it is told to a person or a program."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lora_service.training.loop import StageRun, TrainingCallback
+
+_REPORT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """The state of a stage.
+
+    Attributes:
+        loss: the mean since the last report.
+        seconds_left: estimated time to the end of the last stage.
+    """
+
+    stage: str
+    step: int
+    steps: int
+    loss: float
+    pictures_per_second: float
+    seconds_left: float
+
+    def line(self) -> str:
+        """Return one line for a person."""
+        return f"{self.stage}: step {self.step} of {self.steps}, {self.summary()}"
+
+    def summary(self) -> str:
+        """Return the end of the line, without stage and step."""
+        left = f"{self.seconds_left / 60:.0f} min" if self.seconds_left >= 90 else f"{self.seconds_left:.0f} s"
+        return f"loss {self.loss:.4f}, {self.pictures_per_second:.1f} pictures/s, {left} left in all"
+
+    def metrics(self) -> dict[str, float | int | str]:
+        """Return the numbers for a program that shows the progress."""
+        return {
+            "stage": self.stage,
+            "step": self.step,
+            "of": self.steps,
+            "loss": round(self.loss, 5),
+            "seconds_left": round(self.seconds_left, 1),
+        }
+
+
+OnProgress = Callable[[TrainingProgress], None]
+
+
+class ProgressReporter(TrainingCallback):
+    """Reports now and then; reading the losses is the only time the host waits for the device."""
+
+    def __init__(self, on_progress: OnProgress) -> None:
+        self._on_progress = on_progress
+        self._first_step = self._reported_step = 0
+        self._reported_at = self._started_at = 0.0
+
+    def on_stage_start(self, stage: StageRun) -> None:
+        """Begin the count; a stage that goes on from a checkpoint has steps behind it already."""
+        self._started_at = self._reported_at = time.monotonic()
+        self._first_step = self._reported_step = stage.step
+
+    def on_step_end(self, stage: StageRun) -> None:
+        """Report if it is time to.
+
+        Raises:
+            DivergedError: it is, and a loss since the last report is not finite.
+        """
+        now, spec = time.monotonic(), stage.spec
+        if not stage.is_done and now - self._reported_at < _REPORT_SECONDS:
+            return
+        loss = stage.losses["total"][self._reported_step : stage.step].mean().item()
+        if not math.isfinite(loss):
+            raise stage.diverged("The loss")
+        seconds_per_step = max(now - self._started_at, 1e-9) / (stage.step - self._first_step)
+        steps_left = 0 if stage.is_done else spec.steps - stage.step
+        self._on_progress(
+            TrainingProgress(
+                stage=spec.name,
+                step=stage.step,
+                steps=spec.steps,
+                loss=loss,
+                pictures_per_second=spec.batch_size * stage.config.gradient_accumulation_steps / seconds_per_step,
+                seconds_left=seconds_per_step * (steps_left + spec.later_steps),
+            )
+        )
+        self._reported_at, self._reported_step = now, stage.step
