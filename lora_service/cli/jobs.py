@@ -26,6 +26,7 @@ from lora_service.services.model_service import Log
 from lora_service.services.training_service import TrainingService, TrainingUpload
 from lora_service.serving.form import IMAGE, INSTANCE_DATA_URLS
 from lora_service.training.config import ResolvedConfig, TrainConfig
+from lora_service.training.run_folder import RunFolder
 
 if TYPE_CHECKING:  # it imports torch
     from lora_service.training.training_progress import OnProgress
@@ -58,13 +59,23 @@ def demo_command(output: Path) -> None:
     "-o", "--output", cls=GroupedOption, group="File", type=_PATH,
     help="The LoRA file.  [default: a new name, like dog-zumvek.safetensors]",
 )  # fmt: skip
+@click.option(
+    "--run-folder", cls=GroupedOption, group="File", type=_PATH,
+    help="Folder for what is kept on the way.  [default: a new one beside the LoRA file, like dog-run]",
+)  # fmt: skip
 @force_option("File")
 def train_command(
-    pictures: Path | None, instance_data_urls: str, output: Path | None, force: bool, **inputs: Any
+    pictures: Path | None,
+    instance_data_urls: str,
+    output: Path | None,
+    run_folder: Path | None,
+    force: bool,
+    **inputs: Any,
 ) -> None:
     """Teach what the pictures in ZIP show, and write one LoRA file.
 
-    ZIP may also be a folder; without it, --instance_data_urls says where the pictures are.
+    ZIP may also be a folder; without it, --instance_data_urls says where the pictures are. What is shown and kept on
+    the way lies in a run folder.
     """
     if pictures is None and not instance_data_urls.strip():
         raise click.UsageError("Missing argument 'ZIP': a zip or folder of pictures, or --instance_data_urls.")
@@ -74,7 +85,8 @@ def train_command(
         check_output(output, force=force, inputs=[pictures] if pictures else [])
     with TrainingService() as service, _training_output() as (log, on_progress):
         upload = TrainingUpload(pictures, instance_data_urls)
-        result = service.train(upload, inputs, log=log, on_progress=on_progress)
+        run = RunFolder(run_folder) if run_folder else RunFolder.free(_run_path(pictures, output))
+        result = service.train(upload, inputs, log=log, on_progress=on_progress, run_folder=run.path)
         target = output if output and force else free_path(output or _lora_name(pictures, result.resolved))
         with whole_file(target) as path:
             shutil.copyfile(result.path, path)
@@ -160,6 +172,12 @@ def _lora_name(pictures: Path | None, resolved: ResolvedConfig) -> Path:
     trigger = resolved.trigger.removesuffix(config.class_word)
     words = re.findall(r"[\w.-]+", f"{subject} {trigger}")
     return Path(f"{'-'.join(words).strip('.-')[:_LONGEST_NAME] or 'lora'}.safetensors")
+
+
+def _run_path(pictures: Path | None, output: Path | None) -> Path:
+    """Return the run folder beside the LoRA file, of its name, or of the pictures' where it is not known yet."""
+    name = output.stem if output else pictures.absolute().stem if pictures else "lora"
+    return (output.parent if output else Path()) / f"{name[:_LONGEST_NAME] or 'lora'}-run"
 
 
 def _named_pictures(output: Path, inputs: dict[str, Any]) -> list[Path]:

@@ -24,6 +24,7 @@ from lora_service.services.model_service import (
 )
 from lora_service.services.worker import COMMON_IMPORTS
 from lora_service.training.config import TrainConfig
+from lora_service.training.run_folder import RunFolder
 
 if TYPE_CHECKING:  # torch and diffusers take seconds to import: on a command line they wait for the job
     from lora_service.models.diffusion_base import DiffusionBase
@@ -107,10 +108,13 @@ class TrainingService(ModelService):
         record_metric: RecordMetric = ignore_metric,
         log: Log = print,
         on_progress: OnProgress | None = None,
+        run_folder: Path | None = None,
     ) -> TrainResult:
         """Train on ``upload`` as ``inputs`` ask; the file lies in the job's folder until the next job starts.
 
         Args:
+            run_folder: a new or empty folder to work in, which is kept with all that is in it, also when the job
+                fails; None: a temporary one.
             record_metric: called with the progress as it goes, and with the results.
             on_progress: called with the progress, in place of a line in the log.
 
@@ -122,18 +126,22 @@ class TrainingService(ModelService):
             config = TrainConfig.of(inputs)
             upload.check()
             show = on_progress or (lambda progress: log(progress.line()))
-            result = self._train(upload, config, log, _recording(record_metric, show))
+            run = RunFolder(run_folder or self._output.renew())
+            run.create()
+            with run.in_use():
+                result = self._train(upload, config, run, log, _recording(record_metric, show))
             _report(result, record_metric, log)
             return result
 
-    def _train(self, upload: TrainingUpload, config: TrainConfig, log: Log, on_progress: OnProgress) -> TrainResult:
+    def _train(
+        self, upload: TrainingUpload, config: TrainConfig, run: RunFolder, log: Log, on_progress: OnProgress
+    ) -> TrainResult:
         from lora_service.training.trainer import Trainer
 
-        folder = self._output.renew()
-        source = self._fetch(upload, folder / "upload")
-        trainer = Trainer(self.base, folder, on_progress=on_progress, log=log, settings=self.settings)
+        source = self._fetch(upload, run.uploads)
+        trainer = Trainer(self.base, run.path, on_progress=on_progress, log=log, settings=self.settings)
         result = trainer.run(source, config)
-        shutil.rmtree(folder / "upload", ignore_errors=True)
+        shutil.rmtree(run.uploads, ignore_errors=True)
         return result
 
     def _fetch(self, upload: TrainingUpload, folder: Path) -> Path | list[Path]:

@@ -16,5 +16,6 @@ lora_layers.py         peft's LoRA layers, in and out of a model
 textual_inversion.py   new tokens whose embeddings learn
 memory.py              GPU memory, estimated
 export.py              a trained adapter -> the file
+run_folder.py          the folder of a run
 lora_metadata.py       the strings of the file's header
 """
