@@ -25,10 +25,15 @@ from lora_service.training.textual_inversion import AddedTokens
 
 @dataclass
 class TrainedAdapter:
-    """The result of the stages: the new tokens and the LoRA layers, while they are in the base."""
+    """The result of the stages: the new tokens and the LoRA layers, while they are in the base.
+
+    Attributes:
+        start_from: hash of the LoRA that it went on from, "" for none.
+    """
 
     tokens: AddedTokens | None
     layers: Layers = field(default_factory=dict)
+    start_from: str = ""
 
     def weights(self, names: tuple[str, ...], metadata: Mapping[str, str]) -> LoraWeights:
         """Copy it into a LoRA in memory; ``names`` are the tokens'."""
@@ -69,6 +74,7 @@ def export_lora(
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+    report |= _exceptions(adapter, stages)
     side = config.resolution or 0
     header = LoraMetadata(
         architecture=base.defaults.architecture,
@@ -80,7 +86,7 @@ def export_lora(
         resolution=(side, side),
         rank=config.lora_rank or 0,
         alpha=config.lora_alpha or 0.0,
-        steps=config.max_train_steps_tuning,
+        steps=stages["stage 2"].steps if "stage 2" in stages else 0,
         learning_rate=config.learning_rate_unet or 0.0,
         prediction_type=MODELSPEC_PREDICTIONS[base.prediction_type],
         usage_hint=f"Write {resolved.trigger!r} in the prompt, like: {resolved.prompt_with(resolved.trigger)}"
@@ -97,3 +103,13 @@ def export_lora(
             "What was learned has grown beyond the file's numbers (fp16); try lower learning rates, or fewer steps."
         ) from error
     return path
+
+
+def _exceptions(adapter: TrainedAdapter, stages: Mapping[str, LoopReport]) -> dict[str, object]:
+    """Return what the header says of a training that was no usual one."""
+    facts: dict[str, object] = {
+        "start_from": adapter.start_from,
+        "stopped": {name: f"step {each.steps}: {each.stop_reason}" for name, each in stages.items() if each.stop_reason},
+        "diverged_at": {name: each.diverged_at for name, each in stages.items() if each.diverged_at},
+    }
+    return {name: fact for name, fact in facts.items() if fact}

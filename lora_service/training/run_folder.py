@@ -6,14 +6,32 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from lora_service.errors import InputError
+from lora_service.training.stop_signal import StopSignal
 
 _LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What is kept of a run on the way.
+
+    Attributes:
+        save_every: steps between two checkpoints; None: as suits the stages' lengths; 0: none.
+        keep: how many checkpoints stay, the newest.
+        output: the file that a command line is to write; None: it is named at the end.
+        stop: ends the training after a step.
+    """
+
+    save_every: int | None = 0
+    keep: int = 2
+    output: Path | None = None
+    stop: StopSignal = field(default_factory=StopSignal)
 
 
 @dataclass(frozen=True)
@@ -101,6 +119,13 @@ class RunFolder:
                     self.path.rmdir()
             lock.release()
 
+    @property
+    def start(self) -> Path:
+        """The copy of the LoRA that the run goes on from, if it does."""
+        return self.path / "start_from.safetensors"
+
     def clear_leftovers(self) -> None:
         """Remove what a process that was killed left half done."""
         shutil.rmtree(self.path / "unpacked", ignore_errors=True)
+        for part in self.path.glob(".*.part"):
+            part.unlink()
