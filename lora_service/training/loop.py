@@ -13,6 +13,7 @@ import torch
 from lora_service.errors import DivergedError
 from lora_service.training.config import TrainConfig
 from lora_service.training.optimizers import make_lr_scheduler, make_optimizer
+from lora_service.training.processes import Processes
 
 _REPORTED_LOSSES = 32
 """Means of the loss, evenly spread over a stage, in its report."""
@@ -97,8 +98,9 @@ class StageRun:
         stop_reason: the reason why it stops before its last step, "" where it does not.
     """
 
-    def __init__(self, spec: LoopSpec, config: TrainConfig) -> None:
+    def __init__(self, spec: LoopSpec, config: TrainConfig, processes: Processes | None = None) -> None:
         self.spec, self.config = spec, config
+        self._processes = processes or Processes()
         self.parameters: list[torch.nn.Parameter] = [p for group in spec.param_groups for p in group["params"]]
         self.device = self.parameters[0].device
         self.optimizer = make_optimizer(spec.param_groups, config, self.device)
@@ -107,7 +109,7 @@ class StageRun:
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=spec.autocast == torch.float16)
         self.losses: dict[str, torch.Tensor] = {}
         self.step = 0
-        self.stop_reason = ""
+        self.stop_reason = self._asked_to_stop = ""
         self.started = time.monotonic()
 
     @property
@@ -121,8 +123,13 @@ class StageRun:
         return time.monotonic() - self.started
 
     def stop(self, reason: str) -> None:
-        """End the stage after this step, as if it had no more; the first reason counts."""
-        self.stop_reason = self.stop_reason or reason
+        """End the stage after this step, as if it had no more; the first reason counts.
+
+        Several processes end it together, one step later.
+        """
+        self._asked_to_stop = self._asked_to_stop or reason
+        if self._processes.count == 1:
+            self.stop_reason = self._asked_to_stop
 
     def take_step(self) -> None:
         """Take one optimiser step, which averages exactly ``gradient_accumulation_steps`` micro-batches."""
@@ -134,6 +141,7 @@ class StageRun:
             self._add_loss("total", batch_loss.total, accumulated)
             for name, part in batch_loss.parts.items():
                 self._add_loss(name, part, accumulated)
+        self._average()
         self._scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self._scaler.step(self.optimizer)
@@ -142,6 +150,15 @@ class StageRun:
         self.spec.after_step([group["lr"] for group in self.optimizer.param_groups])
         self.lr_scheduler.step()
         self.step += 1
+
+    def _average(self) -> None:
+        """Share gradients and losses with the other processes, and whether one of them was asked to stop."""
+        if self._processes.count == 1:
+            return
+        asked = torch.full((), float(bool(self._asked_to_stop)), device=self.device)
+        self._processes.average(self.parameters, *(losses[self.step] for losses in self.losses.values()), asked)
+        if asked.item():
+            self.stop_reason = self._asked_to_stop or "another process stopped"
 
     def _add_loss(self, name: str, loss: torch.Tensor, accumulated: int) -> None:
         if name not in self.losses:
@@ -214,13 +231,23 @@ class StageRun:
         return LoopReport(self.step, self.seconds, _means(losses, _REPORTED_LOSSES), self.stop_reason)
 
 
-def run_loop(spec: LoopSpec, config: TrainConfig, callbacks: Sequence[TrainingCallback] = ()) -> LoopReport:
+def run_loop(
+    spec: LoopSpec,
+    config: TrainConfig,
+    callbacks: Sequence[TrainingCallback] = (),
+    processes: Processes | None = None,
+) -> LoopReport:
     """Run the steps of ``spec``; a step counts once however many micro-batches it has, and rates are used as given.
+
+    Args:
+        callbacks: those of this process; what they set the parameters to at the end counts for all if it is the main.
+        processes: the processes that train together; None: this one alone.
 
     Raises:
         DivergedError: a learned weight is not finite at the end.
     """
-    stage = StageRun(spec, config)
+    processes = processes or Processes()
+    stage = StageRun(spec, config, processes)
     for callback in callbacks:
         callback.on_stage_start(stage)
     while not stage.is_done:
@@ -229,6 +256,7 @@ def run_loop(spec: LoopSpec, config: TrainConfig, callbacks: Sequence[TrainingCa
             callback.on_step_end(stage)
     for callback in callbacks:
         callback.on_stage_end(stage)
+    processes.synchronize(stage.parameters)
     stage.check_parameters()
     return stage.report()
 

@@ -23,6 +23,7 @@ from lora_service.training.latent_cache import cache_latents
 from lora_service.training.loop import LoopReport, TrainingCallback
 from lora_service.training.lora_layers import Layers, lora_layers
 from lora_service.training.memory import choose_checkpointing, explain_out_of_memory
+from lora_service.training.processes import Processes
 from lora_service.training.stages import TrainingContext, train_lora, train_textual_inversion
 from lora_service.training.textual_inversion import added_tokens, initial_embeddings
 from lora_service.training.training_progress import OnProgress, ProgressReporter
@@ -68,6 +69,10 @@ class Trainer:
     log: Callable[[str], None] = lambda line: None
     settings: Settings = field(default_factory=Settings)
     _seconds: dict[str, float] = field(default_factory=dict, init=False)
+    _processes: Processes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._processes = Processes.launched(self.base.device)
 
     def run(self, source: Path | Sequence[Path], config: TrainConfig) -> TrainResult:
         """Train on the pictures of ``source`` as ``config`` asks.
@@ -108,7 +113,7 @@ class Trainer:
         """Warn where the steps end before every picture was shown."""
         config = resolved.config
         steps = max(config.max_train_steps_ti, config.max_train_steps_tuning)
-        shown = steps * config.train_batch_size * config.gradient_accumulation_steps
+        shown = steps * config.train_batch_size * config.gradient_accumulation_steps * self._processes.count
         if shown < len(dataset.images):
             count = len(dataset.images)
             self.log(f"warning: {steps} steps show {shown} of the {count} pictures; take more steps, or fewer pictures")
@@ -131,7 +136,9 @@ class Trainer:
         flip, jitter = bool(config.flip), bool(config.color_jitter)
         with self._timed("latents"):
             latents = cache_latents(dataset.images, self.base, flip=flip, color_jitter=jitter, seed=config.seed or 0)
-        return TrainingContext(self.base, dataset.images, latents, resolved, self.base.text, autocast=None)
+        return TrainingContext(
+            self.base, dataset.images, latents, resolved, self.base.text, autocast=None, processes=self._processes
+        )
 
     def _train(self, context: TrainingContext) -> tuple[TrainedAdapter, dict[str, LoopReport]]:
         """Run both stages; the base is as before afterwards."""
@@ -154,10 +161,11 @@ class Trainer:
         return adapter, stages
 
     def _callbacks(self) -> list[TrainingCallback]:
-        return [ProgressReporter(self.on_progress)]
+        return [ProgressReporter(self.on_progress)] if self._processes.is_main else []
 
     def _resolve(self, config: TrainConfig) -> ResolvedConfig:
-        seed = random.SystemRandom().randrange(2**32) if config.seed is None else config.seed
+        drawn = random.SystemRandom().randrange(2**32)
+        seed = self._processes.agree(drawn) if config.seed is None else config.seed
         word = choose_trigger_word(self.base.text, random.Random(seed))
         trigger = config.trigger or f"{word} {config.class_word}".strip()
         resolved = resolve_config(config, self.base.defaults, trigger, seed)
