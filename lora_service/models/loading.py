@@ -39,19 +39,30 @@ def load_base(settings: Settings, *, for_training: bool = False) -> DiffusionBas
 def choose_device(settings: Settings) -> torch.device:
     """Return the device of ``DEVICE``; ``auto`` is CUDA, else Apple's MPS, else the CPU.
 
+    Of several processes that train together, each gets the GPU of its number.
+
     Raises:
         BaseModelError: this machine has no such device.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if settings.device == "auto":
-        return torch.device(next(name for name in available if available[name]))
+        return _own_device(next(name for name in available if available[name]))
     if not available[settings.device]:
         raise BaseModelError(
             f"DEVICE is {settings.device!r}, but this machine has none; set DEVICE=cpu or leave it out.",
             code="device_unavailable",
             field="DEVICE",
         )
-    return torch.device(settings.device)
+    return _own_device(settings.device)
+
+
+def _own_device(name: str) -> torch.device:
+    """Return the device ``name``, with the number that the launcher of several processes gave this one."""
+    number = os.environ.get("LOCAL_RANK")
+    if name != "cuda" or number is None:
+        return torch.device(name)
+    torch.cuda.set_device(int(number))
+    return torch.device(name, int(number))
 
 
 def choose_dtype(settings: Settings, device: torch.device, *, for_training: bool = False) -> torch.dtype:
@@ -66,8 +77,12 @@ def choose_dtype(settings: Settings, device: torch.device, *, for_training: bool
 
 
 def use_threads(settings: Settings) -> None:
-    """Set torch's number of CPU threads, on which the last bits of results depend."""
-    torch.set_num_threads(settings.torch_threads or os.cpu_count() or 1)
+    """Set torch's number of CPU threads, on which the last bits of results depend.
+
+    Processes that train together share the cores.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(settings.torch_threads or max(1, (os.cpu_count() or 1) // processes))
 
 
 def vae_dtype(config: Mapping[str, Any], dtype: torch.dtype, *, is_xl: bool) -> torch.dtype:

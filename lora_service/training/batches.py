@@ -33,9 +33,9 @@ class BatchPlan:
     caption_counts: list[int]
     token_ids: LazyTokenIds
 
-    def batch_token_ids(self, i: int) -> TokenIds:
-        """Return the captions of batch ``i``, tokenized."""
-        return self.token_ids.first(self.caption_counts[i])[self.captions[i]]
+    def batch_token_ids(self, i: int, share: slice = slice(None)) -> TokenIds:
+        """Return the captions of batch ``i``, or of a share of its pictures, tokenized."""
+        return self.token_ids.first(self.caption_counts[i])[self.captions[i][share]]
 
 
 class LazyTokenIds:

@@ -26,6 +26,10 @@ class NoisyLatents:
     timesteps: torch.Tensor
     weights: torch.Tensor
 
+    def __getitem__(self, share: slice) -> NoisyLatents:
+        """Return a share of the pictures."""
+        return NoisyLatents(self.noisy[share], self.target[share], self.timesteps[share], self.weights[share])
+
 
 class DenoisingLoss:
     """How far the base's predictions are from their targets, as ``resolved`` weighs it."""

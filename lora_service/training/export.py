@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -109,7 +110,15 @@ def _exceptions(adapter: TrainedAdapter, stages: Mapping[str, LoopReport]) -> di
     """Return what the header says of a training that was no usual one."""
     facts: dict[str, object] = {
         "start_from": adapter.start_from,
-        "stopped": {name: f"step {each.steps}: {each.stop_reason}" for name, each in stages.items() if each.stop_reason},
+        "stopped": {
+            name: f"step {each.steps}: {each.stop_reason}" for name, each in stages.items() if each.stop_reason
+        },
         "diverged_at": {name: each.diverged_at for name, each in stages.items() if each.diverged_at},
     }
     return {name: fact for name, fact in facts.items() if fact}
+
+
+def job_state(adapter: TrainedAdapter, stages: Mapping[str, LoopReport]) -> dict[str, Any]:
+    """Return what a checkpoint holds beside the stage's own state: the tokens' rows, and earlier stages' reports."""
+    tokens = adapter.tokens.rows() if adapter.tokens else {}
+    return {"tokens": tokens, "stages": {name: asdict(stage) for name, stage in stages.items()}}

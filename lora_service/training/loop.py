@@ -13,6 +13,7 @@ import torch
 from lora_service.errors import DivergedError
 from lora_service.training.config import TrainConfig
 from lora_service.training.optimizers import make_lr_scheduler, make_optimizer
+from lora_service.training.processes import Processes
 
 _REPORTED_LOSSES = 32
 """Means of the loss, evenly spread over a stage, in its report."""
@@ -123,8 +124,9 @@ class StageRun:
         diverged_at: as of :class:`LoopReport`.
     """
 
-    def __init__(self, spec: LoopSpec, config: TrainConfig) -> None:
+    def __init__(self, spec: LoopSpec, config: TrainConfig, processes: Processes | None = None) -> None:
         self.spec, self.config = spec, config
+        self._processes = processes or Processes()
         self.parameters: list[torch.nn.Parameter] = [p for group in spec.param_groups for p in group["params"]]
         self.device = self.parameters[0].device
         self.optimizer = make_optimizer(spec.param_groups, config, self.device)
@@ -133,7 +135,7 @@ class StageRun:
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=spec.autocast == torch.float16)
         self.losses: dict[str, torch.Tensor] = {}
         self.step = 0
-        self.stop_reason = ""
+        self.stop_reason = self._asked_to_stop = ""
         self.diverged_at = 0
         self._first_loss = 0.0
         self._good: _GoodState | None = None
@@ -150,8 +152,13 @@ class StageRun:
         return time.monotonic() - self.started
 
     def stop(self, reason: str) -> None:
-        """End the stage after this step, as if it had no more; the first reason counts."""
-        self.stop_reason = self.stop_reason or reason
+        """End the stage after this step, as if it had no more; the first reason counts.
+
+        Several processes end it together, one step later.
+        """
+        self._asked_to_stop = self._asked_to_stop or reason
+        if self._processes.count == 1:
+            self.stop_reason = self._asked_to_stop
 
     def take_step(self) -> None:
         """Take one optimiser step, which averages exactly ``gradient_accumulation_steps`` micro-batches."""
@@ -163,6 +170,7 @@ class StageRun:
             self._add_loss("total", batch_loss.total, accumulated)
             for name, part in batch_loss.parts.items():
                 self._add_loss(name, part, accumulated)
+        self._average()
         self._scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self._scaler.step(self.optimizer)
@@ -171,6 +179,15 @@ class StageRun:
         self.spec.after_step([group["lr"] for group in self.optimizer.param_groups])
         self.lr_scheduler.step()
         self.step += 1
+
+    def _average(self) -> None:
+        """Share gradients and losses with the other processes, and whether one of them was asked to stop."""
+        if self._processes.count == 1:
+            return
+        asked = torch.full((), float(bool(self._asked_to_stop)), device=self.device)
+        self._processes.average(self.parameters, *(losses[self.step] for losses in self.losses.values()), asked)
+        if asked.item():
+            self.stop_reason = self._asked_to_stop or "another process stopped"
 
     def _add_loss(self, name: str, loss: torch.Tensor, accumulated: int) -> None:
         if name not in self.losses:
@@ -238,10 +255,16 @@ class StageRun:
     def go_back(self) -> bool:
         """End a stage that diverged at its last good state; return False where there is none that is worth a file.
 
-        A stage that others build on has none: they would build on what was about to break.
+        A stage that others build on has none: they would build on what was about to break. Nor have several processes
+        one, of which only the main one looks at losses.
         """
         good = self._good
-        if good is None or self.spec.later_steps or good.step < KEPT_SHARE * self.spec.steps:
+        if (
+            good is None
+            or self._processes.count > 1
+            or self.spec.later_steps
+            or good.step < KEPT_SHARE * self.spec.steps
+        ):
             return False
         self.set_parameters(good.parameters)
         self.diverged_at, self.step = self.step, good.step
@@ -274,15 +297,25 @@ class StageRun:
         return LoopReport(self.step, self.seconds, means, self.stop_reason, self.diverged_at)
 
 
-def run_loop(spec: LoopSpec, config: TrainConfig, callbacks: Sequence[TrainingCallback] = ()) -> LoopReport:
+def run_loop(
+    spec: LoopSpec,
+    config: TrainConfig,
+    callbacks: Sequence[TrainingCallback] = (),
+    processes: Processes | None = None,
+) -> LoopReport:
     """Run the steps of ``spec``; a step counts once however many micro-batches it has, and rates are used as given.
 
     A stage that diverges ends at its last good state, where there is one (:meth:`StageRun.go_back`).
 
+    Args:
+        callbacks: those of this process; what they set the parameters to at the end counts for all if it is the main.
+        processes: the processes that train together; None: this one alone.
+
     Raises:
         DivergedError: it diverges, and there is none.
     """
-    stage = StageRun(spec, config)
+    processes = processes or Processes()
+    stage = StageRun(spec, config, processes)
     for callback in callbacks:
         callback.on_stage_start(stage)
     try:
@@ -292,6 +325,7 @@ def run_loop(spec: LoopSpec, config: TrainConfig, callbacks: Sequence[TrainingCa
             raise
     for callback in callbacks:
         callback.on_stage_end(stage)
+    processes.synchronize(stage.parameters)
     stage.check_parameters()
     return stage.report()
 

@@ -74,7 +74,7 @@ class FusedLoraLinear(_Factors, PeftLinear):  # type: ignore[misc, unused-ignore
 
 
 class LoraConv2d(_Factors, PeftConv2d):  # type: ignore[misc, unused-ignore]
-    """A convolution's LoRA, which a file to go on from may have: ``down (rank, in, kh, kw)``, ``up (out, rank, 1, 1)``."""
+    """A convolution's LoRA, in a file to go on from: ``down (rank, in, kh, kw)``, ``up (out, rank, 1, 1)``, fp32."""
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, **kwargs: Any) -> None:
         super().__init__(base_layer, adapter_name, **kwargs)
@@ -103,6 +103,8 @@ def lora_layers(
     alpha: float,
     generator: torch.Generator,
     starts: Mapping[str, LoraLayer] | None = None,
+    *,
+    only_starts: bool = False,
 ) -> Iterator[Mapping[str, LearnedLayer]]:
     """Let the target layers of the base's ``component`` learn within the context; yields them by path.
 
@@ -113,9 +115,10 @@ def lora_layers(
     Args:
         starts: module path -> the change that the layer there starts from, of its own rank and alpha; layers that are
             no targets otherwise learn too.
+        only_starts: there are only these layers, and they do not learn.
     """
     starts = starts or {}
-    paths = list(dict.fromkeys([*targets_in(component, model), *starts]))
+    paths = list(dict.fromkeys([*(() if only_starts else targets_in(component, model)), *starts]))
     if not paths:  # peft refuses a model without targets
         yield {}
         return
@@ -134,6 +137,9 @@ def lora_layers(
         layers = {path: cast(LearnedLayer, model.get_submodule(path)) for path in paths}
         for path, layer in layers.items():
             _initialize(layer, starts.get(path), generator)
+            if only_starts:
+                layer.down.requires_grad_(False)
+                layer.up.requires_grad_(False)
         yield layers
     finally:
         _remove_layers(model)

@@ -166,3 +166,10 @@ def _base_hash(base: DiffusionBase) -> str:
 
 def _first_values(tensor: Tensor) -> bytes:
     return tensor.detach().flatten()[:_HASHED_VALUES].cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def stored_paths(source: Path | Sequence[Path], run: RunFolder) -> list[str]:
+    """Return the paths of the pictures as a record has them: absolute, but relative within the run folder."""
+    paths = [path.resolve() for path in ([source] if isinstance(source, Path) else source)]
+    folder = run.path.resolve()
+    return [str(path.relative_to(folder) if path.is_relative_to(folder) else path) for path in paths]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from lora_service.training.denoising_loss import DenoisingLoss
 from lora_service.training.latent_cache import CachedLatents
 from lora_service.training.loop import BatchLoss, LoopReport, LoopSpec, TrainingCallback, run_loop
 from lora_service.training.lora_layers import Layers
+from lora_service.training.processes import Processes
 from lora_service.training.textual_inversion import AddedTokens, NormPull
 
 TRIGGER_SHARE = 0.3
@@ -39,6 +40,7 @@ class TrainingContext:
     resolved: ResolvedConfig
     text: TextEncoders
     autocast: torch.dtype | None
+    processes: Processes = field(default_factory=Processes)
 
     def plan(self, stage: str, steps: int, subject_texts: tuple[tuple[str, float], ...], dropout: float) -> BatchPlan:
         """Plan the batches of a stage; ``dropout`` is the share of captions that are left empty."""
@@ -49,7 +51,7 @@ class TrainingContext:
             CaptionSampler(subject_texts, TagOptions(config.shuffle_tags, config.keep_tokens, dropout)),
             self.text,
             batches=steps * config.gradient_accumulation_steps,
-            batch_size=config.train_batch_size,
+            batch_size=config.train_batch_size * self.processes.count,
             seed=f"{stage} {config.seed}",
         )
 
@@ -72,7 +74,7 @@ def train_textual_inversion(
     spec = LoopSpec(
         name="stage 1 (tokens)",
         steps=steps,
-        batch_size=config.train_batch_size,
+        batch_size=config.train_batch_size * context.processes.count,
         param_groups=[_token_group(tokens, config.learning_rate_ti, config.weight_decay_ti)],
         compute_loss=_batch_loss(context, plan, _encode_each_step(context.text, plan), generator),
         autocast=context.autocast,
@@ -80,7 +82,7 @@ def train_textual_inversion(
         later_steps=STAGE_2_COST * config.max_train_steps_tuning,
         after_step=_norm_pull(context.base, tokens),
     )
-    return run_loop(spec, config, callbacks)
+    return run_loop(spec, config, callbacks, context.processes)
 
 
 def train_lora(
@@ -112,14 +114,14 @@ def train_lora(
     spec = LoopSpec(
         name="stage 2 (LoRA)",
         steps=steps,
-        batch_size=config.train_batch_size,
+        batch_size=config.train_batch_size * context.processes.count,
         param_groups=param_groups,
         compute_loss=_batch_loss(context, plan, encode(context.text, plan), generator),
         autocast=context.autocast,
         generator=generator,
         after_step=_norm_pull(base, learning),
     )
-    return run_loop(spec, config, callbacks)
+    return run_loop(spec, config, callbacks, context.processes)
 
 
 def _norm_pull(base: DiffusionBase, tokens: AddedTokens | None) -> Callable[[Sequence[float]], None]:
@@ -152,20 +154,20 @@ def _layer_groups(resolved: ResolvedConfig, layers: Layers) -> list[dict[str, An
     ]
 
 
-EncodeCaptions = Callable[[int], PromptEmbeds]
-"""Number of a micro-batch -> the prompt embeds of its captions."""
+EncodeCaptions = Callable[[int, slice], PromptEmbeds]
+"""Number of a micro-batch, and the share of its pictures -> the prompt embeds of their captions."""
 
 
 def _encode_each_step(text: TextEncoders, plan: BatchPlan) -> EncodeCaptions:
     """Encode with the text encoders as they are at each step."""
-    return lambda i: text.encode(plan.batch_token_ids(i))
+    return lambda i, share: text.encode(plan.batch_token_ids(i, share))
 
 
 def _encode_once(text: TextEncoders, plan: BatchPlan) -> EncodeCaptions:
     """Encode each caption once, not once a step, as nothing learns in the text encoders."""
     with torch.no_grad():
         embeds = PromptEmbeds.concatenate([text.encode(ids) for ids in plan.token_ids.all().split(16)])
-    return lambda i: embeds[plan.captions[i]]
+    return lambda i, share: embeds[plan.captions[i][share]]
 
 
 def _embeds_bytes(base: DiffusionBase, plan: BatchPlan) -> int:
@@ -182,7 +184,12 @@ def _batch_loss(
     def compute_loss(i: int) -> BatchLoss:
         bucket, variants, images = context.latents[plan.buckets[i]], plan.variants[i], plan.images[i]
         batch = denoising.sample(bucket.sample(variants, images, generator), generator)
-        loss = denoising(batch, encode(i), bucket.time_ids(variants, images), bucket.masks(variants, images))
-        return BatchLoss(loss if plan.weights[i] == 1 else loss * plan.weights[i])
+        share, weight = context.processes.share(len(images))
+        if context.processes.count > 1:
+            batch, variants, images = batch[share], variants[share], images[share]
+        sizes, masks = bucket.time_ids(variants, images), bucket.masks(variants, images)
+        loss = denoising(batch, encode(i, share), sizes, masks)
+        weight *= plan.weights[i]
+        return BatchLoss(loss if weight == 1 else loss * weight)
 
     return compute_loss

@@ -161,7 +161,9 @@ def _check_layer(name: str, layer: LoraLayer, module: nn.Module | None, base: Di
     if module is None:
         raise WrongBaseError(f"The LoRA changes {name}, which {base.name} does not have.")
     if not isinstance(module, nn.Linear | nn.Conv2d):
-        raise LoraFileError(f"The LoRA changes {name}, a {type(module).__name__}, which cannot learn.", code="cannot_go_on")
+        raise LoraFileError(
+            f"The LoRA changes {name}, a {type(module).__name__}, which cannot learn.", code="cannot_go_on"
+        )
     weight = tuple(module.weight.shape)
     if layer.shape[:2] != weight[:2] or layer.down[0, 0].numel() != module.weight[0, 0].numel():
         raise WrongBaseError(f"The LoRA's {name} is of the shape {layer.shape}, and {base.name}'s is of {weight}.")

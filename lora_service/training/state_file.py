@@ -1,6 +1,6 @@
 """A tree of state (dictionaries, lists, numbers, texts, tensors) in one safetensors file.
 
-Tensors are the file's, the rest is JSON in its header. There is no pickle in it: a file from a stranger can run nothing.
+Tensors are the file's, the rest is JSON in its header. There is no pickle in it: a stranger's file can run nothing.
 """
 
 from __future__ import annotations

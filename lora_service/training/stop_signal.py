@@ -16,3 +16,8 @@ class StopSignal:
 
     requested: bool = False
     can_stop: bool = False
+
+    @property
+    def stops_now(self) -> bool:
+        """True if the training is to end with what it has."""
+        return self.requested and self.can_stop

@@ -1,0 +1,5 @@
+"""``python -m lora_service`` is the command ``lora-service``; launchers of several processes want a module."""
+
+from lora_service.cli.main import main
+
+main()
