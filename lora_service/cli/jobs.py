@@ -18,7 +18,7 @@ import click
 
 from lora_service.cli.field_options import ConfigCommand, GroupedOption, config_options
 from lora_service.cli.output_files import check_folder, check_output, force_option, free_path, whole_file
-from lora_service.cli.runs import check_resume, recorded_output, run_options, stop_on_interrupt
+from lora_service.cli.runs import check_resume, is_main_process, recorded_output, run_options, stop_on_interrupt
 from lora_service.downloads.parsed_url import redact_all
 from lora_service.errors import InputError
 from lora_service.generation.request import PICTURE_FORMATS, GenerateRequest
@@ -94,10 +94,10 @@ def train_command(
             if resume:
                 result = service.resume(resume, pictures=pictures, stop=stop, log=log, on_progress=on_progress)
             else:
-                options = RunOptions(save_every, keep_checkpoints, output, stop)
-                upload = TrainingUpload(pictures, instance_data_urls)
+                options = RunOptions(save_every if is_main_process() else 0, keep_checkpoints, output, stop)
+                upload, folder = TrainingUpload(pictures, instance_data_urls), run.path if is_main_process() else None
                 result = service.train(
-                    upload, inputs, log=log, on_progress=on_progress, run_folder=run.path, options=options
+                    upload, inputs, log=log, on_progress=on_progress, run_folder=folder, options=options
                 )
         target = output if output and force else free_path(output or _lora_name(pictures, result.resolved))
         with whole_file(target) as path:

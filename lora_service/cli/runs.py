@@ -76,6 +76,11 @@ def recorded_output(folder: Path) -> Path | None:
     return Path(output) if isinstance(output, str) and output else None
 
 
+def is_main_process() -> bool:
+    """Return True unless a launcher started this process to train beside another; only one has the run folder."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def stop_on_interrupt(run: RunFolder) -> Iterator[StopSignal]:
     """Yield a signal that the first Ctrl-C sets once something is learned; any other ends the program as usual.
@@ -83,6 +88,10 @@ def stop_on_interrupt(run: RunFolder) -> Iterator[StopSignal]:
     What ends by an error and can go on says how.
     """
     stop = StopSignal()
+    if not is_main_process():  # the main process asks the others to stop
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        yield stop
+        return
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.requested or not stop.can_stop:

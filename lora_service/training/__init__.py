@@ -17,5 +17,11 @@ textual_inversion.py   new tokens whose embeddings learn
 memory.py              GPU memory, estimated
 export.py              a trained adapter -> the file
 run_folder.py          the folder of a run
+run_record.py          run.json: what is trained on what
+checkpoints.py         the state of a run, written now and then, and put back
+state_file.py          a tree of state in a safetensors file
+stopping.py            an early end, by request or by time
+stop_signal.py         the request
+starting_lora.py       a LoRA that a training goes on from
 lora_metadata.py       the strings of the file's header
 """

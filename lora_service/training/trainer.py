@@ -254,7 +254,7 @@ class Trainer:
                 if config.max_train_steps_ti and "stage 1" not in stages:
                     with self._timed("stage 1"):
                         stages["stage 1"] = train_textual_inversion(context, adapter.tokens, callbacks)
-            if config.max_train_steps_tuning and not self.options.stop.stops_now:
+            if config.max_train_steps_tuning and not self._processes.agree(self.options.stop.stops_now):
                 adapter.layers = self._add_layers(stack, resolved, generator)
                 with self._timed("stage 2"):
                     stages["stage 2"] = train_lora(context, adapter.layers, adapter.tokens, callbacks)

@@ -1,19 +1,24 @@
 """The frame of both services: one job's output at a time, and what a failed job leaves."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lora_service.errors import InputError, LinkError, WrongBaseError
+from lora_service.errors import InputError, LinkError, LoraServiceError, WrongBaseError
 from lora_service.lora.files import write_lora
 from lora_service.lora.weights import LoraLayer, LoraWeights
+from lora_service.services import training_service
 from lora_service.services.inference_service import InferenceService
 from lora_service.services.model_service import JobLog, ModelService, OutputFolder, ignore_metric
 from lora_service.services.training_service import TrainingService, TrainingUpload
 from lora_service.settings import Settings
+from lora_service.training.loop import LoopReport
+from lora_service.training.run_folder import RunOptions
+from lora_service.training.stop_signal import StopSignal
 from tests.errors import raises
 from tests.lora.lora_fakes import random_lora, save
 from tests.small_base import picture_zip, small_base
@@ -123,6 +128,51 @@ def test_the_error_of_a_link_names_the_input_that_holds_it(
 def test_an_upload_is_one_file_or_links(file: Any, links: str, field: str) -> None:
     with raises(InputError, field=field):
         TrainingUpload(file, links).check()
+
+
+def test_a_run_folder_is_kept_and_none_is_used_twice(training: TrainingService, tmp_path: Path) -> None:
+    upload, run = TrainingUpload(picture_zip(tmp_path / "pictures.zip"), ""), tmp_path / "dog-run"
+    path = training.train(upload, STEPS, log=quiet, run_folder=run).path
+    training.close()
+    before = path.read_bytes()
+    with raises(InputError, field="run_folder", code="run_exists"):
+        training.train(upload, STEPS | {"seed": 2}, log=quiet, run_folder=run)
+    with raises(InputError, field="resume", code="run_finished"):
+        training.resume(run, log=quiet)
+    assert path.read_bytes() == before
+    with pytest.raises(LoraServiceError):
+        training.train(upload, STEPS | {"resolution": 33}, log=quiet, run_folder=tmp_path / "failed-run")
+    assert not (tmp_path / "failed-run").exists()  # nothing was in it
+
+
+def test_a_service_goes_on_with_a_run_and_its_lora(tmp_path: Path) -> None:
+    upload = TrainingUpload(picture_zip(tmp_path / "pictures.zip"), "")
+    with TrainingService(Settings(), allow_local=True) as service:
+        first = service.train(upload, STEPS, log=quiet, run_folder=tmp_path / "first")
+        inputs = STEPS | {"start_from": str(first.path), "seed": 3}
+        stop = StopSignal(requested=True)
+        whole = service.train(upload, inputs, log=quiet, run_folder=tmp_path / "whole")
+        options = RunOptions(save_every=1, stop=stop)
+        half = service.train(upload, inputs, log=quiet, run_folder=tmp_path / "half", options=options)
+        assert half.interrupted
+        assert half.resolved.trigger == ""
+        assert whole.resolved.trigger == first.resolved.trigger
+        first.path.unlink()  # the run has a copy
+        assert service.resume(tmp_path / "half", log=quiet).path.read_bytes() == whole.path.read_bytes()
+
+
+def test_a_server_starts_from_no_file_of_its_own(training: TrainingService, tmp_path: Path) -> None:
+    upload = TrainingUpload(picture_zip(tmp_path / "pictures.zip"), "")
+    with raises(LinkError, field="start_from"):
+        training.train(upload, STEPS | {"start_from": str(tmp_path / "pictures.zip")}, log=quiet)
+
+
+def test_a_training_that_diverged_is_recorded(training: TrainingService, tmp_path: Path) -> None:
+    report = LoopReport(3, 1.0, [0.5], "no number any more by step 5", diverged_at=5)
+    result = training.train(TrainingUpload(picture_zip(tmp_path / "pictures.zip"), ""), STEPS, log=quiet)
+    metrics: dict[str, Any] = {}
+    training_service._report(replace(result, stages={"stage 2": report}), metrics.__setitem__, quiet)
+    assert metrics["diverged_at"] == 5
 
 
 def lora_file(path: Path, weights: LoraWeights) -> str:

@@ -1,6 +1,9 @@
 """A run that was interrupted at any step goes on to the same file."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -313,3 +316,11 @@ def test_the_callbacks_come_in_the_order_that_resuming_needs(base: DiffusionBase
     config = TrainConfig.of({"stop_after_seconds": 9})
     names = [type(each) for each in Trainer(base, tmp_path)._callbacks(config, record, None, dict)]
     assert names[-2:] == [CheckpointWriter, StopRequest]
+
+
+@pytest.mark.slow
+def test_processes_that_are_killed_at_random_moments_go_on_to_the_same_bytes() -> None:
+    """The whole campaign is ``python -m tests.training.kill_campaign``."""
+    command = [sys.executable, "-m", "tests.training.kill_campaign", "--kills", "5", "--seed", str(os.getpid())]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
+    assert ended.returncode == 0, ended.stdout + ended.stderr

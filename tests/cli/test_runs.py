@@ -1,0 +1,104 @@
+"""Run folders as a person at a terminal meets them: kill, resume, Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from lora_service.cli.runs import check_resume, recorded_output, stop_on_interrupt
+from lora_service.errors import InputError
+from lora_service.training.run_folder import RunFolder
+from tests.errors import raises
+from tests.small_base import picture_zip
+
+TRAIN = [sys.executable, "-u", "-m", "lora_service", "train"]
+DEADLINE = 240.0  # seconds, on a machine that is busy
+
+
+def wait_for(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + DEADLINE
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def start(*arguments: str) -> "subprocess.Popen[str]":
+    environment = os.environ | {"BASE_MODEL": "embedded", "TORCH_THREADS": "1"}
+    return subprocess.Popen(
+        [*TRAIN, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_a_killed_training_is_resumed_and_ended_by_ctrl_c_with_a_file(tmp_path: Path) -> None:
+    lora, run = tmp_path / "dog.safetensors", RunFolder(tmp_path / "dog-run")
+    steps = ["--max_train_steps_ti", "2", "--max_train_steps_tuning", "5000", "--save-every", "2"]
+    killed = start(str(picture_zip(tmp_path / "p.zip")), "-o", str(lora), "--task", "object", *steps)
+    wait_for(lambda: any(run.checkpoints.glob("stage-2-LoRA-000[0-9]*[2468].safetensors")), killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert not lora.exists()
+    before = max(path.name for path in run.checkpoints.glob("*.safetensors"))
+
+    resumed = start("--resume", str(run.path))
+    wait_for(lambda: max(path.name for path in run.checkpoints.glob("*.safetensors")) > before, resumed)
+    resumed.send_signal(signal.SIGINT)
+    output, errors = resumed.communicate(timeout=DEADLINE)
+    assert resumed.returncode == 0, errors
+    assert "stopping after this step" in errors
+    assert "going on with stage 2" in output
+    assert f"wrote {lora}\nto go on: lora-service train --resume {run.path}" in output
+    with safe_open(lora, "pt") as file:
+        assert "stopped by request" in json.loads(file.metadata()["lora_service.report"])["stopped"]["stage 2"]
+    assert any(run.checkpoints.iterdir())
+
+
+def test_the_first_ctrl_c_asks_and_the_second_ends(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = RunFolder(tmp_path)
+    run.checkpoints.mkdir()
+    (run.checkpoints / "x.safetensors").touch()
+    before = signal.getsignal(signal.SIGINT)
+    ended = False
+    try:
+        with stop_on_interrupt(run) as stop:
+            stop.can_stop = True
+            signal.raise_signal(signal.SIGINT)
+            assert stop.requested
+            assert "stopping after this step" in capfd.readouterr().err
+            signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        ended = True
+    assert ended
+    assert f"train --resume {tmp_path}" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_ctrl_c_before_anything_is_learned_ends_at_once(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), stop_on_interrupt(RunFolder(tmp_path)):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_what_a_run_has_is_not_given_again(tmp_path: Path) -> None:
+    check_resume(tmp_path, "", None, None, {"lora_rank": None})
+    for field, arguments in (
+        ("instance_data_urls", ("https://example.org/a.zip", None, None, {})),
+        ("run_folder", ("", tmp_path, None, {})),
+        ("save_every", ("", None, 0, {})),
+        ("flip", ("", None, None, {"flip": False})),
+    ):
+        with raises(InputError, field=field, code="fixed_by_run"):
+            check_resume(tmp_path, *arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("text", "expected"), [("{", None), ("[]", None), ('{"output": "/a/b"}', Path("/a/b"))])
+def test_the_output_of_a_run_is_recorded(tmp_path: Path, text: str, expected: Path | None) -> None:
+    assert recorded_output(tmp_path) is None
+    (tmp_path / "run.json").write_text(text)
+    assert recorded_output(tmp_path) == expected
