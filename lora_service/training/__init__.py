@@ -15,6 +15,8 @@ loss.py                noise, timesteps, targets and weights, as pure functions
 lora_layers.py         peft's LoRA layers, in and out of a model
 textual_inversion.py   new tokens whose embeddings learn
 memory.py              GPU memory, estimated
+processes.py           several processes that train one LoRA together
+trackers.py            TensorBoard, Weights & Biases, Comet
 export.py              a trained adapter -> the file
 lora_metadata.py       the strings of the file's header
 """

@@ -340,6 +340,11 @@ class ResolvedConfig:
         """The text that stands for the subject in captions: the new tokens, or the trigger where there are none."""
         return "".join(self.tokens) or self.trigger
 
+    @property
+    def title(self) -> str:
+        """A name of the LoRA, unique per training: A1111 calls a LoRA by its title."""
+        return f"{(self.trigger or self.config.task).replace(' ', '-')}-{self.config.seed or 0:08x}"
+
     def describe_defaults(self, config: TrainConfig) -> str:
         """List the values of the inputs that ``config`` left open."""
         values = self.config.model_dump()

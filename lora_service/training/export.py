@@ -74,8 +74,7 @@ def export_lora(
         architecture=base.defaults.architecture,
         base_version=base.defaults.version,
         base_name=base.defaults.title,
-        # Unique per training: A1111 calls a LoRA by its title.
-        title=f"{(resolved.trigger or resolved.config.task).replace(' ', '-')}-{config.seed or 0:08x}",
+        title=resolved.title,
         trigger=resolved.trigger,
         resolution=(side, side),
         rank=config.lora_rank or 0,

@@ -26,6 +26,7 @@ from lora_service.training.memory import choose_checkpointing, explain_out_of_me
 from lora_service.training.processes import Processes
 from lora_service.training.stages import TrainingContext, train_lora, train_textual_inversion
 from lora_service.training.textual_inversion import added_tokens, initial_embeddings
+from lora_service.training.trackers import RunTrackers, TrackerCallback, check_trackers, run_trackers
 from lora_service.training.training_progress import OnProgress, ProgressReporter
 from lora_service.training.trigger_words import choose_trigger_word
 
@@ -82,6 +83,7 @@ class Trainer:
             InputError: an input cannot be used on this base.
             DivergedError: the loss is not finite.
         """
+        check_trackers(self.settings.trackers)
         resolved = self._resolve(config)
         checkpointing = choose_checkpointing(self.base, resolved.config, self.log)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -102,11 +104,13 @@ class Trainer:
             self.log(line)
         self._warn_of_unseen(dataset, resolved)
         self.log(f"base: {self.base.defaults.title}; {resolved.describe_defaults(config)}")
-        with explain_out_of_memory(self.base, resolved.config, checkpointing=checkpointing):
-            context = self._context(dataset, resolved)
-            with precision(self.base, resolved, checkpointing=checkpointing) as autocast:
-                adapter, stages = self._train(replace(context, autocast=autocast))
-        path = export_lora(self.folder / "lora.safetensors", adapter, self.base, resolved, dataset.report, stages)
+        with self._run_trackers(resolved) as trackers:
+            with explain_out_of_memory(self.base, resolved.config, checkpointing=checkpointing):
+                context = self._context(dataset, resolved)
+                with precision(self.base, resolved, checkpointing=checkpointing) as autocast:
+                    adapter, stages = self._train(replace(context, autocast=autocast), self._callbacks(trackers))
+            path = export_lora(self.folder / "lora.safetensors", adapter, self.base, resolved, dataset.report, stages)
+            trackers.log_file(path)
         return TrainResult(path, resolved, dataset, stages, dict(self._seconds))
 
     def _warn_of_unseen(self, dataset: TrainingDataset, resolved: ResolvedConfig) -> None:
@@ -140,13 +144,23 @@ class Trainer:
             self.base, dataset.images, latents, resolved, self.base.text, autocast=None, processes=self._processes
         )
 
-    def _train(self, context: TrainingContext) -> tuple[TrainedAdapter, dict[str, LoopReport]]:
+    @contextmanager
+    def _run_trackers(self, resolved: ResolvedConfig) -> Iterator[RunTrackers]:
+        """Start the trackers within the context, in the main process alone."""
+        names = self.settings.trackers if self._processes.is_main else ()
+        folder = self.settings.tracker_folder or self.folder / "trackers"
+        with run_trackers(names, resolved.title, folder, self.log) as trackers:
+            trackers.store_settings(resolved.as_json())
+            yield trackers
+
+    def _train(
+        self, context: TrainingContext, callbacks: Sequence[TrainingCallback]
+    ) -> tuple[TrainedAdapter, dict[str, LoopReport]]:
         """Run both stages; the base is as before afterwards."""
         resolved = context.resolved
         generator = torch.Generator().manual_seed(resolved.config.seed or 0)
         adapter = TrainedAdapter(None)
         stages: dict[str, LoopReport] = {}
-        callbacks = self._callbacks()
         with ExitStack() as stack:
             if resolved.tokens:
                 rows = initial_embeddings(self.base, resolved.tokens, resolved.initializers, generator)
@@ -160,8 +174,9 @@ class Trainer:
                     stages["stage 2"] = train_lora(context, adapter.layers, adapter.tokens, callbacks)
         return adapter, stages
 
-    def _callbacks(self) -> list[TrainingCallback]:
-        return [ProgressReporter(self.on_progress)] if self._processes.is_main else []
+    def _callbacks(self, trackers: RunTrackers) -> list[TrainingCallback]:
+        """Return what watches the stages, which is all done by the main process."""
+        return [ProgressReporter(self.on_progress), TrackerCallback(trackers)] if self._processes.is_main else []
 
     def _resolve(self, config: TrainConfig) -> ResolvedConfig:
         drawn = random.SystemRandom().randrange(2**32)
