@@ -175,6 +175,17 @@ def train(
         le=1,
         description="Empty: the base model's own (SD 1.5: 1e-4). Learning rate of the tokens in stage 2.",
     ),
+    start_from: str = Input(
+        default="",
+        max_length=4000,
+        description="Empty: a new LoRA. Link to a LoRA file to go on from; its layers, tokens and trigger are kept.",
+    ),
+    stop_after_seconds: int = Input(
+        default=0,
+        ge=0,
+        le=604800,
+        description="0: no limit. The file is written within so many seconds of the job's start.",
+    ),
     lora_format: str = Input(
         default="kohya",
         choices=["kohya", "diffusers", "cloneofsimo"],

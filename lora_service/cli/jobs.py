@@ -18,6 +18,7 @@ import click
 
 from lora_service.cli.field_options import ConfigCommand, GroupedOption, config_options
 from lora_service.cli.output_files import check_folder, check_output, force_option, free_path, whole_file
+from lora_service.cli.runs import check_resume, recorded_output, run_options, stop_on_interrupt
 from lora_service.downloads.parsed_url import redact_all
 from lora_service.errors import InputError
 from lora_service.generation.request import PICTURE_FORMATS, GenerateRequest
@@ -26,6 +27,7 @@ from lora_service.services.model_service import Log
 from lora_service.services.training_service import TrainingService, TrainingUpload
 from lora_service.serving.form import IMAGE, INSTANCE_DATA_URLS
 from lora_service.training.config import ResolvedConfig, TrainConfig
+from lora_service.training.run_folder import RunFolder, RunOptions
 
 if TYPE_CHECKING:  # it imports torch
     from lora_service.training.training_progress import OnProgress
@@ -58,27 +60,51 @@ def demo_command(output: Path) -> None:
     "-o", "--output", cls=GroupedOption, group="File", type=_PATH,
     help="The LoRA file.  [default: a new name, like dog-zumvek.safetensors]",
 )  # fmt: skip
+@run_options
 @force_option("File")
 def train_command(
-    pictures: Path | None, instance_data_urls: str, output: Path | None, force: bool, **inputs: Any
+    pictures: Path | None,
+    instance_data_urls: str,
+    output: Path | None,
+    force: bool,
+    run_folder: Path | None,
+    save_every: int | None,
+    keep_checkpoints: int,
+    resume: Path | None,
+    **inputs: Any,
 ) -> None:
     """Teach what the pictures in ZIP show, and write one LoRA file.
 
-    ZIP may also be a folder; without it, --instance_data_urls says where the pictures are.
+    ZIP may also be a folder; without it, --instance_data_urls says where the pictures are. What is shown and kept on
+    the way lies in a run folder. Ctrl-C ends the training after a step and writes the file of what was learned by
+    then; a second one drops it. Either way, --resume goes on.
     """
-    if pictures is None and not instance_data_urls.strip():
+    if resume:
+        check_resume(resume, instance_data_urls, run_folder, save_every, inputs)
+        output = output or recorded_output(resume)
+    elif pictures is None and not instance_data_urls.strip():
         raise click.UsageError("Missing argument 'ZIP': a zip or folder of pictures, or --instance_data_urls.")
     if output is None:
         check_folder(Path())
-    else:
+    elif not (resume and output.exists()):
         check_output(output, force=force, inputs=[pictures] if pictures else [])
-    with TrainingService() as service, _training_output() as (log, on_progress):
-        upload = TrainingUpload(pictures, instance_data_urls)
-        result = service.train(upload, inputs, log=log, on_progress=on_progress)
+    with TrainingService(allow_local=True) as service, _training_output() as (log, on_progress):
+        run = RunFolder(resume or run_folder or RunFolder.free(_run_path(pictures, output)).path)
+        with stop_on_interrupt(run) as stop:
+            if resume:
+                result = service.resume(resume, pictures=pictures, stop=stop, log=log, on_progress=on_progress)
+            else:
+                options = RunOptions(save_every, keep_checkpoints, output, stop)
+                upload = TrainingUpload(pictures, instance_data_urls)
+                result = service.train(
+                    upload, inputs, log=log, on_progress=on_progress, run_folder=run.path, options=options
+                )
         target = output if output and force else free_path(output or _lora_name(pictures, result.resolved))
         with whole_file(target) as path:
             shutil.copyfile(result.path, path)
     click.echo(f"wrote {target}")
+    if result.interrupted:
+        click.echo(f"to go on: {shlex.join(['lora-service', 'train', '--resume', str(run.path)])}")
     click.echo(f"next: {shlex.join(['lora-service', 'generate', result.prompt, '--lora', str(target)])}")
 
 
@@ -160,6 +186,12 @@ def _lora_name(pictures: Path | None, resolved: ResolvedConfig) -> Path:
     trigger = resolved.trigger.removesuffix(config.class_word)
     words = re.findall(r"[\w.-]+", f"{subject} {trigger}")
     return Path(f"{'-'.join(words).strip('.-')[:_LONGEST_NAME] or 'lora'}.safetensors")
+
+
+def _run_path(pictures: Path | None, output: Path | None) -> Path:
+    """Return the run folder beside the LoRA file, of its name, or of the pictures' where it is not known yet."""
+    name = output.stem if output else pictures.absolute().stem if pictures else "lora"
+    return (output.parent if output else Path()) / f"{name[:_LONGEST_NAME] or 'lora'}-run"
 
 
 def _named_pictures(output: Path, inputs: dict[str, Any]) -> list[Path]:

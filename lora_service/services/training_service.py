@@ -22,12 +22,16 @@ from lora_service.services.model_service import (
     ignore_metric,
     module_map,
 )
-from lora_service.services.worker import COMMON_IMPORTS
+from lora_service.services.worker import COMMON_IMPORTS, Worker
+from lora_service.settings import Settings
 from lora_service.training.config import TrainConfig
+from lora_service.training.run_folder import RunFolder, RunOptions
+from lora_service.training.stop_signal import StopSignal
 
 if TYPE_CHECKING:  # torch and diffusers take seconds to import: on a command line they wait for the job
     from lora_service.models.diffusion_base import DiffusionBase
-    from lora_service.training.trainer import TrainResult
+    from lora_service.training.starting_lora import StartingLora
+    from lora_service.training.trainer import Trainer, TrainResult
     from lora_service.training.training_progress import OnProgress, TrainingProgress
 
 _IMPORTS = (
@@ -71,9 +75,19 @@ class TrainingUpload:
 
 
 class TrainingService(ModelService):
-    """Runs training jobs, each in a folder of its own."""
+    """Runs training jobs, each in a folder of its own.
+
+    Args:
+        allow_local: ``start_from`` may be a path on this machine: yes on a command line, never on a server.
+    """
 
     folder_prefix: ClassVar[str] = "lora-training-"
+
+    def __init__(
+        self, settings: Settings | None = None, *, worker: Worker | None = None, allow_local: bool = False
+    ) -> None:
+        super().__init__(settings, worker=worker)
+        self._allow_local = allow_local
 
     def warm_up(self) -> None:
         """In a server's worker, import all that jobs need; with ``WARM_UP``, also load the base model."""
@@ -107,34 +121,103 @@ class TrainingService(ModelService):
         record_metric: RecordMetric = ignore_metric,
         log: Log = print,
         on_progress: OnProgress | None = None,
+        run_folder: Path | None = None,
+        options: RunOptions | None = None,
     ) -> TrainResult:
         """Train on ``upload`` as ``inputs`` ask; the file lies in the job's folder until the next job starts.
 
         Args:
+            run_folder: a new or empty folder to work in, which is kept with all that is in it, also when the job
+                fails; None: a temporary one.
+            options: what is kept there on the way; None: no checkpoints.
             record_metric: called with the progress as it goes, and with the results.
             on_progress: called with the progress, in place of a line in the log.
 
         Raises:
             LoraServiceError: a mistake that the user can mend.
         """
+        started = time.monotonic()
         log = JobLog(log, record_metric)
         with self._job(log, [upload.file] if isinstance(upload.file, Path) else []):
             config = TrainConfig.of(inputs)
             upload.check()
-            show = on_progress or (lambda progress: log(progress.line()))
-            result = self._train(upload, config, log, _recording(record_metric, show))
+            run = RunFolder(run_folder or self._output.renew())
+            run.create()
+            with run.in_use():
+                source = self._fetch(upload, run.uploads)
+                show = _recording(record_metric, on_progress or (lambda progress: log(progress.line())))
+                trainer = self._trainer(run, log, show)
+                trainer.options, trainer.started = options or RunOptions(), started
+                trainer.start = self._starting_lora(config, log)
+                result = trainer.run(source, config)
+                _remove_uploads(run, result)
             _report(result, record_metric, log)
             return result
 
-    def _train(self, upload: TrainingUpload, config: TrainConfig, log: Log, on_progress: OnProgress) -> TrainResult:
+    def resume(
+        self,
+        run_folder: Path,
+        *,
+        pictures: Path | None = None,
+        stop: StopSignal | None = None,
+        record_metric: RecordMetric = ignore_metric,
+        log: Log = print,
+        on_progress: OnProgress | None = None,
+    ) -> TrainResult:
+        """Go on with the run in ``run_folder``; the file is the one that it would have written without interruption.
+
+        Args:
+            pictures: the place where its pictures are now; None: where they were.
+            stop: ends it after a step.
+            record_metric, log, on_progress: as of :meth:`train`.
+
+        Raises:
+            LoraServiceError: a mistake that the user can mend.
+        """
+        from lora_service.training.run_record import RunRecord
+        from lora_service.training.starting_lora import StartingLora
+        from lora_service.training.state_file import read_state
+
+        log, run = JobLog(log, record_metric), RunFolder(run_folder)
+        with self._job(log):
+            record = RunRecord.read(run)
+            if record.status == "finished":
+                expected = f"a run that is not finished; the file of this one is {run.lora}"
+                raise InputError("resume", str(run_folder), expected, code="run_finished")
+            config = record.config()
+            with run.in_use():
+                run.clear_leftovers()
+                show = _recording(record_metric, on_progress or (lambda progress: log(progress.line())))
+                trainer = self._trainer(run, log, show)
+                trainer.options, trainer.resumed = RunOptions(stop=stop or StopSignal()), record
+                trainer.start = StartingLora.from_state(read_state(run.start)) if run.start.exists() else None
+                result = trainer.run(pictures or record.source(run), config)
+                _remove_uploads(run, result)
+            _report(result, record_metric, log)
+            return result
+
+    def _trainer(self, run: RunFolder, log: Log, on_progress: OnProgress) -> Trainer:
         from lora_service.training.trainer import Trainer
 
-        folder = self._output.renew()
-        source = self._fetch(upload, folder / "upload")
-        trainer = Trainer(self.base, folder, on_progress=on_progress, log=log, settings=self.settings)
-        result = trainer.run(source, config)
-        shutil.rmtree(folder / "upload", ignore_errors=True)
-        return result
+        return Trainer(self.base, run.path, on_progress=on_progress, log=log, settings=self.settings)
+
+    def _starting_lora(self, config: TrainConfig, log: Log) -> StartingLora | None:
+        """Return the LoRA of ``start_from``, fetched and read."""
+        if not config.start_from.strip():
+            return None
+        from lora_service.lora.files import read_lora
+        from lora_service.training.starting_lora import StartingLora
+
+        until = time.monotonic() + self.settings.max_download_seconds
+        with blame_input("start_from"):
+            remote = resolve(config.start_from, allow_local=self._allow_local)
+            file = Fetcher(self.settings).fetch_file(remote, base=self.base.defaults.version, until=until)
+            weights = read_lora(file.path, file.name)
+            for warning in (*filter(None, [file.note]), *weights.warnings):
+                log(f"warning: start_from: {warning}")
+            lora = StartingLora.of(weights)
+            lora.check(self.base)
+            return lora
 
     def _fetch(self, upload: TrainingUpload, folder: Path) -> Path | list[Path]:
         """Return the pictures as local files."""
@@ -151,6 +234,12 @@ class TrainingService(ModelService):
                 files.append(fetcher.download(resolve(link), folder, max_bytes=left, until=until))
                 left = max(1, left - files[-1].stat().st_size)  # the limit is one for all links together
         return files
+
+
+def _remove_uploads(run: RunFolder, result: TrainResult) -> None:
+    """Remove pictures that came by link, unless the run may go on."""
+    if not result.interrupted:
+        shutil.rmtree(run.uploads, ignore_errors=True)
 
 
 def _recording(record_metric: RecordMetric, on_progress: OnProgress) -> OnProgress:
@@ -180,6 +269,8 @@ def _report(result: TrainResult, record_metric: RecordMetric, log: Log) -> None:
     for name, stage in result.stages.items():
         metrics[f"steps_{name.replace(' ', '_')}"] = stage.steps
         metrics[f"loss_{name.replace(' ', '_')}"] = stage.losses[-1]
+        if stage.diverged_at:
+            metrics["diverged_at"] = stage.diverged_at
     for name, value in metrics.items():
         record_metric(name, value)
     size, trigger = result.path.stat().st_size, result.resolved.trigger

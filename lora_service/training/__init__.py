@@ -18,5 +18,6 @@ memory.py              GPU memory, estimated
 processes.py           several processes that train one LoRA together
 trackers.py            TensorBoard, Weights & Biases, Comet
 export.py              a trained adapter -> the file
+run_folder.py          the folder of a run
 lora_metadata.py       the strings of the file's header
 """

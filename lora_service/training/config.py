@@ -171,6 +171,14 @@ class TrainConfig(BaseModel):
         le=1,
         description="Empty: the base model's own (SD 1.5: 1e-4). Learning rate of the tokens in stage 2.",
     )
+    start_from: str = Field(
+        "",
+        max_length=4000,
+        description="Empty: a new LoRA. Link to a LoRA file to go on from; its layers, tokens and trigger are kept.",
+    )
+    stop_after_seconds: Int = Field(
+        0, ge=0, le=604800, description="0: no limit. The file is written within so many seconds of the job's start."
+    )
     lora_format: Literal["kohya", "diffusers", "cloneofsimo"] = Field(
         "kohya", description="Format of the file; kohya is read by every tool."
     )
@@ -194,6 +202,7 @@ class TrainConfig(BaseModel):
             "placeholder_tokens", "initializer_tokens", "continue_inversion", "continue_inversion_lr",
             "weight_decay_ti",
         ),
+        "Going on and stopping": ("start_from", "stop_after_seconds"),
         "File": ("lora_format",),
     }  # fmt: skip
     """The fields by group, in the order of ``lora-service train --help``."""
@@ -362,8 +371,8 @@ class ResolvedConfig:
         return f"a picture in the style of {subject}" if self.config.task == "style" else f"a photo of {subject}"
 
     def as_json(self) -> dict[str, object]:
-        """Return the resolved settings, without the user's captions."""
-        return self.config.model_dump(exclude={"custom_prompts"})
+        """Return the resolved settings, without the user's captions and links."""
+        return self.config.model_dump(exclude={"custom_prompts", "start_from"})
 
 
 def resolve_config(config: TrainConfig, defaults: ModelDefaults, trigger: str, seed: int) -> ResolvedConfig:

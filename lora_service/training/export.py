@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,10 +26,15 @@ from lora_service.training.textual_inversion import AddedTokens
 
 @dataclass
 class TrainedAdapter:
-    """The result of the stages: the new tokens and the LoRA layers, while they are in the base."""
+    """The result of the stages: the new tokens and the LoRA layers, while they are in the base.
+
+    Attributes:
+        start_from: hash of the LoRA that it went on from, "" for none.
+    """
 
     tokens: AddedTokens | None
     layers: Layers = field(default_factory=dict)
+    start_from: str = ""
 
     def weights(self, names: tuple[str, ...], metadata: Mapping[str, str]) -> LoraWeights:
         """Copy it into a LoRA in memory; ``names`` are the tokens'."""
@@ -69,6 +75,7 @@ def export_lora(
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+    report |= _exceptions(adapter, stages)
     side = config.resolution or 0
     header = LoraMetadata(
         architecture=base.defaults.architecture,
@@ -79,7 +86,7 @@ def export_lora(
         resolution=(side, side),
         rank=config.lora_rank or 0,
         alpha=config.lora_alpha or 0.0,
-        steps=config.max_train_steps_tuning,
+        steps=stages["stage 2"].steps if "stage 2" in stages else 0,
         learning_rate=config.learning_rate_unet or 0.0,
         prediction_type=MODELSPEC_PREDICTIONS[base.prediction_type],
         usage_hint=f"Write {resolved.trigger!r} in the prompt, like: {resolved.prompt_with(resolved.trigger)}"
@@ -96,3 +103,21 @@ def export_lora(
             "What was learned has grown beyond the file's numbers (fp16); try lower learning rates, or fewer steps."
         ) from error
     return path
+
+
+def _exceptions(adapter: TrainedAdapter, stages: Mapping[str, LoopReport]) -> dict[str, object]:
+    """Return what the header says of a training that was no usual one."""
+    facts: dict[str, object] = {
+        "start_from": adapter.start_from,
+        "stopped": {
+            name: f"step {each.steps}: {each.stop_reason}" for name, each in stages.items() if each.stop_reason
+        },
+        "diverged_at": {name: each.diverged_at for name, each in stages.items() if each.diverged_at},
+    }
+    return {name: fact for name, fact in facts.items() if fact}
+
+
+def job_state(adapter: TrainedAdapter, stages: Mapping[str, LoopReport]) -> dict[str, Any]:
+    """Return what a checkpoint holds beside the stage's own state: the tokens' rows, and earlier stages' reports."""
+    tokens = adapter.tokens.rows() if adapter.tokens else {}
+    return {"tokens": tokens, "stages": {name: asdict(stage) for name, stage in stages.items()}}

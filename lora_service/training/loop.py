@@ -17,6 +17,10 @@ from lora_service.training.processes import Processes
 
 _REPORTED_LOSSES = 32
 """Means of the loss, evenly spread over a stage, in its report."""
+GOOD_LOSS = 2.0
+"""A loss of so many times the first one's is no good state any more, though it is a number."""
+KEPT_SHARE = 0.1
+"""The share of a stage's steps after which its last good state is worth more than none."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,14 @@ class LoopReport:
         steps: those taken; fewer than asked for where the stage was stopped.
         losses: means of equal stretches of the loss.
         stop_reason: the reason why it was stopped, "" where it was not.
+        diverged_at: the step by which it was no number any more, and the state of ``steps`` was taken again; else 0.
     """
 
     steps: int
     seconds: float
     losses: list[float] = field(default_factory=list)
     stop_reason: str = ""
+    diverged_at: int = 0
 
 
 class TrainingCallback:
@@ -79,13 +85,32 @@ class TrainingCallback:
     """
 
     def on_stage_start(self, stage: StageRun) -> None:
-        """Called before the first step."""
+        """Called before the first step; in a run that goes on from a checkpoint ``stage.step`` are behind it."""
 
     def on_step_end(self, stage: StageRun) -> None:
         """Called after each step; ``stage.step`` are done."""
 
     def on_stage_end(self, stage: StageRun) -> None:
         """Called once no further step will be taken."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return what the callback has to know to go on from a checkpoint.
+
+        It holds dictionaries, lists, tuples, numbers, texts and tensors. It is called after a step, or after
+        ``on_stage_start``, of all callbacks.
+        """
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`'s state, {} where there is none; called right after ``on_stage_start``."""
+
+
+@dataclass(frozen=True)
+class _GoodState:
+    """The parameters of a step at which all was well, on the CPU."""
+
+    step: int
+    parameters: list[torch.Tensor]
 
 
 class StageRun:
@@ -96,6 +121,7 @@ class StageRun:
         losses: name -> loss of each step ``(steps,)``, fp32 on the device, 0 where not yet done; "total" is the one
             that gradients were taken of.
         stop_reason: the reason why it stops before its last step, "" where it does not.
+        diverged_at: as of :class:`LoopReport`.
     """
 
     def __init__(self, spec: LoopSpec, config: TrainConfig, processes: Processes | None = None) -> None:
@@ -110,6 +136,9 @@ class StageRun:
         self.losses: dict[str, torch.Tensor] = {}
         self.step = 0
         self.stop_reason = self._asked_to_stop = ""
+        self.diverged_at = 0
+        self._first_loss = 0.0
+        self._good: _GoodState | None = None
         self.started = time.monotonic()
 
     @property
@@ -188,6 +217,8 @@ class StageRun:
         """Return all that the following steps depend on, but the inputs: a stage that loads it goes on alike."""
         return {
             "step": self.step,
+            "stop_reason": self.stop_reason,
+            "seconds": self.seconds,
             "parameters": self.parameter_copies(),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
@@ -198,13 +229,47 @@ class StageRun:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the stage was whose :meth:`state_dict` this is."""
-        self.step = state["step"]
+        self.step, self.stop_reason = state["step"], state["stop_reason"]
+        self.started = time.monotonic() - state["seconds"]
         self.set_parameters(state["parameters"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         self._scaler.load_state_dict(state["scaler"])
         self.spec.generator.set_state(state["generator"].cpu())
         self.losses = {name: losses.to(self.device) for name, losses in state["losses"].items()}
+
+    def keep_if_good(self, loss: float) -> None:
+        """Remember the state, to go back to it, if its parameters are finite and ``loss`` is no wreck's.
+
+        Args:
+            loss: finite; a mean of the last steps.
+        """
+        self._first_loss = self._first_loss or loss
+        if loss > GOOD_LOSS * self._first_loss:
+            return
+        with self.evaluating():
+            copies = [parameter.to("cpu", copy=True) for parameter in self.parameters]
+        if all(bool(copy.isfinite().all()) for copy in copies):
+            self._good = _GoodState(self.step, copies)
+
+    def go_back(self) -> bool:
+        """End a stage that diverged at its last good state; return False where there is none that is worth a file.
+
+        A stage that others build on has none: they would build on what was about to break. Nor have several processes
+        one, of which only the main one looks at losses.
+        """
+        good = self._good
+        if (
+            good is None
+            or self._processes.count > 1
+            or self.spec.later_steps
+            or good.step < KEPT_SHARE * self.spec.steps
+        ):
+            return False
+        self.set_parameters(good.parameters)
+        self.diverged_at, self.step = self.step, good.step
+        self.stop_reason = f"no number any more by step {self.diverged_at}"
+        return True
 
     def diverged(self, subject: str) -> DivergedError:
         """Return the error of a stage in which ``subject`` is not finite."""
@@ -228,7 +293,8 @@ class StageRun:
     def report(self) -> LoopReport:
         """Return the outcome so far."""
         losses = self.losses["total"][: self.step] if self.step else torch.zeros(0)
-        return LoopReport(self.step, self.seconds, _means(losses, _REPORTED_LOSSES), self.stop_reason)
+        means = _means(losses, _REPORTED_LOSSES)
+        return LoopReport(self.step, self.seconds, means, self.stop_reason, self.diverged_at)
 
 
 def run_loop(
@@ -239,26 +305,42 @@ def run_loop(
 ) -> LoopReport:
     """Run the steps of ``spec``; a step counts once however many micro-batches it has, and rates are used as given.
 
+    A stage that diverges ends at its last good state, where there is one (:meth:`StageRun.go_back`).
+
     Args:
         callbacks: those of this process; what they set the parameters to at the end counts for all if it is the main.
         processes: the processes that train together; None: this one alone.
 
     Raises:
-        DivergedError: a learned weight is not finite at the end.
+        DivergedError: it diverges, and there is none.
     """
     processes = processes or Processes()
     stage = StageRun(spec, config, processes)
     for callback in callbacks:
         callback.on_stage_start(stage)
-    while not stage.is_done:
-        stage.take_step()
-        for callback in callbacks:
-            callback.on_step_end(stage)
+    try:
+        _take_steps(stage, callbacks)
+    except DivergedError:
+        if not stage.go_back():
+            raise
     for callback in callbacks:
         callback.on_stage_end(stage)
     processes.synchronize(stage.parameters)
     stage.check_parameters()
     return stage.report()
+
+
+def _take_steps(stage: StageRun, callbacks: Sequence[TrainingCallback]) -> None:
+    """Take the steps that are left.
+
+    Raises:
+        DivergedError: a learned weight is not finite at the end, or a callback saw that a loss was not.
+    """
+    while not stage.is_done:
+        stage.take_step()
+        for callback in callbacks:
+            callback.on_step_end(stage)
+    stage.check_parameters()
 
 
 def _means(losses: torch.Tensor, count: int) -> list[float]:

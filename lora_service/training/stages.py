@@ -137,16 +137,20 @@ def _token_group(tokens: AddedTokens, lr: float | None, weight_decay: float) -> 
 
 
 def _layer_groups(resolved: ResolvedConfig, layers: Layers) -> list[dict[str, Any]]:
-    """Return an optimiser's group per component, the UNet at its rate and every text encoder at the text's."""
+    """Return an optimiser's group per component, the UNet at its rate and every text encoder at the text's.
+
+    A component whose rate is 0 has none; its layers, of a LoRA to go on from, stay as they are.
+    """
     config = resolved.config
+    rates = {name: config.learning_rate_unet if name == "unet" else config.learning_rate_text for name in layers}
     return [
         {
             "params": [p for layer in by_path.values() for p in (layer.down, layer.up)],
-            "lr": config.learning_rate_unet if component == "unet" else config.learning_rate_text,
+            "lr": rates[component],
             "weight_decay": config.weight_decay_lora,
         }
         for component, by_path in layers.items()
-        if by_path
+        if by_path and rates[component]
     ]
 
 

@@ -52,6 +52,10 @@ class AddedTokens:
     text: TextEncoders
     embeddings: Mapping[str, LearnedTokens]
 
+    def rows(self) -> dict[str, torch.Tensor]:
+        """Return the rows as they are, as :func:`added_tokens` takes them."""
+        return {encoder: learned.rows.detach() for encoder, learned in self.embeddings.items()}
+
 
 @contextmanager
 def added_tokens(base: DiffusionBase, names: Sequence[str], rows: Mapping[str, torch.Tensor]) -> Iterator[AddedTokens]:

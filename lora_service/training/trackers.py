@@ -201,3 +201,11 @@ class TrackerCallback(TrainingCallback):
     def on_stage_end(self, stage: StageRun) -> None:
         """Count the next stage's steps after this one's."""
         self._offset += stage.step
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return the steps of the stages before."""
+        return {"offset": self._offset}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Count on after the stages before."""
+        self._offset = state.get("offset", 0)

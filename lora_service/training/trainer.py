@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,15 +17,21 @@ from lora_service.dataset.load import TrainingDataset, load_dataset
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.settings import Settings
+from lora_service.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointWriter, StageRestorer
 from lora_service.training.config import ResolvedConfig, TrainConfig, resolve_config, with_trigger
-from lora_service.training.export import TrainedAdapter, export_lora
+from lora_service.training.export import TrainedAdapter, export_lora, job_state
 from lora_service.training.input_warnings import warn_of_inputs
 from lora_service.training.latent_cache import cache_latents
 from lora_service.training.loop import LoopReport, TrainingCallback
-from lora_service.training.lora_layers import Layers, lora_layers
+from lora_service.training.lora_layers import Layers, LearnedLayer, lora_layers
 from lora_service.training.memory import choose_checkpointing, explain_out_of_memory
 from lora_service.training.processes import Processes
+from lora_service.training.run_folder import RunFolder, RunOptions
+from lora_service.training.run_record import RunRecord, identity_of, machine_of, stored_paths
 from lora_service.training.stages import TrainingContext, train_lora, train_textual_inversion
+from lora_service.training.starting_lora import StartingLora
+from lora_service.training.state_file import write_state
+from lora_service.training.stopping import INTERRUPTED, StopRequest, TimeLimit
 from lora_service.training.textual_inversion import added_tokens, initial_embeddings
 from lora_service.training.trackers import RunTrackers, TrackerCallback, check_trackers, run_trackers
 from lora_service.training.training_progress import OnProgress, ProgressReporter
@@ -38,6 +45,7 @@ class TrainResult:
     Attributes:
         stages: "stage 1", "stage 2" -> its report; a stage without steps is not in it.
         seconds: phase -> seconds.
+        interrupted: True if somebody stopped it; its run can go on.
     """
 
     path: Path
@@ -45,6 +53,7 @@ class TrainResult:
     dataset: TrainingDataset
     stages: dict[str, LoopReport]
     seconds: dict[str, float]
+    interrupted: bool = False
 
     @property
     def prompt(self) -> str:
@@ -58,10 +67,14 @@ class Trainer:
 
     Args:
         base: the base model; its weights are as before when :meth:`run` ends, however it ends.
-        folder: the job's working folder; the LoRA file is written there.
+        folder: the run folder; the LoRA file is written there.
         on_progress: called now and then with the stage, the step and the loss.
         log: called with lines for the person who waits.
         settings: limits of uploads, and the models that find faces and write captions.
+        options: what is kept on the way, and who may stop it.
+        start: a LoRA to go on from.
+        resumed: the record of the run in ``folder`` that is to go on; None: it begins.
+        started: time of :func:`time.monotonic` at which the job began; 0: when :meth:`run` is called.
     """
 
     base: DiffusionBase
@@ -69,6 +82,10 @@ class Trainer:
     on_progress: OnProgress = lambda progress: None
     log: Callable[[str], None] = lambda line: None
     settings: Settings = field(default_factory=Settings)
+    options: RunOptions = field(default_factory=RunOptions)
+    start: StartingLora | None = None
+    resumed: RunRecord | None = None
+    started: float = 0.0
     _seconds: dict[str, float] = field(default_factory=dict, init=False)
     _processes: Processes = field(init=False)
 
@@ -80,12 +97,39 @@ class Trainer:
 
         Raises:
             PicturesError: the pictures cannot be used.
-            InputError: an input cannot be used on this base.
-            DivergedError: the loss is not finite.
+            InputError: an input cannot be used on this base, or a run cannot go on.
+            LoraFileError: ``start`` does not fit the base.
+            DivergedError: the loss is not finite, and there is no good state to go back to.
         """
         check_trackers(self.settings.trackers)
+        self.started = self.started or time.monotonic()
+        given = config
+        if self.start:
+            self.start.check(self.base)
+            config = self.start.fill(config)
         resolved = self._resolve(config)
         checkpointing = choose_checkpointing(self.base, resolved.config, self.log)
+        dataset, resolved = self._load(source, config, resolved)
+        for line in (*dataset.report.lines(), *warn_of_inputs(given, dataset.report)):
+            self.log(line)
+        for text in self.start.warnings(given) if self.start else ():
+            self.log(f"warning: {text}")
+        self._warn_of_unseen(dataset, resolved)
+        self.log(f"base: {self.base.defaults.title}; {resolved.describe_defaults(given)}")
+        record = self._record(source, given, resolved, dataset)
+        with self._run_trackers(resolved) as trackers:
+            with explain_out_of_memory(self.base, resolved.config, checkpointing=checkpointing):
+                context = self._context(dataset, resolved)
+                with precision(self.base, resolved, checkpointing=checkpointing) as autocast:
+                    adapter, stages = self._train(replace(context, autocast=autocast), record, trackers)
+            result = self._export(record, adapter, resolved, dataset, stages)
+            trackers.log_file(result.path)
+        return result
+
+    def _load(
+        self, source: Path | Sequence[Path], config: TrainConfig, resolved: ResolvedConfig
+    ) -> tuple[TrainingDataset, ResolvedConfig]:
+        """Load the pictures, whose folder may have the trigger word."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._timed("pictures"):
             options = resolved.config.dataset_options(
@@ -100,18 +144,71 @@ class Trainer:
         if dataset.trigger:
             resolved = self._resolve(with_trigger(config, dataset.trigger, resolved.config.seed))
             self.log(f"trigger: {dataset.trigger!r}, the word of the pictures' folder")
-        for line in (*dataset.report.lines(), *warn_of_inputs(config, dataset.report)):
-            self.log(line)
-        self._warn_of_unseen(dataset, resolved)
-        self.log(f"base: {self.base.defaults.title}; {resolved.describe_defaults(config)}")
-        with self._run_trackers(resolved) as trackers:
-            with explain_out_of_memory(self.base, resolved.config, checkpointing=checkpointing):
-                context = self._context(dataset, resolved)
-                with precision(self.base, resolved, checkpointing=checkpointing) as autocast:
-                    adapter, stages = self._train(replace(context, autocast=autocast), self._callbacks(trackers))
-            path = export_lora(self.folder / "lora.safetensors", adapter, self.base, resolved, dataset.report, stages)
-            trackers.log_file(path)
-        return TrainResult(path, resolved, dataset, stages, dict(self._seconds))
+        return dataset, resolved
+
+    def _record(
+        self, source: Path | Sequence[Path], config: TrainConfig, resolved: ResolvedConfig, dataset: TrainingDataset
+    ) -> RunRecord:
+        """Write the record of the run, or, where it goes on, check it.
+
+        Raises:
+            InputError: it cannot go on with these pictures, this base or these settings.
+        """
+        run = RunFolder(self.folder)
+        identity = identity_of(resolved, dataset, self.base, self.start.digest if self.start else "")
+        machine = machine_of(self.base)
+        if self.resumed:
+            self.resumed.check(identity, run)
+            if self.resumed.machine != machine:
+                self.log(
+                    f"warning: the run began on {self.resumed.machine}, and this is {machine}: last bits may differ"
+                )
+            record = replace(self.resumed, status="running")
+        else:
+            record = RunRecord(
+                inputs=config.model_dump(exclude={"start_from"}) | {"seed": resolved.config.seed},
+                identity=identity,
+                pictures=stored_paths(source, run),
+                output=str(self.options.output.absolute()) if self.options.output else "",
+                save_every=self.options.save_every,
+                keep=self.options.keep,
+                machine=machine,
+            )
+            if self.start:
+                write_state(run.start, self.start.state_dict())
+        if self._processes.is_main:
+            record.write(run)
+        return record
+
+    def _export(
+        self,
+        record: RunRecord,
+        adapter: TrainedAdapter,
+        resolved: ResolvedConfig,
+        dataset: TrainingDataset,
+        stages: dict[str, LoopReport],
+    ) -> TrainResult:
+        """Write the LoRA file of what was learned, and say in the record how the run ended."""
+        run = RunFolder(self.folder)
+        interrupted = any(stage.stop_reason == INTERRUPTED for stage in stages.values())
+        if not adapter.layers and resolved.config.max_train_steps_tuning:  # stopped before stage 2: tokens only
+            interrupted = True
+            resolved = replace(resolved, config=resolved.config.model_copy(update={"max_train_steps_tuning": 0}))
+        for name, stage in stages.items():
+            if stage.diverged_at:
+                self.log(
+                    f"warning: {name} diverged: its loss or weights were no numbers any more by step "
+                    f"{stage.diverged_at}; the file holds the last good state, that of step {stage.steps}. "
+                    "Try lower learning rates, a tenth of them first"
+                )
+            elif stage.stop_reason:
+                self.log(f"{name} ended after step {stage.steps}: {stage.stop_reason}")
+        path = export_lora(run.lora, adapter, self.base, resolved, dataset.report, stages)
+        if self._processes.is_main:
+            record.with_status("stopped" if interrupted else "finished").write(run)
+        if not interrupted:
+            CheckpointFolder(run.checkpoints).clear()
+        return TrainResult(path, resolved, dataset, stages, dict(self._seconds), interrupted)
 
     def _warn_of_unseen(self, dataset: TrainingDataset, resolved: ResolvedConfig) -> None:
         """Warn where the steps end before every picture was shown."""
@@ -154,29 +251,79 @@ class Trainer:
             yield trackers
 
     def _train(
-        self, context: TrainingContext, callbacks: Sequence[TrainingCallback]
+        self, context: TrainingContext, record: RunRecord, trackers: RunTrackers
     ) -> tuple[TrainedAdapter, dict[str, LoopReport]]:
-        """Run both stages; the base is as before afterwards."""
-        resolved = context.resolved
-        generator = torch.Generator().manual_seed(resolved.config.seed or 0)
-        adapter = TrainedAdapter(None)
-        stages: dict[str, LoopReport] = {}
+        """Run both stages, or what is left of them; the base is as before afterwards."""
+        resolved, config = context.resolved, context.resolved.config
+        generator = torch.Generator().manual_seed(config.seed or 0)
+        checkpoint = self._checkpoint(record)
+        adapter = TrainedAdapter(None, start_from=str(record.identity["start_from"]))
+        stages = {name: LoopReport(**each) for name, each in checkpoint.job["stages"].items()} if checkpoint else {}
+        watching = self._watching(config, trackers)
+        callbacks = self._callbacks(watching, record, checkpoint, lambda: job_state(adapter, stages))
         with ExitStack() as stack:
             if resolved.tokens:
-                rows = initial_embeddings(self.base, resolved.tokens, resolved.initializers, generator)
+                rows = self._initial_rows(resolved, generator)
+                if checkpoint:
+                    rows = checkpoint.job["tokens"]
                 adapter.tokens = stack.enter_context(added_tokens(self.base, resolved.tokens, rows))
                 context = replace(context, text=adapter.tokens.text)
-                with self._timed("stage 1"):
-                    stages["stage 1"] = train_textual_inversion(context, adapter.tokens, callbacks)
-            if resolved.config.max_train_steps_tuning:
+                if config.max_train_steps_ti and "stage 1" not in stages:
+                    with self._timed("stage 1"):
+                        stages["stage 1"] = train_textual_inversion(context, adapter.tokens, callbacks)
+            if config.max_train_steps_tuning and not self.options.stop.stops_now:
                 adapter.layers = self._add_layers(stack, resolved, generator)
                 with self._timed("stage 2"):
                     stages["stage 2"] = train_lora(context, adapter.layers, adapter.tokens, callbacks)
         return adapter, stages
 
-    def _callbacks(self, trackers: RunTrackers) -> list[TrainingCallback]:
-        """Return what watches the stages, which is all done by the main process."""
-        return [ProgressReporter(self.on_progress), TrackerCallback(trackers)] if self._processes.is_main else []
+    def _initial_rows(self, resolved: ResolvedConfig, generator: torch.Generator) -> Mapping[str, torch.Tensor]:
+        if self.start and self.start.rows:
+            return {encoder: torch.stack(rows) for encoder, rows in self.start.rows_by_encoder().items()}
+        return initial_embeddings(self.base, resolved.tokens, resolved.initializers, generator)
+
+    def _checkpoint(self, record: RunRecord) -> Checkpoint | None:
+        """Return the checkpoint that the run goes on from, if it does and there is one.
+
+        Raises:
+            InputError: it is another run's (code ``foreign_checkpoint``), or there are several processes.
+        """
+        if not self.resumed:
+            return None
+        folder = RunFolder(self.folder)
+        if self._processes.count > 1:
+            raise InputError("resume", str(self.folder), "left out where several processes train together")
+        checkpoint = CheckpointFolder(folder.checkpoints, record.keep).latest(self.log)
+        if checkpoint is None:
+            self.log("there is no checkpoint yet: the run begins anew")
+            return None
+        if checkpoint.identity != record.identity:
+            expected = "a run folder with checkpoints of its own run"
+            raise InputError("resume", str(self.folder), expected, code="foreign_checkpoint")
+        self.log(f"going on with {checkpoint.stage} after step {checkpoint.run['step']}")
+        return checkpoint
+
+    def _watching(self, config: TrainConfig, trackers: RunTrackers) -> list[TrainingCallback]:
+        """Return the callbacks that watch the stages, and whose state is saved."""
+        watching: list[TrainingCallback] = [ProgressReporter(self.on_progress), TrackerCallback(trackers)]
+        if config.stop_after_seconds:
+            watching.append(TimeLimit(config.stop_after_seconds, self.started))
+        return watching
+
+    def _callbacks(
+        self,
+        watching: list[TrainingCallback],
+        record: RunRecord,
+        checkpoint: Checkpoint | None,
+        job: Callable[[], Mapping[str, Any]],
+    ) -> list[TrainingCallback]:
+        """Return the callbacks of this process: those that watch stand between those that restore, save and stop."""
+        if not self._processes.is_main:
+            return []
+        folder = CheckpointFolder(RunFolder(self.folder).checkpoints, record.keep)
+        writer = CheckpointWriter(folder, record.save_every, watching, job, record.identity, checkpoint)
+        save = writer.save if record.save_every != 0 else lambda stage: None
+        return [StageRestorer(checkpoint), *watching, writer, StopRequest(self.options.stop, save)]
 
     def _resolve(self, config: TrainConfig) -> ResolvedConfig:
         drawn = random.SystemRandom().randrange(2**32)
@@ -185,16 +332,22 @@ class Trainer:
         trigger = config.trigger or f"{word} {config.class_word}".strip()
         resolved = resolve_config(config, self.base.defaults, trigger, seed)
         self.base.check_side("resolution", resolved.config.resolution or self.base.defaults.resolution)
-        return resolved
+        return self.start.resolve(resolved) if self.start else resolved
 
     def _add_layers(self, stack: ExitStack, resolved: ResolvedConfig, generator: torch.Generator) -> Layers:
         """Add LoRA layers to the UNet and the text encoders until ``stack`` ends; none where the rate is 0."""
         config = resolved.config
         rank, alpha = config.lora_rank or 1, config.lora_alpha or 1.0
-        layers = {}
+        layers: dict[str, Mapping[str, LearnedLayer]] = {}
         for component, model in self.base.components.items():
-            if config.learning_rate_unet if component == "unet" else config.learning_rate_text:
-                layers[component] = stack.enter_context(lora_layers(component, model, rank, alpha, generator))
+            starts = self.start.starts(component, self.base) if self.start else {}
+            learns = config.learning_rate_unet if component == "unet" else config.learning_rate_text
+            if learns or starts:
+                added = lora_layers(component, model, rank, alpha, generator, starts, only_starts=not learns)
+                layers[component] = stack.enter_context(added)
+                if self.start:
+                    new = len(layers[component]) - len(starts)
+                    self.log(f"{component}: {len(starts)} layers go on from start_from, {new} are new")
         return layers
 
     @contextmanager

@@ -76,6 +76,7 @@ class ProgressReporter(TrainingCallback):
         loss = stage.losses["total"][self._reported_step : stage.step].mean().item()
         if not math.isfinite(loss):
             raise stage.diverged("The loss")
+        stage.keep_if_good(loss)
         seconds_per_step = max(now - self._started_at, 1e-9) / (stage.step - self._first_step)
         steps_left = 0 if stage.is_done else spec.steps - stage.step
         self._on_progress(

@@ -34,7 +34,7 @@ def test_a_zip_becomes_a_lora_and_the_lora_pictures(
     assert "stage 1 (tokens): step 2 of 2" in output
     assert f"lora-service generate 'a photo of <1>' --lora {lora}" in output
     assert read_lora(lora).tokens == ("<s1>", "<s2>")
-    assert [path.name for path in lora.parent.iterdir()] == ["dog.safetensors"]
+    assert sorted(path.name for path in lora.parent.iterdir()) == ["dog-run", "dog.safetensors"]
     draw = [
         "generate",
         "a photo of <1>",

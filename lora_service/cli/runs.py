@@ -1,0 +1,103 @@
+"""Run folders on the command line: their options, resuming, and Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import click
+
+from lora_service.cli.field_options import GroupedOption
+from lora_service.errors import InputError
+from lora_service.training.run_folder import RunFolder
+from lora_service.training.stop_signal import StopSignal
+
+CommandFunction = TypeVar("CommandFunction", bound=Callable[..., Any])
+
+_GROUP = "Going on and stopping"
+_PATH = click.Path(path_type=Path)
+
+
+def run_options(function: CommandFunction) -> CommandFunction:
+    """Add the options of run folders and checkpoints to a command."""
+    for option in (
+        click.option(
+            "--resume", cls=GroupedOption, group=_GROUP, type=_PATH, metavar="FOLDER",
+            help="Go on with the run in this run folder; it knows its pictures and inputs.",
+        ),
+        click.option(
+            "--keep-checkpoints", cls=GroupedOption, group=_GROUP, type=click.IntRange(1, 100), default=2,
+            help="How many checkpoints stay, the newest.  [default: 2]",
+        ),
+        click.option(
+            "--save-every", cls=GroupedOption, group=_GROUP, type=click.IntRange(0, 20000),
+            help="Steps between two checkpoints, 0 for none.  [default: a quarter of a stage, at most 250]",
+        ),
+        click.option(
+            "--run-folder", cls=GroupedOption, group=_GROUP, type=_PATH,
+            help="Folder for what is kept on the way.  [default: a new one beside the LoRA file, like dog-run]",
+        ),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def check_resume(
+    folder: Path, links: str, run_folder: Path | None, save_every: int | None, inputs: Mapping[str, Any]
+) -> None:
+    """Check that nothing is given beside ``--resume`` that the run has from its beginning.
+
+    Raises:
+        InputError: something is (code ``fixed_by_run``).
+    """
+    given = {name: value for name, value in inputs.items() if value is not None}
+    given |= {"instance_data_urls": links} if links.strip() else {}
+    given |= {"run_folder": str(run_folder)} if run_folder else {}
+    given |= {"save_every": save_every} if save_every is not None else {}
+    for name, value in given.items():
+        expected = f"left out with --resume, as the run in {folder} has it from its beginning"
+        raise InputError(name, value, expected, code="fixed_by_run")
+
+
+def recorded_output(folder: Path) -> Path | None:
+    """Return the file that the run in ``folder`` was to write, None where it is named at the end."""
+    try:
+        output = json.loads(RunFolder(folder).record.read_text(encoding="utf-8")).get("output")
+    except (OSError, ValueError, AttributeError):
+        return None  # what is wrong with it is said where it is read in earnest
+    return Path(output) if isinstance(output, str) and output else None
+
+
+@contextmanager
+def stop_on_interrupt(run: RunFolder) -> Iterator[StopSignal]:
+    """Yield a signal that the first Ctrl-C sets once something is learned; any other ends the program as usual.
+
+    What ends by an error and can go on says how.
+    """
+    stop = StopSignal()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.requested or not stop.can_stop:
+            raise KeyboardInterrupt
+        stop.requested = True
+        # Not through sys.stderr, which may be in the middle of a line.
+        os.write(2, b"\nstopping after this step, and writing what was learned; Ctrl-C again drops it\n")
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield stop
+    except BaseException:
+        if any(run.checkpoints.glob("*.safetensors")):
+            command = shlex.join(["lora-service", "train", "--resume", str(run.path)])
+            print(f"its checkpoints are kept; to go on: {command}", file=sys.stderr)
+        raise
+    finally:
+        signal.signal(signal.SIGINT, previous)
