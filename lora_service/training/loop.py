@@ -62,12 +62,25 @@ class LoopReport:
         steps: those taken; fewer than asked for where the stage was stopped.
         losses: means of equal stretches of the loss.
         stop_reason: the reason why it was stopped, "" where it was not.
+        measurements: as of :class:`StageRun`.
+        kept_step: the step whose parameters are the outcome.
     """
 
     steps: int
     seconds: float
     losses: list[float] = field(default_factory=list)
     stop_reason: str = ""
+    measurements: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    kept_step: int = 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The parameters of a step, in the stage's order, and the smoothed held-out loss there."""
+
+    step: int
+    loss: float
+    parameters: list[torch.Tensor]
 
 
 class TrainingCallback:
@@ -95,6 +108,9 @@ class StageRun:
         losses: name -> loss of each step ``(steps,)``, fp32 on the device, 0 where not yet done; "total" is the one
             that gradients were taken of.
         stop_reason: the reason why it stops before its last step, "" where it does not.
+        measurements: name -> step and value of what is measured now and then, such as the held-out loss.
+        best: the best checkpoint so far, None where nobody looks for one.
+        kept_step: the step whose parameters are kept at the end, 0 for the last one.
     """
 
     def __init__(self, spec: LoopSpec, config: TrainConfig) -> None:
@@ -108,6 +124,9 @@ class StageRun:
         self.losses: dict[str, torch.Tensor] = {}
         self.step = 0
         self.stop_reason = ""
+        self.measurements: dict[str, list[tuple[int, float]]] = {}
+        self.best: Checkpoint | None = None
+        self.kept_step = 0
         self.started = time.monotonic()
 
     @property
@@ -148,6 +167,14 @@ class StageRun:
             self.losses[name] = torch.zeros(self.spec.steps, device=self.device)
         self.losses[name][self.step] += loss.detach() / accumulated
 
+    def measure(self, name: str, value: float) -> None:
+        """Note a value that was measured after this step."""
+        self.measurements.setdefault(name, []).append((self.step, value))
+
+    def measured_now(self, name: str) -> bool:
+        """Return True if ``name`` was measured after this step."""
+        return bool(self.measurements.get(name)) and self.measurements[name][-1][0] == self.step
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Within the context the parameters are those that are kept, and no gradients are recorded.
@@ -177,6 +204,8 @@ class StageRun:
             "scaler": self._scaler.state_dict(),
             "generator": self.spec.generator.get_state(),
             "losses": dict(self.losses),
+            "measurements": {name: list(values) for name, values in self.measurements.items()},
+            "best": None if self.best is None else vars(self.best),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -188,6 +217,8 @@ class StageRun:
         self._scaler.load_state_dict(state["scaler"])
         self.spec.generator.set_state(state["generator"].cpu())
         self.losses = {name: losses.to(self.device) for name, losses in state["losses"].items()}
+        self.measurements = {name: list(values) for name, values in state["measurements"].items()}
+        self.best = Checkpoint(**state["best"]) if state["best"] else None
 
     def diverged(self, subject: str) -> DivergedError:
         """Return the error of a stage in which ``subject`` is not finite."""
@@ -211,7 +242,14 @@ class StageRun:
     def report(self) -> LoopReport:
         """Return the outcome so far."""
         losses = self.losses["total"][: self.step] if self.step else torch.zeros(0)
-        return LoopReport(self.step, self.seconds, _means(losses, _REPORTED_LOSSES), self.stop_reason)
+        return LoopReport(
+            steps=self.step,
+            seconds=self.seconds,
+            losses=_means(losses, _REPORTED_LOSSES),
+            stop_reason=self.stop_reason,
+            measurements=self.measurements,
+            kept_step=self.kept_step or self.step,
+        )
 
 
 def run_loop(spec: LoopSpec, config: TrainConfig, callbacks: Sequence[TrainingCallback] = ()) -> LoopReport:

@@ -16,13 +16,18 @@ from lora_service.dataset.load import TrainingDataset, load_dataset
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.settings import Settings
+from lora_service.training.best_checkpoint import BestCheckpoint
 from lora_service.training.config import ResolvedConfig, TrainConfig, resolve_config, with_trigger
+from lora_service.training.early_stopping import EarlyStopping
 from lora_service.training.export import TrainedAdapter, export_lora
+from lora_service.training.held_out import HeldOutEvaluation, HeldOutLoss, choose_held_out
 from lora_service.training.input_warnings import warn_of_inputs
 from lora_service.training.latent_cache import cache_latents
 from lora_service.training.loop import LoopReport, TrainingCallback
 from lora_service.training.lora_layers import Layers, lora_layers
 from lora_service.training.memory import choose_checkpointing, explain_out_of_memory
+from lora_service.training.samples import SampleDrawer, sample_prompts
+from lora_service.training.sampling import FOLDER, Likeness, Sampling
 from lora_service.training.stages import TrainingContext, train_lora, train_textual_inversion
 from lora_service.training.textual_inversion import added_tokens, initial_embeddings
 from lora_service.training.training_progress import OnProgress, ProgressReporter
@@ -60,6 +65,7 @@ class Trainer:
         on_progress: called now and then with the stage, the step and the loss.
         log: called with lines for the person who waits.
         settings: limits of uploads, and the models that find faces and write captions.
+        likeness: judges the samples of the subject on the way; None: nobody does.
     """
 
     base: DiffusionBase
@@ -67,6 +73,7 @@ class Trainer:
     on_progress: OnProgress = lambda progress: None
     log: Callable[[str], None] = lambda line: None
     settings: Settings = field(default_factory=Settings)
+    likeness: Likeness | None = None
     _seconds: dict[str, float] = field(default_factory=dict, init=False)
 
     def run(self, source: Path | Sequence[Path], config: TrainConfig) -> TrainResult:
@@ -127,11 +134,16 @@ class Trainer:
         return window.for_subject("trigger", resolved.trigger)
 
     def _context(self, dataset: TrainingDataset, resolved: ResolvedConfig) -> TrainingContext:
-        config = resolved.config
+        config, seed = resolved.config, resolved.config.seed or 0
         flip, jitter = bool(config.flip), bool(config.color_jitter)
+        held_out = choose_held_out(dataset.images, seed)
+        self.log(held_out.line(dataset.images))
+        images, held_out_images = held_out.split(dataset.images)
         with self._timed("latents"):
-            latents = cache_latents(dataset.images, self.base, flip=flip, color_jitter=jitter, seed=config.seed or 0)
-        return TrainingContext(self.base, dataset.images, latents, resolved, self.base.text, autocast=None)
+            latents = cache_latents(images, self.base, flip=flip, color_jitter=jitter, seed=seed)
+            held_out_latents = cache_latents(held_out_images, self.base, flip=False, color_jitter=False, seed=seed)
+        context = TrainingContext(self.base, images, latents, resolved, self.base.text, autocast=None)
+        return replace(context, held_out_images=held_out_images, held_out_latents=held_out_latents)
 
     def _train(self, context: TrainingContext) -> tuple[TrainedAdapter, dict[str, LoopReport]]:
         """Run both stages; the base is as before afterwards."""
@@ -139,22 +151,41 @@ class Trainer:
         generator = torch.Generator().manual_seed(resolved.config.seed or 0)
         adapter = TrainedAdapter(None)
         stages: dict[str, LoopReport] = {}
-        callbacks = self._callbacks()
         with ExitStack() as stack:
             if resolved.tokens:
                 rows = initial_embeddings(self.base, resolved.tokens, resolved.initializers, generator)
                 adapter.tokens = stack.enter_context(added_tokens(self.base, resolved.tokens, rows))
                 context = replace(context, text=adapter.tokens.text)
+            sampling = self._sampling(context)
+            callbacks = self._callbacks(context, sampling)
+            if adapter.tokens:
                 with self._timed("stage 1"):
                     stages["stage 1"] = train_textual_inversion(context, adapter.tokens, callbacks)
             if resolved.config.max_train_steps_tuning:
                 adapter.layers = self._add_layers(stack, resolved, generator)
                 with self._timed("stage 2"):
                     stages["stage 2"] = train_lora(context, adapter.layers, adapter.tokens, callbacks)
+        if sampling is not None:
+            adapter.samples, adapter.thumbnail = sampling.summary(), sampling.thumbnail
         return adapter, stages
 
-    def _callbacks(self) -> list[TrainingCallback]:
-        return [ProgressReporter(self.on_progress)]
+    def _sampling(self, context: TrainingContext) -> Sampling | None:
+        """Return what draws samples; None where nobody wants any."""
+        if context.resolved.config.samples == 0:
+            return None
+        drawer = SampleDrawer(context, sample_prompts(context.resolved))
+        return Sampling(drawer, self.folder / FOLDER, self.log, self.likeness)
+
+    def _callbacks(self, context: TrainingContext, sampling: Sampling | None) -> list[TrainingCallback]:
+        """Return what watches the stages, in this order: what measures comes before what reads the measurements."""
+        config = context.resolved.config
+        callbacks: list[TrainingCallback] = [HeldOutEvaluation(HeldOutLoss(context))]
+        if config.keep == "best":
+            callbacks.append(BestCheckpoint(self.log))
+        if config.preset == "fast":
+            callbacks.append(EarlyStopping(self.log))
+        callbacks.append(ProgressReporter(self.on_progress))
+        return [*callbacks, sampling] if sampling else callbacks
 
     def _resolve(self, config: TrainConfig) -> ResolvedConfig:
         seed = random.SystemRandom().randrange(2**32) if config.seed is None else config.seed
