@@ -11,6 +11,11 @@ loop.py                the optimiser's loop, and the callbacks that watch it
 optimizers.py          optimisers and learning rate schedules
 training_progress.py   what is told of a stage on the way
 denoising_loss.py      the loss of noisy latents on a base
+held_out.py            the loss of fixed pictures, noise and timesteps
+best_checkpoint.py     the step of the lowest held-out loss
+early_stopping.py      the end of a stage that no longer improves
+samples.py             the prompts of samples, and drawing them
+sampling.py            samples now and then, in grids
 loss.py                noise, timesteps, targets and weights, as pure functions
 lora_layers.py         peft's LoRA layers, in and out of a model
 textual_inversion.py   new tokens whose embeddings learn

@@ -67,6 +67,7 @@ class RunTrackers:
 
     def __init__(self, names: Sequence[str], run: str, folder: Path, log: Callable[[str], None]) -> None:
         self._log, self._trackers = log, dict[str, GeneralTracker]()
+        self._pictures: list[tuple[str, Image.Image, int]] = []
         if names:
             PartialState()  # accelerate's trackers ask it which process is the main one
             folder.mkdir(parents=True, exist_ok=True)
@@ -88,12 +89,19 @@ class RunTrackers:
         self._each("log the settings", lambda tracker: tracker.store_init_configuration(plain))
 
     def log_values(self, values: Mapping[str, float], step: int) -> None:
-        """Log numbers of ``step``, counted over the whole training."""
+        """Log numbers of ``step``, counted over the whole training, and the pictures up to it."""
         self._each("log", lambda tracker: tracker.log(dict(values), step=step))
+        due = [picture for picture in self._pictures if picture[2] <= step]
+        for picture in due:
+            self._send_image(*picture)
+        self._pictures = self._pictures[len(due) :]
 
     def log_image(self, name: str, image: Image.Image, step: int) -> None:
-        """Log a picture."""
+        """Log a picture together with the numbers of its step: Weights & Biases drops what is of an earlier one."""
+        if not self.is_empty:
+            self._pictures.append((name, image, step))
 
+    def _send_image(self, name: str, image: Image.Image, step: int) -> None:
         def send(tracker: GeneralTracker) -> None:
             if isinstance(tracker, CometMLTracker):  # accelerate's has no method for it
                 tracker.writer.log_image(image, name=name, step=step)
@@ -117,6 +125,8 @@ class RunTrackers:
 
     def finish(self) -> None:
         """End the runs."""
+        for picture in self._pictures:
+            self._send_image(*picture)
         self._each("finish", lambda tracker: tracker.finish())
         self._trackers.clear()
 
@@ -193,10 +203,12 @@ class TrackerCallback(TrainingCallback):
     def _log_steps(self, stage: StageRun) -> None:
         columns = {name: losses[self._logged : stage.step].tolist() for name, losses in stage.losses.items()}
         lrs = {f"lr/{i}": group["lr"] for i, group in enumerate(stage.optimizer.param_groups)}
+        measured = {f"loss/{name}": dict(values) for name, values in stage.measurements.items()}
         for row in range(stage.step - self._logged):
             values = {f"loss/{name}": column[row] for name, column in columns.items()}
-            is_last = self._logged + row + 1 == stage.step
-            self._trackers.log_values(values | (lrs if is_last else {}), self._offset + self._logged + row + 1)
+            step = self._logged + row + 1
+            values |= {name: each[step] for name, each in measured.items() if step in each}
+            self._trackers.log_values(values | (lrs if step == stage.step else {}), self._offset + step)
 
     def on_stage_end(self, stage: StageRun) -> None:
         """Count the next stage's steps after this one's."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from lora_service.dataset.load import TrainingDataset, load_dataset
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.settings import Settings
+from lora_service.training.best_checkpoint import BestCheckpoint
 from lora_service.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointWriter, StageRestorer
 from lora_service.training.config import ResolvedConfig, TrainConfig, resolve_config, with_trigger
+from lora_service.training.early_stopping import EarlyStopping
 from lora_service.training.export import TrainedAdapter, export_lora, job_state
+from lora_service.training.held_out import HeldOutEvaluation, HeldOutLoss, choose_held_out
 from lora_service.training.input_warnings import warn_of_inputs
 from lora_service.training.latent_cache import cache_latents
 from lora_service.training.loop import LoopReport, TrainingCallback
@@ -28,6 +32,8 @@ from lora_service.training.memory import choose_checkpointing, explain_out_of_me
 from lora_service.training.processes import Processes
 from lora_service.training.run_folder import RunFolder, RunOptions
 from lora_service.training.run_record import RunRecord, identity_of, machine_of, stored_paths
+from lora_service.training.samples import SampleDrawer, sample_prompts
+from lora_service.training.sampling import Likeness, Sampling
 from lora_service.training.stages import TrainingContext, train_lora, train_textual_inversion
 from lora_service.training.starting_lora import StartingLora
 from lora_service.training.state_file import write_state
@@ -75,6 +81,7 @@ class Trainer:
         start: a LoRA to go on from.
         resumed: the record of the run in ``folder`` that is to go on; None: it begins.
         started: time of :func:`time.monotonic` at which the job began; 0: when :meth:`run` is called.
+        likeness: judges the samples of the subject on the way; None: nobody does.
     """
 
     base: DiffusionBase
@@ -86,6 +93,7 @@ class Trainer:
     start: StartingLora | None = None
     resumed: RunRecord | None = None
     started: float = 0.0
+    likeness: Likeness | None = None
     _seconds: dict[str, float] = field(default_factory=dict, init=False)
     _processes: Processes = field(init=False)
 
@@ -233,12 +241,24 @@ class Trainer:
         return window.for_subject("trigger", resolved.trigger)
 
     def _context(self, dataset: TrainingDataset, resolved: ResolvedConfig) -> TrainingContext:
-        config = resolved.config
+        config, seed = resolved.config, resolved.config.seed or 0
         flip, jitter = bool(config.flip), bool(config.color_jitter)
+        held_out = choose_held_out(dataset.images, seed)
+        self.log(held_out.line(dataset.images))
+        images, held_out_images = held_out.split(dataset.images)
         with self._timed("latents"):
-            latents = cache_latents(dataset.images, self.base, flip=flip, color_jitter=jitter, seed=config.seed or 0)
+            latents = cache_latents(images, self.base, flip=flip, color_jitter=jitter, seed=seed)
+            held_out_latents = cache_latents(held_out_images, self.base, flip=False, color_jitter=False, seed=seed)
         return TrainingContext(
-            self.base, dataset.images, latents, resolved, self.base.text, autocast=None, processes=self._processes
+            self.base,
+            images,
+            latents,
+            resolved,
+            self.base.text,
+            autocast=None,
+            processes=self._processes,
+            held_out_images=held_out_images,
+            held_out_latents=held_out_latents,
         )
 
     @contextmanager
@@ -259,8 +279,6 @@ class Trainer:
         checkpoint = self._checkpoint(record)
         adapter = TrainedAdapter(None, start_from=str(record.identity["start_from"]))
         stages = {name: LoopReport(**each) for name, each in checkpoint.job["stages"].items()} if checkpoint else {}
-        watching = self._watching(config, trackers)
-        callbacks = self._callbacks(watching, record, checkpoint, lambda: job_state(adapter, stages))
         with ExitStack() as stack:
             if resolved.tokens:
                 rows = self._initial_rows(resolved, generator)
@@ -268,13 +286,18 @@ class Trainer:
                     rows = checkpoint.job["tokens"]
                 adapter.tokens = stack.enter_context(added_tokens(self.base, resolved.tokens, rows))
                 context = replace(context, text=adapter.tokens.text)
-                if config.max_train_steps_ti and "stage 1" not in stages:
-                    with self._timed("stage 1"):
-                        stages["stage 1"] = train_textual_inversion(context, adapter.tokens, callbacks)
+            sampling = self._sampling(context, trackers)
+            watching = self._watching(context, sampling, trackers)
+            callbacks = self._callbacks(watching, record, checkpoint, lambda: job_state(adapter, stages))
+            if adapter.tokens and config.max_train_steps_ti and "stage 1" not in stages:
+                with self._timed("stage 1"):
+                    stages["stage 1"] = train_textual_inversion(context, adapter.tokens, callbacks)
             if config.max_train_steps_tuning and not self.options.stop.stops_now:
                 adapter.layers = self._add_layers(stack, resolved, generator)
                 with self._timed("stage 2"):
                     stages["stage 2"] = train_lora(context, adapter.layers, adapter.tokens, callbacks)
+        if sampling is not None:
+            adapter.samples, adapter.thumbnail = sampling.summary(), sampling.thumbnail
         return adapter, stages
 
     def _initial_rows(self, resolved: ResolvedConfig, generator: torch.Generator) -> Mapping[str, torch.Tensor]:
@@ -303,9 +326,27 @@ class Trainer:
         self.log(f"going on with {checkpoint.stage} after step {checkpoint.run['step']}")
         return checkpoint
 
-    def _watching(self, config: TrainConfig, trackers: RunTrackers) -> list[TrainingCallback]:
-        """Return the callbacks that watch the stages, and whose state is saved."""
-        watching: list[TrainingCallback] = [ProgressReporter(self.on_progress), TrackerCallback(trackers)]
+    def _sampling(self, context: TrainingContext, trackers: RunTrackers) -> Sampling | None:
+        """Return what draws samples; None where nobody wants any."""
+        if context.resolved.config.samples == 0:
+            return None
+        drawer = SampleDrawer(context, sample_prompts(context.resolved))
+        show = partial(trackers.log_image, "samples")
+        return Sampling(drawer, RunFolder(self.folder).samples, self.log, self.likeness, show)
+
+    def _watching(
+        self, context: TrainingContext, sampling: Sampling | None, trackers: RunTrackers
+    ) -> list[TrainingCallback]:
+        """Return the callbacks that watch the stages: those that measure come before those that read it."""
+        config = context.resolved.config
+        watching: list[TrainingCallback] = [HeldOutEvaluation(HeldOutLoss(context))]
+        if config.keep == "best":
+            watching.append(BestCheckpoint(self.log))
+        if config.preset == "fast":
+            watching.append(EarlyStopping(self.log))
+        watching += [ProgressReporter(self.on_progress), TrackerCallback(trackers)]
+        if sampling:
+            watching.append(sampling)
         if config.stop_after_seconds:
             watching.append(TimeLimit(config.stop_after_seconds, self.started))
         return watching
