@@ -186,6 +186,27 @@ def train(
         le=604800,
         description="0: no limit. The file is written within so many seconds of the job's start.",
     ),
+    samples: int | None = Input(
+        default=None,
+        ge=0,
+        le=100,
+        description="Empty: 4, fewer where they would take over a tenth of the time. How often samples are drawn.",
+    ),
+    sample_prompts: str = Input(
+        default="",
+        max_length=20000,
+        description="Empty: the task's own. Prompts of the samples, one per line or a JSON list; {} is the subject.",
+    ),
+    preset: str = Input(
+        default="full",
+        choices=["full", "fast"],
+        description="full: all steps. fast: a stage ends when its held-out loss no longer improves.",
+    ),
+    keep: str = Input(
+        default="last",
+        choices=["last", "best"],
+        description="The step of stage 2 that is returned: the last, or the one of the lowest held-out loss.",
+    ),
     lora_format: str = Input(
         default="kohya",
         choices=["kohya", "diffusers", "cloneofsimo"],

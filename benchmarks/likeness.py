@@ -19,8 +19,8 @@ from PIL import Image
 
 from benchmarks.bases import load_named_base, reconstruct
 from lora_service.demo.evaluation import Evaluation, Metrics, evaluate
-from lora_service.demo.image_grid import ImageRow, draw_grid
 from lora_service.demo.show import PROMPTS
+from lora_service.generation.image_grid import ImageRow, draw_grid
 from lora_service.lora.files import read_lora
 from lora_service.lora.weights import LoraWeights
 from lora_service.models.diffusion_base import DiffusionBase

@@ -16,8 +16,8 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.bases import load_named_base, reconstruct
-from lora_service.demo.image_grid import ImageRow, draw_grid
 from lora_service.generation.generator import ImageGenerator
+from lora_service.generation.image_grid import ImageRow, draw_grid
 from lora_service.generation.request import GenerateRequest
 from tools.judges.judging import IMAGE_TEXT, TextJudge
 from tools.judges.questions import answers

@@ -14,6 +14,7 @@ from lora_service.errors import SettingError
 from lora_service.validation import first_error
 
 MEBIBYTE = 1024**2
+Tracker = Literal["tensorboard", "wandb", "comet"]
 _CACHE = Path("~/.cache/lora-service").expanduser()
 
 
@@ -69,6 +70,10 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     warm_up: bool = False
     """Whether a server does before it is READY what the first job would wait for."""
+    trackers: Annotated[tuple[Tracker, ...], NoDecode] = ()
+    """``tensorboard``, ``wandb`` and ``comet``, comma-separated: where trainings are logged to besides."""
+    tracker_folder: Path | None = None
+    """A folder for what trackers keep on disk; none: ``trackers`` in each training's own, which a server removes."""
     torch_threads: int = Field(default=0, ge=0)
     """CPU threads; 0: as many as there are cores. The same seed gives the same bytes at the same number."""
 
@@ -79,7 +84,7 @@ class Settings(BaseSettings):
             raise SettingError("SAFETY_CHECKER", value, "empty: pictures are not checked here")
         return value
 
-    @field_validator("model_cache", "lora_cache", "face_model")
+    @field_validator("model_cache", "lora_cache", "face_model", "tracker_folder")
     @classmethod
     def _from_home(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         """Expand ``~``, as a shell would; a container's or a service's environment has none."""
@@ -101,7 +106,7 @@ class Settings(BaseSettings):
             pass  # a bracket that is not closed, or a port that is no number
         raise SettingError("HF_ENDPOINT", value, "an http(s) address, or empty")
 
-    @field_validator("allow_private_addresses", mode="before")
+    @field_validator("allow_private_addresses", "trackers", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part for part in re.split(r"[\s,|]+", value) if part) if isinstance(value, str) else value

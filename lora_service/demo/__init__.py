@@ -2,5 +2,4 @@
 
 ``show``        trains, evaluates and draws the result
 ``evaluation``  images of the base and of a LoRA, and metrics of both
-``image_grid``  labelled rows of images in one
 """

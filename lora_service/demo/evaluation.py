@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from lora_service.demo.image_grid import ImageRow
 from lora_service.generation.generator import ImageGenerator
+from lora_service.generation.image_grid import ImageRow
 from lora_service.generation.request import GenerateRequest
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraWeights

@@ -13,7 +13,7 @@ from statistics import mean
 from PIL import Image
 
 from lora_service.demo.evaluation import Evaluation, evaluate, subject_similarity
-from lora_service.demo.image_grid import ImageRow, draw_grid
+from lora_service.generation.image_grid import ImageRow, draw_grid
 from lora_service.lora.files import read_lora
 from lora_service.models.loading import load_base, use_threads
 from lora_service.settings import Settings

@@ -4,4 +4,5 @@
 ``schedulers``  the schedulers by the names that clients use
 ``pipelines``   diffusers' pipelines and schedulers around the models of a base
 ``generator``   a base that generates images with LoRAs, and saving them
+``image_grid``  labelled rows of images in one
 """

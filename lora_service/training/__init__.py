@@ -11,10 +11,17 @@ loop.py                the optimiser's loop, and the callbacks that watch it
 optimizers.py          optimisers and learning rate schedules
 training_progress.py   what is told of a stage on the way
 denoising_loss.py      the loss of noisy latents on a base
+held_out.py            the loss of fixed pictures, noise and timesteps
+best_checkpoint.py     the step of the lowest held-out loss
+early_stopping.py      the end of a stage that no longer improves
+samples.py             the prompts of samples, and drawing them
+sampling.py            samples now and then, in grids
 loss.py                noise, timesteps, targets and weights, as pure functions
 lora_layers.py         peft's LoRA layers, in and out of a model
 textual_inversion.py   new tokens whose embeddings learn
 memory.py              GPU memory, estimated
+processes.py           several processes that train one LoRA together
+trackers.py            TensorBoard, Weights & Biases, Comet
 export.py              a trained adapter -> the file
 run_folder.py          the folder of a run
 run_record.py          run.json: what is trained on what

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ PROMPT_CACHE_BYTES = 512 * MEBIBYTE
 fp32."""
 _INVISIBLE = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"}
 """Unicode categories of characters that nobody sees and nobody can type: control, direction, zero width, surrogates."""
+MOST_SAMPLE_PROMPTS, _LONGEST_SAMPLE_PROMPT = 16, 1000
 _REFERENCE = re.compile(r"<\d+>")
 PLACEHOLDER = re.compile(r"<[^<>|\s]{1,30}>")
 
@@ -179,6 +181,23 @@ class TrainConfig(BaseModel):
     stop_after_seconds: Int = Field(
         0, ge=0, le=604800, description="0: no limit. The file is written within so many seconds of the job's start."
     )
+    samples: Int | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="Empty: 4, fewer where they would take over a tenth of the time. How often samples are drawn.",
+    )
+    sample_prompts: str = Field(
+        "",
+        max_length=20000,
+        description="Empty: the task's own. Prompts of the samples, one per line or a JSON list; {} is the subject.",
+    )
+    preset: Literal["full", "fast"] = Field(
+        "full", description="full: all steps. fast: a stage ends when its held-out loss no longer improves."
+    )
+    keep: Literal["last", "best"] = Field(
+        "last", description="The step of stage 2 that is returned: the last, or the one of the lowest held-out loss."
+    )
     lora_format: Literal["kohya", "diffusers", "cloneofsimo"] = Field(
         "kohya", description="Format of the file; kohya is read by every tool."
     )
@@ -203,6 +222,7 @@ class TrainConfig(BaseModel):
             "weight_decay_ti",
         ),
         "Going on and stopping": ("start_from", "stop_after_seconds"),
+        "Seeing it learn": ("samples", "sample_prompts", "preset", "keep"),
         "File": ("lora_format",),
     }  # fmt: skip
     """The fields by group, in the order of ``lora-service train --help``."""
@@ -259,6 +279,12 @@ class TrainConfig(BaseModel):
         parse_prompts(value)
         return value
 
+    @field_validator("sample_prompts")
+    @classmethod
+    def _list_of_prompts(cls, value: str) -> str:
+        parse_sample_prompts(value)
+        return value
+
     @field_validator("placeholder_tokens")
     @classmethod
     def _token_names(cls, value: str) -> str:
@@ -305,6 +331,42 @@ class TrainConfig(BaseModel):
         """The custom prompts; none: the task's own."""
         return parse_prompts(self.custom_prompts)
 
+    @property
+    def prompts_of_samples(self) -> tuple[str, ...]:
+        """The user's prompts of the samples, with ``{}`` for the subject; none: the task's own."""
+        return parse_sample_prompts(self.sample_prompts)
+
+
+def parse_sample_prompts(text: str) -> tuple[str, ...]:
+    """Return the prompts in the input ``sample_prompts``, with ``{}`` for ``<1>``; none where there are none.
+
+    Raises:
+        InputError: there are too many, one is too long, or one names another LoRA than this.
+    """
+    prompts = tuple(prompt.replace("<1>", SUBJECT) for prompt in _lines_or_json(text))
+    if len(prompts) > MOST_SAMPLE_PROMPTS:
+        raise InputError("sample_prompts", text, f"at most {MOST_SAMPLE_PROMPTS} prompts, not {len(prompts)}")
+    for prompt in prompts:
+        if len(prompt) > _LONGEST_SAMPLE_PROMPT or _REFERENCE.search(prompt):
+            expected = (
+                f"of at most {_LONGEST_SAMPLE_PROMPT} characters, with {{}} or <1> for the subject and no other LoRA"
+            )
+            raise InputError("sample_prompts", prompt, expected)
+    return prompts
+
+
+def _lines_or_json(text: str) -> list[str]:
+    """Return the texts of a JSON list, or the lines of any other text; empty ones are left out."""
+    if not text.lstrip().startswith("["):
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        texts = json.loads(text)
+    except ValueError:
+        texts = None
+    if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
+        raise InputError("sample_prompts", text, """one prompt per line, or a JSON list like '["a photo of {}"]'""")
+    return [each.strip() for each in texts if each.strip()]
+
 
 @dataclass(frozen=True)
 class TaskDefaults:
@@ -349,6 +411,11 @@ class ResolvedConfig:
         """The text that stands for the subject in captions: the new tokens, or the trigger where there are none."""
         return "".join(self.tokens) or self.trigger
 
+    @property
+    def title(self) -> str:
+        """A name of the LoRA, unique per training: A1111 calls a LoRA by its title."""
+        return f"{(self.trigger or self.config.task).replace(' ', '-')}-{self.config.seed or 0:08x}"
+
     def describe_defaults(self, config: TrainConfig) -> str:
         """List the values of the inputs that ``config`` left open."""
         values = self.config.model_dump()
@@ -366,8 +433,8 @@ class ResolvedConfig:
         return f"a picture in the style of {subject}" if self.config.task == "style" else f"a photo of {subject}"
 
     def as_json(self) -> dict[str, object]:
-        """Return the resolved settings, without the user's captions and links."""
-        return self.config.model_dump(exclude={"custom_prompts", "start_from"})
+        """Return the resolved settings, without the user's captions, prompts and links."""
+        return self.config.model_dump(exclude={"custom_prompts", "sample_prompts", "start_from"})
 
 
 def resolve_config(config: TrainConfig, defaults: ModelDefaults, trigger: str, seed: int) -> ResolvedConfig:

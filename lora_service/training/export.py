@@ -18,6 +18,7 @@ from lora_service.lora.key_mapping import strip_text_model
 from lora_service.lora.weights import LoraLayer, LoraWeights
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.training.config import ResolvedConfig
+from lora_service.training.held_out import HELD_OUT_LOSS
 from lora_service.training.loop import LoopReport
 from lora_service.training.lora_layers import Layers
 from lora_service.training.lora_metadata import MODELSPEC_PREDICTIONS, LoraMetadata, metadata_strings
@@ -30,11 +31,15 @@ class TrainedAdapter:
 
     Attributes:
         start_from: hash of the LoRA that it went on from, "" for none.
+        samples: what the header says of the samples, None where none were drawn.
+        thumbnail: data URL of a picture that shows what was learned, "" for none.
     """
 
     tokens: AddedTokens | None
     layers: Layers = field(default_factory=dict)
     start_from: str = ""
+    samples: Mapping[str, Any] | None = None
+    thumbnail: str = ""
 
     def weights(self, names: tuple[str, ...], metadata: Mapping[str, str]) -> LoraWeights:
         """Copy it into a LoRA in memory; ``names`` are the tokens'."""
@@ -66,12 +71,18 @@ def export_lora(
         DivergedError: a number is beyond what the file can hold.
     """
     config = resolved.config
-    report = {
+    report: dict[str, object] = {
         "base": base.defaults.title,
         "settings": resolved.as_json(),
         "prompt": resolved.prompt,
         "pictures": dataset.counts(),
         "losses": {name: stage.losses for name, stage in stages.items()},
+        "held_out_losses": {
+            name: [(step, round(value, 5)) for step, value in stage.measurements.get(HELD_OUT_LOSS, ())]
+            for name, stage in stages.items()
+        },
+        "kept_steps": {name: stage.kept_step for name, stage in stages.items()},
+        "samples": adapter.samples,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
@@ -81,8 +92,7 @@ def export_lora(
         architecture=base.defaults.architecture,
         base_version=base.defaults.version,
         base_name=base.defaults.title,
-        # Unique per training: A1111 calls a LoRA by its title.
-        title=f"{(resolved.trigger or resolved.config.task).replace(' ', '-')}-{config.seed or 0:08x}",
+        title=resolved.title,
         trigger=resolved.trigger,
         resolution=(side, side),
         rank=config.lora_rank or 0,
@@ -93,6 +103,7 @@ def export_lora(
         usage_hint=f"Write {resolved.trigger!r} in the prompt, like: {resolved.prompt_with(resolved.trigger)}"
         if resolved.trigger
         else "",
+        thumbnail=adapter.thumbnail,
     )
     metadata = metadata_strings(header, __version__) | {"lora_service.report": json.dumps(report, sort_keys=True)}
     try:

@@ -39,6 +39,8 @@ def _of_stages(config: TrainConfig) -> Iterator[str]:
         yield "continue_inversion has no effect, as continue_inversion_lr is 0"
     if not config.shuffle_tags and _is_set(config, "keep_tokens"):
         yield "keep_tokens has no effect, as shuffle_tags is false"
+    if config.samples == 0 and config.sample_prompts.strip():
+        yield "sample_prompts has no effect, as samples is 0"
     if config.trigger and config.class_word and config.initializer_tokens.strip():
         yield "class_word has no effect, as trigger and initializer_tokens stand for it"
 

@@ -68,6 +68,8 @@ class LoopReport:
         losses: means of equal stretches of the loss.
         stop_reason: the reason why it was stopped, "" where it was not.
         diverged_at: the step by which it was no number any more, and the state of ``steps`` was taken again; else 0.
+        measurements: as of :class:`StageRun`.
+        kept_step: the step whose parameters are the outcome.
     """
 
     steps: int
@@ -75,6 +77,8 @@ class LoopReport:
     losses: list[float] = field(default_factory=list)
     stop_reason: str = ""
     diverged_at: int = 0
+    measurements: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    kept_step: int = 0
 
 
 class TrainingCallback:
@@ -106,10 +110,11 @@ class TrainingCallback:
 
 
 @dataclass(frozen=True)
-class _GoodState:
-    """The parameters of a step at which all was well, on the CPU."""
+class Snapshot:
+    """The parameters of a step, in the stage's order, and a loss there."""
 
     step: int
+    loss: float
     parameters: list[torch.Tensor]
 
 
@@ -122,6 +127,9 @@ class StageRun:
             that gradients were taken of.
         stop_reason: the reason why it stops before its last step, "" where it does not.
         diverged_at: as of :class:`LoopReport`.
+        measurements: name -> step and value of what is measured now and then, such as the held-out loss.
+        best: the snapshot of the lowest held-out loss so far, None where nobody looks for one.
+        kept_step: the step whose parameters are kept at the end, 0 for the last one.
     """
 
     def __init__(self, spec: LoopSpec, config: TrainConfig, processes: Processes | None = None) -> None:
@@ -138,7 +146,10 @@ class StageRun:
         self.stop_reason = self._asked_to_stop = ""
         self.diverged_at = 0
         self._first_loss = 0.0
-        self._good: _GoodState | None = None
+        self._good: Snapshot | None = None
+        self.measurements: dict[str, list[tuple[int, float]]] = {}
+        self.best: Snapshot | None = None
+        self.kept_step = 0
         self.started = time.monotonic()
 
     @property
@@ -194,6 +205,14 @@ class StageRun:
             self.losses[name] = torch.zeros(self.spec.steps, device=self.device)
         self.losses[name][self.step] += loss.detach() / accumulated
 
+    def measure(self, name: str, value: float) -> None:
+        """Note a value that was measured after this step."""
+        self.measurements.setdefault(name, []).append((self.step, value))
+
+    def measured_now(self, name: str) -> bool:
+        """Return True if ``name`` was measured after this step."""
+        return bool(self.measurements.get(name)) and self.measurements[name][-1][0] == self.step
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Within the context the parameters are those that are kept, and no gradients are recorded.
@@ -225,6 +244,8 @@ class StageRun:
             "scaler": self._scaler.state_dict(),
             "generator": self.spec.generator.get_state(),
             "losses": dict(self.losses),
+            "measurements": {name: list(values) for name, values in self.measurements.items()},
+            "best": None if self.best is None else vars(self.best),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -237,6 +258,8 @@ class StageRun:
         self._scaler.load_state_dict(state["scaler"])
         self.spec.generator.set_state(state["generator"].cpu())
         self.losses = {name: losses.to(self.device) for name, losses in state["losses"].items()}
+        self.measurements = {name: list(values) for name, values in state["measurements"].items()}
+        self.best = Snapshot(**state["best"]) if state["best"] else None
 
     def keep_if_good(self, loss: float) -> None:
         """Remember the state, to go back to it, if its parameters are finite and ``loss`` is no wreck's.
@@ -250,7 +273,7 @@ class StageRun:
         with self.evaluating():
             copies = [parameter.to("cpu", copy=True) for parameter in self.parameters]
         if all(bool(copy.isfinite().all()) for copy in copies):
-            self._good = _GoodState(self.step, copies)
+            self._good = Snapshot(self.step, loss, copies)
 
     def go_back(self) -> bool:
         """End a stage that diverged at its last good state; return False where there is none that is worth a file.
@@ -293,8 +316,15 @@ class StageRun:
     def report(self) -> LoopReport:
         """Return the outcome so far."""
         losses = self.losses["total"][: self.step] if self.step else torch.zeros(0)
-        means = _means(losses, _REPORTED_LOSSES)
-        return LoopReport(self.step, self.seconds, means, self.stop_reason, self.diverged_at)
+        return LoopReport(
+            steps=self.step,
+            seconds=self.seconds,
+            losses=_means(losses, _REPORTED_LOSSES),
+            stop_reason=self.stop_reason,
+            diverged_at=self.diverged_at,
+            measurements=self.measurements,
+            kept_step=self.kept_step or self.step,
+        )
 
 
 def run_loop(

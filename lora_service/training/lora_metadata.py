@@ -27,6 +27,7 @@ class LoraMetadata:
         trigger: the plain word that calls the subject.
         resolution: width and height it was trained at, in pixels.
         steps: optimiser steps of the LoRA's stage.
+        thumbnail: data URL of a JPEG.
     """
 
     architecture: str
@@ -41,6 +42,7 @@ class LoraMetadata:
     learning_rate: float
     prediction_type: PredictionType = "epsilon"
     usage_hint: str = ""
+    thumbnail: str = ""
 
 
 def metadata_strings(description: LoraMetadata, version: str) -> dict[str, str]:
@@ -64,6 +66,7 @@ def _modelspec(description: LoraMetadata) -> dict[str, str]:
         "modelspec.resolution": f"{width}x{height}",
         "modelspec.trigger_phrase": description.trigger,
         "modelspec.usage_hint": description.usage_hint,
+        "modelspec.thumbnail": description.thumbnail,
         "modelspec.prediction_type": description.prediction_type,
     }
 

@@ -32,7 +32,11 @@ UNet."""
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """The inputs of both stages; the tokenizers of ``text`` have the new tokens, where there are any."""
+    """The inputs of both stages; the tokenizers of ``text`` have the new tokens, where there are any.
+
+    Attributes:
+        held_out_images, held_out_latents: of the held-out loss, without mirroring and changed colours.
+    """
 
     base: DiffusionBase
     images: tuple[TrainingImage, ...]
@@ -41,6 +45,8 @@ class TrainingContext:
     text: TextEncoders
     autocast: torch.dtype | None
     processes: Processes = field(default_factory=Processes)
+    held_out_images: tuple[TrainingImage, ...] = ()
+    held_out_latents: Sequence[CachedLatents] = ()
 
     def plan(self, stage: str, steps: int, subject_texts: tuple[tuple[str, float], ...], dropout: float) -> BatchPlan:
         """Plan the batches of a stage; ``dropout`` is the share of captions that are left empty."""

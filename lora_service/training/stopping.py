@@ -10,8 +10,8 @@ from lora_service.training.loop import StageRun, TrainingCallback
 from lora_service.training.stop_signal import StopSignal
 
 INTERRUPTED = "stopped by request"
-_RESERVED_SHARE, _LEAST_RESERVED, _MOST_RESERVED = 0.05, 1.0, 30.0
-"""Share of the time that is left for writing the file, and its limits in seconds."""
+_RESERVED_SHARE, _LEAST_RESERVED, _MOST_RESERVED = 0.1, 1.0, 60.0
+"""Share of the time that is left for the last samples and the file, and its limits in seconds."""
 
 
 class StopRequest(TrainingCallback):

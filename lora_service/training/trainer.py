@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from lora_service.dataset.load import TrainingDataset, load_dataset
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.settings import Settings
+from lora_service.training.best_checkpoint import BestCheckpoint
 from lora_service.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointWriter, StageRestorer
 from lora_service.training.config import ResolvedConfig, TrainConfig, resolve_config, with_trigger
+from lora_service.training.early_stopping import EarlyStopping
 from lora_service.training.export import TrainedAdapter, export_lora, job_state
+from lora_service.training.held_out import HeldOutEvaluation, HeldOutLoss, choose_held_out
 from lora_service.training.input_warnings import warn_of_inputs
 from lora_service.training.latent_cache import cache_latents
 from lora_service.training.loop import LoopReport, TrainingCallback
@@ -28,11 +32,14 @@ from lora_service.training.memory import choose_checkpointing, explain_out_of_me
 from lora_service.training.processes import Processes
 from lora_service.training.run_folder import RunFolder, RunOptions
 from lora_service.training.run_record import RunRecord, identity_of, machine_of, stored_paths
+from lora_service.training.samples import SampleDrawer, sample_prompts
+from lora_service.training.sampling import Likeness, Sampling
 from lora_service.training.stages import TrainingContext, train_lora, train_textual_inversion
 from lora_service.training.starting_lora import StartingLora
 from lora_service.training.state_file import write_state
 from lora_service.training.stopping import INTERRUPTED, StopRequest, TimeLimit
 from lora_service.training.textual_inversion import added_tokens, initial_embeddings
+from lora_service.training.trackers import RunTrackers, TrackerCallback, check_trackers, run_trackers
 from lora_service.training.training_progress import OnProgress, ProgressReporter
 from lora_service.training.trigger_words import choose_trigger_word
 
@@ -74,6 +81,7 @@ class Trainer:
         start: a LoRA to go on from.
         resumed: the record of the run in ``folder`` that is to go on; None: it begins.
         started: time of :func:`time.monotonic` at which the job began; 0: when :meth:`run` is called.
+        likeness: judges the samples of the subject on the way; None: nobody does.
     """
 
     base: DiffusionBase
@@ -85,6 +93,7 @@ class Trainer:
     start: StartingLora | None = None
     resumed: RunRecord | None = None
     started: float = 0.0
+    likeness: Likeness | None = None
     _seconds: dict[str, float] = field(default_factory=dict, init=False)
     _processes: Processes = field(init=False)
 
@@ -100,6 +109,7 @@ class Trainer:
             LoraFileError: ``start`` does not fit the base.
             DivergedError: the loss is not finite, and there is no good state to go back to.
         """
+        check_trackers(self.settings.trackers)
         self.started = self.started or time.monotonic()
         given = config
         if self.start:
@@ -115,11 +125,14 @@ class Trainer:
         self._warn_of_unseen(dataset, resolved)
         self.log(f"base: {self.base.defaults.title}; {resolved.describe_defaults(given)}")
         record = self._record(source, given, resolved, dataset)
-        with explain_out_of_memory(self.base, resolved.config, checkpointing=checkpointing):
-            context = self._context(dataset, resolved)
-            with precision(self.base, resolved, checkpointing=checkpointing) as autocast:
-                adapter, stages = self._train(replace(context, autocast=autocast), record)
-        return self._export(record, adapter, resolved, dataset, stages)
+        with self._run_trackers(resolved) as trackers:
+            with explain_out_of_memory(self.base, resolved.config, checkpointing=checkpointing):
+                context = self._context(dataset, resolved)
+                with precision(self.base, resolved, checkpointing=checkpointing) as autocast:
+                    adapter, stages = self._train(replace(context, autocast=autocast), record, trackers)
+            result = self._export(record, adapter, resolved, dataset, stages)
+            trackers.log_file(result.path)
+        return result
 
     def _load(
         self, source: Path | Sequence[Path], config: TrainConfig, resolved: ResolvedConfig
@@ -228,22 +241,44 @@ class Trainer:
         return window.for_subject("trigger", resolved.trigger)
 
     def _context(self, dataset: TrainingDataset, resolved: ResolvedConfig) -> TrainingContext:
-        config = resolved.config
+        config, seed = resolved.config, resolved.config.seed or 0
         flip, jitter = bool(config.flip), bool(config.color_jitter)
+        held_out = choose_held_out(dataset.images, seed)
+        self.log(held_out.line(dataset.images))
+        images, held_out_images = held_out.split(dataset.images)
         with self._timed("latents"):
-            latents = cache_latents(dataset.images, self.base, flip=flip, color_jitter=jitter, seed=config.seed or 0)
+            latents = cache_latents(images, self.base, flip=flip, color_jitter=jitter, seed=seed)
+            held_out_latents = cache_latents(held_out_images, self.base, flip=False, color_jitter=False, seed=seed)
         return TrainingContext(
-            self.base, dataset.images, latents, resolved, self.base.text, autocast=None, processes=self._processes
+            self.base,
+            images,
+            latents,
+            resolved,
+            self.base.text,
+            autocast=None,
+            processes=self._processes,
+            held_out_images=held_out_images,
+            held_out_latents=held_out_latents,
         )
 
-    def _train(self, context: TrainingContext, record: RunRecord) -> tuple[TrainedAdapter, dict[str, LoopReport]]:
+    @contextmanager
+    def _run_trackers(self, resolved: ResolvedConfig) -> Iterator[RunTrackers]:
+        """Start the trackers within the context, in the main process alone."""
+        names = self.settings.trackers if self._processes.is_main else ()
+        folder = self.settings.tracker_folder or self.folder / "trackers"
+        with run_trackers(names, resolved.title, folder, self.log) as trackers:
+            trackers.store_settings(resolved.as_json())
+            yield trackers
+
+    def _train(
+        self, context: TrainingContext, record: RunRecord, trackers: RunTrackers
+    ) -> tuple[TrainedAdapter, dict[str, LoopReport]]:
         """Run both stages, or what is left of them; the base is as before afterwards."""
         resolved, config = context.resolved, context.resolved.config
         generator = torch.Generator().manual_seed(config.seed or 0)
         checkpoint = self._checkpoint(record)
         adapter = TrainedAdapter(None, start_from=str(record.identity["start_from"]))
         stages = {name: LoopReport(**each) for name, each in checkpoint.job["stages"].items()} if checkpoint else {}
-        callbacks = self._callbacks(config, record, checkpoint, lambda: job_state(adapter, stages))
         with ExitStack() as stack:
             if resolved.tokens:
                 rows = self._initial_rows(resolved, generator)
@@ -251,13 +286,18 @@ class Trainer:
                     rows = checkpoint.job["tokens"]
                 adapter.tokens = stack.enter_context(added_tokens(self.base, resolved.tokens, rows))
                 context = replace(context, text=adapter.tokens.text)
-                if config.max_train_steps_ti and "stage 1" not in stages:
-                    with self._timed("stage 1"):
-                        stages["stage 1"] = train_textual_inversion(context, adapter.tokens, callbacks)
+            sampling = self._sampling(context, trackers)
+            watching = self._watching(context, sampling, trackers)
+            callbacks = self._callbacks(watching, record, checkpoint, lambda: job_state(adapter, stages))
+            if adapter.tokens and config.max_train_steps_ti and "stage 1" not in stages:
+                with self._timed("stage 1"):
+                    stages["stage 1"] = train_textual_inversion(context, adapter.tokens, callbacks)
             if config.max_train_steps_tuning and not self._processes.agree(self.options.stop.stops_now):
                 adapter.layers = self._add_layers(stack, resolved, generator)
                 with self._timed("stage 2"):
                     stages["stage 2"] = train_lora(context, adapter.layers, adapter.tokens, callbacks)
+        if sampling is not None:
+            adapter.samples, adapter.thumbnail = sampling.summary(), sampling.thumbnail
         return adapter, stages
 
     def _initial_rows(self, resolved: ResolvedConfig, generator: torch.Generator) -> Mapping[str, torch.Tensor]:
@@ -286,9 +326,34 @@ class Trainer:
         self.log(f"going on with {checkpoint.stage} after step {checkpoint.run['step']}")
         return checkpoint
 
+    def _sampling(self, context: TrainingContext, trackers: RunTrackers) -> Sampling | None:
+        """Return what draws samples; None where nobody wants any."""
+        if context.resolved.config.samples == 0:
+            return None
+        drawer = SampleDrawer(context, sample_prompts(context.resolved))
+        show = partial(trackers.log_image, "samples")
+        return Sampling(drawer, RunFolder(self.folder).samples, self.log, self.likeness, show)
+
+    def _watching(
+        self, context: TrainingContext, sampling: Sampling | None, trackers: RunTrackers
+    ) -> list[TrainingCallback]:
+        """Return the callbacks that watch the stages: those that measure come before those that read it."""
+        config = context.resolved.config
+        watching: list[TrainingCallback] = [HeldOutEvaluation(HeldOutLoss(context))]
+        if config.keep == "best":
+            watching.append(BestCheckpoint(self.log))
+        if config.preset == "fast":
+            watching.append(EarlyStopping(self.log))
+        watching += [ProgressReporter(self.on_progress), TrackerCallback(trackers)]
+        if sampling:
+            watching.append(sampling)
+        if config.stop_after_seconds:
+            watching.append(TimeLimit(config.stop_after_seconds, self.started))
+        return watching
+
     def _callbacks(
         self,
-        config: TrainConfig,
+        watching: list[TrainingCallback],
         record: RunRecord,
         checkpoint: Checkpoint | None,
         job: Callable[[], Mapping[str, Any]],
@@ -296,9 +361,6 @@ class Trainer:
         """Return the callbacks of this process: those that watch stand between those that restore, save and stop."""
         if not self._processes.is_main:
             return []
-        watching: list[TrainingCallback] = [ProgressReporter(self.on_progress)]
-        if config.stop_after_seconds:
-            watching.append(TimeLimit(config.stop_after_seconds, self.started))
         folder = CheckpointFolder(RunFolder(self.folder).checkpoints, record.keep)
         writer = CheckpointWriter(folder, record.save_every, watching, job, record.identity, checkpoint)
         save = writer.save if record.save_every != 0 else lambda stage: None

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lora_service.training.held_out import HELD_OUT_LOSS, smoothed
 from lora_service.training.loop import StageRun, TrainingCallback
 
 _REPORT_SECONDS = 5.0
@@ -19,6 +20,7 @@ class TrainingProgress:
     Attributes:
         loss: the mean since the last report.
         seconds_left: estimated time to the end of the last stage.
+        held_out_loss: the latest one, smoothed; None where there is none yet.
     """
 
     stage: str
@@ -27,6 +29,7 @@ class TrainingProgress:
     loss: float
     pictures_per_second: float
     seconds_left: float
+    held_out_loss: float | None = None
 
     def line(self) -> str:
         """Return one line for a person."""
@@ -35,17 +38,21 @@ class TrainingProgress:
     def summary(self) -> str:
         """Return the end of the line, without stage and step."""
         left = f"{self.seconds_left / 60:.0f} min" if self.seconds_left >= 90 else f"{self.seconds_left:.0f} s"
-        return f"loss {self.loss:.4f}, {self.pictures_per_second:.1f} pictures/s, {left} left in all"
+        held_out = "" if self.held_out_loss is None else f", held-out {self.held_out_loss:.4f}"
+        return f"loss {self.loss:.4f}{held_out}, {self.pictures_per_second:.1f} pictures/s, {left} left in all"
 
     def metrics(self) -> dict[str, float | int | str]:
         """Return the numbers for a program that shows the progress."""
-        return {
+        metrics: dict[str, float | int | str] = {
             "stage": self.stage,
             "step": self.step,
             "of": self.steps,
             "loss": round(self.loss, 5),
             "seconds_left": round(self.seconds_left, 1),
         }
+        if self.held_out_loss is not None:
+            metrics["held_out_loss"] = round(self.held_out_loss, 5)
+        return metrics
 
 
 OnProgress = Callable[[TrainingProgress], None]
@@ -78,6 +85,7 @@ class ProgressReporter(TrainingCallback):
             raise stage.diverged("The loss")
         stage.keep_if_good(loss)
         seconds_per_step = max(now - self._started_at, 1e-9) / (stage.step - self._first_step)
+        held_out = smoothed([value for _, value in stage.measurements.get(HELD_OUT_LOSS, ())])
         steps_left = 0 if stage.is_done else spec.steps - stage.step
         self._on_progress(
             TrainingProgress(
@@ -87,6 +95,7 @@ class ProgressReporter(TrainingCallback):
                 loss=loss,
                 pictures_per_second=spec.batch_size * stage.config.gradient_accumulation_steps / seconds_per_step,
                 seconds_left=seconds_per_step * (steps_left + spec.later_steps),
+                held_out_loss=held_out[-1] if held_out else None,
             )
         )
         self._reported_at, self._reported_step = now, stage.step

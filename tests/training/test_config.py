@@ -50,7 +50,7 @@ def test_open_inputs_become_what_task_and_base_want(task: str, rank: int) -> Non
     assert (config.lora_rank, config.lora_alpha) == (rank, float(rank))
     assert (config.learning_rate_ti, config.learning_rate_text, config.learning_rate_unet) == (5e-4, 1e-5, 2e-4)
     assert (config.resolution, config.seed, config.trigger) == (512, 3, "ohwx")
-    assert None not in config.model_dump().values()
+    assert None not in config.model_dump(exclude={"samples"}).values()  # that one depends on how long they take
 
 
 def test_rates_are_used_as_given() -> None:

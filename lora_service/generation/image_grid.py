@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 SIDE, GAP, LABEL_WIDTH, LINE_HEIGHT = 160, 6, 150, 26
 _CAPTION_LINE_HEIGHT, _CAPTION_LINES = 13, 4
-_LABEL_CHARACTERS, _CAPTION_CHARACTERS = 16, 27
+_LABEL_CHARACTERS, _CAPTION_PIXELS = 16, 5.9
 _TEXT_COLOR, _BACKGROUND = (40, 40, 45), (255, 255, 255)
 
 
@@ -21,40 +21,43 @@ class ImageRow:
     images: Sequence[Image.Image]
     captions: Sequence[str] = ()
 
-    @property
-    def height(self) -> int:
-        return SIDE + GAP + (_CAPTION_LINES * _CAPTION_LINE_HEIGHT if self.captions else 0)
+    def height(self, side: int) -> int:
+        return side + GAP + (_CAPTION_LINES * _CAPTION_LINE_HEIGHT if self.captions else 0)
 
 
-def draw_grid(rows: Sequence[ImageRow], notes: Sequence[str] = ()) -> Image.Image:
-    """Draw ``rows`` below one another, with their labels, if there are any, at the left and ``notes`` at the bottom."""
+def draw_grid(rows: Sequence[ImageRow], notes: Sequence[str] = (), side: int = SIDE) -> Image.Image:
+    """Draw ``rows`` below one another, with their labels, if there are any, at the left and ``notes`` at the bottom.
+
+    Args:
+        side: of each image, in pixels.
+    """
     font = ImageFont.load_default(size=15)
     columns = max(len(row.images) for row in rows)
     left = LABEL_WIDTH if any(row.label for row in rows) else GAP
-    bottom = GAP + sum(row.height for row in rows)
-    size = (left + columns * (SIDE + GAP) + GAP, bottom + len(notes) * LINE_HEIGHT)
+    bottom = GAP + sum(row.height(side) for row in rows)
+    size = (left + columns * (side + GAP) + GAP, bottom + len(notes) * LINE_HEIGHT)
     grid = Image.new("RGB", size, _BACKGROUND)
     draw = ImageDraw.Draw(grid)
     top = GAP
     for row in rows:
         label = _wrap(row.label, _LABEL_CHARACTERS)
-        draw.multiline_text((GAP, top + SIDE // 3), label, fill=_TEXT_COLOR, font=font)
-        _draw_row(draw, grid, row, (left, top))
-        top += row.height
+        draw.multiline_text((GAP, top + side // 3), label, fill=_TEXT_COLOR, font=font)
+        _draw_row(draw, grid, row, (left, top), side)
+        top += row.height(side)
     for i, note in enumerate(notes):
         draw.text((GAP, bottom + i * LINE_HEIGHT), note, fill=_TEXT_COLOR, font=font)
     return grid
 
 
-def _draw_row(draw: ImageDraw.ImageDraw, grid: Image.Image, row: ImageRow, corner: tuple[int, int]) -> None:
+def _draw_row(draw: ImageDraw.ImageDraw, grid: Image.Image, row: ImageRow, corner: tuple[int, int], side: int) -> None:
     font = ImageFont.load_default(size=11)
     left, top = corner
     for i, image in enumerate(row.images):
-        x = left + i * (SIDE + GAP)
-        grid.paste(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC), (x, top))
+        x = left + i * (side + GAP)
+        grid.paste(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC), (x, top))
         if row.captions:
-            text = _wrap(row.captions[i], _CAPTION_CHARACTERS)
-            draw.multiline_text((x, top + SIDE), text, fill=_TEXT_COLOR, font=font, spacing=1)
+            text = _wrap(row.captions[i], int(side / _CAPTION_PIXELS))
+            draw.multiline_text((x, top + side), text, fill=_TEXT_COLOR, font=font, spacing=1)
 
 
 def _wrap(text: str, characters: int) -> str:

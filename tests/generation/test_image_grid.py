@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from lora_service.demo.image_grid import GAP, LABEL_WIDTH, SIDE, ImageRow, draw_grid
+from lora_service.generation.image_grid import GAP, LABEL_WIDTH, SIDE, ImageRow, draw_grid
 
 RED = Image.new("RGB", (64, 64), (255, 0, 0))
 
