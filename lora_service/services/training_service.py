@@ -176,7 +176,6 @@ class TrainingService(ModelService):
         """
         from lora_service.training.run_record import RunRecord
         from lora_service.training.starting_lora import StartingLora
-        from lora_service.training.state_file import read_state
 
         log, run = JobLog(log, record_metric), RunFolder(run_folder)
         with self._job(log):
@@ -190,7 +189,7 @@ class TrainingService(ModelService):
                 show = _recording(record_metric, on_progress or (lambda progress: log(progress.line())))
                 trainer = self._trainer(run, log, show)
                 trainer.options, trainer.resumed = RunOptions(stop=stop or StopSignal()), record
-                trainer.start = StartingLora.from_state(read_state(run.start)) if run.start.exists() else None
+                trainer.start = StartingLora.read(run) if run.start.exists() else None
                 result = trainer.run(pictures or record.source(run), config)
                 _remove_uploads(run, result)
             _report(result, record_metric, log)

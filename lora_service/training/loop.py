@@ -244,6 +244,7 @@ class StageRun:
             "scaler": self._scaler.state_dict(),
             "generator": self.spec.generator.get_state(),
             "losses": dict(self.losses),
+            "first_loss": self._first_loss,
             "measurements": {name: list(values) for name, values in self.measurements.items()},
             "best": None if self.best is None else vars(self.best),
         }
@@ -258,6 +259,7 @@ class StageRun:
         self._scaler.load_state_dict(state["scaler"])
         self.spec.generator.set_state(state["generator"].cpu())
         self.losses = {name: losses.to(self.device) for name, losses in state["losses"].items()}
+        self._first_loss = state["first_loss"]
         self.measurements = {name: list(values) for name, values in state["measurements"].items()}
         self.best = Snapshot(**state["best"]) if state["best"] else None
 

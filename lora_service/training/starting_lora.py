@@ -9,13 +9,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lora_service.errors import LoraFileError, WrongBaseError
+from lora_service.errors import InputError, LoraFileError, WrongBaseError
 from lora_service.lora.key_mapping import strip_text_model
 from lora_service.lora.safetensors_header import shortened
 from lora_service.lora.token_embeddings import TokenEmbeddings
 from lora_service.lora.weights import LoraLayer, LoraWeights
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.training.config import PLACEHOLDER, ResolvedConfig, TrainConfig
+from lora_service.training.run_folder import RunFolder
+from lora_service.training.state_file import read_state
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +148,19 @@ class StartingLora:
         }
         rows = {name: dict(by_encoder) for name, by_encoder in self.rows.items()}
         return {"layers": layers, "rows": rows, "trigger": self.trigger, "rank": self.rank, "alpha": self.alpha}
+
+    @staticmethod
+    def read(run: RunFolder) -> StartingLora:
+        """Read the copy in a run folder.
+
+        Raises:
+            InputError: it is damaged (code ``unreadable_run``).
+        """
+        try:
+            return StartingLora.from_state(read_state(run.start))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            expected = f"a run folder whose {run.start.name} can be read ({error})"
+            raise InputError("resume", str(run.path), expected, code="unreadable_run") from error
 
     @staticmethod
     def from_state(state: Mapping[str, Any]) -> StartingLora:

@@ -19,7 +19,7 @@ from lora_service.training.loop import StageRun, TrainingCallback
 from lora_service.training.run_folder import RunFolder
 from lora_service.training.run_record import RunRecord
 from lora_service.training.starting_lora import StartingLora
-from lora_service.training.state_file import read_state
+from lora_service.training.state_file import read_state, write_state
 from lora_service.training.trainer import Trainer, TrainResult
 from tests.errors import raises
 from tests.small_base import picture_zip, small_base
@@ -141,6 +141,9 @@ def test_the_header_knows_and_a_run_goes_on_with_its_copy(base: DiffusionBase, t
     assert copy.digest in read_lora(result.path).metadata["lora_service.report"]
     again = Trainer(base, run.path, start=copy, resumed=record).run(record.source(run), record.config())
     assert again.path.read_bytes() == result.path.read_bytes()
+    write_state(run.start, {"layers": 3})
+    with raises(InputError, field="resume", code="unreadable_run"):
+        StartingLora.read(run)
     other = replace(copy, alpha=copy.alpha + 1)
     with raises(InputError, field="resume", code="start_from_changed"):
         Trainer(base, run.path, start=other, resumed=record).run(record.source(run), record.config())
