@@ -17,6 +17,7 @@ import torch
 from lora_service.dataset.captions.templates import fill_template
 from lora_service.dataset.training_images import TrainingImage
 from lora_service.models.text_encoders import TokenIds
+from lora_service.training.config import TrainConfig
 from lora_service.training.denoising_loss import DenoisingLoss, NoisyLatents
 from lora_service.training.latent_cache import CachedLatents
 from lora_service.training.loop import StageRun, TrainingCallback
@@ -63,14 +64,18 @@ class HeldOutPictures:
         return f"held-out loss: measured on {names}, which {'are' if len(self.indices) > 1 else 'is'} not trained on"
 
 
-def choose_held_out(images: Sequence[TrainingImage], seed: int) -> HeldOutPictures:
-    """Choose the pictures of the held-out loss: one in five, at most four; of fewer than five all."""
+def choose_held_out(images: Sequence[TrainingImage], config: TrainConfig) -> HeldOutPictures:
+    """Choose the pictures of the held-out loss: one in five, at most four; of fewer than five all.
+
+    They are excluded from training only where the loss decides something, and there are pictures enough.
+    """
     count = len(images)
     if count < PICTURES_PER_HELD_OUT:
         return HeldOutPictures(tuple(range(count))[:MOST_HELD_OUT], are_excluded=False)
     held = min(MOST_HELD_OUT, count // PICTURES_PER_HELD_OUT)
-    indices = tuple(sorted(random.Random(f"held out {seed}").sample(range(count), held)))
-    return HeldOutPictures(indices, are_excluded=count >= FEWEST_TO_EXCLUDE)
+    indices = tuple(sorted(random.Random(f"held out {config.seed}").sample(range(count), held)))
+    decides = config.keep == "best" or config.preset == "fast"
+    return HeldOutPictures(indices, are_excluded=decides and count >= FEWEST_TO_EXCLUDE)
 
 
 def evaluation_steps(steps: int, pictures_per_step: int) -> list[int]:

@@ -243,7 +243,7 @@ class Trainer:
     def _context(self, dataset: TrainingDataset, resolved: ResolvedConfig) -> TrainingContext:
         config, seed = resolved.config, resolved.config.seed or 0
         flip, jitter = bool(config.flip), bool(config.color_jitter)
-        held_out = choose_held_out(dataset.images, seed)
+        held_out = choose_held_out(dataset.images, config)
         self.log(held_out.line(dataset.images))
         images, held_out_images = held_out.split(dataset.images)
         with self._timed("latents"):
