@@ -119,6 +119,17 @@ def train(
         le=1,
         description="Empty: 0.1 for styles, else 0.05. Share of stage 2's steps without a caption.",
     ),
+    max_token_length: str = Input(
+        default="auto",
+        choices=["auto", "75", "150", "225"],
+        description="Most tokens of a caption that are read, in chunks of 75. auto: as many as captions need.",
+    ),
+    clip_skip: int | None = Input(
+        default=None,
+        ge=1,
+        le=32,
+        description="Empty: the base model's own. Layer of the text encoder that is read, from the end; 1: the last.",
+    ),
     mask_mode: str = Input(
         default="auto",
         choices=["auto", "face", "none", "files"],

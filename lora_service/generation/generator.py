@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from lora_service.errors import InputError
+from lora_service.generation.clip_skip import choose_clip_skip
 from lora_service.generation.pipelines import make_pipeline, make_scheduler
 from lora_service.generation.request import LARGEST_SIDE, GenerateRequest, expand_references
 from lora_service.generation.schedulers import check_scheduler
@@ -24,6 +25,7 @@ from lora_service.lora.patcher import Patcher
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraWeights
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.text_encoders import MAX_CHUNKS
 
 ScaledLora = tuple[LoraWeights, Scale]
 Log = Callable[[str], None]
@@ -65,6 +67,7 @@ class ImageGenerator:
         self.base = base
         self._max_pixel_steps = max_pixel_steps
         self.patcher = Patcher(base.components, base.tokenizers)
+        self._text = base.text
 
     def generate(
         self,
@@ -92,6 +95,8 @@ class ImageGenerator:
             if report.warning:
                 log(f"warning: {report.warning}")
             subjects = [None if s.is_zero else name for name, (_, s) in zip(report.subjects, loras, strict=True)]
+            clip_skip = choose_clip_skip(request, loras, self.base, log)
+            self._text = self.base.text.with_tokenizers(self.patcher.tokenizers).with_clip_skip(clip_skip)
             prompts = self._expand_prompts(request, subjects, log)
             with torch.inference_mode():
                 generate_image, settings = self._prepare(request, prompts, size, image)
@@ -170,6 +175,8 @@ class ImageGenerator:
             "scheduler": request.scheduler,
             "base": defaults.title,
         }
+        if self._text.clip_skip is not None:
+            settings["clip_skip"] = self._text.clip_skip
         kwargs = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
         if image is not None:
             settings["prompt_strength"] = request.prompt_strength
@@ -184,11 +191,16 @@ class ImageGenerator:
         return self._img2img({**kwargs, **embeds, "strength": request.prompt_strength}, initial, scheduler), settings
 
     def _encode_prompts(self, prompts: Prompts) -> dict[str, torch.Tensor]:
-        """Return both prompt embeds as a pipeline's keyword arguments, from the patched text encoders."""
-        text = self.base.text.with_tokenizers(self.patcher.tokenizers)
+        """Return both prompt embeds as a pipeline's keyword arguments, from the patched text encoders.
+
+        Both have the chunks of the longer prompt, as the UNet takes them in one batch.
+        """
+        text = self._text
+        all_rows = [self.patcher.with_all_rows(prompt) for prompt in prompts]
+        chunks = text.chunks_for(max(map(text.count, all_rows)))
         # One at a time, as the pipelines do: a batch of two differs in the last bits.
         prompt_embeds, negative_embeds = (
-            text.encode(text.tokenize([self.patcher.with_all_rows(prompt)]).to(self.base.device)) for prompt in prompts
+            text.encode(text.tokenize([prompt], chunks).to(self.base.device)) for prompt in all_rows
         )
         return {**prompt_embeds.as_kwargs(), **negative_embeds.as_kwargs("negative_")}
 
@@ -212,11 +224,8 @@ class ImageGenerator:
         return _IMAGE_PROCESSOR.postprocess(self.base.decode(latents))[0]
 
     def _warn_of_truncation(self, name: str, prompt: str, log: Log) -> None:
-        text = self.base.text.with_tokenizers(self.patcher.tokenizers)
-        tokens, limit = (
-            text.count(self.patcher.with_all_rows(prompt)),
-            text.positions - 2,
-        )  # without the start and the end of the text
+        tokens = self._text.count(self.patcher.with_all_rows(prompt))
+        limit = MAX_CHUNKS * self._text.chunk_tokens
         if tokens > limit:
             log(f"warning: the {name.replace('_', ' ')} has {tokens} tokens and only the first {limit} are used")
 

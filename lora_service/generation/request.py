@@ -61,6 +61,12 @@ class GenerateRequest(BaseModel):
     guidance_scale: float | None = Field(
         None, ge=0, le=50, description="Empty: the base model's own (SD 1.5: 7.5). How strictly to follow the prompt."
     )
+    clip_skip: Int | None = Field(
+        None,
+        ge=1,
+        le=32,
+        description="Empty: as the LoRA was trained. Layer of the text encoder that is read, from the end.",
+    )
     scheduler: Annotated[str, BeforeValidator(_checked_scheduler)] = Field(
         "DPMSolverMultistep",
         description="The scheduler of the denoising steps.",
@@ -90,7 +96,7 @@ class GenerateRequest(BaseModel):
             "prompt", "negative_prompt", "lora_urls", "lora_scales", "width", "height", "num_outputs", "seed",
             "prompt_strength",
         ),
-        "Sampling": ("num_inference_steps", "guidance_scale", "scheduler"),
+        "Sampling": ("num_inference_steps", "guidance_scale", "scheduler", "clip_skip"),
         "Files": ("output_format", "output_quality"),
     }  # fmt: skip
     """The fields by group, in the order of ``lora-service generate --help``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -144,6 +145,12 @@ class LoraWeights:
     def trigger(self) -> str | None:
         """The plain word that calls the subject in any tool, if the header names one."""
         return self.metadata.get("modelspec.trigger_phrase", "").strip() or None
+
+    @property
+    def clip_skip(self) -> int | None:
+        """The text encoder's layer that it was trained with, counted from the end, if the header names one."""
+        text = self.metadata.get("ss_clip_skip", "")
+        return int(text) if re.fullmatch(r"[1-9]\d?", text) else None
 
     @property
     def tokens(self) -> tuple[str, ...]:

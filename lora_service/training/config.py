@@ -24,12 +24,9 @@ from lora_service.dataset.options import (
 )
 from lora_service.errors import InputError
 from lora_service.models.registry import ModelDefaults
-from lora_service.settings import MEBIBYTE, Settings
+from lora_service.settings import Settings
 from lora_service.validation import Int, validate, without_surrogates
 
-PROMPT_CACHE_BYTES = 512 * MEBIBYTE
-"""Most of the device's memory for the prompt embeds of captions that are encoded once: 2,200 captions of SD 1.5 in
-fp32."""
 _INVISIBLE = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"}
 """Unicode categories of characters that nobody sees and nobody can type: control, direction, zero width, surrogates."""
 _REFERENCE = re.compile(r"<\d+>")
@@ -122,6 +119,16 @@ class TrainConfig(BaseModel):
         le=1,
         description="Empty: 0.1 for styles, else 0.05. Share of stage 2's steps without a caption.",
     )
+    max_token_length: Literal["auto", "75", "150", "225"] = Field(
+        "auto",
+        description="Most tokens of a caption that are read, in chunks of 75. auto: as many as captions need.",
+    )
+    clip_skip: Int | None = Field(
+        None,
+        ge=1,
+        le=32,
+        description="Empty: the base model's own. Layer of the text encoder that is read, from the end; 1: the last.",
+    )
     mask_mode: MaskMode = Field(
         "auto",
         description="What counts most in a picture. auto: a mask file, else the face for faces, else transparency.",
@@ -185,8 +192,8 @@ class TrainConfig(BaseModel):
             "gradient_accumulation_steps", "lora_alpha", "weight_decay_lora",
         ),
         "Captions and pictures": (
-            "custom_prompts", "caption_dropout", "shuffle_tags", "keep_tokens", "mask_mode", "aspect_ratio_buckets",
-            "flip", "color_jitter",
+            "custom_prompts", "caption_dropout", "shuffle_tags", "keep_tokens", "max_token_length", "clip_skip",
+            "mask_mode", "aspect_ratio_buckets", "flip", "color_jitter",
         ),
         "Noise and loss": ("noise_offset", "snr_gamma"),
         "Memory and precision": ("gradient_checkpointing", "mixed_precision"),
@@ -290,6 +297,11 @@ class TrainConfig(BaseModel):
             face_model=settings.face_model,
             caption_model=CaptionModelRef.from_settings(settings),
         )
+
+    @property
+    def chunks(self) -> int:
+        """The most chunks of a caption that are read, 1 to 3."""
+        return 3 if self.max_token_length == "auto" else int(self.max_token_length) // 75
 
     @property
     def templates(self) -> tuple[str, ...]:

@@ -83,6 +83,7 @@ def export_lora(
         steps=config.max_train_steps_tuning,
         learning_rate=config.learning_rate_unet or 0.0,
         prediction_type=MODELSPEC_PREDICTIONS[base.prediction_type],
+        clip_skip=config.clip_skip,
         usage_hint=f"Write {resolved.trigger!r} in the prompt, like: {resolved.prompt_with(resolved.trigger)}"
         if resolved.trigger
         else "",

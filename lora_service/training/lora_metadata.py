@@ -27,6 +27,7 @@ class LoraMetadata:
         trigger: the plain word that calls the subject.
         resolution: width and height it was trained at, in pixels.
         steps: optimiser steps of the LoRA's stage.
+        clip_skip: the text encoder's layer that was read, counted from the end; None: the base's own.
     """
 
     architecture: str
@@ -41,6 +42,7 @@ class LoraMetadata:
     learning_rate: float
     prediction_type: PredictionType = "epsilon"
     usage_hint: str = ""
+    clip_skip: int | None = None
 
 
 def metadata_strings(description: LoraMetadata, version: str) -> dict[str, str]:
@@ -79,6 +81,7 @@ def _kohya(description: LoraMetadata, version: str) -> dict[str, str]:
         "ss_output_name": description.title,
         # Only the trigger: whole captions would publish a user's descriptions of the pictures.
         "ss_tag_frequency": json.dumps({"subject": {description.trigger: 1}}) if description.trigger else "",
+        "ss_clip_skip": str(description.clip_skip or ""),
         "ss_steps": str(description.steps),
         "ss_learning_rate": str(description.learning_rate),
         "lora_service.version": version,

@@ -117,10 +117,10 @@ class Trainer:
         """Return the tokens that the base reads of a caption.
 
         Raises:
-            InputError: the trigger word or the new tokens alone are more.
+            InputError: the trigger word or the new tokens alone are more than it reads at once.
         """
-        text = self.base.text
-        window = TokenWindow(text.count, text.positions - 2, subject_tokens=len(resolved.tokens))
+        text, chunks = self.base.text, resolved.config.chunks
+        window = TokenWindow(text.count, text.chunk_tokens, subject_tokens=len(resolved.tokens), chunks=chunks)
         if len(resolved.tokens) > window.size:
             expected = f"at most {window.size} names, as the base reads so many tokens"
             raise InputError("placeholder_tokens", resolved.config.placeholder_tokens, expected, code="too_many_tokens")
@@ -131,7 +131,8 @@ class Trainer:
         flip, jitter = bool(config.flip), bool(config.color_jitter)
         with self._timed("latents"):
             latents = cache_latents(dataset.images, self.base, flip=flip, color_jitter=jitter, seed=config.seed or 0)
-        return TrainingContext(self.base, dataset.images, latents, resolved, self.base.text, autocast=None)
+        text = self.base.text.with_clip_skip(config.clip_skip)
+        return TrainingContext(self.base, dataset.images, latents, resolved, text, autocast=None)
 
     def _train(self, context: TrainingContext) -> tuple[TrainedAdapter, dict[str, LoopReport]]:
         """Run both stages; the base is as before afterwards."""
@@ -144,7 +145,7 @@ class Trainer:
             if resolved.tokens:
                 rows = initial_embeddings(self.base, resolved.tokens, resolved.initializers, generator)
                 adapter.tokens = stack.enter_context(added_tokens(self.base, resolved.tokens, rows))
-                context = replace(context, text=adapter.tokens.text)
+                context = replace(context, text=context.text.with_tokenizers(adapter.tokens.text.tokenizers))
                 with self._timed("stage 1"):
                     stages["stage 1"] = train_textual_inversion(context, adapter.tokens, callbacks)
             if resolved.config.max_train_steps_tuning:
@@ -162,6 +163,7 @@ class Trainer:
         trigger = config.trigger or f"{word} {config.class_word}".strip()
         resolved = resolve_config(config, self.base.defaults, trigger, seed)
         self.base.check_side("resolution", resolved.config.resolution or self.base.defaults.resolution)
+        self.base.text.with_clip_skip(resolved.config.clip_skip)
         return resolved
 
     def _add_layers(self, stack: ExitStack, resolved: ResolvedConfig, generator: torch.Generator) -> Layers:

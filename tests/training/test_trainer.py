@@ -23,6 +23,7 @@ STEPS = {"task": "object", "seed": 1, "max_train_steps_ti": 2, "max_train_steps_
 
 def train(tmp_path: Path, base: DiffusionBase | None = None, **inputs: Any) -> TrainResult:
     folder = tmp_path / "job"
+    tmp_path.mkdir(parents=True, exist_ok=True)
     job = Trainer(base or small_base(), folder)
     return job.run(picture_zip(tmp_path / "pictures.zip"), TrainConfig.of(STEPS | inputs))
 
@@ -205,12 +206,35 @@ def test_the_word_of_a_folder_is_the_trigger_unless_one_is_given(tmp_path: Path)
 
 def test_captions_are_counted_with_the_tokens_of_the_base(tmp_path: Path) -> None:
     upload = tmp_path / "set.zip"
-    upload.write_bytes(zipped({"a.png": png(1), "a.txt": "собака на траве, ".encode() * 8 + b"TOK"}))
+    upload.write_bytes(zipped({"a.png": png(1), "a.txt": "собака на траве, ".encode() * 24 + b"TOK"}))
     result = Trainer(small_base(), tmp_path / "job").run(upload, TrainConfig.of(STEPS))
-    assert "of which the base reads the first 75" in result.dataset.report.used[0].warnings[0]
+    assert "of which the base reads the first 225" in result.dataset.report.used[0].warnings[0]
     assert result.dataset.images[0].captions[0].startswith("{}, ")
     with raises(InputError, field="trigger", code="too_many_tokens"):
         train(tmp_path, trigger="траве " * 10)
+
+
+def test_long_captions_are_read_in_chunks_or_cut_as_asked(tmp_path: Path) -> None:
+    upload = tmp_path / "set.zip"
+    upload.write_bytes(zipped({"a.png": png(1), "a.txt": b"TOK " + b"dog " * 80 + b"on the beach"}))
+    losses = {}
+    for length in ("auto", "75", "150", "225"):
+        inputs = TrainConfig.of(STEPS | {"max_token_length": length, "caption_dropout": 0})
+        result = Trainer(small_base(), tmp_path / length).run(upload, inputs)
+        losses[length] = [loss for stage in result.stages.values() for loss in stage.losses]
+        assert bool(result.dataset.report.used[0].warnings) == (length == "75")
+    assert losses["auto"] == losses["150"] == losses["225"] != losses["75"]
+
+
+def test_clip_skip_trains_on_that_layer_and_is_written_for_the_drawing(tmp_path: Path) -> None:
+    files = [read_lora(train(tmp_path / str(skip), clip_skip=skip).path) for skip in (None, 1, 2)]
+    assert [weights.metadata.get("ss_clip_skip") for weights in files] == [None, "1", "2"]
+    assert [weights.clip_skip for weights in files] == [None, 1, 2]
+    rows = [weights.embeddings["<s1>"]["text_encoder"] for weights in files]
+    assert torch.equal(rows[0], rows[1])
+    assert not torch.equal(rows[0], rows[2])
+    with raises(InputError, field="clip_skip"):
+        train(tmp_path, clip_skip=30)
 
 
 def test_pictures_that_no_step_shows_are_warned_of(tmp_path: Path) -> None:
