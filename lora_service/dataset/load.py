@@ -28,6 +28,8 @@ from lora_service.dataset.upload.source_files import RawSample, UnusableFileErro
 from lora_service.errors import PicturesError, quote, shorten
 
 _LITTLE_KEPT = 0.45  # a telephone's picture of 9 to 19 keeps 47 % in a square
+MAX_SUBJECTS = 8
+"""Most subjects of one LoRA, a folder each."""
 _MAX_WORKERS = 4  # each holds one image at full size
 
 
@@ -37,8 +39,8 @@ class TrainingDataset:
 
     images: tuple[TrainingImage, ...]
     report: DatasetReport
-    trigger: str = ""
-    """The subject's name in the folders' names, where the options say to take it and there is one."""
+    triggers: tuple[str, ...] = ()
+    """The subjects' names in the folders' names, where the options say to take them; several are taught apart."""
 
 
 def load_dataset(source: Path | Sequence[Path], options: DatasetOptions, folder: Path) -> TrainingDataset:
@@ -88,9 +90,9 @@ def _load(source: Path | Sequence[Path], options: DatasetOptions, folder: Path) 
     skipped = [*extracted.skipped, *paired.skipped, *(result for result in results if isinstance(result, Skipped))]
     if not prepared:
         raise _no_pictures(skipped)
-    trigger, folder_warnings = _folder_trigger([each.sample for each in prepared], options)
-    options, prompt_warnings = fit_prompts(_with_trigger(options, trigger))
-    captions = select_captions([each.sample for each in prepared], [each.image for each in prepared], options)
+    triggers, folder_warnings = _folder_triggers([each.sample for each in prepared], options)
+    options, prompt_warnings = fit_prompts(_with_window(options, triggers))
+    captions = _select_captions(prepared, triggers, options)
     if not any(each.source == "template" for each in captions):
         prompt_warnings = ()
     similar = near_duplicates([each.sample.name for each in prepared], [each.fingerprint for each in prepared])
@@ -101,25 +103,61 @@ def _load(source: Path | Sequence[Path], options: DatasetOptions, folder: Path) 
         folders=paired.folders,
         warnings=(*folder_warnings, *prompt_warnings),
     )
-    images = tuple(_training_image(*pair) for pair in zip(prepared, captions, strict=True))
-    return TrainingDataset(images, report, trigger)
+    images = tuple(_training_image(*pair, triggers) for pair in zip(prepared, captions, strict=True))
+    return TrainingDataset(images, report, triggers)
 
 
-def _folder_trigger(samples: Sequence[RawSample], options: DatasetOptions) -> tuple[str, tuple[str, ...]]:
-    """Return the word of the folders where it is the trigger, else "", and a warning where there are several."""
-    words = list(dict.fromkeys(" ".join(sample.word.split()) for sample in samples if sample.word))
-    if len(words) > 1:
-        names = join_names([quote(word) for word in words])
-        return "", (f"the folders name {len(words)} subjects, {names}, and all of them are taught as one",)
-    return (words[0] if words and options.takes_folder_word else ""), ()
+def _word(sample: RawSample) -> str:
+    """Return the subject's name in a sample's folder."""
+    return " ".join(sample.word.split())
 
 
-def _with_trigger(options: DatasetOptions, trigger: str) -> DatasetOptions:
-    """Return ``options`` for captions in which ``trigger`` names the subject too."""
-    if not trigger:
-        return options
-    window = options.token_window and options.token_window.for_subject("trigger", trigger)
-    return replace(options, trigger_words=(*options.trigger_words, trigger), token_window=window)
+def _folder_triggers(samples: Sequence[RawSample], options: DatasetOptions) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the words of the folders where they are the triggers, and a warning where several are taught as one.
+
+    Raises:
+        PicturesError: several subjects are taught, and a picture is in no folder of one (code
+            ``pictures_without_subject``), or they are too many (``too_many_subjects``).
+    """
+    words = tuple(dict.fromkeys(word for sample in samples if (word := _word(sample))))
+    names = join_names([quote(word) for word in words])
+    if not options.takes_folder_word:
+        return (), (f"the folders name {len(words)} subjects, {names}, and all of them are taught as one",) * (
+            len(words) > 1
+        )
+    if len(words) > MAX_SUBJECTS:
+        message = f"The folders name {len(words)} subjects, {names}, but {MAX_SUBJECTS} are accepted at most; "
+        raise PicturesError(f"{message}a trigger of your own teaches them as one.", code="too_many_subjects")
+    if len(words) > 1 and (others := [sample.name for sample in samples if not sample.word]):
+        raise PicturesError(
+            f"The folders name {len(words)} subjects, {names}, and these pictures are in none of them: "
+            f"{join_names(others)}; move each to its subject's, or give a trigger to teach all as one.",
+            code="pictures_without_subject",
+        )
+    return words, ()
+
+
+def _with_window(options: DatasetOptions, triggers: Sequence[str]) -> DatasetOptions:
+    """Return ``options`` for captions in which any of ``triggers`` may name the subject."""
+    window = options.token_window
+    for trigger in triggers:
+        window = window and window.for_subject("trigger", trigger)
+    return replace(options, token_window=window)
+
+
+def _select_captions(
+    prepared: Sequence[_PreparedImage], triggers: Sequence[str], options: DatasetOptions
+) -> list[SelectedCaptions]:
+    """Return the captions of each image, in which the trigger of its own subject stands for that."""
+    captions: dict[str, SelectedCaptions] = {}
+    for trigger in triggers or [""]:
+        own = [each for each in prepared if len(triggers) < 2 or _word(each.sample) == trigger]
+        words = (*options.trigger_words, *filter(None, [trigger]))
+        selected = select_captions(
+            [each.sample for each in own], [each.image for each in own], replace(options, trigger_words=words)
+        )
+        captions |= {each.sample.name: of_image for each, of_image in zip(own, selected, strict=True)}
+    return [captions[each.sample.name] for each in prepared]
 
 
 @contextmanager
@@ -183,7 +221,7 @@ def _prepare(sample: RawSample, options: DatasetOptions, detector: FaceDetector 
     return _PreparedImage(sample, crop, image, mask, fingerprint(decoded.image), tuple(warnings))
 
 
-def _training_image(prepared: _PreparedImage, captions: SelectedCaptions) -> TrainingImage:
+def _training_image(prepared: _PreparedImage, captions: SelectedCaptions, triggers: Sequence[str]) -> TrainingImage:
     return TrainingImage(
         name=prepared.sample.name,
         image=prepared.image,
@@ -192,6 +230,7 @@ def _training_image(prepared: _PreparedImage, captions: SelectedCaptions) -> Tra
         crop=prepared.crop.box,
         original=prepared.crop.original,
         repeats=prepared.sample.repeats,
+        subject=triggers.index(_word(prepared.sample)) if len(triggers) > 1 else 0,
     )
 
 

@@ -122,7 +122,8 @@ class DatasetOptions:
             small ones.
         custom_prompts: templates with ``{}`` for the subject, in place of the task's.
         trigger_words: words in caption files that become ``{}``.
-        takes_folder_word: True if the word of a folder named as for kohya's trainer, ``10_ohwx dog``, is the trigger.
+        takes_folder_word: True if the word of a folder named as for kohya's trainer, ``10_ohwx dog``, is the trigger;
+            folders with different words are subjects of their own.
         token_window: the tokens of a caption that the base reads; none: lengths are not checked.
         background: the RGB colour under transparent images.
         face_model: an ONNX file of the YuNet face detector; none: the Haar cascade that OpenCV carries.

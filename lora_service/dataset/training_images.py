@@ -22,6 +22,7 @@ class TrainingImage:
         crop: the part of the upright original that ``image`` shows.
         original: the size of the upright original.
         repeats: the times that an epoch shows it.
+        subject: the number of its subject, from 0 on, where several are taught.
 
     Raises:
         ValueError: a caption does not name the subject.
@@ -34,6 +35,7 @@ class TrainingImage:
     crop: Box
     original: Size
     repeats: int = 1
+    subject: int = 0
 
     def __post_init__(self) -> None:
         if not self.captions or any(SUBJECT not in caption for caption in self.captions):

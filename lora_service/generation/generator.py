@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,18 +97,24 @@ class ImageGenerator:
             subjects = [None if s.is_zero else name for name, (_, s) in zip(report.subjects, loras, strict=True)]
             clip_skip = choose_clip_skip(request, loras, self.base, log)
             self._text = self.base.text.with_tokenizers(self.patcher.tokenizers).with_clip_skip(clip_skip)
-            prompts = self._expand_prompts(request, subjects, log)
+            prompts = self._expand_prompts(request, subjects, report.named_subjects, log)
             with torch.inference_mode():
                 generate_image, settings = self._prepare(request, prompts, size, image)
             # At scale 0 a LoRA changes nothing, and the file is the bare base's, byte for byte.
             scales = "" if all(scale.is_zero for _, scale in loras) else request.lora_scales
             return _generate_images(generate_image, request, {**settings, "lora_scales": scales}, log)
 
-    def _expand_prompts(self, request: GenerateRequest, subjects: list[str | None], log: Log) -> Prompts:
+    def _expand_prompts(
+        self,
+        request: GenerateRequest,
+        subjects: list[str | None],
+        named_subjects: Sequence[Mapping[str, str]],
+        log: Log,
+    ) -> Prompts:
         """Return both prompts with their references expanded; the log gets notes, and warnings of what is cut off."""
         expanded = []
         for field_name in Prompts._fields:
-            result = expand_references(getattr(request, field_name), subjects, field_name)
+            result = expand_references(getattr(request, field_name), subjects, field_name, named_subjects)
             for note in result.notes:
                 log(note)
             self._warn_of_truncation(field_name, result.prompt, log)

@@ -56,21 +56,26 @@ class BatchBlock:
     token_ids: TokenIds
 
 
+SubjectTexts = tuple[tuple[str, float], ...]
+"""The texts that name a subject in captions, each with its share."""
+
+
 @dataclass(frozen=True)
 class CaptionSampler:
-    """Samples a caption; ``subject_texts`` name the subject, each with its share, and the shares sum to 1.
+    """Samples a caption.
 
     Attributes:
+        subjects: for each subject, the texts that name it, each with its share; the shares sum to 1.
         chunks: the most chunks of a caption that are read.
     """
 
-    subject_texts: tuple[tuple[str, float], ...]
+    subjects: tuple[SubjectTexts, ...]
     tags: TagOptions
     chunks: int = 1
 
     def sample(self, image: TrainingImage, rng: random.Random, window: TokenWindow) -> str:
-        """Return a caption of ``image`` with the subject named, or "" where caption dropout takes it."""
-        texts, shares = zip(*self.subject_texts, strict=True)
+        """Return a caption of ``image`` with its own subject named, or "" where caption dropout takes it."""
+        texts, shares = zip(*self.subjects[image.subject], strict=True)
         template = sample_caption(image.captions, self.tags, rng)
         if self.tags.shuffle_tags:  # which may have moved the subject beyond what is read
             template = window.keep_subject(template)
@@ -83,7 +88,7 @@ class CaptionSampler:
             InputError: a text that names the subject is longer than a chunk.
         """
         window = TokenWindow(text_encoders.count, text_encoders.chunk_tokens, chunks=self.chunks)
-        for text, _ in self.subject_texts:
+        for text, _ in (pair for subject in self.subjects for pair in subject):
             window = window.for_subject("trigger", text)
         return window
 

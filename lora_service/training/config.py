@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -329,28 +330,59 @@ TASKS: dict[str, TaskDefaults] = {
 
 
 @dataclass(frozen=True)
-class ResolvedConfig:
-    """A config without ``None``, on a base.
+class TaughtSubject:
+    """One of the things that a training teaches.
 
     Attributes:
-        tokens: names of the new tokens, none when stage 1 has no steps.
-        initializers: the words that they start from, "" for a random start.
+        trigger: its trigger word; "" when there is no stage 2, which alone teaches it.
+        tokens: names of its new tokens, none when stage 1 has no steps.
+        initializers: the words that they start from, "" for a random start; those that are missing are "".
+    """
+
+    trigger: str
+    tokens: tuple[str, ...]
+    initializers: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The text that stands for it in captions: the new tokens, or the trigger where there are none."""
+        return "".join(self.tokens) or self.trigger
+
+
+@dataclass(frozen=True)
+class ResolvedConfig:
+    """A config without ``None``, on a base, and the subjects that it teaches, mostly one.
+
+    A ``clip_skip`` of ``None`` stays: the text encoders know their own layer.
     """
 
     config: TrainConfig
-    tokens: tuple[str, ...]
-    initializers: tuple[str, ...]
+    subjects: tuple[TaughtSubject, ...]
     timestep_bias: float
 
     @property
     def trigger(self) -> str:
-        """The trigger word; "" when there is no stage 2, which alone teaches it."""
-        return self.config.trigger if self.config.max_train_steps_tuning else ""
+        """The first subject's trigger word."""
+        return self.subjects[0].trigger
 
     @property
     def subject_text(self) -> str:
-        """The text that stands for the subject in captions: the new tokens, or the trigger where there are none."""
-        return "".join(self.tokens) or self.trigger
+        """The text that stands for the first subject in captions."""
+        return self.subjects[0].text
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Names of the new tokens of all subjects."""
+        return tuple(token for subject in self.subjects for token in subject.tokens)
+
+    @property
+    def initializers(self) -> tuple[str, ...]:
+        """The words that :attr:`tokens` start from, "" for a random start."""
+        return tuple(
+            word
+            for subject in self.subjects
+            for _, word in zip(subject.tokens, chain(subject.initializers, repeat("")), strict=False)
+        )
 
     def describe_defaults(self, config: TrainConfig) -> str:
         """List the values of the inputs that ``config`` left open."""
@@ -373,8 +405,13 @@ class ResolvedConfig:
         return self.config.model_dump(exclude={"custom_prompts"})
 
 
-def resolve_config(config: TrainConfig, defaults: ModelDefaults, trigger: str, seed: int) -> ResolvedConfig:
+def resolve_config(
+    config: TrainConfig, defaults: ModelDefaults, trigger: str, seed: int, more_triggers: Sequence[str] = ()
+) -> ResolvedConfig:
     """Resolve ``config`` on a base with ``defaults``; ``trigger`` and ``seed`` are taken where it has none.
+
+    Args:
+        more_triggers: those of the subjects after the first, where several are taught.
 
     Raises:
         InputError: the inputs do not fit together.
@@ -412,7 +449,37 @@ def resolve_config(config: TrainConfig, defaults: ModelDefaults, trigger: str, s
         raise InputError(
             "initializer_tokens", config.initializer_tokens, "empty when max_train_steps_ti is 0: no token is new"
         )
-    return ResolvedConfig(config, names, words, task.timestep_bias)
+    return ResolvedConfig(config, _subjects(config, names, words, more_triggers), task.timestep_bias)
+
+
+def _subjects(
+    config: TrainConfig, names: tuple[str, ...], words: tuple[str, ...], more_triggers: Sequence[str]
+) -> tuple[TaughtSubject, ...]:
+    """Return the subjects, each with as many tokens as the first.
+
+    Of several, each starts from the class in its own trigger, "dog" of "zwx dog", unless the inputs name another.
+    """
+    triggers = (config.trigger, *more_triggers)
+    subjects = []
+    for number, trigger in enumerate(triggers):
+        initializers = words
+        if more_triggers and not any(words):
+            initializers = (trigger.partition(" ")[2],)
+        tokens = tuple(_token_name(name, number, len(names)) for name in names)
+        subjects.append(TaughtSubject(trigger if config.max_train_steps_tuning else "", tokens, initializers))
+    all_tokens = [token for subject in subjects for token in subject.tokens]
+    if len(set(all_tokens)) < len(all_tokens):
+        expected = f"names that differ for {len(triggers)} subjects, like <s1>|<s2>, whose second's are <s3>|<s4>"
+        raise InputError("placeholder_tokens", config.placeholder_tokens, expected)
+    return tuple(subjects)
+
+
+def _token_name(name: str, number: int, count: int) -> str:
+    """Return the name of a token of subject ``number``: <s1> goes on as <s3> after two names, and <dog> as <dog-2>."""
+    if not number:
+        return name
+    numbered = re.fullmatch(r"<(.*?)(\d{1,9})>", name)
+    return f"<{numbered[1]}{int(numbered[2]) + number * count}>" if numbered else f"{name[:-1]}-{number + 1}>"
 
 
 def _check_something_is_taught(config: TrainConfig) -> None:

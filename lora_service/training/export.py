@@ -14,7 +14,7 @@ from lora_service.dataset.report import DatasetReport
 from lora_service.errors import DivergedError, LoraFileError
 from lora_service.lora.files import write_lora
 from lora_service.lora.key_mapping import strip_text_model
-from lora_service.lora.weights import LoraLayer, LoraWeights
+from lora_service.lora.weights import LoraLayer, LoraSubject, LoraWeights
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.training.config import ResolvedConfig
 from lora_service.training.loop import LoopReport
@@ -76,7 +76,7 @@ def export_lora(
         base_name=base.defaults.title,
         # Unique per training: A1111 calls a LoRA by its title.
         title=f"{(resolved.trigger or resolved.config.task).replace(' ', '-')}-{config.seed or 0:08x}",
-        trigger=resolved.trigger,
+        subjects=tuple(LoraSubject(subject.trigger, subject.tokens) for subject in resolved.subjects),
         resolution=(side, side),
         rank=config.lora_rank or 0,
         alpha=config.lora_alpha or 0.0,
@@ -84,9 +84,7 @@ def export_lora(
         learning_rate=config.learning_rate_unet or 0.0,
         prediction_type=MODELSPEC_PREDICTIONS[base.prediction_type],
         clip_skip=config.clip_skip,
-        usage_hint=f"Write {resolved.trigger!r} in the prompt, like: {resolved.prompt_with(resolved.trigger)}"
-        if resolved.trigger
-        else "",
+        usage_hint=_usage_hint(resolved),
     )
     metadata = metadata_strings(header, __version__) | {"lora_service.report": json.dumps(report, sort_keys=True)}
     try:
@@ -98,3 +96,11 @@ def export_lora(
             "What was learned has grown beyond the file's numbers (fp16); try lower learning rates, or fewer steps."
         ) from error
     return path
+
+
+def _usage_hint(resolved: ResolvedConfig) -> str:
+    """Return a sentence for other tools, which know the trigger words alone; "" without any."""
+    if not resolved.trigger:
+        return ""
+    words = " or ".join(repr(subject.trigger) for subject in resolved.subjects)
+    return f"Write {words} in the prompt, like: {resolved.prompt_with(resolved.trigger)}"

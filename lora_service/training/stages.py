@@ -12,7 +12,7 @@ from lora_service.dataset.captions.templates import TagOptions
 from lora_service.dataset.training_images import TrainingImage
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.text_encoders import PromptEmbeds, TextEncoders
-from lora_service.training.batches import BatchBlock, BatchPlan, CaptionSampler
+from lora_service.training.batches import BatchBlock, BatchPlan, CaptionSampler, SubjectTexts
 from lora_service.training.config import ResolvedConfig
 from lora_service.training.denoising_loss import DenoisingLoss
 from lora_service.training.latent_cache import CachedLatents
@@ -40,14 +40,14 @@ class TrainingContext:
     text: TextEncoders
     autocast: torch.dtype | None
 
-    def plan(self, stage: str, subject_texts: tuple[tuple[str, float], ...], dropout: float) -> BatchPlan:
+    def plan(self, stage: str, subjects: tuple[SubjectTexts, ...], dropout: float) -> BatchPlan:
         """Plan the batches of a stage; ``dropout`` is the share of captions that are left empty."""
         config = self.resolved.config
         tags = TagOptions(config.shuffle_tags, config.keep_tokens, dropout)
         return BatchPlan(
             self.latents,
             self.images,
-            CaptionSampler(subject_texts, tags, config.chunks),
+            CaptionSampler(subjects, tags, config.chunks),
             self.text,
             batch_size=config.train_batch_size,
             seed=f"{stage} {config.seed}",
@@ -67,7 +67,7 @@ def train_textual_inversion(
     """
     resolved, config = context.resolved, context.resolved.config
     steps = config.max_train_steps_ti
-    plan = context.plan("tokens", ((resolved.subject_text, 1.0),), dropout=0.0)
+    plan = context.plan("tokens", tuple(((subject.text, 1.0),) for subject in resolved.subjects), dropout=0.0)
     generator = context.generator(1)
     spec = LoopSpec(
         name="stage 1 (tokens)",
@@ -102,10 +102,10 @@ def train_lora(
         param_groups.append(_token_group(learning, config.continue_inversion_lr, config.weight_decay_ti))
     for embedding in tokens.embeddings.values() if tokens else ():
         embedding.rows.requires_grad_(learning is not None)
-    subject_texts: tuple[tuple[str, float], ...] = ((resolved.trigger, 1.0),)
-    if tokens:
-        subject_texts = ((resolved.subject_text, 1 - TRIGGER_SHARE), (resolved.trigger, TRIGGER_SHARE))
-    plan = context.plan("tuning", subject_texts, config.caption_dropout or 0.0)
+    # Without tokens both are the trigger.
+    shares = (1 - TRIGGER_SHARE, TRIGGER_SHARE) if tokens else (1.0, 0.0)
+    texts = tuple(tuple(zip((each.text, each.trigger), shares, strict=True)) for each in resolved.subjects)
+    plan = context.plan("tuning", texts, config.caption_dropout or 0.0)
     text_learns = learning is not None or any(layers.get(name) for name in base.text.encoders)
     encode = _encode_each_step if text_learns else _encode_once
     generator = context.generator(2)

@@ -90,9 +90,8 @@ class Trainer:
                 token_window=self._token_window(resolved),
             )
             dataset = load_dataset(source, options, self.folder)
-        if dataset.trigger:
-            resolved = self._resolve(with_trigger(config, dataset.trigger, resolved.config.seed))
-            self.log(f"trigger: {dataset.trigger!r}, the word of the pictures' folder")
+        if dataset.triggers:
+            resolved = self._resolve_triggers(config, dataset.triggers, resolved.config.seed)
         for line in (*dataset.report.lines(), *warn_of_inputs(config, dataset.report)):
             self.log(line)
         self._warn_of_unseen(dataset, resolved)
@@ -157,11 +156,26 @@ class Trainer:
     def _callbacks(self) -> list[TrainingCallback]:
         return [ProgressReporter(self.on_progress)]
 
-    def _resolve(self, config: TrainConfig) -> ResolvedConfig:
+    def _resolve_triggers(self, config: TrainConfig, triggers: Sequence[str], seed: int | None) -> ResolvedConfig:
+        """Resolve ``config`` with the trigger words that the pictures' folders have.
+
+        Raises:
+            InputError: a word cannot be a trigger.
+        """
+        first, *others = (with_trigger(config, trigger, seed) for trigger in triggers)
+        resolved = self._resolve(first, [other.trigger for other in others])
+        if others:
+            for number, subject in enumerate(resolved.subjects, start=1):
+                self.log(f"subject {number}: trigger {subject.trigger!r}, tokens {' '.join(subject.tokens) or 'none'}")
+        else:
+            self.log(f"trigger: {first.trigger!r}, the word of the pictures' folder")
+        return resolved
+
+    def _resolve(self, config: TrainConfig, more_triggers: Sequence[str] = ()) -> ResolvedConfig:
         seed = random.SystemRandom().randrange(2**32) if config.seed is None else config.seed
         word = choose_trigger_word(self.base.text, random.Random(seed))
         trigger = config.trigger or f"{word} {config.class_word}".strip()
-        resolved = resolve_config(config, self.base.defaults, trigger, seed)
+        resolved = resolve_config(config, self.base.defaults, trigger, seed, more_triggers)
         self.base.check_side("resolution", resolved.config.resolution or self.base.defaults.resolution)
         self.base.text.with_clip_skip(resolved.config.clip_skip)
         return resolved

@@ -26,7 +26,7 @@ def test_every_picture_comes_as_often_as_its_repeats_say() -> None:
     base = small_base()
     pictures = [picture("red"), picture("green", repeats=3)]
     cache = cache_latents(pictures, base, flip=False, color_jitter=False, seed=0)
-    plan = BatchPlan(cache, pictures, CaptionSampler((("x", 1.0),), TAGS), base.text, batch_size=1, seed="s")
+    plan = BatchPlan(cache, pictures, CaptionSampler(((("x", 1.0),),), TAGS), base.text, batch_size=1, seed="s")
     drawn = [plan[i] for i in range(40)]
     assert Counter(torch.cat([batch.images for batch in drawn]).tolist()) == {0: 10, 1: 30}
 
@@ -35,7 +35,7 @@ def test_batches_hold_one_size_and_no_picture_more_often_than_it_should() -> Non
     base = small_base()
     pictures = [picture("red"), picture("green", size=(48, 32)), picture("blue", size=(48, 32)), picture("black")]
     cache = cache_latents(pictures, base, flip=False, color_jitter=False, seed=0)
-    plan = BatchPlan(cache, pictures, CaptionSampler((("x", 1.0),), TAGS), base.text, batch_size=3, seed="s")
+    plan = BatchPlan(cache, pictures, CaptionSampler(((("x", 1.0),),), TAGS), base.text, batch_size=3, seed="s")
     drawn = [plan[i] for i in range(6)]
     assert {batch.bucket for batch in drawn} == {0, 1}
     for members in (batch.images for batch in drawn):
@@ -46,7 +46,7 @@ def test_batches_are_full_where_there_are_enough_pictures() -> None:
     base = small_base()
     pictures = [picture(color) for color in ("red", "green", "blue", "black", "white")]
     cache = cache_latents(pictures, base, flip=False, color_jitter=False, seed=0)
-    sampler = CaptionSampler((("x", 1.0),), TAGS)
+    sampler = CaptionSampler(((("x", 1.0),),), TAGS)
     plan = BatchPlan(cache, pictures, sampler, base.text, batch_size=4, seed="s")
     drawn = [plan[i] for i in range(10)]
     assert {len(batch.images) for batch in drawn} == {4}
@@ -59,7 +59,7 @@ def test_a_lone_shape_has_its_fair_share_of_large_batches() -> None:
     base = small_base()
     pictures = [picture("red", size=(48, 32)), *(picture("green") for _ in range(8))]
     cache = cache_latents(pictures, base, flip=False, color_jitter=False, seed=0)
-    sampler = CaptionSampler((("x", 1.0),), TAGS)
+    sampler = CaptionSampler(((("x", 1.0),),), TAGS)
     plan = BatchPlan(cache, pictures, sampler, base.text, batch_size=8, seed="s")
     drawn = [plan[i] for i in range(20)]
     seen = Counter(cache[batch.bucket].images[m] for batch in drawn for m in batch.images.tolist())
@@ -74,7 +74,7 @@ def test_a_subject_that_shuffling_moves_beyond_the_window_comes_back() -> None:
     tags = ", ".join(["dog"] * 60)
     pictures = [picture(captions=(f"{tags}, {{}}",))]
     cache = cache_latents(pictures, base, flip=False, color_jitter=False, seed=0)
-    sampler = CaptionSampler((("cat", 1.0),), TagOptions(shuffle_tags=True, keep_tokens=0))
+    sampler = CaptionSampler(((("cat", 1.0),),), TagOptions(shuffle_tags=True, keep_tokens=0))
     plan = BatchPlan(cache, pictures, sampler, base.text, batch_size=1, seed="s")
     texts = [text for i in range(60) for text in captions_of(plan, i, base)]
     assert len(set(texts)) > 10
@@ -85,7 +85,7 @@ def test_spellings_share_the_captions_as_they_should() -> None:
     base = small_base()
     pictures = [picture()]
     cache = cache_latents(pictures, base, flip=True, color_jitter=False, seed=0)
-    captions = CaptionSampler((("dog", 0.7), ("cat", 0.3)), TAGS)
+    captions = CaptionSampler(((("dog", 0.7), ("cat", 0.3)),), TAGS)
     plan = BatchPlan(cache, pictures, captions, base.text, batch_size=1, seed="s")
     drawn = [plan[i] for i in range(2000)]
     texts = [text for i in range(2000) for text in captions_of(plan, i, base)]
@@ -93,6 +93,19 @@ def test_spellings_share_the_captions_as_they_should() -> None:
     assert 500 < counts["cat"] < 700
     assert len(plan.block_of(0).texts) == 2
     assert 850 < torch.cat([batch.variants for batch in drawn]).sum().item() < 1150  # mirrored half the time
+
+
+def test_each_pictures_captions_name_its_own_subject() -> None:
+    base = small_base()
+    pictures = [picture("red"), picture("green", subject=1)]
+    cache = cache_latents(pictures, base, flip=False, color_jitter=False, seed=0)
+    captions = CaptionSampler(((("dog", 1.0),), (("cat", 0.5), ("beach", 0.5))), TAGS)
+    plan = BatchPlan(cache, pictures, captions, base.text, batch_size=1, seed="s")
+    named: dict[int, set[str]] = {0: set(), 1: set()}
+    for i in range(40):
+        (text,) = captions_of(plan, i, base)
+        named[cache[0].images[int(plan[i].images)]].add(text.split()[-1])
+    assert named == {0: {"dog"}, 1: {"cat", "beach"}}
 
 
 def test_captions_are_drawn_and_tokenized_as_the_steps_come_to_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +121,7 @@ def test_captions_are_drawn_and_tokenized_as_the_steps_come_to_them(monkeypatch:
         return tokenize(self, texts, chunks)
 
     monkeypatch.setattr(TextEncoders, "tokenize", recorded)
-    plan = BatchPlan(cache, pictures, CaptionSampler((("dog", 1.0),), TAGS), base.text, batch_size=1, seed="s")
+    plan = BatchPlan(cache, pictures, CaptionSampler(((("dog", 1.0),),), TAGS), base.text, batch_size=1, seed="s")
     counts = []
     for i in range(40):
         row = plan.token_ids(i).by_encoder["text_encoder"]
@@ -123,7 +136,7 @@ def test_a_plan_that_begins_anywhere_goes_on_as_one_from_the_start() -> None:
     base = small_base()
     pictures = [picture("red"), picture("green", repeats=2), picture("blue", size=(48, 32)), picture("black")]
     cache = cache_latents(pictures, base, flip=True, color_jitter=False, seed=0)
-    captions = CaptionSampler((("dog", 0.5), ("cat", 0.5)), TagOptions(caption_dropout=0.2))
+    captions = CaptionSampler(((("dog", 0.5), ("cat", 0.5)),), TagOptions(caption_dropout=0.2))
 
     def content(plan: BatchPlan, i: int) -> tuple[object, ...]:
         batch, ids = plan[i], plan.token_ids(i).by_encoder["text_encoder"]
@@ -143,7 +156,7 @@ def test_a_batch_is_as_long_as_its_longest_caption_needs() -> None:
     pictures = [picture("red"), picture("green", captions=(long,)), picture("blue", captions=(long * 3,))]
     cache = cache_latents(pictures, base, flip=False, color_jitter=False, seed=0)
     for chunks, expected in ((1, {1}), (2, {1, 2}), (3, {1, 2, 3})):
-        sampler = CaptionSampler((("cat", 1.0),), TAGS, chunks)
+        sampler = CaptionSampler(((("cat", 1.0),),), TAGS, chunks)
         plan = BatchPlan(cache, pictures, sampler, base.text, batch_size=1, seed="s")
         seen = set()
         for i in range(6):
@@ -158,7 +171,7 @@ def test_the_same_seed_draws_the_same_and_another_does_not() -> None:
     base = small_base()
     pictures = [picture("red"), picture("green"), picture("blue")]
     cache = cache_latents(pictures, base, flip=True, color_jitter=False, seed=0)
-    captions = CaptionSampler((("dog", 0.5), ("cat", 0.5)), TAGS)
+    captions = CaptionSampler(((("dog", 0.5), ("cat", 0.5)),), TAGS)
     one, same, other = (
         [BatchPlan(cache, pictures, captions, base.text, batch_size=2, seed=seed)[i] for i in range(20)]
         for seed in ("a", "a", "b")

@@ -10,6 +10,7 @@ import torch
 
 from lora_service.errors import DivergedError, InputError, LoraFileError, PicturesError
 from lora_service.lora.files import read_lora
+from lora_service.lora.weights import LoraSubject
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.training.config import TrainConfig
 from lora_service.training.trainer import Trainer, TrainResult
@@ -202,6 +203,52 @@ def test_the_word_of_a_folder_is_the_trigger_unless_one_is_given(tmp_path: Path)
         assert [image.name for image in result.dataset.images] == ["3_qwx dog/a.png"]
         assert any("'qwx dog', the word of the pictures' folder" in line for line in lines) == (not trigger)
         assert result.dataset.images[0].captions == (("my {}",) if not trigger else ("{}, my qwx dog",))
+
+
+TWO_FOLDERS = {
+    "2_zwx dog/a.png": png(1),
+    "2_zwx dog/a.txt": b"my zwx dog",
+    "5_vok cat/b.png": png(2),
+    "5_vok cat/b.txt": b"a vok cat, not the zwx dog",
+    "5_vok cat/c.png": png(3),
+}
+
+
+def test_folders_of_several_words_are_subjects_of_their_own(tmp_path: Path) -> None:
+    upload, lines = tmp_path / "set.zip", list[str]()
+    upload.write_bytes(zipped(TWO_FOLDERS))
+    result = Trainer(small_base(), tmp_path / "job", log=lines.append).run(upload, TrainConfig.of(STEPS))
+    images = {image.name: image for image in result.dataset.images}
+    assert [image.subject for image in images.values()] == [0, 1, 1]
+    assert images["2_zwx dog/a.png"].captions == ("my {}",)
+    assert images["5_vok cat/b.png"].captions == ("a {}, not the zwx dog",)
+    assert "subject 2: trigger 'vok cat', tokens <s3> <s4>" in lines
+    weights = read_lora(result.path)
+    assert weights.subjects == (LoraSubject("zwx dog", ("<s1>", "<s2>")), LoraSubject("vok cat", ("<s3>", "<s4>")))
+    assert weights.trigger == "zwx dog, vok cat"
+    assert "'zwx dog' or 'vok cat'" in weights.metadata["modelspec.usage_hint"]
+    assert json.loads(weights.metadata["ss_tag_frequency"]) == {"subject": {"zwx dog": 1, "vok cat": 1}}
+
+
+def test_a_trigger_of_ones_own_teaches_all_folders_as_one_subject(tmp_path: Path) -> None:
+    upload = tmp_path / "set.zip"
+    upload.write_bytes(zipped(TWO_FOLDERS))
+    result = Trainer(small_base(), tmp_path / "job").run(upload, TrainConfig.of(STEPS | {"trigger": "pets"}))
+    assert {image.subject for image in result.dataset.images} == {0}
+    assert read_lora(result.path).subjects == (LoraSubject("pets", ("<s1>", "<s2>")),)
+    assert "all of them are taught as one" in result.dataset.report.warnings[0]
+
+
+def test_a_picture_in_no_subjects_folder_is_refused_by_name(tmp_path: Path) -> None:
+    upload = tmp_path / "set.zip"
+    upload.write_bytes(zipped(TWO_FOLDERS | {"stray.png": png(4)}))
+    with raises(PicturesError, code="pictures_without_subject") as refused:
+        Trainer(small_base(), tmp_path / "job").run(upload, TrainConfig.of(STEPS))
+    assert "stray.png" in str(refused.value)
+    many = {f"1_word{n}/{n}.png": png(n) for n in range(9)}
+    upload.write_bytes(zipped(many))
+    with raises(PicturesError, code="too_many_subjects"):
+        Trainer(small_base(), tmp_path / "many").run(upload, TrainConfig.of(STEPS))
 
 
 def test_captions_are_counted_with_the_tokens_of_the_base(tmp_path: Path) -> None:
