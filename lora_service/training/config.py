@@ -65,6 +65,11 @@ class TrainConfig(BaseModel):
         le=2048,
         description="Empty: the base model's own (SD 1.5: 512). Side of the training pictures in pixels.",
     )
+    more_resolutions: str = Field(
+        "",
+        max_length=60,
+        description="Further sides in pixels, split by commas: every picture is taught at each of them too.",
+    )
     max_train_steps_ti: Int = Field(
         700, ge=0, le=20000, description="Steps of stage 1, which learns new tokens. 0: only the trigger is taught."
     )
@@ -137,6 +142,7 @@ class TrainConfig(BaseModel):
     aspect_ratio_buckets: bool = Field(
         False, description="Keep the pictures' shapes instead of cropping them to squares."
     )
+    random_crop: bool = Field(False, description="Eight random crops of each picture instead of one.")
     color_jitter: bool | None = Field(None, description="Empty: no. Vary brightness, contrast and saturation a little.")
     flip: bool | None = Field(
         None, description="Empty: yes for objects and styles, else no. Mirror pictures at random."
@@ -194,7 +200,7 @@ class TrainConfig(BaseModel):
         ),
         "Captions and pictures": (
             "custom_prompts", "caption_dropout", "shuffle_tags", "keep_tokens", "max_token_length", "clip_skip",
-            "mask_mode", "aspect_ratio_buckets", "flip", "color_jitter",
+            "mask_mode", "aspect_ratio_buckets", "more_resolutions", "random_crop", "flip", "color_jitter",
         ),
         "Noise and loss": ("noise_offset", "snr_gamma"),
         "Memory and precision": ("gradient_checkpointing", "mixed_precision"),
@@ -258,6 +264,14 @@ class TrainConfig(BaseModel):
         parse_prompts(value)
         return value
 
+    @field_validator("more_resolutions")
+    @classmethod
+    def _list_of_sides(cls, value: str) -> str:
+        sides = [side.strip() for side in value.split(",")] if value.strip() else []
+        if not all(re.fullmatch(r"\d{2,4}", side) and 16 <= int(side) <= 2048 for side in sides):
+            raise InputError("more_resolutions", value, "numbers from 16 to 2048 split by commas, like 768,1024")
+        return ",".join(sides)
+
     @field_validator("placeholder_tokens")
     @classmethod
     def _token_names(cls, value: str) -> str:
@@ -285,10 +299,12 @@ class TrainConfig(BaseModel):
         """
         return DatasetOptions(
             resolution=self.resolution or defaults.resolution,
+            more_resolutions=self.resolutions(defaults)[1:],
             task=self.task,
             mask_mode=self.mask_mode,
             caption_mode=self.caption_mode,
             aspect_ratio_buckets=self.aspect_ratio_buckets,
+            random_crop=self.random_crop,
             bucket_step=defaults.bucket_step,
             custom_prompts=self.templates,
             trigger_words=(*DEFAULT_TRIGGER_WORDS, *filter(None, subject_texts)),
@@ -298,6 +314,12 @@ class TrainConfig(BaseModel):
             face_model=settings.face_model,
             caption_model=CaptionModelRef.from_settings(settings),
         )
+
+    def resolutions(self, defaults: ModelDefaults) -> tuple[int, ...]:
+        """Return the sides in pixels that every picture is taught at, ``resolution`` first, on a base with
+        ``defaults``."""
+        sides = (self.resolution or defaults.resolution, *map(int, filter(None, self.more_resolutions.split(","))))
+        return tuple(dict.fromkeys(sides))
 
     @property
     def chunks(self) -> int:

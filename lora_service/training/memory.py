@@ -81,7 +81,7 @@ class MemoryEstimate:
 
 def estimate(base: DiffusionBase, config: TrainConfig, *, checkpointing: bool) -> MemoryEstimate:
     """Estimate the training of the resolved ``config`` on ``base``."""
-    side, batch = config.resolution or base.defaults.resolution, config.train_batch_size
+    side, batch = max(config.resolutions(base.defaults)), config.train_batch_size
     models = [*base.components.values(), base.vae]
     trains_text = bool(config.max_train_steps_tuning and config.learning_rate_text)
     step = unet_bytes(base.unet, side // base.vae_scale_factor, base.dtype, checkpointing=checkpointing)
@@ -200,9 +200,11 @@ def _too_large(base: DiffusionBase, config: TrainConfig, why: str, *, checkpoint
         )
     if config.train_batch_size > 1:
         return InputError("train_batch_size", config.train_batch_size, f"less, as {why}", code="out_of_memory")
-    side = config.resolution or base.defaults.resolution
+    sides = config.resolutions(base.defaults)
+    side = max(sides)
+    field = "resolution" if side == sides[0] else "more_resolutions"
     fitting = base.nearest_side(side * math.sqrt(share) - base.size_step)
-    return InputError("resolution", side, f"about {fitting} or less, as {why}", code="out_of_memory")
+    return InputError(field, side, f"about {fitting} or less, as {why}", code="out_of_memory")
 
 
 def _figures(need: int, free: int) -> str:

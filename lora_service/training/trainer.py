@@ -129,7 +129,14 @@ class Trainer:
         config = resolved.config
         flip, jitter = bool(config.flip), bool(config.color_jitter)
         with self._timed("latents"):
-            latents = cache_latents(dataset.images, self.base, flip=flip, color_jitter=jitter, seed=config.seed or 0)
+            latents = cache_latents(
+                dataset.images,
+                self.base,
+                flip=flip,
+                color_jitter=jitter,
+                random_crop=config.random_crop,
+                seed=config.seed or 0,
+            )
         text = self.base.text.with_clip_skip(config.clip_skip)
         return TrainingContext(self.base, dataset.images, latents, resolved, text, autocast=None)
 
@@ -176,7 +183,10 @@ class Trainer:
         word = choose_trigger_word(self.base.text, random.Random(seed))
         trigger = config.trigger or f"{word} {config.class_word}".strip()
         resolved = resolve_config(config, self.base.defaults, trigger, seed, more_triggers)
-        self.base.check_side("resolution", resolved.config.resolution or self.base.defaults.resolution)
+        main, *others = resolved.config.resolutions(self.base.defaults)
+        self.base.check_side("resolution", main)
+        for side in others:
+            self.base.check_side("more_resolutions", side)
         self.base.text.with_clip_skip(resolved.config.clip_skip)
         return resolved
 

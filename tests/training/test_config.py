@@ -184,3 +184,12 @@ def test_without_stage_1_the_triggers_alone_call_the_subjects() -> None:
     resolved = resolve_config(TrainConfig.of(inputs), SD15, "", 3, ["vok"])
     assert [each.text for each in resolved.subjects] == ["zwx", "vok"]
     assert resolved.tokens == resolved.initializers == ()
+
+
+def test_further_resolutions_are_sides_split_by_commas() -> None:
+    config = TrainConfig.of({"more_resolutions": " 768, 512,1024 ", "resolution": 512})
+    assert config.resolutions(SD15) == (512, 768, 1024)
+    assert TrainConfig.of({}).resolutions(SD15) == (512,)
+    for text in ("768x768", "8", "768,", "4096", "-512", "5e2"):
+        with raises(InputError, field="more_resolutions"):
+            TrainConfig.of({"more_resolutions": text})

@@ -273,6 +273,15 @@ def test_long_captions_are_read_in_chunks_or_cut_as_asked(tmp_path: Path) -> Non
     assert losses["auto"] == losses["150"] == losses["225"] != losses["75"]
 
 
+def test_several_resolutions_and_random_crops_train_alike_every_time(tmp_path: Path) -> None:
+    inputs = {"more_resolutions": "48", "random_crop": True, "train_batch_size": 2, "max_train_steps_tuning": 6}
+    results = [train(tmp_path / name, **inputs) for name in ("a", "b")]
+    assert results[0].path.read_bytes() == results[1].path.read_bytes()
+    assert sorted({image.image.size for image in results[0].dataset.images}) == [(32, 32), (48, 48)]
+    with raises(InputError, field="more_resolutions"):
+        train(tmp_path / "c", more_resolutions="50")
+
+
 def test_clip_skip_trains_on_that_layer_and_is_written_for_the_drawing(tmp_path: Path) -> None:
     files = [read_lora(train(tmp_path / str(skip), clip_skip=skip).path) for skip in (None, 1, 2)]
     assert [weights.metadata.get("ss_clip_skip") for weights in files] == [None, "1", "2"]
