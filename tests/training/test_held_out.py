@@ -108,7 +108,7 @@ def test_smoothing_settling_and_patience() -> None:
     assert not has_settled(level[:5], window=5, ratio=0.15)
     assert not no_longer_improves(falling)
     assert no_longer_improves(level)
-    assert no_longer_improves([3.0, 2.0, 1.0, 1.5, 2.0, 2.5, 3.0])
+    assert no_longer_improves([3.0, 2.0, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0])
 
 
 def run_with_losses(losses: list[float], *callbacks: TrainingCallback, later_steps: float = 0) -> tuple[Any, float]:
