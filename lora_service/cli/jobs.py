@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_service.cli.field_options import ConfigCommand, GroupedOption, config_options
+from lora_service.cli.field_options import ConfigCommand, GroupedOption, class_data_option, config_options
 from lora_service.cli.output_files import check_folder, check_output, force_option, free_path, whole_file
 from lora_service.downloads.parsed_url import redact_all
 from lora_service.errors import InputError
@@ -54,13 +54,19 @@ def demo_command(output: Path) -> None:
     help=INSTANCE_DATA_URLS.description,
 )  # fmt: skip
 @config_options(TrainConfig)
+@class_data_option
 @click.option(
     "-o", "--output", cls=GroupedOption, group="File", type=_PATH,
     help="The LoRA file.  [default: a new name, like dog-zumvek.safetensors]",
 )  # fmt: skip
 @force_option("File")
 def train_command(
-    pictures: Path | None, instance_data_urls: str, output: Path | None, force: bool, **inputs: Any
+    pictures: Path | None,
+    instance_data_urls: str,
+    class_data: Path | None,
+    output: Path | None,
+    force: bool,
+    **inputs: Any,
 ) -> None:
     """Teach what the pictures in ZIP show, and write one LoRA file.
 
@@ -71,9 +77,9 @@ def train_command(
     if output is None:
         check_folder(Path())
     else:
-        check_output(output, force=force, inputs=[pictures] if pictures else [])
+        check_output(output, force=force, inputs=[path for path in (pictures, class_data) if path])
     with TrainingService() as service, _training_output() as (log, on_progress):
-        upload = TrainingUpload(pictures, instance_data_urls)
+        upload = TrainingUpload(pictures, instance_data_urls, class_data)
         result = service.train(upload, inputs, log=log, on_progress=on_progress)
         target = output if output and force else free_path(output or _lora_name(pictures, result.resolved))
         with whole_file(target) as path:

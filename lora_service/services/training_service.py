@@ -23,6 +23,7 @@ from lora_service.services.model_service import (
     module_map,
 )
 from lora_service.services.worker import COMMON_IMPORTS
+from lora_service.training.class_dataset import check_class_data
 from lora_service.training.config import TrainConfig
 
 if TYPE_CHECKING:  # torch and diffusers take seconds to import: on a command line they wait for the job
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # torch and diffusers take seconds to import: on a command li
 
 _IMPORTS = (
     *COMMON_IMPORTS,
+    "diffusers:DPMSolverMultistepScheduler",  # class pictures are drawn with it
     "lora_service.training.trainer",
     "peft.utils.transformers_weight_conversion",
     "torch.profiler",
@@ -43,19 +45,21 @@ _IMPORTS = (
 class TrainingUpload:
     """The pictures of a job: a file that the server received, or links. One of them, not both.
 
-    ``file`` may be anything: Cog hands over a ``Path`` for what it downloaded, and a bare ``str`` for what it did not
-    understand, which must not be opened.
+    ``class_data`` is a file with pictures of the subject's class, or None. Both files may be anything: Cog hands over
+    a ``Path`` for what it downloaded, and a bare ``str`` for what it did not understand, which must not be opened.
     """
 
     file: object
     links: str
+    class_data: object = None
 
-    def check(self) -> None:
-        """Check that there is exactly one of the two, and that it is no path on the server.
+    def check(self, config: TrainConfig) -> None:
+        """Check that there is exactly one of the two, that it is no path on the server, and that all will be used.
 
         Raises:
             InputError: it is not so.
         """
+        check_class_data(self.class_data, config)
         if self.file is None and not self.links.strip():
             raise InputError(
                 "instance_data", None, "a zip of pictures, or else instance_data_urls must hold links to some"
@@ -118,9 +122,9 @@ class TrainingService(ModelService):
             LoraServiceError: a mistake that the user can mend.
         """
         log = JobLog(log, record_metric)
-        with self._job(log, [upload.file] if isinstance(upload.file, Path) else []):
+        with self._job(log, [file for file in (upload.file, upload.class_data) if isinstance(file, Path)]):
             config = TrainConfig.of(inputs)
-            upload.check()
+            upload.check(config)
             show = on_progress or (lambda progress: log(progress.line()))
             result = self._train(upload, config, log, _recording(record_metric, show))
             _report(result, record_metric, log)
@@ -132,7 +136,8 @@ class TrainingService(ModelService):
         folder = self._output.renew()
         source = self._fetch(upload, folder / "upload")
         trainer = Trainer(self.base, folder, on_progress=on_progress, log=log, settings=self.settings)
-        result = trainer.run(source, config)
+        class_data = upload.class_data if isinstance(upload.class_data, Path) else None
+        result = trainer.run(source, config, class_data=class_data)
         shutil.rmtree(folder / "upload", ignore_errors=True)
         return result
 

@@ -69,6 +69,8 @@ def export_lora(
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+    if parts := {name: stage.parts for name, stage in stages.items() if stage.parts}:
+        report["loss_parts"] = parts
     side = config.resolution or 0
     header = LoraMetadata(
         architecture=base.defaults.architecture,

@@ -61,6 +61,7 @@ class LoopReport:
     Attributes:
         steps: those taken; fewer than asked for where the stage was stopped.
         losses: means of equal stretches of the loss.
+        parts: the same of what it is made of, by name, where it has several parts.
         stop_reason: the reason why it was stopped, "" where it was not.
     """
 
@@ -68,6 +69,7 @@ class LoopReport:
     seconds: float
     losses: list[float] = field(default_factory=list)
     stop_reason: str = ""
+    parts: dict[str, list[float]] = field(default_factory=dict)
 
 
 class TrainingCallback:
@@ -210,8 +212,8 @@ class StageRun:
 
     def report(self) -> LoopReport:
         """Return the outcome so far."""
-        losses = self.losses["total"][: self.step] if self.step else torch.zeros(0)
-        return LoopReport(self.step, self.seconds, _means(losses, _REPORTED_LOSSES), self.stop_reason)
+        means = {name: _means(losses[: self.step], _REPORTED_LOSSES) for name, losses in self.losses.items()}
+        return LoopReport(self.step, self.seconds, means.pop("total", []), self.stop_reason, means)
 
 
 def run_loop(spec: LoopSpec, config: TrainConfig, callbacks: Sequence[TrainingCallback] = ()) -> LoopReport:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,15 @@ from lora_service.training.denoising_loss import DenoisingLoss
 from lora_service.training.latent_cache import CachedLatents
 from lora_service.training.loop import BatchLoss, LoopReport, LoopSpec, TrainingCallback, run_loop
 from lora_service.training.lora_layers import Layers
+from lora_service.training.preservation import (
+    BatchSource,
+    ClassCaptions,
+    ClassCaptionSampler,
+    ClassSet,
+    EncodeCaptions,
+    output_loss,
+    prior_loss,
+)
 from lora_service.training.textual_inversion import AddedTokens, NormPull
 
 TRIGGER_SHARE = 0.3
@@ -39,6 +48,7 @@ class TrainingContext:
     resolved: ResolvedConfig
     text: TextEncoders
     autocast: torch.dtype | None
+    class_set: ClassSet | None = None
 
     def plan(self, stage: str, steps: int, subject_texts: tuple[tuple[str, float], ...], dropout: float) -> BatchPlan:
         """Plan the batches of a stage; ``dropout`` is the share of captions that are left empty."""
@@ -74,7 +84,7 @@ def train_textual_inversion(
         steps=steps,
         batch_size=config.train_batch_size,
         param_groups=[_token_group(tokens, config.learning_rate_ti, config.weight_decay_ti)],
-        compute_loss=_batch_loss(context, plan, _encode_each_step(context.text, plan), generator),
+        compute_loss=_batch_loss(_batches(context, plan, _encode_each_step, generator)),
         autocast=context.autocast,
         generator=generator,
         later_steps=STAGE_2_COST * config.max_train_steps_tuning,
@@ -114,7 +124,7 @@ def train_lora(
         steps=steps,
         batch_size=config.train_batch_size,
         param_groups=param_groups,
-        compute_loss=_batch_loss(context, plan, encode(context.text, plan), generator),
+        compute_loss=_preserving_loss(context, _batches(context, plan, encode, generator), encode),
         autocast=context.autocast,
         generator=generator,
         after_step=_norm_pull(base, learning),
@@ -148,8 +158,7 @@ def _layer_groups(resolved: ResolvedConfig, layers: Layers) -> list[dict[str, An
     ]
 
 
-EncodeCaptions = Callable[[int], PromptEmbeds]
-"""Number of a micro-batch -> the prompt embeds of its captions."""
+EncodePlan = Callable[[TextEncoders, BatchPlan], EncodeCaptions]
 
 
 def _encode_each_step(text: TextEncoders, plan: BatchPlan) -> EncodeCaptions:
@@ -169,16 +178,40 @@ def _embeds_bytes(base: DiffusionBase, plan: BatchPlan) -> int:
     return len(plan.token_ids) * base.text.positions * base.text.width * base.dtype.itemsize
 
 
-def _batch_loss(
-    context: TrainingContext, plan: BatchPlan, encode: EncodeCaptions, generator: torch.Generator
-) -> Callable[[int], BatchLoss]:
-    """Return the loss of micro-batch ``i``."""
+def _batches(context: TrainingContext, plan: BatchPlan, encode: EncodePlan, generator: torch.Generator) -> BatchSource:
+    """Return the batches of the subject's pictures."""
     denoising = DenoisingLoss(context.base, context.resolved)
+    return BatchSource(context.latents, plan, encode(context.text, plan), denoising, generator)
+
+
+def _batch_loss(batches: BatchSource) -> Callable[[int], BatchLoss]:
+    """Return the loss of micro-batch ``i``."""
 
     def compute_loss(i: int) -> BatchLoss:
-        bucket, variants, images = context.latents[plan.buckets[i]], plan.variants[i], plan.images[i]
-        batch = denoising.sample(bucket.sample(variants, images, generator), generator)
-        loss = denoising(batch, encode(i), bucket.time_ids(variants, images), bucket.masks(variants, images))
-        return BatchLoss(loss if plan.weights[i] == 1 else loss * plan.weights[i])
+        batch = batches.sample(i)
+        loss = batches.denoising(batch.noisy, batch.text, batch.sizes, batch.mask)
+        return BatchLoss(loss if batch.weight == 1 else loss * batch.weight)
 
     return compute_loss
+
+
+def _preserving_loss(context: TrainingContext, batches: BatchSource, encode: EncodePlan) -> Callable[[int], BatchLoss]:
+    """Return the loss of micro-batch ``i`` of stage 2, which may keep the subject's class."""
+    resolved, config = context.resolved, context.resolved.config
+    weight = config.preservation_weight or 1.0
+    if resolved.preservation == "output":
+        captions = ClassCaptions(batches, context.images, config.class_word, context.text, config.seed or 0)
+        return output_loss(batches, captions, context.base.components, weight)
+    if context.class_set is None:
+        return _batch_loss(batches)
+    plan = plan_batches(
+        context.class_set.latents,
+        context.class_set.images,
+        ClassCaptionSampler(config.class_word),
+        context.text,
+        batches=config.max_train_steps_tuning * config.gradient_accumulation_steps,
+        batch_size=config.train_batch_size,
+        seed=f"class {config.seed}",
+    )
+    latents, encoded = context.class_set.latents, encode(context.text, plan)
+    return prior_loss(batches, replace(batches, latents=latents, plan=plan, encode=encoded), weight)

@@ -13,16 +13,28 @@ import torch
 
 from lora_service.dataset.captions.token_window import TokenWindow
 from lora_service.dataset.load import TrainingDataset, load_dataset
+from lora_service.dataset.options import DatasetOptions
+from lora_service.dataset.training_images import TrainingImage
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.settings import Settings
-from lora_service.training.config import ResolvedConfig, TrainConfig, resolve_config, with_trigger
+from lora_service.training.class_dataset import (
+    PictureSources,
+    check_class_data,
+    class_options,
+    class_report_lines,
+    given_class_pictures,
+)
+from lora_service.training.class_image_cache import ClassImageCache
+from lora_service.training.class_images import ClassImageArtist
+from lora_service.training.config import CLASS_IMAGES, ResolvedConfig, TrainConfig, resolve_config, with_trigger
 from lora_service.training.export import TrainedAdapter, export_lora
 from lora_service.training.input_warnings import warn_of_inputs
 from lora_service.training.latent_cache import cache_latents
 from lora_service.training.loop import LoopReport, TrainingCallback
 from lora_service.training.lora_layers import Layers, lora_layers
 from lora_service.training.memory import choose_checkpointing, explain_out_of_memory
+from lora_service.training.preservation import ClassSet
 from lora_service.training.stages import TrainingContext, train_lora, train_textual_inversion
 from lora_service.training.textual_inversion import added_tokens, initial_embeddings
 from lora_service.training.training_progress import OnProgress, ProgressReporter
@@ -69,14 +81,19 @@ class Trainer:
     settings: Settings = field(default_factory=Settings)
     _seconds: dict[str, float] = field(default_factory=dict, init=False)
 
-    def run(self, source: Path | Sequence[Path], config: TrainConfig) -> TrainResult:
+    def run(self, source: Path | Sequence[Path], config: TrainConfig, *, class_data: Path | None = None) -> TrainResult:
         """Train on the pictures of ``source`` as ``config`` asks.
+
+        Args:
+            class_data: pictures of the subject's class, for the preservation ``prior``; None: those in the folder
+                ``reg`` of ``source``, else the base draws some.
 
         Raises:
             PicturesError: the pictures cannot be used.
             InputError: an input cannot be used on this base.
             DivergedError: the loss is not finite.
         """
+        check_class_data(class_data, config)
         resolved = self._resolve(config)
         checkpointing = choose_checkpointing(self.base, resolved.config, self.log)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -93,12 +110,15 @@ class Trainer:
         if dataset.trigger:
             resolved = self._resolve(with_trigger(config, dataset.trigger, resolved.config.seed))
             self.log(f"trigger: {dataset.trigger!r}, the word of the pictures' folder")
+        class_images = self._class_images(PictureSources(source, class_data), dataset, options, resolved)
+        if class_images:
+            dataset = replace(dataset, report=dataset.report.without_class_pictures())
         for line in (*dataset.report.lines(), *warn_of_inputs(config, dataset.report)):
             self.log(line)
         self._warn_of_unseen(dataset, resolved)
         self.log(f"base: {self.base.defaults.title}; {resolved.describe_defaults(config)}")
         with explain_out_of_memory(self.base, resolved.config, checkpointing=checkpointing):
-            context = self._context(dataset, resolved)
+            context = self._context(dataset, resolved, class_images)
             with precision(self.base, resolved, checkpointing=checkpointing) as autocast:
                 adapter, stages = self._train(replace(context, autocast=autocast))
         path = export_lora(self.folder / "lora.safetensors", adapter, self.base, resolved, dataset.report, stages)
@@ -126,12 +146,38 @@ class Trainer:
             raise InputError("placeholder_tokens", resolved.config.placeholder_tokens, expected, code="too_many_tokens")
         return window.for_subject("trigger", resolved.trigger)
 
-    def _context(self, dataset: TrainingDataset, resolved: ResolvedConfig) -> TrainingContext:
+    def _class_images(
+        self, sources: PictureSources, dataset: TrainingDataset, options: DatasetOptions, resolved: ResolvedConfig
+    ) -> tuple[TrainingImage, ...]:
+        """Return the pictures of the subject's class, none where they are not needed."""
+        if resolved.preservation != "prior":
+            return ()
+        with self._timed("class pictures"):
+            given = given_class_pictures(sources, options, dataset.report, resolved, self.folder)
+            if given is None:
+                settings = self.settings
+                cache = ClassImageCache(settings.class_image_cache, settings.class_image_cache_max_bytes)
+                artist = ClassImageArtist(self.base, cache, self.log)
+                count = resolved.config.num_class_images or CLASS_IMAGES
+                drawn = artist.dataset(resolved.class_prompts, count, class_options(options, resolved), self.folder)
+                return drawn.images
+        for line in class_report_lines(given.report):
+            self.log(line)
+        if resolved.config.num_class_images != CLASS_IMAGES:
+            self.log("warning: num_class_images has no effect, as class pictures are given")
+        return given.images
+
+    def _context(
+        self, dataset: TrainingDataset, resolved: ResolvedConfig, class_images: tuple[TrainingImage, ...]
+    ) -> TrainingContext:
         config = resolved.config
         flip, jitter = bool(config.flip), bool(config.color_jitter)
         with self._timed("latents"):
             latents = cache_latents(dataset.images, self.base, flip=flip, color_jitter=jitter, seed=config.seed or 0)
-        return TrainingContext(self.base, dataset.images, latents, resolved, self.base.text, autocast=None)
+            of_class = cache_latents(class_images, self.base, flip=flip, color_jitter=False, seed=config.seed or 0)
+        class_set = ClassSet(class_images, of_class) if class_images else None
+        text = self.base.text
+        return TrainingContext(self.base, dataset.images, latents, resolved, text, autocast=None, class_set=class_set)
 
     def _train(self, context: TrainingContext) -> tuple[TrainedAdapter, dict[str, LoopReport]]:
         """Run both stages; the base is as before afterwards."""

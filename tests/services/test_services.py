@@ -14,6 +14,7 @@ from lora_service.services.inference_service import InferenceService
 from lora_service.services.model_service import JobLog, ModelService, OutputFolder, ignore_metric
 from lora_service.services.training_service import TrainingService, TrainingUpload
 from lora_service.settings import Settings
+from lora_service.training.config import TrainConfig
 from tests.errors import raises
 from tests.lora.lora_fakes import random_lora, save
 from tests.small_base import picture_zip, small_base
@@ -122,7 +123,7 @@ def test_the_error_of_a_link_names_the_input_that_holds_it(
 )
 def test_an_upload_is_one_file_or_links(file: Any, links: str, field: str) -> None:
     with raises(InputError, field=field):
-        TrainingUpload(file, links).check()
+        TrainingUpload(file, links).check(TrainConfig())
 
 
 def lora_file(path: Path, weights: LoraWeights) -> str:
