@@ -1,6 +1,6 @@
 """Measure what each ``preservation`` keeps of the embedded base, and what it costs of the likeness.
 
-    python -m benchmarks.preservation [--kinds object,face,style] [--seeds 1,2] [--steps 250] [--token-steps 250] [--out FOLDER]
+    python -m benchmarks.preservation [--kinds object,face,style] [--seeds 1,2] [--steps 250] [--out FOLDER]
 
 One held-out subject of each kind is taught with each seed and each choice, all else alike. By the image judge: the
 likeness, the mean cosine with held-out pictures of the subject at scale 1.0. By pixels, the mean change from 0 to 1 at

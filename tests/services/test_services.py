@@ -102,6 +102,17 @@ def test_a_users_mistake_leaves_no_traceback(training: TrainingService, capsys: 
     assert capsys.readouterr().err == ""
 
 
+def test_class_pictures_reach_the_training_as_a_file_only(training: TrainingService, tmp_path: Path) -> None:
+    pictures, of_class = picture_zip(tmp_path / "a.zip"), picture_zip(tmp_path / "b.zip", ("black",))
+    inputs, lines = STEPS | {"preservation": "prior", "class_word": "dog"}, list[str]()
+    result = training.train(TrainingUpload(pictures, "", of_class), inputs, log=lines.append)
+    assert set(result.stages["stage 2"].parts) == {"instance", "class"}
+    assert any(line.startswith("class pictures: 1 at 32 × 32") for line in lines)
+    for class_data, choice in (("/etc/passwd", "prior"), (of_class, "none")):
+        with raises(InputError, field="class_data"):
+            training.train(TrainingUpload(pictures, "", class_data), inputs | {"preservation": choice}, log=quiet)
+
+
 def test_the_error_of_a_link_names_the_input_that_holds_it(
     training: TrainingService, inference: InferenceService
 ) -> None:

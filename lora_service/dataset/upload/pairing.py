@@ -94,7 +94,7 @@ def _leave_out_folders(files: Sequence[SourceFile]) -> tuple[Sequence[SourceFile
         if folder is not None and not folder.repeats:
             left_out.append(Skipped(file.name, "its folder's name says 0 times", "repeats_0"))
         elif _is_for_prior(file):
-            left_out.append(Skipped(file.name, "it is for prior preservation and not the subject", PRIOR_PICTURE))
+            left_out.append(Skipped(file.name, "it is for preservation 'prior' and not the subject", PRIOR_PICTURE))
         else:
             taught.append(file)
     if any(file.code == PRIOR_PICTURE for file in left_out) and not any(_is_image(file) for file in taught):
