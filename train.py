@@ -175,6 +175,26 @@ def train(
         le=1,
         description="Empty: 0.03 for styles and locations, else 0. Helps with very dark and bright pictures.",
     ),
+    preservation: str = Input(
+        default="none",
+        choices=["none", "prior", "output"],
+        description="Keep what the base knows of the class: prior, by class pictures; output, by what it predicts.",
+    ),
+    preservation_weight: float | None = Input(
+        default=None, ge=0.001, le=100, description="Empty: 1. How much the class counts beside the subject."
+    ),
+    class_data: Path | None = Input(
+        default=None,
+        description="With preservation prior: a zip of other things of the class. Else the base draws some.",
+    ),
+    class_prompt: str = Input(
+        default="",
+        max_length=2000,
+        description="Empty: a photo of a CLASS_WORD. What the class pictures show; several split by |.",
+    ),
+    num_class_images: int | None = Input(
+        default=None, ge=1, le=2000, description="Empty: 100. Class pictures that the base draws where none are given."
+    ),
     placeholder_tokens: str = Input(
         default="<s1>|<s2>", max_length=200, description="Names of the new tokens, in angle brackets, split by |."
     ),
@@ -231,6 +251,6 @@ def train(
     ),
 ) -> Path:
     inputs = dict(locals())
-    upload = TrainingUpload(inputs.pop("instance_data"), inputs.pop("instance_data_urls"))
+    upload = TrainingUpload(*(inputs.pop(name) for name in ("instance_data", "instance_data_urls", "class_data")))
     result = service.train(upload, inputs, record_metric=current_scope().record_metric)
     return Path(result.path)

@@ -28,6 +28,8 @@ class Settings(BaseSettings):
     model_cache: Path = _CACHE / "models"
     lora_cache: Path = _CACHE / "loras"
     lora_cache_max_bytes: int = Field(default=4096 * MEBIBYTE, ge=0)
+    class_image_cache: Path = _CACHE / "class-images"
+    class_image_cache_max_bytes: int = Field(default=1024 * MEBIBYTE, ge=0)
     max_download_bytes: int = Field(default=2048 * MEBIBYTE, ge=1)
     max_zip_bytes: int = Field(default=1024 * MEBIBYTE, ge=1)
     """Largest size of an archive, packed and unpacked alike."""
@@ -84,7 +86,7 @@ class Settings(BaseSettings):
             raise SettingError("SAFETY_CHECKER", value, "empty: pictures are not checked here")
         return value
 
-    @field_validator("model_cache", "lora_cache", "face_model", "tracker_folder")
+    @field_validator("model_cache", "lora_cache", "class_image_cache", "face_model", "tracker_folder")
     @classmethod
     def _from_home(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         """Expand ``~``, as a shell would; a container's or a service's environment has none."""

@@ -21,7 +21,7 @@ from lora_service.training.config import TASKS, TrainConfig
 from tools import write_entries
 
 CASES = [("train", TrainConfig), ("predict", GenerateRequest)]
-NOT_CONFIG = {"instance_data", "instance_data_urls", "image", "lora", "replicate_weights", "api_token"}
+NOT_CONFIG = {"instance_data", "instance_data_urls", "class_data", "image", "lora", "replicate_weights", "api_token"}
 
 
 def parameters(mode: Any) -> dict[str, EntryParameter]:

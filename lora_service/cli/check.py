@@ -6,13 +6,14 @@ import json
 import re
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_service.cli.field_options import ConfigCommand, config_options
+from lora_service.cli.field_options import ConfigCommand, class_data_option, config_options
 from lora_service.cli.output_files import check_output, force_option, whole_file
 from lora_service.dataset.captions.token_window import TokenWindow
 from lora_service.dataset.contact_sheet import contact_sheet
@@ -21,6 +22,12 @@ from lora_service.errors import InputError
 from lora_service.generation.request import PICTURE_FORMATS
 from lora_service.models.registry import SD15, locate
 from lora_service.settings import Settings
+from lora_service.training.class_dataset import (
+    PictureSources,
+    check_class_data,
+    class_report_lines,
+    given_class_pictures,
+)
 from lora_service.training.config import TrainConfig, resolve_config
 from lora_service.training.input_warnings import warn_of_inputs
 
@@ -61,12 +68,15 @@ def _positions(config: Path) -> int:
 @click.command("check", cls=ConfigCommand)
 @click.argument("source", nargs=-1, required=True, type=click.Path(path_type=Path))
 @config_options(TrainConfig)
+@class_data_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @click.option(
     "-o", "--output", "sheet", type=click.Path(path_type=Path), help="Write a contact sheet of the exact crops here."
 )
 @force_option()
-def check_command(source: Sequence[Path], as_json: bool, sheet: Path | None, force: bool, **inputs: Any) -> None:
+def check_command(
+    source: Sequence[Path], class_data: Path | None, as_json: bool, sheet: Path | None, force: bool, **inputs: Any
+) -> None:
     """Show what a training would use of pictures, without training.
 
     SOURCE is a zip, a tar, a folder, or pictures. All options of train are taken, so that a command line of it can be
@@ -77,6 +87,7 @@ def check_command(source: Sequence[Path], as_json: bool, sheet: Path | None, for
             raise InputError("--output", str(sheet), f"a picture that ends in {', '.join(PICTURE_FORMATS)}")
         check_output(sheet, force=force, inputs=source)
     config = TrainConfig.of(inputs)
+    check_class_data(class_data, config)
     settings = Settings.from_environment()
     base_path, defaults = locate(settings.base_model, settings.model_cache)
     defaults = defaults or SD15
@@ -91,10 +102,18 @@ def check_command(source: Sequence[Path], as_json: bool, sheet: Path | None, for
     )
     with tempfile.TemporaryDirectory() as folder:
         dataset = load_dataset(source, options, Path(folder))
+        sources = PictureSources(source, class_data)
+        class_set = given_class_pictures(sources, options, dataset.report, resolved, Path(folder))
+    if class_set is not None:
+        dataset = replace(dataset, report=dataset.report.without_class_pictures())
     if sheet is not None:
         with whole_file(sheet) as path:
             contact_sheet(dataset).save(path)
     if as_json:
-        click.echo(json.dumps(dataset.report.as_json(), indent=2, ensure_ascii=False))
-    else:
-        click.echo("\n".join([*dataset.report.lines(), *warn_of_inputs(config, dataset.report)]))
+        as_object = dataset.report.as_json()
+        if class_set is not None:
+            as_object["class_pictures"] = class_set.report.as_json()
+        click.echo(json.dumps(as_object, indent=2, ensure_ascii=False))
+        return
+    class_lines = class_report_lines(class_set.report) if class_set else []
+    click.echo("\n".join([*dataset.report.lines(), *class_lines, *warn_of_inputs(config, dataset.report)]))

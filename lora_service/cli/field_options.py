@@ -6,6 +6,7 @@ The values are checked by pydantic against the field itself, so that a limit has
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import click
@@ -15,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from lora_service.errors import InputError
 from lora_service.generation.request import GenerateRequest
-from lora_service.serving.form import FormInput
+from lora_service.serving.form import CLASS_DATA, FormInput
 from lora_service.training.config import TrainConfig
 from lora_service.validation import first_error
 
@@ -56,6 +57,14 @@ class GroupedOption(click.Option):
     def __init__(self, *names: Any, group: str, **attributes: Any) -> None:
         super().__init__(*names, **attributes)
         self.group = group
+
+
+def class_data_option(function: CommandFunction) -> CommandFunction:
+    """Add the option for the zip of class pictures."""
+    return click.option(
+        "--class_data", cls=GroupedOption, group="Preservation",
+        type=click.Path(exists=True, path_type=Path), help=CLASS_DATA.description,
+    )(function)  # fmt: skip
 
 
 class ConfigCommand(click.Command):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_service.cli.field_options import ConfigCommand, GroupedOption, config_options
+from lora_service.cli.field_options import ConfigCommand, GroupedOption, class_data_option, config_options
 from lora_service.cli.output_files import check_folder, check_output, force_option, free_path, whole_file
 from lora_service.cli.runs import check_resume, is_main_process, recorded_output, run_options, stop_on_interrupt
 from lora_service.downloads.parsed_url import redact_all
@@ -56,6 +56,7 @@ def demo_command(output: Path) -> None:
     help=INSTANCE_DATA_URLS.description,
 )  # fmt: skip
 @config_options(TrainConfig)
+@class_data_option
 @click.option(
     "-o", "--output", cls=GroupedOption, group="File", type=_PATH,
     help="The LoRA file.  [default: a new name, like dog-zumvek.safetensors]",
@@ -65,6 +66,7 @@ def demo_command(output: Path) -> None:
 def train_command(
     pictures: Path | None,
     instance_data_urls: str,
+    class_data: Path | None,
     output: Path | None,
     force: bool,
     run_folder: Path | None,
@@ -80,14 +82,14 @@ def train_command(
     then; a second one drops it. Either way, --resume goes on.
     """
     if resume:
-        check_resume(resume, instance_data_urls, run_folder, save_every, inputs)
+        check_resume(resume, instance_data_urls, run_folder, save_every, {**inputs, "class_data": class_data})
         output = output or recorded_output(resume)
     elif pictures is None and not instance_data_urls.strip():
         raise click.UsageError("Missing argument 'ZIP': a zip or folder of pictures, or --instance_data_urls.")
     if output is None:
         check_folder(Path())
     elif not (resume and output.exists()):
-        check_output(output, force=force, inputs=[pictures] if pictures else [])
+        check_output(output, force=force, inputs=[path for path in (pictures, class_data) if path])
     with TrainingService(allow_local=True) as service, _training_output() as (log, on_progress):
         run = RunFolder(resume or run_folder or RunFolder.free(_run_path(pictures, output)).path)
         with stop_on_interrupt(run) as stop:
@@ -95,10 +97,13 @@ def train_command(
                 result = service.resume(resume, pictures=pictures, stop=stop, log=log, on_progress=on_progress)
             else:
                 options = RunOptions(save_every if is_main_process() else 0, keep_checkpoints, output, stop)
-                upload, folder = TrainingUpload(pictures, instance_data_urls), run.path if is_main_process() else None
+                upload = TrainingUpload(pictures, instance_data_urls, class_data)
+                folder = run.path if is_main_process() else None
                 result = service.train(
                     upload, inputs, log=log, on_progress=on_progress, run_folder=folder, options=options
                 )
+        if not is_main_process():
+            return
         target = output if output and force else free_path(output or _lora_name(pictures, result.resolved))
         with whole_file(target) as path:
             shutil.copyfile(result.path, path)

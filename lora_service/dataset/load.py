@@ -90,7 +90,7 @@ class _PreparedImage:
 
 def _load(source: Path | Sequence[Path], options: DatasetOptions, folder: Path) -> TrainingDataset:
     extracted = extract(source, folder, options.limits)
-    paired = pair_files(extracted.files, options.limits)
+    paired = pair_files(extracted.files, options.limits, takes_class_folders=options.takes_class_folders)
     if (count := len(paired.samples)) > options.limits.max_pictures:
         message = f"{count} pictures were given, but {options.limits.max_pictures} are accepted at most."
         raise PicturesError(message, code="too_many_pictures")

@@ -126,6 +126,8 @@ class DatasetOptions:
         trigger_words: words in caption files that become ``{}``.
         takes_folder_word: True if the word of a folder named as for kohya's trainer, ``10_ohwx dog``, is the trigger;
             folders with different words are subjects of their own.
+        takes_class_folders: True if only the pictures for prior preservation are wanted, of folders such as ``reg``,
+            and not those of the subject.
         token_window: the tokens of a caption that the base reads; none: lengths are not checked.
         background: the RGB colour under transparent images.
         face_model: an ONNX file of the YuNet face detector; none: the Haar cascade that OpenCV carries.
@@ -146,6 +148,7 @@ class DatasetOptions:
     custom_prompts: tuple[str, ...] = ()
     trigger_words: tuple[str, ...] = DEFAULT_TRIGGER_WORDS
     takes_folder_word: bool = False
+    takes_class_folders: bool = False
     token_window: TokenWindow | None = None
     limits: UploadLimits = field(default_factory=UploadLimits)
     background: tuple[int, int, int] = (255, 255, 255)

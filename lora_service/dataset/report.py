@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lora_service.dataset.images.crops import Box, Size
 from lora_service.dataset.options import CaptionSource, MaskSource
 from lora_service.errors import quote, shorten
 
+PRIOR_PICTURE = "prior_picture"
+"""Code of a file in a folder for prior preservation."""
 _NAME_WIDTH = 32
 
 
@@ -75,6 +77,15 @@ class DatasetReport:
         """The number of all warnings; each near duplicate is one."""
         near = sum(not duplicate.exact for duplicate in self.duplicates)
         return near + len(self.warnings) + sum(len(image.warnings) for image in self.used)
+
+    @property
+    def has_class_pictures(self) -> bool:
+        """True if files were left out because their folders are for prior preservation."""
+        return any(file.code == PRIOR_PICTURE for file in self.skipped)
+
+    def without_class_pictures(self) -> DatasetReport:
+        """Return the report without these files, as they are used after all."""
+        return replace(self, skipped=tuple(file for file in self.skipped if file.code != PRIOR_PICTURE))
 
     @property
     def smallest(self) -> Size:

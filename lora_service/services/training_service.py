@@ -24,6 +24,7 @@ from lora_service.services.model_service import (
 )
 from lora_service.services.worker import COMMON_IMPORTS, Worker
 from lora_service.settings import Settings
+from lora_service.training.class_dataset import check_class_data
 from lora_service.training.config import TrainConfig
 from lora_service.training.run_folder import RunFolder, RunOptions
 from lora_service.training.stop_signal import StopSignal
@@ -36,6 +37,7 @@ if TYPE_CHECKING:  # torch and diffusers take seconds to import: on a command li
 
 _IMPORTS = (
     *COMMON_IMPORTS,
+    "diffusers:DPMSolverMultistepScheduler",  # class pictures are drawn with it
     "lora_service.training.trainer",
     "peft.utils.transformers_weight_conversion",
     "torch.profiler",
@@ -47,19 +49,26 @@ _IMPORTS = (
 class TrainingUpload:
     """The pictures of a job: a file that the server received, or links. One of them, not both.
 
-    ``file`` may be anything: Cog hands over a ``Path`` for what it downloaded, and a bare ``str`` for what it did not
-    understand, which must not be opened.
+    ``class_data`` is a file with pictures of the subject's class, or None. Both files may be anything: Cog hands over
+    a ``Path`` for what it downloaded, and a bare ``str`` for what it did not understand, which must not be opened.
     """
 
     file: object
     links: str
+    class_data: object = None
 
-    def check(self) -> None:
-        """Check that there is exactly one of the two, and that it is no path on the server.
+    @property
+    def class_file(self) -> Path | None:
+        """The file of class pictures, once :meth:`check` has passed."""
+        return self.class_data if isinstance(self.class_data, Path) else None
+
+    def check(self, config: TrainConfig) -> None:
+        """Check that there is exactly one of the two, that it is no path on the server, and that all will be used.
 
         Raises:
             InputError: it is not so.
         """
+        check_class_data(self.class_data, config)
         if self.file is None and not self.links.strip():
             raise InputError(
                 "instance_data", None, "a zip of pictures, or else instance_data_urls must hold links to some"
@@ -138,9 +147,9 @@ class TrainingService(ModelService):
         """
         started = time.monotonic()
         log = JobLog(log, record_metric)
-        with self._job(log, [upload.file] if isinstance(upload.file, Path) else []):
+        with self._job(log, [file for file in (upload.file, upload.class_data) if isinstance(file, Path)]):
             config = TrainConfig.of(inputs)
-            upload.check()
+            upload.check(config)
             run = RunFolder(run_folder or self._output.renew())
             run.create()
             with run.in_use():
@@ -149,7 +158,7 @@ class TrainingService(ModelService):
                 trainer = self._trainer(run, log, show)
                 trainer.options, trainer.started = options or RunOptions(), started
                 trainer.start = self._starting_lora(config, log)
-                result = trainer.run(source, config)
+                result = trainer.run(source, config, class_data=upload.class_file)
                 _remove_uploads(run, result)
             _report(result, record_metric, log)
             return result
@@ -190,7 +199,7 @@ class TrainingService(ModelService):
                 trainer = self._trainer(run, log, show)
                 trainer.options, trainer.resumed = RunOptions(stop=stop or StopSignal()), record
                 trainer.start = StartingLora.read(run) if run.start.exists() else None
-                result = trainer.run(pictures or record.source(run), config)
+                result = trainer.run(pictures or record.source(run), config, class_data=record.class_source(run))
                 _remove_uploads(run, result)
             _report(result, record_metric, log)
             return result

@@ -81,6 +81,11 @@ INSTANCE_DATA_URLS = FormInput(
     optional=False,
     default="",
 )
+CLASS_DATA = FormInput(
+    "class_data",
+    "Path",
+    "With preservation prior: a zip of other things of the class. Else the base draws some.",
+)
 LORA = FormInput("lora", "Path", "An uploaded LoRA, or a zip or tar with one; it comes before those of lora_urls.")
 REPLICATE_WEIGHTS = FormInput(
     "replicate_weights",
@@ -98,7 +103,7 @@ CONFIGS: Mapping[Mode, type[TrainConfig] | type[GenerateRequest]] = MappingProxy
 _LAST = ""
 _ENTRY_ONLY: Mapping[Mode, Mapping[str, tuple[FormInput, ...]]] = MappingProxyType(
     {
-        "train": {"task": (INSTANCE_DATA, INSTANCE_DATA_URLS)},
+        "train": {"task": (INSTANCE_DATA, INSTANCE_DATA_URLS), "class_prompt": (CLASS_DATA,)},
         "predict": {"lora_scales": (LORA,), "prompt_strength": (IMAGE,), _LAST: (REPLICATE_WEIGHTS, API_TOKEN)},
     }
 )

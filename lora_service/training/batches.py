@@ -32,6 +32,7 @@ class Batch:
     Attributes:
         bucket: the index of their size's latents.
         variants, images: those of each picture and its index within the bucket, ``(b,)``.
+        pictures: the index of each in the dataset.
         captions: the row of each caption in its block's ``token_ids``, ``(b,)``.
         chunks: those that its longest caption needs.
         weight: 1 on average over many batches and in proportion to ``b``, which is smaller in a bucket of few
@@ -42,6 +43,7 @@ class Batch:
     variants: torch.Tensor
     images: torch.Tensor
     captions: torch.Tensor
+    pictures: Sequence[int]
     chunks: int
     weight: float
 
@@ -159,7 +161,13 @@ class BatchPlan:
             strict=True,
         )
         batches = [
-            Batch(bucket, *of_batch, max(chunks[row] for row in in_block), len(members) / self._mean_size)
+            Batch(
+                bucket,
+                *of_batch,
+                pictures=[self._cache[bucket].images[m] for m in members],
+                chunks=max(chunks[row] for row in in_block),
+                weight=len(members) / self._mean_size,
+            )
             for (bucket, members), in_block, of_batch in zip(rows, captions, tensors, strict=True)
         ]
         return BatchBlock(first, batches, list(texts), token_ids)

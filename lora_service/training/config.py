@@ -33,6 +33,8 @@ _INVISIBLE = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"}
 """Unicode categories of characters that nobody sees and nobody can type: control, direction, zero width, surrogates."""
 MOST_SAMPLE_PROMPTS, _LONGEST_SAMPLE_PROMPT = 16, 1000
 _REFERENCE = re.compile(r"<\d+>")
+CLASS_IMAGES = 100
+"""Class pictures that are drawn where no number is given; DreamBooth's authors took 100 to 200."""
 PLACEHOLDER = re.compile(r"<[^<>|\s]{1,30}>")
 
 
@@ -170,6 +172,21 @@ class TrainConfig(BaseModel):
         le=1,
         description="Empty: 0.03 for styles and locations, else 0. Helps with very dark and bright pictures.",
     )
+    preservation: Literal["none", "prior", "output"] = Field(
+        "none",
+        description="Keep what the base knows of the class: prior, by class pictures; output, by what it predicts.",
+    )
+    preservation_weight: float | None = Field(
+        None, ge=0.001, le=100, description="Empty: 1. How much the class counts beside the subject."
+    )
+    class_prompt: str = Field(
+        "",
+        max_length=2000,
+        description="Empty: a photo of a CLASS_WORD. What the class pictures show; several split by |.",
+    )
+    num_class_images: Int | None = Field(
+        None, ge=1, le=2000, description="Empty: 100. Class pictures that the base draws where none are given."
+    )
     placeholder_tokens: str = Field(
         "<s1>|<s2>", max_length=200, description="Names of the new tokens, in angle brackets, split by |."
     )
@@ -230,6 +247,7 @@ class TrainConfig(BaseModel):
             "mask_mode", "aspect_ratio_buckets", "more_resolutions", "random_crop", "flip", "color_jitter",
         ),
         "Noise and loss": ("noise_offset", "snr_gamma"),
+        "Preservation": ("preservation", "preservation_weight", "class_prompt", "num_class_images"),
         "Memory and precision": ("gradient_checkpointing", "mixed_precision"),
         "Tokens": (
             "placeholder_tokens", "initializer_tokens", "continue_inversion", "continue_inversion_lr",
@@ -273,12 +291,39 @@ class TrainConfig(BaseModel):
             raise InputError("class_word", self.class_word, expected)
         return self
 
+    @model_validator(mode="after")
+    def _class_is_not_the_subject(self) -> TrainConfig:
+        """Check that what is preserved is not what is taught."""
+        if self.preservation == "output" and not self.class_word:
+            expected = (
+                "the kind of thing the subject is, like dog: preservation 'output' keeps what the base draws of it"
+            )
+            raise InputError("class_word", "", expected, code="class_word_needed")
+        if self.preservation == "prior" and not self.class_word and not self.class_prompt and self.task != "style":
+            expected = "the kind of thing the subject is, like dog: preservation 'prior' keeps it; or give class_prompt"
+            raise InputError("class_word", "", expected, code="class_word_needed")
+        names = {"output": ("class_word",), "prior": ("class_word", "class_prompt"), "none": ()}[self.preservation]
+        for name in names:
+            value = getattr(self, name)
+            if self.trigger and re.search(rf"(?<!\w){re.escape(self.trigger)}(?!\w)", value, re.IGNORECASE):
+                expected = f"without the trigger {self.trigger!r}: what calls the subject cannot be kept as it was"
+                raise InputError(name, value, expected, code="preserves_the_subject")
+        return self
+
+    @field_validator("class_prompt")
+    @classmethod
+    def _plain_prompts(cls, value: str) -> str:
+        prompts = [" ".join(prompt.split()) for prompt in value.split("|")]
+        if SUBJECT in value or (value.strip() and not all(prompts)):
+            raise InputError("class_prompt", value, "prompts without {} split by |, like 'a photo of a dog'")
+        return "|".join(prompts)
+
     @field_validator("trigger", "class_word")
     @classmethod
     def _stripped(cls, value: str) -> str:
         return " ".join(value.split())
 
-    @field_validator("trigger", "class_word", "initializer_tokens", "placeholder_tokens")
+    @field_validator("trigger", "class_word", "class_prompt", "initializer_tokens", "placeholder_tokens")
     @classmethod
     def _visible(cls, value: str, info: ValidationInfo) -> str:
         hidden = next((each for each in value if unicodedata.category(each) in _INVISIBLE), "")
@@ -482,6 +527,16 @@ class ResolvedConfig:
         """A name of the LoRA, unique per training: A1111 calls a LoRA by its title."""
         return f"{(self.trigger or self.config.task).replace(' ', '-')}-{self.config.seed or 0:08x}"
 
+    @property
+    def preservation(self) -> str:
+        """How stage 2 keeps the class; "none" when there is no stage 2: stage 1 changes nothing of the base."""
+        return self.config.preservation if self.config.max_train_steps_tuning else "none"
+
+    @property
+    def class_prompts(self) -> tuple[str, ...]:
+        """The prompts of the class pictures."""
+        return tuple(self.config.class_prompt.split("|"))
+
     def describe_defaults(self, config: TrainConfig) -> str:
         """List the values of the inputs that ``config`` left open."""
         values = self.config.model_dump()
@@ -533,6 +588,10 @@ def resolve_config(
         "continue_inversion": defaults.continue_inversion,
         "continue_inversion_lr": defaults.continue_inversion_lr,
     }
+    if config.preservation != "none":
+        values["preservation_weight"] = 1.0
+    if config.preservation == "prior":
+        values |= {"class_prompt": _class_prompt(config), "num_class_images": CLASS_IMAGES}
     if config.lr_scheduler == "constant" and config.lr_warmup_steps:
         # "constant" itself has no warm-up.
         config = config.model_copy(update={"lr_scheduler": "constant_with_warmup"})
@@ -578,6 +637,13 @@ def _token_name(name: str, number: int, count: int) -> str:
         return name
     numbered = re.fullmatch(r"<(.*?)(\d{1,9})>", name)
     return f"<{numbered[1]}{int(numbered[2]) + number * count}>" if numbered else f"{name[:-1]}-{number + 1}>"
+
+
+def _class_prompt(config: TrainConfig) -> str:
+    """Return the prompt of class pictures; a style's class is pictures of any other style."""
+    if config.task == "style":
+        return f"a {config.class_word}" if config.class_word else "a picture"
+    return f"a photo of a {config.class_word}"
 
 
 def _check_something_is_taught(config: TrainConfig) -> None:

@@ -87,6 +87,8 @@ def export_lora(
         "torch": torch.__version__,
     }
     report |= _exceptions(adapter, stages)
+    if parts := {name: stage.parts for name, stage in stages.items() if stage.parts}:
+        report["loss_parts"] = parts
     side = config.resolution or 0
     header = LoraMetadata(
         architecture=base.defaults.architecture,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from lora_service.dataset.report import DatasetReport
 from lora_service.training.config import TrainConfig, warmup_steps
@@ -13,7 +13,7 @@ _INPUTS_OF_STAGE: Mapping[str, tuple[str, ...]] = {
     ),
     "max_train_steps_tuning": (
         "trigger", "learning_rate_unet", "learning_rate_text", "lora_rank", "lora_alpha", "weight_decay_lora",
-        "caption_dropout", "continue_inversion", "continue_inversion_lr",
+        "caption_dropout", "continue_inversion", "continue_inversion_lr", "preservation",
     ),
 }  # fmt: skip
 """Steps of a stage -> the inputs that it alone reads."""
@@ -32,7 +32,7 @@ def _of_stages(config: TrainConfig) -> Iterator[str]:
     for steps, names in _INPUTS_OF_STAGE.items():
         unused = [name for name in names if _is_set(config, name)] if not getattr(config, steps) else []
         if unused:
-            yield f"{', '.join(unused)} {'has' if len(unused) == 1 else 'have'} no effect, as {steps} is 0"
+            yield f"{', '.join(unused)} {_have(unused)} no effect, as {steps} is 0"
     if config.continue_inversion is False and config.continue_inversion_lr is not None:
         yield "continue_inversion_lr has no effect, as continue_inversion is false"
     if config.continue_inversion and config.continue_inversion_lr == 0:
@@ -41,7 +41,15 @@ def _of_stages(config: TrainConfig) -> Iterator[str]:
         yield "keep_tokens has no effect, as shuffle_tags is false"
     if config.samples == 0 and config.sample_prompts.strip():
         yield "sample_prompts has no effect, as samples is 0"
-    if config.trigger and config.class_word and config.initializer_tokens.strip():
+    by_choice = {
+        "none": ("preservation_weight", "class_prompt", "num_class_images"),
+        "output": ("class_prompt", "num_class_images"),
+    }
+    unused = [name for name in by_choice.get(config.preservation, ()) if _is_set(config, name)]
+    if unused:
+        yield f"{', '.join(unused)} {_have(unused)} no effect, as preservation is {config.preservation}"
+    is_preserved = config.preservation != "none"
+    if config.trigger and config.class_word and config.initializer_tokens.strip() and not is_preserved:
         yield "class_word has no effect, as trigger and initializer_tokens stand for it"
 
 
@@ -68,6 +76,10 @@ def _of_captions(config: TrainConfig, report: DatasetReport) -> Iterator[str]:
             f"custom_prompts are not used for {with_captions} of {len(sources)} pictures, which have captions of their "
             "own; caption_mode 'template' uses them for all"
         )
+
+
+def _have(names: Sequence[str]) -> str:
+    return "has" if len(names) == 1 else "have"
 
 
 def _is_set(config: TrainConfig, name: str) -> bool:

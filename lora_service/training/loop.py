@@ -66,6 +66,7 @@ class LoopReport:
     Attributes:
         steps: those taken; fewer than asked for where the stage was stopped.
         losses: means of equal stretches of the loss.
+        parts: the same of what it is made of, by name, where it has several parts.
         stop_reason: the reason why it was stopped, "" where it was not.
         diverged_at: the step by which it was no number any more, and the state of ``steps`` was taken again; else 0.
         measurements: as of :class:`StageRun`.
@@ -79,6 +80,7 @@ class LoopReport:
     diverged_at: int = 0
     measurements: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     kept_step: int = 0
+    parts: dict[str, list[float]] = field(default_factory=dict)
 
 
 class TrainingCallback:
@@ -317,11 +319,12 @@ class StageRun:
 
     def report(self) -> LoopReport:
         """Return the outcome so far."""
-        losses = self.losses["total"][: self.step] if self.step else torch.zeros(0)
+        means = {name: _means(losses[: self.step], _REPORTED_LOSSES) for name, losses in self.losses.items()}
         return LoopReport(
             steps=self.step,
             seconds=self.seconds,
-            losses=_means(losses, _REPORTED_LOSSES),
+            losses=means.pop("total", []),
+            parts=means,
             stop_reason=self.stop_reason,
             diverged_at=self.diverged_at,
             measurements=self.measurements,

@@ -5,7 +5,7 @@ In bytes, for batches of ``b`` pictures:
     weights    of the UNet, the text encoders and the VAE, as they are held
     parameters 16 for each that learns: itself, its gradient and AdamW's two moments, all fp32
     captions   prompt embeds, which are kept for a block of batches where nothing learns in the text encoders
-    step       b · (UNet + text encoders), saved for the backward pass:
+    step       b · (UNet + text encoders), twice where the class is preserved, saved for the backward pass:
                 UNet           x · Σ n (c_in + c_out) over residual blocks + y · Σ n c over transformer blocks,
                                with n positions and c channels each
                 checkpointed   z · Σ n c_in over residual blocks and transformers, and the largest block anew
@@ -94,9 +94,14 @@ def estimate(base: DiffusionBase, config: TrainConfig, *, checkpointing: bool) -
         weights=sum(p.numel() * p.element_size() for model in models for p in model.parameters()),
         parameters=_BYTES_PER_PARAMETER * _parameter_count(base, config),
         captions=kept * positions * base.text.width * base.dtype.itemsize,
-        step=round(batch * step),
+        step=round(batch * step * (2 if _preserves(config) else 1)),
         encoding=4 * side**2 * base.vae.config.block_out_channels[0] * base.vae.dtype.itemsize,
     )
+
+
+def _preserves(config: TrainConfig) -> bool:
+    """Return True if stage 2 has the class in each batch beside the subject."""
+    return bool(config.max_train_steps_tuning) and config.preservation != "none"
 
 
 def unet_bytes(unet: UNet2DConditionModel, side: int, dtype: torch.dtype, *, checkpointing: bool) -> float:

@@ -126,6 +126,7 @@ class RunFolder:
 
     def clear_leftovers(self) -> None:
         """Remove what a process that was killed left half done."""
-        shutil.rmtree(self.path / "unpacked", ignore_errors=True)
+        for name in ("unpacked", "class-pictures"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
         for part in self.path.glob(".*.part"):
             part.unlink()

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from lora_service import __version__
 from lora_service.dataset.load import TrainingDataset
+from lora_service.dataset.training_images import TrainingImage
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.training.class_dataset import ClassPictures
 from lora_service.training.config import ResolvedConfig, TrainConfig
 from lora_service.training.run_folder import RunFolder
 from lora_service.training.state_file import write_text
@@ -35,6 +37,7 @@ class RunRecord:
         inputs: as they were given, with the seed.
         identity: what makes the file: the resolved settings, and hashes of pictures, base and ``start_from``.
         pictures: the files or folders that they are in; one in the run folder is relative to it.
+        class_data: those with pictures of its class, if they were given.
         output: the file that a command line is to write, "" where it is named at the end.
         save_every, keep: as of :class:`~lora_service.training.run_folder.RunOptions`.
         machine: what the last bits of results depend on.
@@ -44,6 +47,7 @@ class RunRecord:
     inputs: Mapping[str, Any]
     identity: Mapping[str, Any]
     pictures: Sequence[str]
+    class_data: Sequence[str] = ()
     output: str = ""
     save_every: int | None = 0
     keep: int = 2
@@ -72,7 +76,9 @@ class RunRecord:
             raise InputError("resume", str(run.path), expected, code="no_run")
         try:
             record = RunRecord(**json.loads(run.record.read_text(encoding="utf-8")))
-            if record.format == FORMAT and all(isinstance(path, str) for path in record.pictures):
+            if record.format == FORMAT and all(
+                isinstance(path, str) for path in (*record.pictures, *record.class_data)
+            ):
                 return record
             reason = f"it is of the format {record.format}"
         except (ValueError, TypeError, OSError) as error:
@@ -94,12 +100,24 @@ class RunRecord:
         Raises:
             InputError: they are not there any more (code ``pictures_gone``).
         """
-        paths = [run.path / path for path in self.pictures]  # an absolute one stays as it is
+        paths = self._existing(self.pictures, run, "; or name the place where they are now")
+        return paths if len(paths) > 1 else paths[0]
+
+    def class_source(self, run: RunFolder) -> Path | None:
+        """Return where the given class pictures are, None where there are none.
+
+        Raises:
+            InputError: they are not there any more (code ``pictures_gone``).
+        """
+        return next(iter(self._existing(self.class_data, run)), None)
+
+    def _existing(self, stored: Sequence[str], run: RunFolder, otherwise: str = "") -> list[Path]:
+        paths = [run.path / path for path in stored]  # an absolute one stays as it is
         for path in paths:
             if not path.exists():
-                expected = f"a run whose pictures are where they were, in {path}; or name the place where they are now"
+                expected = f"a run whose pictures are where they were, in {path}{otherwise}"
                 raise InputError("resume", str(run.path), expected, code="pictures_gone")
-        return paths if len(paths) > 1 else paths[0]
+        return paths
 
     def check(self, identity: Mapping[str, Any], run: RunFolder) -> None:
         """Check that what is to go on is what was begun.
@@ -123,13 +141,22 @@ def _difference(then: object, now: object) -> str:
 
 
 def identity_of(
-    resolved: ResolvedConfig, dataset: TrainingDataset, base: DiffusionBase, start_from: str
+    resolved: ResolvedConfig,
+    pictures: tuple[TrainingDataset, ClassPictures],
+    base: DiffusionBase,
+    start_from: str,
 ) -> dict[str, Any]:
-    """Return what makes a run's file: as JSON, to be compared; ``start_from`` is that LoRA's hash."""
+    """Return what makes a run's file: as JSON, to be compared.
+
+    Args:
+        pictures: those of the subject and of its class; what the base drew follows from the base and the settings.
+        start_from: the hash of that LoRA.
+    """
+    dataset, of_class = pictures
     settings = resolved.config.model_dump(exclude={"start_from"}) | {"tokens": list(resolved.tokens)}
     return {
         "settings": json.loads(json.dumps(settings)),
-        "pictures": _dataset_hash(dataset),
+        "pictures": _images_hash((*dataset.images, *(() if of_class.are_drawn else of_class.images))),
         "base": {"name": base.name, "weights": _base_hash(base)},
         "start_from": start_from,
     }
@@ -144,10 +171,10 @@ def machine_of(base: DiffusionBase) -> dict[str, Any]:
     }
 
 
-def _dataset_hash(dataset: TrainingDataset) -> str:
+def _images_hash(images: Sequence[TrainingImage]) -> str:
     """Return the hash of the pictures as they are trained on: pixels, masks, captions and crops."""
     total = hashlib.sha256()
-    for each in dataset.images:
+    for each in images:
         facts = (each.name, each.captions, each.crop, each.original, each.repeats, each.image.mode, each.image.size)
         total.update(json.dumps(facts).encode())
         total.update(each.image.tobytes())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,15 @@ from lora_service.training.denoising_loss import DenoisingLoss
 from lora_service.training.latent_cache import CachedLatents
 from lora_service.training.loop import BatchLoss, LoopReport, LoopSpec, TrainingCallback, run_loop
 from lora_service.training.lora_layers import Layers
+from lora_service.training.preservation import (
+    BatchSource,
+    ClassCaptions,
+    ClassCaptionSampler,
+    ClassSet,
+    EncodeCaptions,
+    output_loss,
+    prior_loss,
+)
 from lora_service.training.processes import Processes
 from lora_service.training.textual_inversion import AddedTokens, NormPull
 
@@ -47,6 +56,7 @@ class TrainingContext:
     processes: Processes = field(default_factory=Processes)
     held_out_images: tuple[TrainingImage, ...] = ()
     held_out_latents: Sequence[CachedLatents] = ()
+    class_set: ClassSet | None = None
 
     def plan(self, stage: str, subjects: tuple[SubjectTexts, ...], dropout: float) -> BatchPlan:
         """Plan the batches of a stage; ``dropout`` is the share of captions that are left empty."""
@@ -82,7 +92,7 @@ def train_textual_inversion(
         steps=steps,
         batch_size=config.train_batch_size * context.processes.count,
         param_groups=[_token_group(tokens, config.learning_rate_ti, config.weight_decay_ti)],
-        compute_loss=_batch_loss(context, plan, _encode_each_step(context.text, plan), generator),
+        compute_loss=_batch_loss(_batches(context, plan, _encode_each_step, generator)),
         autocast=context.autocast,
         generator=generator,
         later_steps=STAGE_2_COST * config.max_train_steps_tuning,
@@ -122,7 +132,7 @@ def train_lora(
         steps=steps,
         batch_size=config.train_batch_size * context.processes.count,
         param_groups=param_groups,
-        compute_loss=_batch_loss(context, plan, encode(context.text, plan), generator),
+        compute_loss=_preserving_loss(context, _batches(context, plan, encode, generator), encode),
         autocast=context.autocast,
         generator=generator,
         after_step=_norm_pull(base, learning),
@@ -160,8 +170,7 @@ def _layer_groups(resolved: ResolvedConfig, layers: Layers) -> list[dict[str, An
     ]
 
 
-EncodeCaptions = Callable[[int, slice], PromptEmbeds]
-"""Number of a micro-batch, and the share of its pictures -> the prompt embeds of their captions."""
+EncodePlan = Callable[[TextEncoders, BatchPlan], EncodeCaptions]
 
 
 def _encode_each_step(text: TextEncoders, plan: BatchPlan) -> EncodeCaptions:
@@ -192,22 +201,40 @@ def _encode_block(text: TextEncoders, block: BatchBlock) -> PromptEmbeds:
         return PromptEmbeds.concatenate([text.encode(ids) for ids in block.token_ids.split(16)])
 
 
-def _batch_loss(
-    context: TrainingContext, plan: BatchPlan, encode: EncodeCaptions, generator: torch.Generator
-) -> Callable[[int], BatchLoss]:
-    """Return the loss of micro-batch ``i``."""
+def _batches(context: TrainingContext, plan: BatchPlan, encode: EncodePlan, generator: torch.Generator) -> BatchSource:
+    """Return the batches of the subject's pictures."""
     denoising = DenoisingLoss(context.base, context.resolved)
+    encoded = encode(context.text, plan)
+    return BatchSource(context.latents, plan, encoded, denoising, generator, context.processes)
+
+
+def _batch_loss(batches: BatchSource) -> Callable[[int], BatchLoss]:
+    """Return the loss of micro-batch ``i``."""
 
     def compute_loss(i: int) -> BatchLoss:
-        batch = plan[i]
-        bucket, variants, images = context.latents[batch.bucket], batch.variants, batch.images
-        noisy = denoising.sample(bucket.sample(variants, images, generator), generator)
-        share, weight = context.processes.share(len(images))
-        if context.processes.count > 1:
-            noisy, variants, images = noisy[share], variants[share], images[share]
-        sizes, masks = bucket.time_ids(variants, images), bucket.masks(variants, images)
-        loss = denoising(noisy, encode(i, share), sizes, masks)
-        weight *= batch.weight
-        return BatchLoss(loss if weight == 1 else loss * weight)
+        batch = batches.sample(i)
+        loss = batches.denoising(batch.noisy, batch.text, batch.sizes, batch.mask)
+        return BatchLoss(loss if batch.weight == 1 else loss * batch.weight)
 
     return compute_loss
+
+
+def _preserving_loss(context: TrainingContext, batches: BatchSource, encode: EncodePlan) -> Callable[[int], BatchLoss]:
+    """Return the loss of micro-batch ``i`` of stage 2, which may keep the subject's class."""
+    resolved, config = context.resolved, context.resolved.config
+    weight = config.preservation_weight or 1.0
+    if resolved.preservation == "output":
+        captions = ClassCaptions(batches, context.images, config, context.text)
+        return output_loss(batches, captions, context.base.components, weight)
+    if context.class_set is None:
+        return _batch_loss(batches)
+    plan = BatchPlan(
+        context.class_set.latents,
+        context.class_set.images,
+        ClassCaptionSampler(config.class_word, config.chunks),
+        context.text,
+        batch_size=config.train_batch_size * context.processes.count,
+        seed=f"class {config.seed}",
+    )
+    latents, encoded = context.class_set.latents, encode(context.text, plan)
+    return prior_loss(batches, replace(batches, latents=latents, plan=plan, encode=encoded), weight)

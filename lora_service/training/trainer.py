@@ -15,12 +15,24 @@ import torch
 
 from lora_service.dataset.captions.token_window import TokenWindow
 from lora_service.dataset.load import TrainingDataset, load_dataset
+from lora_service.dataset.options import DatasetOptions
+from lora_service.dataset.training_images import TrainingImage
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.settings import Settings
 from lora_service.training.best_checkpoint import BestCheckpoint
 from lora_service.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointWriter, StageRestorer
-from lora_service.training.config import ResolvedConfig, TrainConfig, resolve_config, with_trigger
+from lora_service.training.class_dataset import (
+    ClassPictures,
+    PictureSources,
+    check_class_data,
+    class_options,
+    class_report_lines,
+    given_class_pictures,
+)
+from lora_service.training.class_image_cache import ClassImageCache
+from lora_service.training.class_images import ClassImageArtist
+from lora_service.training.config import CLASS_IMAGES, ResolvedConfig, TrainConfig, resolve_config, with_trigger
 from lora_service.training.early_stopping import EarlyStopping
 from lora_service.training.export import TrainedAdapter, export_lora, job_state
 from lora_service.training.held_out import HeldOutEvaluation, HeldOutLoss, choose_held_out
@@ -29,6 +41,7 @@ from lora_service.training.latent_cache import cache_latents
 from lora_service.training.loop import LoopReport, TrainingCallback
 from lora_service.training.lora_layers import Layers, LearnedLayer, lora_layers
 from lora_service.training.memory import choose_checkpointing, explain_out_of_memory
+from lora_service.training.preservation import ClassSet
 from lora_service.training.processes import Processes
 from lora_service.training.run_folder import RunFolder, RunOptions
 from lora_service.training.run_record import RunRecord, identity_of, machine_of, stored_paths
@@ -100,8 +113,12 @@ class Trainer:
     def __post_init__(self) -> None:
         self._processes = Processes.launched(self.base.device)
 
-    def run(self, source: Path | Sequence[Path], config: TrainConfig) -> TrainResult:
+    def run(self, source: Path | Sequence[Path], config: TrainConfig, *, class_data: Path | None = None) -> TrainResult:
         """Train on the pictures of ``source`` as ``config`` asks.
+
+        Args:
+            class_data: pictures of the subject's class, for the preservation ``prior``; None: those in the folder
+                ``reg`` of ``source``, else the base draws some.
 
         Raises:
             PicturesError: the pictures cannot be used.
@@ -110,6 +127,7 @@ class Trainer:
             DivergedError: the loss is not finite, and there is no good state to go back to.
         """
         check_trackers(self.settings.trackers)
+        check_class_data(class_data, config)
         self.started = self.started or time.monotonic()
         given = config
         if self.start:
@@ -117,17 +135,18 @@ class Trainer:
             config = self.start.fill(config)
         resolved = self._resolve(config)
         checkpointing = choose_checkpointing(self.base, resolved.config, self.log)
-        dataset, resolved = self._load(source, config, resolved)
+        sources = PictureSources(source, class_data)
+        dataset, class_pictures, resolved = self._load(sources, config, resolved)
         for line in (*dataset.report.lines(), *warn_of_inputs(given, dataset.report)):
             self.log(line)
         for text in self.start.warnings(given) if self.start else ():
             self.log(f"warning: {text}")
         self._warn_of_unseen(dataset, resolved)
         self.log(f"base: {self.base.defaults.title}; {resolved.describe_defaults(given)}")
-        record = self._record(source, given, resolved, dataset)
+        record = self._record(sources, given, resolved, (dataset, class_pictures))
         with self._run_trackers(resolved) as trackers:
             with explain_out_of_memory(self.base, resolved.config, checkpointing=checkpointing):
-                context = self._context(dataset, resolved)
+                context = self._context(dataset, resolved, class_pictures.images)
                 with precision(self.base, resolved, checkpointing=checkpointing) as autocast:
                     adapter, stages = self._train(replace(context, autocast=autocast), record, trackers)
             result = self._export(record, adapter, resolved, dataset, stages)
@@ -135,9 +154,9 @@ class Trainer:
         return result
 
     def _load(
-        self, source: Path | Sequence[Path], config: TrainConfig, resolved: ResolvedConfig
-    ) -> tuple[TrainingDataset, ResolvedConfig]:
-        """Load the pictures, whose folder may have the trigger word."""
+        self, sources: PictureSources, config: TrainConfig, resolved: ResolvedConfig
+    ) -> tuple[TrainingDataset, ClassPictures, ResolvedConfig]:
+        """Load the pictures, whose folders may have the trigger words, and those of the class."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._timed("pictures"):
             options = resolved.config.dataset_options(
@@ -148,21 +167,31 @@ class Trainer:
                 takes_folder_word=not config.trigger,
                 token_window=self._token_window(resolved),
             )
-            dataset = load_dataset(source, options, self.folder)
+            dataset = load_dataset(sources.pictures, options, self.folder)
         if dataset.triggers:
             resolved = self._resolve_triggers(config, dataset.triggers, resolved.config.seed)
-        return dataset, resolved
+        class_pictures = self._class_pictures(sources, dataset, options, resolved)
+        if class_pictures.images:
+            dataset = replace(dataset, report=dataset.report.without_class_pictures())
+        return dataset, class_pictures, resolved
 
     def _record(
-        self, source: Path | Sequence[Path], config: TrainConfig, resolved: ResolvedConfig, dataset: TrainingDataset
+        self,
+        sources: PictureSources,
+        config: TrainConfig,
+        resolved: ResolvedConfig,
+        pictures: tuple[TrainingDataset, ClassPictures],
     ) -> RunRecord:
         """Write the record of the run, or, where it goes on, check it.
+
+        Args:
+            pictures: those of the subject and of its class.
 
         Raises:
             InputError: it cannot go on with these pictures, this base or these settings.
         """
         run = RunFolder(self.folder)
-        identity = identity_of(resolved, dataset, self.base, self.start.digest if self.start else "")
+        identity = identity_of(resolved, pictures, self.base, self.start.digest if self.start else "")
         machine = machine_of(self.base)
         if self.resumed:
             self.resumed.check(identity, run)
@@ -175,7 +204,8 @@ class Trainer:
             record = RunRecord(
                 inputs=config.model_dump(exclude={"start_from"}) | {"seed": resolved.config.seed},
                 identity=identity,
-                pictures=stored_paths(source, run),
+                pictures=stored_paths(sources.pictures, run),
+                class_data=stored_paths(sources.class_data, run) if sources.class_data else [],
                 output=str(self.options.output.absolute()) if self.options.output else "",
                 save_every=self.options.save_every,
                 keep=self.options.keep,
@@ -239,7 +269,30 @@ class Trainer:
             raise InputError("placeholder_tokens", resolved.config.placeholder_tokens, expected, code="too_many_tokens")
         return window.for_subject("trigger", resolved.trigger)
 
-    def _context(self, dataset: TrainingDataset, resolved: ResolvedConfig) -> TrainingContext:
+    def _class_pictures(
+        self, sources: PictureSources, dataset: TrainingDataset, options: DatasetOptions, resolved: ResolvedConfig
+    ) -> ClassPictures:
+        """Return the pictures of the subject's class, none where they are not needed."""
+        if resolved.preservation != "prior":
+            return ClassPictures()
+        with self._timed("class pictures"):
+            given = given_class_pictures(sources, options, dataset.report, resolved, self.folder)
+            if given is None:
+                settings = self.settings
+                cache = ClassImageCache(settings.class_image_cache, settings.class_image_cache_max_bytes)
+                artist = ClassImageArtist(self.base, cache, self.log)
+                count = resolved.config.num_class_images or CLASS_IMAGES
+                drawn = artist.dataset(resolved.class_prompts, count, class_options(options, resolved), self.folder)
+                return ClassPictures(drawn.images, are_drawn=True)
+        for line in class_report_lines(given.report):
+            self.log(line)
+        if resolved.config.num_class_images != CLASS_IMAGES:
+            self.log("warning: num_class_images has no effect, as class pictures are given")
+        return ClassPictures(given.images)
+
+    def _context(
+        self, dataset: TrainingDataset, resolved: ResolvedConfig, class_images: tuple[TrainingImage, ...]
+    ) -> TrainingContext:
         config, seed = resolved.config, resolved.config.seed or 0
         flip, jitter = bool(config.flip), bool(config.color_jitter)
         held_out = choose_held_out(dataset.images, config)
@@ -250,6 +303,7 @@ class Trainer:
                 images, self.base, flip=flip, color_jitter=jitter, random_crop=config.random_crop, seed=seed
             )
             held_out_latents = cache_latents(held_out_images, self.base, flip=False, color_jitter=False, seed=seed)
+            of_class = cache_latents(class_images, self.base, flip=flip, color_jitter=False, seed=seed)
         return TrainingContext(
             self.base,
             images,
@@ -260,6 +314,7 @@ class Trainer:
             processes=self._processes,
             held_out_images=held_out_images,
             held_out_latents=held_out_latents,
+            class_set=ClassSet(class_images, of_class) if class_images else None,
         )
 
     @contextmanager

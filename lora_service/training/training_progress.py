@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from lora_service.training.held_out import HELD_OUT_LOSS, smoothed
 from lora_service.training.loop import StageRun, TrainingCallback
@@ -19,6 +19,7 @@ class TrainingProgress:
 
     Attributes:
         loss: the mean since the last report.
+        parts: the means of what it is made of, by name, where it has several parts.
         seconds_left: estimated time to the end of the last stage.
         held_out_loss: the latest one, smoothed; None where there is none yet.
     """
@@ -30,6 +31,7 @@ class TrainingProgress:
     pictures_per_second: float
     seconds_left: float
     held_out_loss: float | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
 
     def line(self) -> str:
         """Return one line for a person."""
@@ -39,7 +41,9 @@ class TrainingProgress:
         """Return the end of the line, without stage and step."""
         left = f"{self.seconds_left / 60:.0f} min" if self.seconds_left >= 90 else f"{self.seconds_left:.0f} s"
         held_out = "" if self.held_out_loss is None else f", held-out {self.held_out_loss:.4f}"
-        return f"loss {self.loss:.4f}{held_out}, {self.pictures_per_second:.1f} pictures/s, {left} left in all"
+        parts = ", ".join(f"{name} {loss:.4f}" for name, loss in self.parts.items())
+        loss = f"loss {self.loss:.4f} ({parts})" if parts else f"loss {self.loss:.4f}"
+        return f"{loss}{held_out}, {self.pictures_per_second:.1f} pictures/s, {left} left in all"
 
     def metrics(self) -> dict[str, float | int | str]:
         """Return the numbers for a program that shows the progress."""
@@ -49,6 +53,7 @@ class TrainingProgress:
             "of": self.steps,
             "loss": round(self.loss, 5),
             "seconds_left": round(self.seconds_left, 1),
+            **{f"loss_{name}": round(loss, 5) for name, loss in self.parts.items()},
         }
         if self.held_out_loss is not None:
             metrics["held_out_loss"] = round(self.held_out_loss, 5)
@@ -80,7 +85,8 @@ class ProgressReporter(TrainingCallback):
         now, spec = time.monotonic(), stage.spec
         if not stage.is_done and now - self._reported_at < _REPORT_SECONDS:
             return
-        loss = stage.losses["total"][self._reported_step : stage.step].mean().item()
+        means = {name: losses[self._reported_step : stage.step].mean().item() for name, losses in stage.losses.items()}
+        loss = means.pop("total")
         if not math.isfinite(loss):
             raise stage.diverged("The loss")
         stage.keep_if_good(loss)
@@ -96,6 +102,7 @@ class ProgressReporter(TrainingCallback):
                 pictures_per_second=spec.batch_size * stage.config.gradient_accumulation_steps / seconds_per_step,
                 seconds_left=seconds_per_step * (steps_left + spec.later_steps),
                 held_out_loss=held_out[-1] if held_out else None,
+                parts=means,
             )
         )
         self._reported_at, self._reported_step = now, stage.step

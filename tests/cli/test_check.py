@@ -10,7 +10,7 @@ from PIL import Image
 
 from lora_service.cli.check import check_command
 from lora_service.cli.jobs import train_command
-from lora_service.errors import PicturesError
+from lora_service.errors import InputError, PicturesError
 from tests.dataset.picture_makers import CLEAN, MIXED, png, zipped
 
 
@@ -88,3 +88,26 @@ def test_check_takes_the_folders_word_as_the_trigger(tmp_path: Path) -> None:
     members = {"10_ohwx dog/a.png": png(1), "10_ohwx dog/a.txt": b"an ohwx dog at sea"}
     arguments = [write(members, tmp_path), "--task", "object", "--resolution", "64", "--json"]
     assert json.loads(CliRunner().invoke(check_command, arguments).stdout)["used"][0]["caption"] == "an {} at sea"
+
+
+def test_check_shows_the_class_pictures_where_they_are_wanted(tmp_path: Path) -> None:
+    upload = write({"10_dog/a.png": png(1), "reg/1_dog/b.png": png(2)}, tmp_path)
+    class_data = tmp_path / "class.zip"
+    class_data.write_bytes(zipped({"c.png": png(3), "d.png": png(4)}))
+    arguments = [upload, "--task", "object", "--resolution", "64", "--class-word", "dog", "--trigger", "zwx"]
+    prior = [*arguments, "--preservation", "prior"]
+
+    def output(*arguments: str) -> str:
+        result = CliRunner().invoke(check_command, arguments)
+        assert result.exit_code == 0
+        return result.output
+
+    assert "left out: reg/1_dog/b.png" in output(*arguments)
+    assert "class pictures: 1 at 64 × 64" in output(*prior)
+    assert "left out" not in output(*prior)
+    assert "class pictures: 2 at 64 × 64" in output(*prior, "--class-data", str(class_data))
+    report = json.loads(output(*prior, "--json"))
+    assert [image["caption"] for image in report["class_pictures"]["used"]] == ["{}, a photo of a dog"]
+    refused = CliRunner().invoke(check_command, [*arguments, "--class_data", str(class_data)])
+    assert isinstance(refused.exception, InputError)
+    assert refused.exception.field == "class_data"

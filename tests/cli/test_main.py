@@ -53,6 +53,18 @@ def test_a_zip_becomes_a_lora_and_the_lora_pictures(
         assert '"lora_scales": "0.7/0.5"' in picture.text["parameters"]  # type: ignore[attr-defined]
 
 
+def test_class_pictures_are_an_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive, of_class = picture_zip(tmp_path / "p.zip"), picture_zip(tmp_path / "c.zip", ("black", "white"))
+    output = tmp_path / "dog.safetensors"
+    train = ["train", str(archive), "-o", str(output), *QUICK, "--class-word", "dog", "--class-data", str(of_class)]
+    assert run(monkeypatch, *train) == 2
+    assert "class_data is 'c.zip', but it must be left out when preservation is 'none'" in capsys.readouterr().err
+    assert run(monkeypatch, *train, "--preservation", "prior") == 0
+    assert "class pictures: 2 at 64 × 64" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

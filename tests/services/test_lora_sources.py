@@ -154,7 +154,7 @@ def test_links_of_a_training_are_quoted_without_secrets() -> None:
     link = "https://example.org/a.zip?token=SECRET"
     for upload in (TrainingUpload(link, ""), TrainingUpload(Path("a.zip"), f"{link} {link}")):
         with raises(InputError) as caught:
-            upload.check()
+            upload.check(TrainConfig())
         assert "SECRET" not in str(caught.value)
     with raises(InputError, field="lora_urls") as caught:
         GenerateRequest.of({"lora_urls": "|".join([link] * 9)})

@@ -16,6 +16,7 @@ from lora_service.services.inference_service import InferenceService
 from lora_service.services.model_service import JobLog, ModelService, OutputFolder, ignore_metric
 from lora_service.services.training_service import TrainingService, TrainingUpload
 from lora_service.settings import Settings
+from lora_service.training.config import TrainConfig
 from lora_service.training.loop import LoopReport
 from lora_service.training.run_folder import RunOptions
 from lora_service.training.stop_signal import StopSignal
@@ -106,6 +107,17 @@ def test_a_users_mistake_leaves_no_traceback(training: TrainingService, capsys: 
     assert capsys.readouterr().err == ""
 
 
+def test_class_pictures_reach_the_training_as_a_file_only(training: TrainingService, tmp_path: Path) -> None:
+    pictures, of_class = picture_zip(tmp_path / "a.zip"), picture_zip(tmp_path / "b.zip", ("black",))
+    inputs, lines = STEPS | {"preservation": "prior", "class_word": "dog"}, list[str]()
+    result = training.train(TrainingUpload(pictures, "", of_class), inputs, log=lines.append)
+    assert set(result.stages["stage 2"].parts) == {"instance", "class"}
+    assert any(line.startswith("class pictures: 1 at 32 × 32") for line in lines)
+    for class_data, choice in (("/etc/passwd", "prior"), (of_class, "none")):
+        with raises(InputError, field="class_data"):
+            training.train(TrainingUpload(pictures, "", class_data), inputs | {"preservation": choice}, log=quiet)
+
+
 def test_the_error_of_a_link_names_the_input_that_holds_it(
     training: TrainingService, inference: InferenceService
 ) -> None:
@@ -127,7 +139,7 @@ def test_the_error_of_a_link_names_the_input_that_holds_it(
 )
 def test_an_upload_is_one_file_or_links(file: Any, links: str, field: str) -> None:
     with raises(InputError, field=field):
-        TrainingUpload(file, links).check()
+        TrainingUpload(file, links).check(TrainConfig())
 
 
 def test_a_run_folder_is_kept_and_none_is_used_twice(training: TrainingService, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from lora_service.dataset.captions.caption_files import captions_in, is_table, read_table
 from lora_service.dataset.captions.text_decoding import TextDecoder, is_text
 from lora_service.dataset.options import UploadLimits
-from lora_service.dataset.report import RepeatFolder, Skipped, join_names
+from lora_service.dataset.report import PRIOR_PICTURE, RepeatFolder, Skipped, join_names
 from lora_service.dataset.upload.source_files import RawSample, SourceFile, natural_key
 from lora_service.errors import PicturesError, quote
 
@@ -35,17 +35,20 @@ class PairedFiles:
     folders: tuple[RepeatFolder, ...]
 
 
-def pair_files(files: Sequence[SourceFile], limits: UploadLimits) -> PairedFiles:
+def pair_files(files: Sequence[SourceFile], limits: UploadLimits, *, takes_class_folders: bool = False) -> PairedFiles:
     """Sort ``files`` into images, masks and captions, and pair them by their names.
 
     Args:
         limits: the most repeats and caption bytes.
+        takes_class_folders: sort the files for prior preservation, and no others.
 
     Raises:
         PicturesError: a caption belongs to no image (code ``unmatched_captions``), a table of captions cannot be read
             (``invalid_table``), a caption file is too large (``caption_too_large``), or a folder asks for too many
             repeats (``too_many_repeats``).
     """
+    if takes_class_folders:
+        files = [file for file in files if _is_for_prior(file)]
     files, left_out = _leave_out_folders(files)
     tables: list[SourceFile] = []
     texts: list[SourceFile] = []
@@ -90,13 +93,17 @@ def _leave_out_folders(files: Sequence[SourceFile]) -> tuple[Sequence[SourceFile
         folder = _repeat_folder(file.name)
         if folder is not None and not folder.repeats:
             left_out.append(Skipped(file.name, "its folder's name says 0 times", "repeats_0"))
-        elif any(_PRIOR_FOLDER.fullmatch(part) for part in PurePosixPath(file.name).parent.parts):
-            left_out.append(Skipped(file.name, "it is for prior preservation and not the subject", "prior_picture"))
+        elif _is_for_prior(file):
+            left_out.append(Skipped(file.name, "it is for preservation 'prior' and not the subject", PRIOR_PICTURE))
         else:
             taught.append(file)
-    if any(file.code == "prior_picture" for file in left_out) and not any(_is_image(file) for file in taught):
+    if any(file.code == PRIOR_PICTURE for file in left_out) and not any(_is_image(file) for file in taught):
         return files, []  # a set whose one folder happens to be called reg
     return taught, left_out
+
+
+def _is_for_prior(file: SourceFile) -> bool:
+    return any(_PRIOR_FOLDER.fullmatch(part) for part in PurePosixPath(file.name).parent.parts)
 
 
 def _stem(name: str) -> str:
