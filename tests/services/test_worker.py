@@ -156,6 +156,7 @@ def test_the_job_file_says_whether_a_job_runs(inference: InferenceService, tmp_p
     assert (tmp_path / "job").read_text() == IDLE
 
 
+@pytest.mark.attack("temporary files (G9)")
 def test_a_job_removes_what_broken_uploads_and_old_jobs_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cog, folder = tmp_path / "cog", tmp_path / "temporary"
     folder.mkdir()

@@ -128,6 +128,7 @@ def test_a_server_that_cannot_start_again_is_given_up_with_its_reason(home) -> N
         assert "it broke" in str(caught.value)
 
 
+@pytest.mark.attack("ids of requests (G1)")
 def test_a_request_whose_id_is_no_name_for_a_folder_does_not_block_the_server(home) -> None:
     with CogServer("predict", home=home) as server:
         server.wait_ready()
@@ -309,6 +310,7 @@ def test_a_signal_lets_a_job_finish_that_nobody_waits_for_and_its_webhook_is_sen
     assert [body["status"] for body in webhooks.bodies] == ["succeeded"]
 
 
+@pytest.mark.attack("temporary files (G9)")
 def test_a_killed_supervisor_takes_its_server_along_and_the_next_start_clears_up(command, home, tmp_path) -> None:
     url = ready_url(command)
     output = eventually(lambda: post(url).get("output"))
@@ -320,6 +322,7 @@ def test_a_killed_supervisor_takes_its_server_along_and_the_next_start_clears_up
     assert not Path(output["folder"]).exists()
 
 
+@pytest.mark.attack("temporary files (G9)")
 def test_the_folder_of_a_running_server_is_not_cleared_up(command, tmp_path) -> None:
     folder = Path(eventually(lambda: post(ready_url(command)).get("output"))["folder"])
     code = "from lora_service.serving import server; server._remove_abandoned_folders()"
