@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
 import traceback
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from lora_service.errors import LoraServiceError, shorten
 from lora_service.services.worker import Worker, broke_import, torch_is_usable
 from lora_service.settings import Settings
+from lora_service.temporary_folders import LockedFolder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,19 +68,19 @@ class OutputFolder:
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
-        self._path: Path | None = None
+        self._folder: LockedFolder | None = None
 
     def renew(self) -> Path:
         """Make a new, empty folder and remove the one before."""
         self.clear()
-        self._path = Path(tempfile.mkdtemp(prefix=self._prefix))
-        return self._path
+        self._folder = LockedFolder(self._prefix)
+        return self._folder.path
 
     def clear(self) -> None:
         """Remove the folder, if there is one."""
-        if self._path is not None:
-            shutil.rmtree(self._path, ignore_errors=True)
-            self._path = None
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            folder.remove()
 
 
 class ModelService:
