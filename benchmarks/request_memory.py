@@ -168,7 +168,7 @@ def main(count: int) -> None:
     outcomes: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
-        settings = Settings(base_model="embedded", lora_cache=folder / "cache")
+        settings = Settings(base_model="embedded", lora_cache=folder / "cache", torch_threads=1)
         service = stack.enter_context(InferenceService(settings, allow_local=True))
         requests = iter(Requests(folder, load_base(service.settings)))
         for number in range(1, count + 1):
