@@ -11,6 +11,7 @@ from tests.errors import raises
 
 
 @pytest.mark.parametrize("value", ["x" * 20_000_000, b"x" * 1000, ["x" * 1000], {"x": "y" * 1000}, "\0" * 1000])
+@pytest.mark.attack("long error texts (G2)")
 def test_quoted_values_are_cut_and_printable(value: object) -> None:
     text = quote(value)
     assert len(text) <= MAX_QUOTED
@@ -28,6 +29,7 @@ def test_names_are_cut_and_printable() -> None:
     assert shorten("x" * 300) == "x" * 199 + "…"
 
 
+@pytest.mark.attack("long error texts (G2)")
 def test_messages_are_one_line_and_bounded() -> None:
     assert str(LoraServiceError("a\nb\x07")) == "a b?"
     assert len(str(LoraServiceError("x" * 10_000_000))) < 5000
@@ -36,6 +38,7 @@ def test_messages_are_one_line_and_bounded() -> None:
     assert len(str(caught.value)) < 300
 
 
+@pytest.mark.attack("long error texts (G2)")
 def test_settings_are_cut_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFETY_CHECKER", "x" * 100_000)
     with raises(InputError) as caught:

@@ -45,7 +45,7 @@ def parse_prompts(text: str) -> tuple[str, ...]:
         return ()
     try:
         templates = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         templates = None
     if not isinstance(templates, list) or not templates or not all(isinstance(each, str) for each in templates):
         raise InputError("custom_prompts", text, """a JSON list of templates, such as '["a photo of {}"]'""")

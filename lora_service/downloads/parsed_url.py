@@ -142,9 +142,24 @@ def redact(text: str) -> str:
     text = re.sub(r"[\x00-\x1f\x7f]+", " ", text)
     if text.startswith("data:"):
         return text[:40] + ("…" if len(text) > 40 else "")
-    text = re.sub(r"(?<=//)[^/?#]*@|^(?!urn:|civitai:)[^/?#]*:[^/?#]*@", "", text)
-    text = re.sub(r"[?#].*", "?…", text)
-    return _cut(text)
+    first, *others = text.split("//")
+    head = first.partition("/")[0]
+    if ":" in head and not head.startswith(("urn:", "civitai:")):
+        first = _without_credentials(first)
+    text = "//".join([first, *map(_without_credentials, others)])
+    return _cut(re.sub(r"[?#].*", "?…", text))
+
+
+def _without_credentials(text: str) -> str:
+    """Return what follows the ``//`` of a link, without user name and password.
+
+    A password may hold ``?`` and ``#`` and a query ``@``; where they cannot be told apart neither is shown.
+    """
+    head, slash, rest = text.partition("/")
+    before, at, host = head.rpartition("@")
+    if at and re.search("[?#]", before):
+        return "?…"
+    return host + slash + rest
 
 
 def _cut(text: str) -> str:

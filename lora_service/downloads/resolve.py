@@ -17,6 +17,9 @@ _ACCEPTED_LINKS = (
     "or any https:// link to the file itself"
 )
 
+MAX_LINK_LENGTH = 8192
+"""The most characters of a link that is no data URI."""
+
 
 def resolve(text: str, *, allow_local: bool = False) -> RemoteFile:
     """Return the file that a pasted link means.
@@ -30,6 +33,11 @@ def resolve(text: str, *, allow_local: bool = False) -> RemoteFile:
     """
     if re.search("[\ud800-\udfff]", text):
         raise LinkError("The link holds half a character (a lone surrogate); copy it again.", code="malformed_link")
+    if len(text) > MAX_LINK_LENGTH and not is_data_uri(text):
+        raise LinkError(
+            f"The link {redact(text)!r} has {len(text)} characters, but at most {MAX_LINK_LENGTH} are read.",
+            code="malformed_link",
+        )
     text = _strip_wrapping(text)
     if not text:
         raise LinkError(f"The link is empty; {_ACCEPTED_LINKS}.", code="empty_link")

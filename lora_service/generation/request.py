@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from lora_service.downloads.parsed_url import redact, redact_all
-from lora_service.downloads.resolve import is_data_uri, split
+from lora_service.downloads.resolve import MAX_LINK_LENGTH, is_data_uri, split
 from lora_service.errors import InputError, blame_input
 from lora_service.generation.schedulers import SCHEDULERS, check_scheduler
 from lora_service.lora.safetensors_header import shortened
@@ -23,8 +23,6 @@ MAX_LORAS = 8
 """The most LoRAs of one request."""
 PICTURE_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 """Suffix of a picture file -> ``output_format``."""
-MAX_LINK_LENGTH = 8192
-"""The most characters of a link; a data URI is bounded by ``MAX_DOWNLOAD_BYTES``."""
 
 
 def _checked_scheduler(name: str) -> str:
@@ -114,7 +112,13 @@ class GenerateRequest(BaseModel):
         Raises:
             InputError: an input cannot be used.
         """
-        request = validate(GenerateRequest, values)
+        try:
+            request = validate(GenerateRequest, values)
+        except InputError as error:
+            if error.field != "lora_urls":
+                raise
+            shown = redact_all(str(error.value).split("|"))  # links may carry tokens
+            raise InputError("lora_urls", shown, error.expected, code=error.code) from None
         request.scales(more_loras)
         return request
 

@@ -6,7 +6,6 @@ A new format is one module in ``formats/`` and one line in ``FORMATS``.
 from __future__ import annotations
 
 import secrets
-import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -24,6 +23,7 @@ from lora_service.lora.formats.stored_tokens import TOKENS_KEY, tokens_from_trai
 from lora_service.lora.safetensors_file import KOHYA_HASHES, TensorFile, read_tensor_file, serialize
 from lora_service.lora.safetensors_header import read_header, shortened
 from lora_service.lora.weights import LoraWeights
+from lora_service.temporary_folders import temporary_folder
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ def read_lora(path: Path, name: str = "") -> LoraWeights:
 
 def _read_archive(path: Path, name: str) -> LoraWeights:
     """Read the LoRA of an archive, with the learned rows beside it."""
-    with tempfile.TemporaryDirectory(prefix="lora-archive-") as folder:
+    with temporary_folder("lora-archive-") as folder:
         try:
-            unpacked = unpack_lora(path, Path(folder))
+            unpacked = unpack_lora(path, folder)
             weights = read_lora(unpacked.path, unpacked.name)
             if unpacked.embeddings is None:
                 return weights

@@ -30,7 +30,8 @@ AlphaByRank = Callable[[int], float]
 
 _UNSUPPORTED_KINDS = {
     "oft": "OFT", "boft": "BOFT", "on_input": "IA³", "a1.weight": "GLoRA", "b1.weight": "GLoRA", "glora": "GLoRA",
-    "set_weight": "weight replacement", "lora_bias": "LoRA with biases", "lora_down.bias": "LoRA with biases",
+    "set_weight": "weight replacement", "lora_bias": "LoRA with biases",
+    "lora_down.bias": "LoRA with a bias of its first factor (lora_down.bias or lora_A.bias)",
     "reshape_weight": "padded LoRA", "vera": "VeRA",
 }  # fmt: skip
 

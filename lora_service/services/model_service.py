@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -11,9 +10,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from lora_service.errors import LoraServiceError
+from lora_service.errors import LoraServiceError, shorten
 from lora_service.services.worker import Worker, broke_import, torch_is_usable
 from lora_service.settings import Settings
+from lora_service.temporary_folders import LockedFolder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,6 +22,10 @@ Log = Callable[[str], None]
 """Called with lines for the person who waits."""
 RecordMetric = Callable[[str, float | int | str], None]
 """Called with a metric's name and value."""
+
+
+_MAX_DEFECT = 1000  # characters of an error that is a defect
+_MAX_TRACEBACK_LINES = 200
 
 
 def ignore_metric(name: str, value: float | int | str) -> None:
@@ -50,7 +54,7 @@ class JobLog:
 
     def record_failure(self, error: Exception) -> None:
         """Record, as metrics of the failed job, the error's sentence, code and field, and the last lines."""
-        code, field, message = "internal_error", "", f"{type(error).__name__}: {error}"
+        code, field, message = "internal_error", "", _description(error)
         if isinstance(error, LoraServiceError):
             code, field, message = error.code, error.field, str(error)
         self._record_metric("error_code", code)
@@ -64,19 +68,19 @@ class OutputFolder:
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
-        self._path: Path | None = None
+        self._folder: LockedFolder | None = None
 
     def renew(self) -> Path:
         """Make a new, empty folder and remove the one before."""
         self.clear()
-        self._path = Path(tempfile.mkdtemp(prefix=self._prefix))
-        return self._path
+        self._folder = LockedFolder(self._prefix)
+        return self._folder.path
 
     def clear(self) -> None:
         """Remove the folder, if there is one."""
-        if self._path is not None:
-            shutil.rmtree(self._path, ignore_errors=True)
-            self._path = None
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            folder.remove()
 
 
 class ModelService:
@@ -127,10 +131,12 @@ class ModelService:
                 with self._end_if_interrupted():
                     self.close()
                     self._recover(error)
-                if isinstance(error, Exception):
-                    if not isinstance(error, LoraServiceError):
-                        traceback.print_exc()
+                if isinstance(error, LoraServiceError):
                     log.record_failure(error)
+                elif isinstance(error, Exception):
+                    _print_traceback(error)
+                    log.record_failure(error)
+                    raise _bounded(error) from None
                 raise
 
     def _recover(self, error: BaseException) -> None:
@@ -165,6 +171,21 @@ class ModelService:
     def _end(self, reason: str) -> None:
         if self._worker is not None:
             self._worker.end(reason)
+
+
+def _description(error: Exception) -> str:
+    return shorten(f"{type(error).__name__}: {error}", _MAX_DEFECT)
+
+
+def _bounded(error: Exception) -> Exception:
+    """Return an error that Cog can send to a client: the text of a library's may be megabytes of somebody's input."""
+    return error if len(str(error)) <= _MAX_DEFECT else RuntimeError(_description(error))
+
+
+def _print_traceback(error: Exception) -> None:
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    for line in lines[-_MAX_TRACEBACK_LINES:]:
+        print(shorten(line, _MAX_DEFECT), file=sys.stderr)
 
 
 def module_map(models: Mapping[str, nn.Module]) -> list[tuple[str, str, int, bool]]:

@@ -76,7 +76,7 @@ class TrainingUpload:
         if self.file is not None and self.links.strip():
             raise InputError(
                 "instance_data_urls",
-                redact_all(self.links.split()),
+                redact_all(self.links.replace("\n", "|").split("|")),
                 "empty when instance_data is given too: one of the two",
             )
         if self.file is not None and not isinstance(self.file, Path):

@@ -16,6 +16,8 @@ import types
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+from lora_service.temporary_folders import remove_abandoned_folders
+
 JOB_FILE_VARIABLE = "LORA_SERVICE_JOB_FILE"
 """Names, for a worker, the file in which it notes whether a job runs; `lora_service.serving` sets it and reads it."""
 IDLE, RUNNING = "idle", "running"
@@ -79,6 +81,7 @@ class Worker:
 
         import_all(targets)
         Image.init()  # imports the decoder of each format
+        remove_abandoned_folders()
         remove_leftovers(self._private_folder())
         self._note(IDLE)
 

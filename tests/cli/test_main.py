@@ -138,6 +138,14 @@ def test_a_reader_that_has_gone_is_no_traceback() -> None:
     assert ended.stderr == ""
 
 
+def test_a_server_is_told_where_outputs_are_uploaded_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: list[dict[str, object]] = []
+    monkeypatch.setattr("lora_service.serving.server.serve", lambda mode, **more: options.append(more) or 0)
+    assert run(monkeypatch, "serve", "predict", "--upload-url", "https://files.example.com/lora/") == 0
+    assert run(monkeypatch, "serve", "predict") == 0
+    assert [each["upload_url"] for each in options] == ["https://files.example.com/lora/", None]
+
+
 @pytest.mark.parametrize("kind", ["predict", "train"])
 def test_a_server_is_not_started_on_what_can_be_no_base(
     kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from lora_service.dataset.load import load_dataset
 from lora_service.dataset.options import DatasetOptions, UploadLimits
@@ -31,7 +32,12 @@ def test_the_corpus_is_large_enough_and_its_titles_differ() -> None:
     assert len({case.title for case in CASES}) == len(CASES) >= 60
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
+def parameters(case: Case) -> ParameterSet:
+    marks = [pytest.mark.attack("hostile archives")] if case in HOSTILE else []
+    return pytest.param(case, id=case.title, marks=marks)
+
+
+@pytest.mark.parametrize("case", map(parameters, CASES))
 def test_upload(case: Case, tmp_path: Path) -> None:
     upload, folder = tmp_path / case.file, tmp_path / "job"
     upload.write_bytes(case.data)

@@ -27,22 +27,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.binary(max_size=2000))
+@pytest.mark.attack("mangled archives and pictures", count=300)
 def test_any_bytes(data: bytes, folder: Path) -> None:
     assert read_bytes(data, folder) in ("used", "refused")
 
 
 @settings(max_examples=100, deadline=None)
 @given(members=st.dictionaries(st.text(max_size=30), st.sampled_from([png(1, (8, 8)), b"TOK", b"", b"\0"]), max_size=6))
+@pytest.mark.attack("mangled archives and pictures", count=100)
 def test_any_names(members: dict[str, bytes], folder: Path) -> None:
     read_bytes(zipped({name: data for name, data in members.items() if name.split("\0")[0]}), folder)
 
 
+@pytest.mark.attack("mangled archives and pictures", count=1500)
 def test_mangled_uploads(folder: Path) -> None:
     mangler = Mangler()
     assert {read_bytes(mangler.upload(seed), folder) for seed in range(1500)} == {"used", "refused"}
 
 
 @pytest.mark.slow
+@pytest.mark.attack("mangled archives and pictures", count=13500)
 def test_many_mangled_uploads(folder: Path) -> None:
     mangler = Mangler()
     assert {read_bytes(mangler.upload(seed), folder) for seed in range(1500, 15_000)} == {"used", "refused"}
@@ -54,6 +58,7 @@ def _no_files(names: list[str], folder: Path) -> list[SourceFile]:
     return [SourceFile(name, empty) for name in names]
 
 
+@pytest.mark.attack("texts, names and counts (G5)")
 def test_thousands_of_masks_are_paired_at_once(folder: Path) -> None:
     """In seconds, where comparing each with each took an hour."""
     count = 3000
@@ -66,6 +71,7 @@ def test_thousands_of_masks_are_paired_at_once(folder: Path) -> None:
     assert (len(paired.samples), len(paired.skipped)) == (count, count - 1)
 
 
+@pytest.mark.attack("texts, names and counts (G5)")
 def test_one_text_beside_thousands_of_pictures_and_thousands_of_rows_are_read_at_once(folder: Path) -> None:
     files = _no_files([f"a.{n}" for n in range(2000)], folder)
     text = folder / "text"
@@ -79,6 +85,7 @@ def test_one_text_beside_thousands_of_pictures_and_thousands_of_rows_are_read_at
     assert {len(sample.captions or ()) for sample in paired.samples} == {40}
 
 
+@pytest.mark.attack("texts, names and counts (G5)")
 def test_texts_names_and_repeats_are_bounded(tmp_path: Path) -> None:
     picture = png(1)
     uploads: list[tuple[dict[str, bytes], str]] = [

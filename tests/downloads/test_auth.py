@@ -48,6 +48,7 @@ def test_each_link_gets_the_token_of_its_own_site(link: str, api_token: str | No
 
 
 @pytest.mark.parametrize("token", ["a b", "a\r\nX-Evil: 1", "ключ"])
+@pytest.mark.attack("tokens in errors and logs (G3)")
 def test_a_token_that_cannot_be_one_is_refused_without_being_shown(token: str) -> None:
     with raises(LinkError, code="malformed_token", field="api_token") as caught:
         select_token(resolve("o/m"), token, Settings())
@@ -71,6 +72,7 @@ def ok(exchange: Exchange) -> None:
     ],
     ids=["ok", "401", "403", "500", "drop", "page", "redirect"],
 )
+@pytest.mark.attack("tokens in errors and logs (G3)")
 def test_a_token_is_in_no_log_no_error_and_no_file(
     answer: object, sites: FakeSites, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -101,6 +103,7 @@ class TestFilesThatATokenOpened:
 
         sites.route(*HUB_PLACE, answer)
 
+    @pytest.mark.attack("tokens in errors and logs (G3)")
     def test_are_given_to_nobody_else_from_the_cache(self, sites: FakeSites, fetcher: Fetcher) -> None:
         self.guarded_file(sites)
         fetcher.fetch(HUB_REMOTE, token=SECRET)
@@ -130,6 +133,7 @@ class TestFilesThatATokenOpened:
             sites.fetcher(tmp_path).fetch(HUB_REMOTE)
 
 
+@pytest.mark.attack("tokens in errors and logs (G3)")
 def test_a_token_that_several_hosts_would_get_is_refused() -> None:
     settings = Settings()
     hub, other, drive = (

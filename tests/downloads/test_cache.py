@@ -105,6 +105,7 @@ class TestContent:
             fetcher.fetch(resolve(f"data:;base64,{b64encode(LORA[:-1]).decode()}"))
 
     @pytest.mark.parametrize("damage", ["", "{", "[]", '{"key": 1}', '{"unknown": 1}'])
+    @pytest.mark.attack("full, read-only and damaged caches (G7)")
     def test_an_unreadable_entry_is_fetched_again(self, damage: str, sites: FakeSites, fetcher: Fetcher) -> None:
         sites.serve(LINK, LORA)
         fetcher.fetch(REMOTE)
@@ -115,6 +116,7 @@ class TestContent:
         assert json.loads(entry.read_text())["size"] == len(LORA)
 
     @pytest.mark.parametrize("harm", ["gone", "short"])
+    @pytest.mark.attack("full, read-only and damaged caches (G7)")
     def test_an_object_that_is_gone_or_short_is_fetched_again(
         self, harm: str, sites: FakeSites, fetcher: Fetcher
     ) -> None:
@@ -190,6 +192,7 @@ class TestRoom:
         assert fetcher.cache.find(REMOTE.cache_key) is not None
 
 
+@pytest.mark.attack("full, read-only and damaged caches (G7)")
 def test_a_full_disk_has_a_code_of_its_own(sites: FakeSites, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch) -> None:
     sites.serve(LINK, LORA)
     partial = fetcher.cache.partial(REMOTE.cache_key)

@@ -31,6 +31,7 @@ def stall(exchange: Exchange) -> None:
     time.sleep(8)
 
 
+@pytest.mark.attack("stalled downloads (G8)")
 def test_a_stalled_download_can_be_cancelled(sites: FakeSites, fetcher: Fetcher) -> None:
     sites.route("files.example.org", "/a.safetensors", stall)
     threading.Timer(0.6, _thread.interrupt_main).start()
@@ -42,6 +43,7 @@ def test_a_stalled_download_can_be_cancelled(sites: FakeSites, fetcher: Fetcher)
     assert fetcher.fetch(resolve(FILE)).read_bytes() == LORA
 
 
+@pytest.mark.attack("stalled downloads (G8)")
 def test_one_limit_of_time_holds_for_all_links(sites: FakeSites, fetcher: Fetcher, tmp_path: Path) -> None:
     sites.route("files.example.org", "/a.safetensors", stall)
     until = time.monotonic() + 0.5
@@ -61,6 +63,7 @@ def test_a_failure_in_the_thread_of_a_download_is_raised_where_it_is_waited_for(
         deadline.run(fail)
 
 
+@pytest.mark.attack("full, read-only and damaged caches (G7)")
 def test_a_full_disk_is_cleared_of_what_is_not_in_use(
     sites: FakeSites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +85,7 @@ def test_a_full_disk_is_cleared_of_what_is_not_in_use(
     assert not old.exists()
 
 
+@pytest.mark.attack("full, read-only and damaged caches (G7)")
 def test_leftover_parts_and_locks_are_within_the_limit(sites: FakeSites, tmp_path: Path) -> None:
     fetcher = sites.fetcher(tmp_path, lora_cache_max_bytes=3000)
     leftover = tmp_path / "partial" / "web-gone.part"
@@ -96,6 +100,7 @@ def test_leftover_parts_and_locks_are_within_the_limit(sites: FakeSites, tmp_pat
     assert {lock.stem for lock in (tmp_path / "locks").iterdir()} == {"cache", resolve(FILE).cache_key}
 
 
+@pytest.mark.attack("full, read-only and damaged caches (G7)")
 def test_a_read_only_cache_gives_what_it_has_and_says_why_it_has_no_more(
     sites: FakeSites, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,11 +119,13 @@ def test_a_read_only_cache_gives_what_it_has_and_says_why_it_has_no_more(
 
 
 @pytest.mark.parametrize("value", ["filename*=utf%00-8''x", "filename*=idna''x", "filename*=nonsense''x"])
+@pytest.mark.attack("raw Python errors (G10)")
 def test_a_name_in_no_encoding_is_no_name(sites: FakeSites, fetcher: Fetcher, value: str) -> None:
     sites.serve(FILE, LORA, Content_Disposition=f"attachment; {value}")
     assert fetcher.fetch_file(resolve(FILE)).name.endswith("safetensors")
 
 
+@pytest.mark.attack("raw Python errors (G10)")
 def test_a_chunk_of_negative_size_is_a_broken_connection(sites: FakeSites, fetcher: Fetcher) -> None:
     def negative(exchange: Exchange) -> None:
         exchange.start(200, Transfer_Encoding="chunked")
@@ -129,6 +136,7 @@ def test_a_chunk_of_negative_size_is_a_broken_connection(sites: FakeSites, fetch
         fetcher.fetch(resolve(FILE))
 
 
+@pytest.mark.attack("raw Python errors (G10)")
 def test_half_a_character_is_no_link() -> None:
     for link in ("https://example.org/\ud800", "data:,\udfff", "\ud800"):
         with raises(LinkError, code="malformed_link"):

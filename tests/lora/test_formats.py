@@ -490,7 +490,7 @@ REFUSED = {
     "a bias of the first factor": (
         {f"{UNET_KEY}.lora_down.weight": DOWN, f"{UNET_KEY}.lora_up.weight": UP, f"{UNET_KEY}.lora_down.bias": UP},
         "unsupported_kind",
-        "LoRA with biases",
+        "lora_down.bias or lora_A.bias",
     ),
     "magnitudes of a difference": (
         {f"{UNET_KEY}.diff": UP, f"{UNET_KEY}.dora_scale": torch.ones(3, 1)},

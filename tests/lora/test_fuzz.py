@@ -152,6 +152,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @many
 @given(file=FILES)
+@pytest.mark.attack("hostile LoRA files", count=EXAMPLES)
 def test_any_keys_shapes_and_strings_end_in_weights_or_in_our_error(file: TensorFile, folder: Path) -> None:
     try:
         weights = parse_lora(file)
@@ -162,6 +163,7 @@ def test_any_keys_shapes_and_strings_end_in_weights_or_in_our_error(file: Tensor
 
 @many
 @given(content=st.binary(max_size=200))
+@pytest.mark.attack("hostile LoRA files", count=EXAMPLES)
 def test_any_bytes_end_in_our_error(content: bytes, folder: Path) -> None:
     path = folder / "bytes.safetensors"
     path.write_bytes(content)
@@ -174,6 +176,7 @@ def test_any_bytes_end_in_our_error(content: bytes, folder: Path) -> None:
     header=st.one_of(st.binary(max_size=60), JSON_VALUES.map(lambda value: json.dumps(value).encode())),
     data=st.binary(max_size=9),
 )
+@pytest.mark.attack("hostile LoRA files", count=EXAMPLES)
 def test_any_header_ends_in_our_error(header: bytes, data: bytes, folder: Path) -> None:
     with pytest.raises(LoraFileError):
         read_lora(raw_file(folder / "header.safetensors", header, data))
@@ -195,6 +198,7 @@ EDITS = st.lists(
 
 @many
 @given(edits=EDITS, cut=st.one_of(st.none(), st.integers(0, len(VALID))))
+@pytest.mark.attack("hostile LoRA files", count=EXAMPLES)
 def test_a_damaged_file_ends_in_weights_or_in_our_error(
     edits: list[tuple[int, int]], cut: int | None, folder: Path
 ) -> None:

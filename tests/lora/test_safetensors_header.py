@@ -83,6 +83,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", [*OTHER_TYPES, *HOSTILE])
+@pytest.mark.attack("hostile LoRA files")
 def test_what_is_no_lora_is_refused_with_one_sentence_within_a_second(name: str, tmp_path: Path) -> None:
     make, code = {**OTHER_TYPES, **HOSTILE}[name]
     path = tmp_path / "lora.safetensors"
@@ -102,6 +103,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert "gone.safetensors" in str(caught.value)
 
 
+@pytest.mark.attack("hostile LoRA files")
 def test_a_file_that_is_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
     whole = save(tmp_path / "whole.safetensors", {"a": torch.ones(4), "b": torch.ones(2, 3)}).read_bytes()
     cut = tmp_path / "cut.safetensors"
@@ -111,6 +113,7 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
             read_header(cut)
 
 
+@pytest.mark.attack("hostile LoRA files")
 def test_the_largest_header_that_is_read_stays_within_bounds(tmp_path: Path) -> None:
     """Measured in a process of its own: empty objects are what JSON can cost most memory with."""
     path = raw_file(tmp_path / "lora.safetensors", b'{"__metadata__":[' + b"0," * 8_000_000 + b"0]}")
@@ -139,6 +142,7 @@ def test_a_header_is_read_as_the_safetensors_package_wrote_it(tmp_path: Path) ->
     assert parsed.metadata == {"key": "text"}
 
 
+@pytest.mark.attack("hostile LoRA files")
 def test_a_tensor_with_a_name_of_megabytes_is_refused(tmp_path: Path) -> None:
     name = "lora_unet_" + "a_" * 2**20
     with raises(LoraFileError, code="bad_tensor_entry") as caught:
@@ -148,6 +152,7 @@ def test_a_tensor_with_a_name_of_megabytes_is_refused(tmp_path: Path) -> None:
     assert len(str(caught.value)) < 300
 
 
+@pytest.mark.attack("hostile LoRA files")
 def test_a_shortened_text_cannot_steer_a_terminal() -> None:
     assert shortened("a\x1b[2Jb") == "a\N{REPLACEMENT CHARACTER}[2Jb"
     assert len(shortened("x" * 1000)) == 80

@@ -97,6 +97,7 @@ def test_weights_that_are_gone_fail_the_setup(service: Service, tmp_path: Path) 
         service(weights=str(tmp_path / "gone.safetensors")).warm_up()
 
 
+@pytest.mark.attack("long error texts (G2)")
 def test_a_long_data_uri_is_a_lora_up_to_the_limit_of_downloads(service: Service, tmp_path: Path) -> None:
     uri = data_uri(file_of(tmp_path, "dog"))
     padded = uri.replace(",", "," + " " * 30_000)
@@ -109,6 +110,7 @@ def test_a_long_data_uri_is_a_lora_up_to_the_limit_of_downloads(service: Service
     assert len(str(caught.value)) < 500
 
 
+@pytest.mark.attack("tokens in errors and logs (G3)")
 def test_what_cog_did_not_download_is_no_upload(service: Service) -> None:
     for name, link in (("lora", "u:SECRET@host"), ("image", "https://u:SECRET@host/a?token=SECRET")):
         with raises(InputError, field=name) as caught:
@@ -139,6 +141,7 @@ def test_an_error_names_the_file_of_a_link(service: Service, tmp_path: Path, sit
     assert str(caught.value).startswith("my dog.safetensors: ")
 
 
+@pytest.mark.attack("full, read-only and damaged caches (G7)")
 def test_a_copy_that_was_damaged_is_fetched_again(service: Service, tmp_path: Path, sites: FakeSites) -> None:
     body = file_of(tmp_path, "dog").read_bytes()
     sites.serve("https://files.example.org/dog.safetensors", body)
@@ -150,6 +153,7 @@ def test_a_copy_that_was_damaged_is_fetched_again(service: Service, tmp_path: Pa
     assert copy.read_bytes() == body
 
 
+@pytest.mark.attack("tokens in errors and logs (G3)")
 def test_links_of_a_training_are_quoted_without_secrets() -> None:
     link = "https://example.org/a.zip?token=SECRET"
     for upload in (TrainingUpload(link, ""), TrainingUpload(Path("a.zip"), f"{link} {link}")):
@@ -161,6 +165,7 @@ def test_links_of_a_training_are_quoted_without_secrets() -> None:
     assert "SECRET" not in str(caught.value)
 
 
+@pytest.mark.attack("sizes beyond the base (G10)")
 def test_a_request_of_hours_is_refused(service: Service) -> None:
     made = service()
     made._generator = ImageGenerator(small_base(), 32 * 32 * 10)
@@ -169,6 +174,7 @@ def test_a_request_of_hours_is_refused(service: Service) -> None:
         made.run(INPUTS | {"prompt": "a", "num_inference_steps": 6, "num_outputs": 2})
 
 
+@pytest.mark.attack("raw Python errors (G10)")
 def test_a_prompt_is_bounded_and_of_whole_characters() -> None:
     for name in ("prompt", "negative_prompt", "lora_urls"):
         with raises(InputError, field=name):

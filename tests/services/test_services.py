@@ -200,6 +200,7 @@ def parsed_names(service: InferenceService) -> list[str]:
     return [file.path.name for file, *_ in service._parsed]
 
 
+@pytest.mark.attack("refused LoRAs in memory (G6)")
 def test_only_loras_that_were_drawn_with_stay_in_memory(tmp_path: Path) -> None:
     base = small_base()
     good = lora_file(tmp_path / "good.safetensors", random_lora({"unet": base.unet}))
@@ -214,6 +215,7 @@ def test_only_loras_that_were_drawn_with_stay_in_memory(tmp_path: Path) -> None:
         assert parsed_names(service) == ["good.safetensors"]
 
 
+@pytest.mark.attack("refused LoRAs in memory (G6)")
 def test_loras_of_many_small_tensors_count_with_the_memory_they_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from lora_service.services.model_service import JobLog
 from lora_service.services.training_service import TrainingService, TrainingUpload
 from lora_service.services.worker import IDLE, RUNNING, Worker, import_all, remove_leftovers
 from lora_service.settings import Settings
+from lora_service.temporary_folders import LockedFolder, remove_abandoned_folders
 from tests.small_base import picture_zip, small_base
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -156,6 +157,7 @@ def test_the_job_file_says_whether_a_job_runs(inference: InferenceService, tmp_p
     assert (tmp_path / "job").read_text() == IDLE
 
 
+@pytest.mark.attack("temporary files (G9)")
 def test_a_job_removes_what_broken_uploads_and_old_jobs_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cog, folder = tmp_path / "cog", tmp_path / "temporary"
     folder.mkdir()
@@ -173,6 +175,30 @@ def test_a_job_removes_what_broken_uploads_and_old_jobs_left(tmp_path: Path, mon
     remove_leftovers(folder, [kept])
     assert sorted(path.name for path in folder.iterdir()) == ["cache", "tmpkept.zip"]
     assert sorted(path.name for path in cog.iterdir()) == ["full", "new"]
+
+
+@pytest.mark.attack("temporary files (G9)")
+def test_folders_of_killed_processes_are_removed_and_those_of_running_ones_stay(tmp_path: Path) -> None:
+    """Also in a container, where a process has the number of the one before."""
+    code = (
+        "import os, signal, tempfile, pathlib\n"
+        f"tempfile.tempdir = {str(tmp_path)!r}\n"
+        "from lora_service.temporary_folders import LockedFolder\n"
+        "(LockedFolder('lora-pictures-').path / 'out-0.png').touch()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
+    (left,) = tmp_path.iterdir()
+    other = tmp_path / "lora-training-of-somebody.txt"
+    other.touch()
+    running = LockedFolder("lora-training-")
+    remove_abandoned_folders()
+    assert left.exists()  # it may have been made this moment
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))
+    Worker().prepare([])
+    assert set(tmp_path.iterdir()) == {other, running.path}
+    running.remove()
 
 
 def test_a_failed_job_records_its_error_and_the_last_lines_of_its_log() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import requests
@@ -136,6 +138,31 @@ def test_a_training_server_takes_both_kinds_of_request(start_service, home, trai
 @pytest.fixture(scope="module")
 def trainer(start_service, home):
     return start_service("train", home=home)
+
+
+class Uploads(BaseHTTPRequestHandler):
+    """Keeps what is put to it, by path."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+
+    def do_PUT(self) -> None:
+        self.files[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def test_outputs_are_uploaded_where_the_server_was_told_to(start_service, home) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Uploads) as listener:
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.server_port}/outputs/"
+        output = start_service("train", home=home, upload_url=url).output(steps=3, word="cat")
+        listener.shutdown()
+    assert output == f"{url}lora.txt"
+    assert Uploads.files == {"/outputs/lora.txt": b"3 cat"}
 
 
 def test_two_servers_keep_to_their_own_folders(service, trainer) -> None:

@@ -20,6 +20,7 @@ import pytest
 import requests
 
 from lora_service.errors import ServingError
+from lora_service.serving import server as server_module
 from lora_service.serving.server import CogServer, serve
 from lora_service.serving.supervisor import Health, RestartPolicy, supervise
 from tests.errors import raises
@@ -52,10 +53,10 @@ def home(tmp_path) -> Path:
 
 
 @contextmanager
-def supervised(server: CogServer) -> Iterator[None]:
+def supervised(server: CogServer, policy: RestartPolicy = QUICK) -> Iterator[None]:
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(supervise, server, stop=stop, policy=QUICK)
+        future = pool.submit(supervise, server, stop=stop, policy=policy)
         try:
             yield
         finally:
@@ -128,6 +129,7 @@ def test_a_server_that_cannot_start_again_is_given_up_with_its_reason(home) -> N
         assert "it broke" in str(caught.value)
 
 
+@pytest.mark.attack("ids of requests (G1)")
 def test_a_request_whose_id_is_no_name_for_a_folder_does_not_block_the_server(home) -> None:
     with CogServer("predict", home=home) as server:
         server.wait_ready()
@@ -137,6 +139,19 @@ def test_a_request_whose_id_is_no_name_for_a_folder_does_not_block_the_server(ho
         assert status(server.url) == "BUSY"
         with supervised(server):
             assert worker_of(server.url) != first
+
+
+def test_a_stopped_server_is_replaced(home, monkeypatch) -> None:
+    monkeypatch.setattr(server_module, "_HEALTH_TIMEOUT", 0.5)
+    policy = RestartPolicy(interval=0.05, unresponsive_after=1)
+    with CogServer("predict", home=home) as server:
+        server.wait_ready()
+        output = eventually(lambda: post(server.url).get("output"))
+        os.kill(output["server"], signal.SIGSTOP)
+        assert server.health() is Health.UNRESPONSIVE
+        with supervised(server, policy):
+            eventually(lambda: not is_running(output["server"]) and not is_running(output["pid"]))
+            assert worker_of(server.url) != output["pid"]
 
 
 def test_a_job_longer_than_an_unexplained_one_is_left_alone(home) -> None:
@@ -309,6 +324,7 @@ def test_a_signal_lets_a_job_finish_that_nobody_waits_for_and_its_webhook_is_sen
     assert [body["status"] for body in webhooks.bodies] == ["succeeded"]
 
 
+@pytest.mark.attack("temporary files (G9)")
 def test_a_killed_supervisor_takes_its_server_along_and_the_next_start_clears_up(command, home, tmp_path) -> None:
     url = ready_url(command)
     output = eventually(lambda: post(url).get("output"))
@@ -320,6 +336,7 @@ def test_a_killed_supervisor_takes_its_server_along_and_the_next_start_clears_up
     assert not Path(output["folder"]).exists()
 
 
+@pytest.mark.attack("temporary files (G9)")
 def test_the_folder_of_a_running_server_is_not_cleared_up(command, tmp_path) -> None:
     folder = Path(eventually(lambda: post(ready_url(command)).get("output"))["folder"])
     code = "from lora_service.serving import server; server._remove_abandoned_folders()"

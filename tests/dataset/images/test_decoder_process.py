@@ -63,6 +63,7 @@ def test_a_relative_path_is_that_of_the_caller(tmp_path: Path, monkeypatch: pyte
     assert decode_apart(request_of(png(2), Path())).original == (96, 72)
 
 
+@pytest.mark.attack("picture bombs (G4)")
 def test_what_takes_too_long_is_ended_and_left_out_by_name(tmp_path: Path) -> None:
     limits = replace(LIMITS, max_decode_seconds=1)
     (tmp_path / "upload.zip").write_bytes(zipped({"a.png": png(1), "b.jpg": many_scans(3000)}))
@@ -72,6 +73,7 @@ def test_what_takes_too_long_is_ended_and_left_out_by_name(tmp_path: Path) -> No
     assert [(file.name, file.code) for file in report.skipped] == [("b.jpg", "decode_timeout")]
 
 
+@pytest.mark.attack("picture bombs (G4)")
 def test_memory_counts_by_the_bytes_of_a_pixel(tmp_path: Path) -> None:
     limits = replace(LIMITS, max_decode_bytes=256 << 20)
     sizes = {mode: encoded(Image.new(mode, (6000, 6000)), "PNG") for mode in ("L", "RGB")}
@@ -80,6 +82,7 @@ def test_memory_counts_by_the_bytes_of_a_pixel(tmp_path: Path) -> None:
         decode_apart(request_of(sizes["RGB"], tmp_path, limits))
 
 
+@pytest.mark.attack("picture bombs (G4)")
 def test_large_pictures_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoder_process, "_LARGE", 1 << 20)
     calls: list[bool] = []
@@ -95,11 +98,13 @@ def test_large_pictures_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("size", [(40_000, 1), (1, 40_000), (4040, 40)])
+@pytest.mark.attack("picture bombs (G4)")
 def test_lines_are_no_pictures(size: tuple[int, int], tmp_path: Path) -> None:
     with raises(UnusableFileError, code="too_narrow"):
         decode_apart(request_of(encoded(Image.new("L", size)), tmp_path))
 
 
+@pytest.mark.attack("picture bombs (G4)")
 def test_after_a_crash_there_is_another_child(tmp_path: Path) -> None:
     decode_apart(request_of(png(1), tmp_path))
     for child in decoder_process._POOL._idle:
@@ -108,6 +113,7 @@ def test_after_a_crash_there_is_another_child(tmp_path: Path) -> None:
     assert decode_apart(request_of(png(1), tmp_path)).original == (96, 72)
 
 
+@pytest.mark.attack("picture bombs (G4)")
 def test_a_cancelled_job_does_not_wait_for_a_decoder(tmp_path: Path) -> None:
     (tmp_path / "upload.zip").write_bytes(zipped({"b.jpg": many_scans(20_000)}))
 

@@ -63,6 +63,7 @@ PUBLIC = ("8.8.8.8", "1.1.1.1", "93.184.216.34", "172.32.0.1", "2606:4700::1111"
 
 
 @pytest.mark.parametrize("address", PRIVATE, ids=[f"{address} {kind}" for address, kind in PRIVATE.items()])
+@pytest.mark.attack("spellings of addresses (G11)")
 def test_an_address_that_is_not_public_is_refused(address: str) -> None:
     assert not is_public(address)
 
@@ -73,6 +74,7 @@ def test_a_public_address_passes(address: str) -> None:
 
 
 @given(st.ip_addresses())
+@pytest.mark.attack("spellings of addresses (G11)", count=100)
 def test_nothing_passes_that_python_itself_holds_for_special(address: IPv4Address | IPv6Address) -> None:
     special = (
         address.is_private
@@ -86,6 +88,7 @@ def test_nothing_passes_that_python_itself_holds_for_special(address: IPv4Addres
 
 
 @given(st.ip_addresses(v=4))
+@pytest.mark.attack("spellings of addresses (G11)", count=100)
 def test_no_ipv4_address_passes_in_a_wrapping_of_ipv6(address: IPv4Address) -> None:
     for wrapped in (f"::ffff:{address}", f"::{address}", f"64:ff9b::{address}"):
         assert not is_public(str(ip_address(wrapped)))
@@ -121,6 +124,7 @@ def test_what_is_not_listed_exactly_may_not(allowed: str, host: str, port: int, 
 
 
 @pytest.mark.parametrize("port", [22, 25, 6379, 11211, 0])
+@pytest.mark.attack("spellings of addresses (G11)")
 def test_ports_of_other_services_are_refused_unless_listed(port: int) -> None:
     with raises(ForbiddenAddressError, code="forbidden_port") as caught:
         AddressPolicy().check_port("example.org", port)
@@ -129,6 +133,7 @@ def test_ports_of_other_services_are_refused_unless_listed(port: int) -> None:
     AddressPolicy((f"example.org:{port}",)).check_port("example.org", port)
 
 
+@pytest.mark.attack("spellings of addresses (G11)")
 def test_a_refusal_does_not_tell_the_address_behind_a_name_and_spells_ipv6_as_the_setting_does() -> None:
     policy = AddressPolicy()
     with raises(ForbiddenAddressError, code="forbidden_address") as caught:

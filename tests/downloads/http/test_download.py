@@ -65,6 +65,7 @@ class TestServersThatBreakOff:
         sites.route(*PLACE, in_turn(dropping(), lambda e: e.file(newer, etag='"v2"')))
         assert fetcher.fetch(REMOTE).read_bytes() == newer
 
+    @pytest.mark.attack("hostile HTTP answers")
     def test_a_server_that_ignores_if_range_does_not_mix_two_versions(self, sites: FakeSites, fetcher: Fetcher) -> None:
         newer = safetensors(100_000, fill=7)
 
@@ -90,6 +91,7 @@ class TestServersThatBreakOff:
         sites.route(*PLACE, in_turn(dropping(), lambda e: e.send(b"", 416), lambda e: e.file(LORA)))
         assert fetcher.fetch(REMOTE).read_bytes() == LORA
 
+    @pytest.mark.attack("hostile HTTP answers")
     def test_a_server_that_always_breaks_off_is_given_up(self, sites: FakeSites, fetcher: Fetcher) -> None:
         sites.route(*PLACE, dropping(etag=""))
         with raises(UnreachableError, code="connection_lost") as caught:
@@ -107,6 +109,7 @@ class TestServersThatBreakOff:
 
 
 class TestServersThatLie:
+    @pytest.mark.attack("hostile HTTP answers")
     def test_a_length_that_is_too_short_is_noticed_by_the_header(self, sites: FakeSites, fetcher: Fetcher) -> None:
         sites.route(*PLACE, lambda e: e.send(LORA, announced=HALF))
         with raises(LinkError, code="not_a_lora") as caught:
@@ -114,6 +117,7 @@ class TestServersThatLie:
         assert "cut off" in str(caught.value)
         assert nothing_kept(fetcher)
 
+    @pytest.mark.attack("hostile HTTP answers")
     def test_a_length_over_the_cap_is_refused_before_the_body(self, sites: FakeSites, tmp_path: Path) -> None:
         sites.route(*PLACE, lambda e: e.send(b"", announced=10 * 1024**3))
         with raises(LinkError, code="too_large") as caught:
@@ -121,6 +125,7 @@ class TestServersThatLie:
         assert "10240 MiB" in str(caught.value)
         assert " 1 MiB" in str(caught.value)
 
+    @pytest.mark.attack("hostile HTTP answers")
     def test_a_body_without_end_is_cut_at_the_cap(self, sites: FakeSites, tmp_path: Path) -> None:
         sent = 0
 
@@ -139,6 +144,7 @@ class TestServersThatLie:
         assert list(fetcher.cache.folder.rglob("*.part")) == []
         assert sent < 30 * 1024**2
 
+    @pytest.mark.attack("hostile HTTP answers")
     def test_a_compressed_answer_is_unpacked_within_the_cap(self, sites: FakeSites, tmp_path: Path) -> None:
         packed = gzip.compress(safetensors(2_000_000))
         sites.route(*PLACE, lambda e: e.send(packed, Content_Encoding="gzip", ETag='"v1"'))
@@ -147,6 +153,7 @@ class TestServersThatLie:
             sites.fetcher(tmp_path / "b", max_download_bytes=1024**2).fetch(REMOTE)
 
     @pytest.mark.parametrize("status", [204, 304, 418])
+    @pytest.mark.attack("hostile HTTP answers")
     def test_an_unexpected_status_is_quoted(self, status: int, sites: FakeSites, fetcher: Fetcher) -> None:
         sites.route(*PLACE, lambda e: e.send(b"", status))
         with raises(LinkError, code="unexpected_status") as caught:
@@ -168,6 +175,7 @@ class TestServersThatLie:
         ids=lambda headers: next(iter(headers)),
     )
     @pytest.mark.parametrize("status", [200, 302, 503])
+    @pytest.mark.attack("hostile HTTP answers")
     def test_headers_of_any_kind_end_in_a_sentence_or_a_file(
         self, headers: dict[str, str], status: int, sites: FakeSites, tmp_path: Path
     ) -> None:
@@ -184,6 +192,7 @@ class TestServersThatLie:
                 continue
             assert path.is_file()
 
+    @pytest.mark.attack("hostile HTTP answers")
     def test_redirects_in_a_circle_and_without_end_are_told_apart(self, sites: FakeSites, fetcher: Fetcher) -> None:
         sites.route(*PLACE, lambda e: e.redirect("https://other.example.org/a"))
         sites.route("other.example.org", "/a", lambda e: e.redirect(LINK))
@@ -193,6 +202,7 @@ class TestServersThatLie:
         with raises(LinkError, code="too_many_redirects"):
             fetcher.fetch(REMOTE)
 
+    @pytest.mark.attack("hostile HTTP answers")
     def test_a_file_of_another_kind_is_left_after_its_first_bytes(self, sites: FakeSites, fetcher: Fetcher) -> None:
         sent = []
 
@@ -223,6 +233,7 @@ class TestServersThatAreBusy:
         assert time.monotonic() - began >= 1
 
     @pytest.mark.parametrize("form", ["seconds", "date"])
+    @pytest.mark.attack("hostile HTTP answers")
     def test_a_retry_after_that_is_too_long_is_an_error(self, form: str, sites: FakeSites, fetcher: Fetcher) -> None:
         later = format_datetime(datetime.now(UTC) + timedelta(seconds=3600), usegmt=True)
         value = "3600" if form == "seconds" else later
@@ -240,6 +251,7 @@ class TestServersThatAreBusy:
 
 
 class TestTime:
+    @pytest.mark.attack("hostile HTTP answers")
     def test_a_server_that_stalls_is_given_up_after_each_reads_time(self, sites: FakeSites, tmp_path: Path) -> None:
         stop = threading.Event()
 
@@ -255,6 +267,7 @@ class TestTime:
         assert len(sites.requests) == 2
 
     @pytest.mark.parametrize("part", ["headers", "body"])
+    @pytest.mark.attack("hostile HTTP answers")
     def test_a_server_that_dribbles_is_ended_by_the_time_in_all(
         self, part: str, sites: FakeSites, tmp_path: Path
     ) -> None:
@@ -276,6 +289,7 @@ class TestTime:
         assert time.monotonic() - began < 2
 
     @pytest.mark.parametrize("where", ["connect", "headers", "body", "pause", "lock"])
+    @pytest.mark.attack("hostile HTTP answers")
     def test_a_fetch_is_ended_within_a_second_of_its_deadline_wherever_it_is(
         self, where: str, sites: FakeSites, tmp_path: Path
     ) -> None:

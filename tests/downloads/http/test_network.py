@@ -51,6 +51,7 @@ def guarded(recorder: Recorder, answers: Iterator[list[str]], **more: object) ->
 
 
 @pytest.mark.parametrize("address", PRIVATE, ids=[f"{address} {kind}" for address, kind in PRIVATE.items()])
+@pytest.mark.attack("links to addresses inside (G11)")
 def test_a_name_of_a_private_address_is_never_connected_to(address: str, tmp_path: Path) -> None:
     recorder = Recorder()
     with raises(ForbiddenAddressError, code="forbidden_address") as caught:
@@ -60,6 +61,7 @@ def test_a_name_of_a_private_address_is_never_connected_to(address: str, tmp_pat
 
 
 @pytest.mark.parametrize("addresses", [("8.8.8.8", "10.0.0.1"), ("10.0.0.1", "8.8.8.8"), ("8.8.8.8", "::1")])
+@pytest.mark.attack("links to addresses inside (G11)")
 def test_one_private_address_among_public_ones_is_enough_to_refuse(addresses: tuple[str, ...], tmp_path: Path) -> None:
     recorder = Recorder()
     with raises(ForbiddenAddressError, code="forbidden_address"):
@@ -67,6 +69,7 @@ def test_one_private_address_among_public_ones_is_enough_to_refuse(addresses: tu
     assert recorder.dialled == []
 
 
+@pytest.mark.attack("links to addresses inside (G11)")
 def test_the_checked_address_is_the_one_connected_to_and_the_name_is_looked_up_once(
     sites: FakeSites, tmp_path: Path
 ) -> None:
@@ -79,6 +82,7 @@ def test_the_checked_address_is_the_one_connected_to_and_the_name_is_looked_up_o
     assert recorder.dialled == ["93.184.216.34"]
 
 
+@pytest.mark.attack("links to addresses inside (G11)")
 def test_a_name_that_turns_private_between_two_attempts_is_refused_at_the_second(tmp_path: Path) -> None:
     recorder = Recorder()
     with raises(ForbiddenAddressError, code="forbidden_address"):
@@ -90,6 +94,7 @@ def test_a_name_that_turns_private_between_two_attempts_is_refused_at_the_second
     "target",
     ["http://127.0.0.1/", "http://169.254.169.254/latest/meta-data/", "http://[::1]/", "http://[::ffff:10.0.0.1]/"],
 )
+@pytest.mark.attack("links to addresses inside (G11)")
 def test_a_redirect_to_a_private_address_is_refused_before_it_is_connected_to(
     target: str, sites: FakeSites, tmp_path: Path
 ) -> None:
@@ -106,6 +111,7 @@ def test_a_redirect_to_a_private_address_is_refused_before_it_is_connected_to(
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "[::1]", "localhost"])
+@pytest.mark.attack("links to addresses inside (G11)")
 def test_every_spelling_of_loopback_is_refused_by_the_systems_own_resolver(host: str, tmp_path: Path) -> None:
     recorder = Recorder()
     with raises(ForbiddenAddressError, code="forbidden_address"):
@@ -117,6 +123,7 @@ def test_every_spelling_of_loopback_is_refused_by_the_systems_own_resolver(host:
     ("target", "code"),
     [("https://example.org:22/", "forbidden_port"), ("https://u:p@example.org/", "credentials_in_link")],
 )
+@pytest.mark.attack("links to addresses inside (G11)")
 def test_a_redirect_to_another_service_or_with_a_password_is_refused(
     target: str, code: str, sites: FakeSites, tmp_path: Path
 ) -> None:
@@ -137,12 +144,14 @@ def test_a_redirect_to_another_service_or_with_a_password_is_refused(
         ("https://a b/", "malformed_link"),
     ],
 )
+@pytest.mark.attack("links to addresses inside (G11)")
 def test_a_redirect_away_from_the_web_is_refused(target: str, code: str, sites: FakeSites, tmp_path: Path) -> None:
     sites.route("files.example.org", "/lora.safetensors", lambda exchange: exchange.redirect(target))
     with raises(LinkError, code=code):
         sites.fetcher(tmp_path).fetch(resolve(FILE))
 
 
+@pytest.mark.attack("links to addresses inside (G11)")
 def test_pictures_are_fetched_through_the_same_guard(tmp_path: Path) -> None:
     recorder = Recorder()
     fetcher = Fetcher(Settings(lora_cache=tmp_path), guarded(recorder, always("10.0.0.1")), QUICK)

@@ -1,0 +1,186 @@
+"""Resident memory of an inference service over hundreds of mixed requests, with refused LoRAs between them.
+
+    python -m benchmarks.request_memory [REQUESTS]
+
+The requests differ in sizes, schedulers, number of pictures, LoRAs and scales; every other one is refused: for a LoRA
+of another base, of thousands of tiny tensors or with a name of megabytes, for a damaged file, or for a value. No two
+refused files are equal, so that anything that is kept of them shows.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import random
+import struct
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from lora_service.errors import LoraServiceError
+from lora_service.generation.schedulers import SCHEDULERS
+from lora_service.lora.files import write_lora
+from lora_service.lora.weights import LoraLayer, LoraWeights
+from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.loading import load_base
+from lora_service.services.inference_service import InferenceService
+from lora_service.settings import MEBIBYTE, Settings
+
+Inputs = dict[str, Any]
+_LORAS = 12  # different ones that fit
+_REPORT = 100  # requests
+_TINY_TENSORS = 24_800
+
+
+def resident() -> float:
+    """Return the resident memory of this process in MiB, after what is free was handed back to the system."""
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / MEBIBYTE
+
+
+def random_lora(base: DiffusionBase, seed: int, rank: int = 4) -> LoraWeights:
+    """Return a LoRA of every attention layer of the UNet, with a token of its own."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def layer(weight: torch.Tensor) -> LoraLayer:
+        out_channels, in_channels = weight.shape
+        down = torch.randn(rank, in_channels, generator=generator) * 0.02
+        return LoraLayer(down, torch.randn(out_channels, rank, generator=generator) * 0.02, float(rank))
+
+    modules = {
+        path: layer(module.weight)
+        for path, module in base.unet.named_modules()
+        if isinstance(module, torch.nn.Linear) and "attn" in path
+    }
+    width = base.text.encoders["text_encoder"].config.hidden_size
+    row = torch.randn(width, generator=generator) * 0.1
+    return LoraWeights({"unet": modules}, {f"<word{seed}>": {"text_encoder": row}})
+
+
+class Requests:
+    """An endless series of requests.
+
+    Args:
+        folder: takes the LoRAs' files.
+        base: the base that the good ones fit.
+        seed: the same gives the same requests.
+    """
+
+    def __init__(self, folder: Path, base: DiffusionBase, seed: int = 0) -> None:
+        self._folder, self._random = folder, random.Random(seed)
+        self._loras = [folder / f"{number}.safetensors" for number in range(_LORAS)]
+        for number, path in enumerate(self._loras):
+            write_lora(path, random_lora(base, number))
+        self._picture = folder / "start.png"
+        Image.new("RGB", (80, 60), "red").save(self._picture)
+        self._number = 0
+
+    def __iter__(self) -> Iterator[tuple[Inputs, Path | None]]:
+        """Yield inputs, and the picture to start from."""
+        while True:
+            self._number += 1
+            refused = self._number % 2 == 0
+            yield self._inputs(refused), self._random.choice([self._picture, None])
+
+    def _inputs(self, refused: bool) -> Inputs:
+        rng = self._random
+        loras = [str(path) for path in rng.sample(self._loras, rng.randint(0, 3))]
+        inputs: Inputs = {
+            "prompt": " ".join(["a red star", *(f"<{number + 1}>" for number in range(len(loras)))]),
+            "negative_prompt": rng.choice(["", "grey"]),
+            "width": rng.choice([16, 32, 48]),
+            "height": rng.choice([16, 32]),
+            "num_outputs": rng.randint(1, 3),
+            "num_inference_steps": rng.randint(2, 4),
+            "scheduler": rng.choice(list(SCHEDULERS)),
+            "lora_scales": rng.choice(["0.8", "1/0.5", "0.3"]),
+            "seed": rng.randrange(2**32),
+        }
+        return inputs | {"lora_urls": "|".join(loras)} | (self._mistake(loras) if refused else {})
+
+    def _mistake(self, loras: list[str]) -> Inputs:
+        """Return inputs that make a request one that is refused."""
+        makers: list[Callable[[], Inputs]] = [
+            lambda: {"scheduler": "none"},
+            lambda: {"prompt": "<9>"},
+            lambda: {"lora_urls": "|".join([*loras, self._data_uri(random_bytes(self._random, 20_000))])},
+            lambda: {"lora_urls": "|".join([*loras, str(self._other_base())])},
+            lambda: {"lora_urls": "|".join([*loras, str(self._written(tiny_tensors(self._random)))])},
+            lambda: {"lora_urls": "|".join([*loras, str(self._written(long_name(self._random)))])},
+        ]
+        return self._random.choice(makers)()
+
+    def _data_uri(self, data: bytes) -> str:
+        return f"data:application/octet-stream;base64,{base64.b64encode(data).decode()}"
+
+    def _other_base(self) -> Path:
+        path = self._folder / "other.safetensors"
+        layer = LoraLayer(torch.randn(4, 7), torch.randn(9, 4), 4.0)
+        write_lora(path, LoraWeights({"unet": {f"conv_in_{self._random.randrange(10**6)}": layer, "conv_in": layer}}))
+        return path
+
+    def _written(self, data: bytes) -> Path:
+        path = self._folder / "refused.safetensors"
+        path.write_bytes(data)
+        return path
+
+
+def random_bytes(rng: random.Random, size: int) -> bytes:
+    return rng.randbytes(size)
+
+
+def file_of(names: list[str], rng: random.Random) -> bytes:
+    """Return a safetensors file of tensors of one value."""
+    header = {
+        name: {"dtype": "F32", "shape": [1, 1], "data_offsets": [4 * number, 4 * number + 4]}
+        for number, name in enumerate(names)
+    }
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + struct.pack(f"<{len(names)}f", *(rng.random() for _ in names))
+
+
+def tiny_tensors(rng: random.Random) -> bytes:
+    """Return a LoRA of thousands of modules of rank 1, that no base has, in a file of 3 MB."""
+    mark = rng.randrange(10**9)
+    modules = [f"lora_unet_down_blocks_{mark}_{number}" for number in range(_TINY_TENSORS // 2)]
+    return file_of([f"{module}.lora_{factor}.weight" for module in modules for factor in ("down", "up")], rng)
+
+
+def long_name(rng: random.Random) -> bytes:
+    """Return a LoRA with a tensor whose name has 7 MB."""
+    return file_of([f"lora_unet_{rng.randrange(10**9)}{'x' * 7_000_000}.lora_down.weight"], rng)
+
+
+def main(count: int) -> None:
+    outcomes: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        settings = Settings(base_model="embedded", lora_cache=folder / "cache", torch_threads=1)
+        service = stack.enter_context(InferenceService(settings, allow_local=True))
+        requests = iter(Requests(folder, load_base(service.settings)))
+        for number in range(1, count + 1):
+            inputs, image = next(requests)
+            try:
+                service.run(inputs, image=image, log=lambda line: None)
+                outcomes["drawn"] += 1
+            except LoraServiceError as error:
+                outcomes[error.code] += 1
+            if number in (10, 50) or number % _REPORT == 0:
+                print(f"{number} requests: {resident():.0f} MiB ({dict(sorted(outcomes.items()))})", flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 500)
