@@ -9,10 +9,12 @@ batches.py             the pictures and captions of every step, planned beforeha
 stages.py              textual inversion, then LoRA
 loop.py                the optimiser's loop, and the callbacks that watch it
 optimizers.py          optimisers and learning rate schedules
+weight_average.py      the mean of the weights, where it is what is kept
 training_progress.py   what is told of a stage on the way
 denoising_loss.py      the loss of noisy latents on a base
 loss.py                noise, timesteps, targets and weights, as pure functions
-lora_layers.py         peft's LoRA layers, in and out of a model
+lora_targets.py        the layers of a base that learn
+lora_layers.py         peft's LoRA, DoRA and LoKr layers, in and out of a model
 textual_inversion.py   new tokens whose embeddings learn
 memory.py              GPU memory, estimated
 export.py              a trained adapter -> the file

@@ -12,7 +12,8 @@ import torch
 
 from lora_service.errors import DivergedError
 from lora_service.training.config import TrainConfig
-from lora_service.training.optimizers import make_lr_scheduler, make_optimizer
+from lora_service.training.optimizers import learning_rates, make_lr_scheduler, make_optimizer
+from lora_service.training.weight_average import WeightAverage
 
 _REPORTED_LOSSES = 32
 """Means of the loss, evenly spread over a stage, in its report."""
@@ -36,7 +37,8 @@ class LoopSpec:
     """The steps of one stage.
 
     Attributes:
-        param_groups: the optimiser's, each with ``params``, ``lr`` and ``weight_decay``.
+        param_groups: the optimiser's, each with ``params``, ``lr``, ``weight_decay`` and a ``name``; groups of one
+            name have their gradients clipped together.
         compute_loss: the loss of micro-batch ``i``.
         generator: what ``compute_loss`` draws noise and timesteps from.
         later_steps: the stages after this one, as a number of this one's steps.
@@ -105,6 +107,8 @@ class StageRun:
         self.lr_scheduler = make_lr_scheduler(self.optimizer, config, spec.steps)
         # fp16 gradients underflow without it; bf16 and fp32 ones do not.
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=spec.autocast == torch.float16)
+        self._average = WeightAverage(self.parameters, self.optimizer, config.ema_decay)
+        self._clipped = self._clipping_groups()
         self.losses: dict[str, torch.Tensor] = {}
         self.step = 0
         self.stop_reason = ""
@@ -135,13 +139,25 @@ class StageRun:
             for name, part in batch_loss.parts.items():
                 self._add_loss(name, part, accumulated)
         self._scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for parameters in self._clipped:
+            torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.spec.after_step([group["lr"] for group in self.optimizer.param_groups])
+        self.spec.after_step(learning_rates(self.optimizer))
+        self._average.update()
         self.lr_scheduler.step()
         self.step += 1
+
+    def _clipping_groups(self) -> list[list[torch.nn.Parameter]]:
+        if not self.config.max_grad_norm:
+            return []
+        if not self.config.clip_by_group:
+            return [self.parameters]
+        by_name: dict[str, list[torch.nn.Parameter]] = {}
+        for group in self.spec.param_groups:
+            by_name.setdefault(group["name"], []).extend(group["params"])
+        return list(by_name.values())
 
     def _add_loss(self, name: str, loss: torch.Tensor, accumulated: int) -> None:
         if name not in self.losses:
@@ -154,8 +170,12 @@ class StageRun:
 
         Whoever draws samples, measures a loss or saves the adapter does it in here.
         """
-        with torch.no_grad():
+        with torch.no_grad(), self._average.swapped_in():
             yield
+
+    def keep_average(self) -> None:
+        """Make the parameters those that are kept, for good: no further step will be taken."""
+        self._average.keep()
 
     def parameter_copies(self) -> list[torch.Tensor]:
         """Return copies of all parameters, in their order."""
@@ -175,6 +195,7 @@ class StageRun:
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "scaler": self._scaler.state_dict(),
+            "average": self._average.state_dict(),
             "generator": self.spec.generator.get_state(),
             "losses": dict(self.losses),
         }
@@ -186,6 +207,7 @@ class StageRun:
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         self._scaler.load_state_dict(state["scaler"])
+        self._average.load_state_dict(state["average"])
         self.spec.generator.set_state(state["generator"].cpu())
         self.losses = {name: losses.to(self.device) for name, losses in state["losses"].items()}
 
@@ -227,6 +249,7 @@ def run_loop(spec: LoopSpec, config: TrainConfig, callbacks: Sequence[TrainingCa
         stage.take_step()
         for callback in callbacks:
             callback.on_step_end(stage)
+    stage.keep_average()
     for callback in callbacks:
         callback.on_stage_end(stage)
     stage.check_parameters()

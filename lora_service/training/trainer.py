@@ -16,13 +16,15 @@ from lora_service.dataset.load import TrainingDataset, load_dataset
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.settings import Settings
-from lora_service.training.config import ResolvedConfig, TrainConfig, resolve_config, with_trigger
+from lora_service.training.config import DEFAULT_TARGETS, ResolvedConfig, TrainConfig, resolve_config, with_trigger
 from lora_service.training.export import TrainedAdapter, export_lora
 from lora_service.training.input_warnings import warn_of_inputs
 from lora_service.training.latent_cache import cache_latents
 from lora_service.training.loop import LoopReport, TrainingCallback
-from lora_service.training.lora_layers import Layers, lora_layers
+from lora_service.training.lora_layers import LayerOptions, Layers, lora_layers
+from lora_service.training.lora_targets import learning_targets
 from lora_service.training.memory import choose_checkpointing, explain_out_of_memory
+from lora_service.training.optimizers import check_optimizer
 from lora_service.training.stages import TrainingContext, train_lora, train_textual_inversion
 from lora_service.training.textual_inversion import added_tokens, initial_embeddings
 from lora_service.training.training_progress import OnProgress, ProgressReporter
@@ -78,6 +80,7 @@ class Trainer:
             DivergedError: the loss is not finite.
         """
         resolved = self._resolve(config)
+        check_optimizer(resolved.config, self.base.device)
         checkpointing = choose_checkpointing(self.base, resolved.config, self.log)
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._timed("pictures"):
@@ -167,11 +170,12 @@ class Trainer:
     def _add_layers(self, stack: ExitStack, resolved: ResolvedConfig, generator: torch.Generator) -> Layers:
         """Add LoRA layers to the UNet and the text encoders until ``stack`` ends; none where the rate is 0."""
         config = resolved.config
-        rank, alpha = config.lora_rank or 1, config.lora_alpha or 1.0
+        options = LayerOptions(config.lora_rank or 1, config.lora_alpha or 1.0, config.lora_kind)
         layers = {}
         for component, model in self.base.components.items():
             if config.learning_rate_unet if component == "unet" else config.learning_rate_text:
-                layers[component] = stack.enter_context(lora_layers(component, model, rank, alpha, generator))
+                paths = learning_targets(self.base, component, config.lora_targets or DEFAULT_TARGETS)
+                layers[component] = stack.enter_context(lora_layers(model, paths, options, generator))
         return layers
 
     @contextmanager
