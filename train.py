@@ -82,6 +82,11 @@ def train(
         le=1,
         description="Empty: the base model's own (SD 1.5: 2e-4). Learning rate of the UNet's LoRA.",
     ),
+    optimizer: str = Input(
+        default="adamw",
+        choices=["adamw", "adamw8bit", "prodigy", "adamw_schedule_free", "muon"],
+        description="prodigy finds the rates by itself; adamw8bit saves memory; muon is for the LoRA alone.",
+    ),
     lr_scheduler: str = Input(
         default="constant",
         choices=["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"],
@@ -89,6 +94,18 @@ def train(
     ),
     lr_warmup_steps: int = Input(
         default=0, ge=0, le=10000, description="Steps over which the learning rates rise from 0 to their value."
+    ),
+    lr_warmup_ratio: float = Input(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="lr_warmup_steps as a share of each stage's steps; one of the two may be given.",
+    ),
+    lr_cycles: int = Input(
+        default=3, ge=1, le=100, description="How often cosine_with_restarts begins anew in a stage."
+    ),
+    lr_power: float = Input(
+        default=2.0, ge=0.1, le=10, description="Power of polynomial: 1 is linear, more falls sooner."
     ),
     lora_rank: int | None = Input(
         default=None,
@@ -101,6 +118,30 @@ def train(
         ge=0.001,
         le=1024,
         description="Empty: the rank, which every tool reads alike. The LoRA counts alpha / rank.",
+    ),
+    lora_kind: str = Input(
+        default="lora",
+        choices=["lora", "dora", "rslora", "lokr"],
+        description="dora learns magnitudes apart, rslora counts alpha / √rank, lokr is small. lora is the fastest.",
+    ),
+    lora_targets: str | None = Input(
+        default=None,
+        choices=[
+            "attention",
+            "attention+geglu",
+            "attention+ff",
+            "attention+ff+conv",
+            "all-linear",
+            "kohya",
+            "kohya+conv",
+        ],
+        description="Empty: attention+geglu. The layers that learn; more hold more and make a larger file.",
+    ),
+    lora_plus_ratio: float = Input(
+        default=1.0,
+        ge=1,
+        le=64,
+        description="Learning rate of the LoRA's up matrices in those of the down ones (LoRA+).",
     ),
     caption_mode: str = Input(
         default="auto",
@@ -166,6 +207,18 @@ def train(
     ),
     weight_decay_lora: float = Input(default=0.001, ge=0, le=1, description="Weight decay of the LoRA."),
     weight_decay_ti: float = Input(default=0.0, ge=0, le=1, description="Weight decay of the new tokens."),
+    max_grad_norm: float = Input(
+        default=1.0, ge=0, le=1000, description="Gradients whose norm is larger are scaled down to it. 0: none are."
+    ),
+    clip_by_group: bool = Input(
+        default=False, description="Clip the gradients of UNet, text encoders and tokens apart, not as one."
+    ),
+    ema_decay: float = Input(
+        default=0.0,
+        ge=0,
+        le=0.9999,
+        description="Decay of a running mean of what is learned, which is kept in place of it.",
+    ),
     snr_gamma: float | None = Input(
         default=None, ge=0, le=100, description="Empty: 5. Gamma of the loss's min-SNR weighting; 0 turns it off."
     ),

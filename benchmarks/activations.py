@@ -19,7 +19,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.random_models import bare_text_encoder, bare_unet
-from lora_service.training.lora_layers import lora_layers
+from lora_service.training.config import ORIGINAL_TARGETS, LoraKind, LoraTargets
+from lora_service.training.lora_layers import LayerOptions, lora_layers
+from lora_service.training.lora_targets import targets_in
 from lora_service.training.memory import encoder_bytes, unet_bytes
 
 META = torch.device("meta")
@@ -63,7 +65,16 @@ def _cast(value: Any, dtype: torch.dtype | None) -> Any:
     return value.to(dtype) if dtype and isinstance(value, Tensor) else value
 
 
-def count_unet(family: str, side: int, *, dtype: torch.dtype, lora: bool, checkpointing: bool) -> int:
+def count_unet(
+    family: str,
+    side: int,
+    *,
+    dtype: torch.dtype,
+    lora: bool,
+    checkpointing: bool,
+    targets: LoraTargets = ORIGINAL_TARGETS,
+    kind: LoraKind = "lora",
+) -> int:
     """Return the bytes that the UNet saves in one step on one picture.
 
     Args:
@@ -78,7 +89,8 @@ def count_unet(family: str, side: int, *, dtype: torch.dtype, lora: bool, checkp
     with ExitStack() as stack:
         saved = stack.enter_context(_saved_storages(unet, dtype))
         if lora:
-            stack.enter_context(lora_layers("unet", unet, RANK, RANK, torch.Generator()))
+            paths = targets_in("unet", unet, targets)
+            stack.enter_context(lora_layers(unet, paths, LayerOptions(RANK, RANK, kind), torch.Generator()))
         if checkpointing:
             unet.train()
             unet.enable_gradient_checkpointing(_checkpoint(saved))
@@ -86,10 +98,12 @@ def count_unet(family: str, side: int, *, dtype: torch.dtype, lora: bool, checkp
     return sum(storage.nbytes() for storage in saved.values())
 
 
-def count_encoder(family: str, part: str, *, dtype: torch.dtype) -> int:
+def count_encoder(family: str, part: str, *, dtype: torch.dtype, targets: LoraTargets = ORIGINAL_TARGETS) -> int:
     """Return the bytes that a text encoder with LoRA layers saves in one step on one caption."""
     encoder = _frozen(bare_text_encoder(family, part), dtype)
-    with _saved_storages(encoder, dtype) as saved, lora_layers(part, encoder, RANK, RANK, torch.Generator()):
+    paths = targets_in(part, encoder, targets)
+    options = LayerOptions(RANK, RANK)
+    with _saved_storages(encoder, dtype) as saved, lora_layers(encoder, paths, options, torch.Generator()):
         encoder(torch.zeros(1, 77, device=META, dtype=torch.long))
     return sum(storage.nbytes() for storage in saved.values())
 

@@ -29,9 +29,10 @@ from lora_service.dataset.training_images import TrainingImage
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.loading import load_base
 from lora_service.settings import Settings
-from lora_service.training.config import TrainConfig, resolve_config
+from lora_service.training.config import DEFAULT_TARGETS, TrainConfig, resolve_config
 from lora_service.training.latent_cache import cache_latents
-from lora_service.training.lora_layers import TEXT_TARGETS, UNET_TARGETS, lora_layers
+from lora_service.training.lora_layers import LayerOptions, lora_layers
+from lora_service.training.lora_targets import learning_targets, targets_in
 from lora_service.training.stages import TrainingContext, train_lora, train_textual_inversion
 from lora_service.training.textual_inversion import added_tokens, initial_embeddings
 from lora_service.training.training_progress import ProgressReporter
@@ -80,7 +81,11 @@ def comparisons(base: DiffusionBase, side: int, batch: int) -> dict[str, Compari
             if stage == "tokens":
                 return train_textual_inversion(context, tokens, callbacks).seconds / steps
             layers = {
-                name: stack.enter_context(lora_layers(name, model, RANK, RANK, generator))
+                name: stack.enter_context(
+                    lora_layers(
+                        model, learning_targets(base, name, DEFAULT_TARGETS), LayerOptions(RANK, RANK), generator
+                    )
+                )
                 for name, model in base.components.items()
             }
             return train_lora(context, layers, tokens, callbacks).seconds / steps
@@ -120,7 +125,7 @@ class ReferenceLoop:
         """Train LoRA layers of the UNet and the text encoders, and return seconds per step."""
         models = [self.unet, *self.encoders]
         for model in models:
-            targets = UNET_TARGETS if model is self.unet else TEXT_TARGETS
+            targets = targets_in("unet" if model is self.unet else "text_encoder", model, DEFAULT_TARGETS)
             model.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(targets)))
         parameters = [p for model in models for n, p in model.named_parameters() if "lora_" in n]
         for parameter in parameters:

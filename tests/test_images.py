@@ -93,6 +93,7 @@ def test_the_images_have_what_is_pinned_for_everyone() -> None:
     # Cog installs itself, by sdk_version, and takes its own line out of the file with a warning.
     assert everyone.pop("cog") == parsed("cog.yaml")["build"]["sdk_version"]
     assert image.pop("torch") == TORCH
+    assert image.pop("bitsandbytes")  # for GPUs alone
     assert image == everyone
 
 

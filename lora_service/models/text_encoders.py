@@ -112,6 +112,16 @@ class TextEncoders:
         """Number of a text's own tokens in a chunk, 75 of CLIP's."""
         return self.positions - 2
 
+    def unused_layers(self, name: str) -> tuple[str, ...]:
+        """Return the module paths, without ``text_model.``, of layers of the encoder ``name`` that no embeds depend on.
+
+        That is the last layer of XL's first encoder, whose penultimate hidden states are used; the second one's is
+        behind the pooled embedding.
+        """
+        if len(self.encoders) == 1 or name == list(self.encoders)[-1]:
+            return ()
+        return (f"encoder.layers.{self.encoders[name].config.num_hidden_layers - 1}",)
+
     def with_tokenizers(self, tokenizers: Mapping[str, CLIPTokenizer]) -> TextEncoders:
         """Return the same encoders with other tokenizers, which know new tokens."""
         return replace(self, tokenizers=dict(tokenizers))

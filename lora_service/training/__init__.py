@@ -9,6 +9,7 @@ batches.py             the pictures and captions of every step, planned beforeha
 stages.py              textual inversion, then LoRA
 loop.py                the optimiser's loop, and the callbacks that watch it
 optimizers.py          optimisers and learning rate schedules
+weight_average.py      the mean of the weights, where it is what is kept
 training_progress.py   what is told of a stage on the way
 denoising_loss.py      the loss of noisy latents on a base
 held_out.py            the loss of fixed pictures, noise and timesteps
@@ -17,7 +18,8 @@ early_stopping.py      the end of a stage that no longer improves
 samples.py             the prompts of samples, and drawing them
 sampling.py            samples now and then, in grids
 loss.py                noise, timesteps, targets and weights, as pure functions
-lora_layers.py         peft's LoRA layers, in and out of a model
+lora_targets.py        the layers of a base that learn
+lora_layers.py         peft's LoRA, DoRA and LoKr layers, in and out of a model
 textual_inversion.py   new tokens whose embeddings learn
 memory.py              GPU memory, estimated
 processes.py           several processes that train one LoRA together

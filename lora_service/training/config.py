@@ -38,6 +38,18 @@ CLASS_IMAGES = 100
 PLACEHOLDER = re.compile(r"<[^<>|\s]{1,30}>")
 
 
+LoraTargets = Literal[
+    "attention", "attention+geglu", "attention+ff", "attention+ff+conv", "all-linear", "kohya", "kohya+conv"
+]
+LoraKind = Literal["lora", "dora", "rslora", "lokr"]
+OptimizerName = Literal["adamw", "adamw8bit", "prodigy", "adamw_schedule_free", "muon"]
+ORIGINAL_TARGETS: LoraTargets = "attention+geglu"
+"""What the original trainers taught, and all that the cloneofsimo format has numbers for."""
+DEFAULT_TARGETS: LoraTargets = "attention+geglu"
+PRODIGY_RATE = 1.0
+"""The default of all rates with Prodigy, which multiplies them by what it finds."""
+
+
 class TrainConfig(BaseModel):
     """The inputs of a training, as given and validated; the fields are the form's, in its order.
 
@@ -95,12 +107,20 @@ class TrainConfig(BaseModel):
     learning_rate_unet: float | None = Field(
         None, ge=0, le=1, description="Empty: the base model's own (SD 1.5: 2e-4). Learning rate of the UNet's LoRA."
     )
+    optimizer: OptimizerName = Field(
+        "adamw", description="prodigy finds the rates by itself; adamw8bit saves memory; muon is for the LoRA alone."
+    )
     lr_scheduler: Literal[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
     ] = Field("constant", description="How the learning rates change over the steps.")
     lr_warmup_steps: Int = Field(
         0, ge=0, le=10000, description="Steps over which the learning rates rise from 0 to their value."
     )
+    lr_warmup_ratio: float = Field(
+        0.0, ge=0, le=1, description="lr_warmup_steps as a share of each stage's steps; one of the two may be given."
+    )
+    lr_cycles: Int = Field(3, ge=1, le=100, description="How often cosine_with_restarts begins anew in a stage.")
+    lr_power: float = Field(2.0, ge=0.1, le=10, description="Power of polynomial: 1 is linear, more falls sooner.")
     lora_rank: Int | None = Field(
         None, ge=1, le=128, description="Empty: 8 for objects, else 16. Rank of the LoRA: more holds more detail."
     )
@@ -109,6 +129,16 @@ class TrainConfig(BaseModel):
         ge=0.001,
         le=1024,
         description="Empty: the rank, which every tool reads alike. The LoRA counts alpha / rank.",
+    )
+    lora_kind: LoraKind = Field(
+        "lora",
+        description="dora learns magnitudes apart, rslora counts alpha / √rank, lokr is small. lora is the fastest.",
+    )
+    lora_targets: LoraTargets | None = Field(
+        None, description="Empty: attention+geglu. The layers that learn; more hold more and make a larger file."
+    )
+    lora_plus_ratio: float = Field(
+        1.0, ge=1, le=64, description="Learning rate of the LoRA's up matrices in those of the down ones (LoRA+)."
     )
     caption_mode: CaptionMode = Field(
         "auto",
@@ -163,6 +193,15 @@ class TrainConfig(BaseModel):
     )
     weight_decay_lora: float = Field(1e-3, ge=0, le=1, description="Weight decay of the LoRA.")
     weight_decay_ti: float = Field(0.0, ge=0, le=1, description="Weight decay of the new tokens.")
+    max_grad_norm: float = Field(
+        1.0, ge=0, le=1000, description="Gradients whose norm is larger are scaled down to it. 0: none are."
+    )
+    clip_by_group: bool = Field(
+        False, description="Clip the gradients of UNet, text encoders and tokens apart, not as one."
+    )
+    ema_decay: float = Field(
+        0.0, ge=0, le=0.9999, description="Decay of a running mean of what is learned, which is kept in place of it."
+    )
     snr_gamma: float | None = Field(
         None, ge=0, le=100, description="Empty: 5. Gamma of the loss's min-SNR weighting; 0 turns it off."
     )
@@ -239,8 +278,12 @@ class TrainConfig(BaseModel):
             "learning_rate_unet", "lora_rank", "caption_mode",
         ),
         "Training": (
-            "learning_rate_text", "learning_rate_ti", "lr_scheduler", "lr_warmup_steps", "train_batch_size",
-            "gradient_accumulation_steps", "lora_alpha", "weight_decay_lora",
+            "learning_rate_text", "learning_rate_ti", "train_batch_size", "gradient_accumulation_steps", "ema_decay",
+        ),
+        "LoRA": ("lora_alpha", "lora_kind", "lora_targets", "lora_plus_ratio", "weight_decay_lora"),
+        "Optimizer": (
+            "optimizer", "lr_scheduler", "lr_warmup_steps", "lr_warmup_ratio", "lr_cycles", "lr_power",
+            "max_grad_norm", "clip_by_group",
         ),
         "Captions and pictures": (
             "custom_prompts", "caption_dropout", "shuffle_tags", "keep_tokens", "max_token_length", "clip_skip",
@@ -317,6 +360,44 @@ class TrainConfig(BaseModel):
         if SUBJECT in value or (value.strip() and not all(prompts)):
             raise InputError("class_prompt", value, "prompts without {} split by |, like 'a photo of a dog'")
         return "|".join(prompts)
+
+    @model_validator(mode="after")
+    def _layers_fit(self) -> TrainConfig:
+        """Check that the file's format holds the layers, and that they can go on from a LoRA's."""
+        if self.start_from.strip() and self.lora_kind != "lora":
+            expected = "lora with start_from, whose layers go on as they are"
+            raise InputError("lora_kind", self.lora_kind, expected, code="cannot_go_on")
+        if self.lora_kind == "lokr" and self.lora_format != "kohya":
+            raise InputError("lora_format", self.lora_format, "kohya, the only format of LoKr, with lora_kind lokr")
+        if self.lora_format != "cloneofsimo":
+            return self
+        if self.lora_kind == "dora":
+            raise InputError("lora_format", self.lora_format, "kohya or diffusers with lora_kind dora")
+        if self.lora_targets not in (None, ORIGINAL_TARGETS):
+            expected = f"{ORIGINAL_TARGETS} or empty with lora_format cloneofsimo, which has no names for other layers"
+            raise InputError("lora_targets", self.lora_targets, expected)
+        return self
+
+    @model_validator(mode="after")
+    def _optimizer_fits(self) -> TrainConfig:
+        """Check that the rates' inputs fit each other and the optimiser."""
+        if self.lr_warmup_steps and self.lr_warmup_ratio:
+            raise InputError("lr_warmup_ratio", self.lr_warmup_ratio, "0 beside lr_warmup_steps; give one of the two")
+        if self.optimizer == "adamw_schedule_free":
+            if not self.lr_scheduler.startswith("constant"):
+                raise InputError("lr_scheduler", self.lr_scheduler, "constant with optimizer adamw_schedule_free")
+            if self.ema_decay:
+                expected = "0 with optimizer adamw_schedule_free, which keeps a mean already"
+                raise InputError("ema_decay", self.ema_decay, expected)
+        if self.lora_plus_ratio != 1:
+            if self.optimizer == "prodigy":
+                expected = "1 with optimizer prodigy, which finds the rates of a group as one"
+                raise InputError("lora_plus_ratio", self.lora_plus_ratio, expected)
+            if self.lora_kind == "lokr":
+                raise InputError(
+                    "lora_plus_ratio", self.lora_plus_ratio, "1 with lora_kind lokr, which has no up matrix"
+                )
+        return self
 
     @field_validator("trigger", "class_word")
     @classmethod
@@ -580,6 +661,7 @@ def resolve_config(
         "learning_rate_unet": defaults.learning_rate_unet,
         "lora_rank": rank,
         "lora_alpha": float(rank),
+        "lora_targets": ORIGINAL_TARGETS if config.lora_format == "cloneofsimo" else DEFAULT_TARGETS,
         "caption_dropout": task.caption_dropout,
         "color_jitter": False,
         "flip": task.flip,
@@ -592,7 +674,10 @@ def resolve_config(
         values["preservation_weight"] = 1.0
     if config.preservation == "prior":
         values |= {"class_prompt": _class_prompt(config), "num_class_images": CLASS_IMAGES}
-    if config.lr_scheduler == "constant" and config.lr_warmup_steps:
+    if config.optimizer == "prodigy":
+        rates = ("learning_rate_ti", "learning_rate_text", "learning_rate_unet", "continue_inversion_lr")
+        values |= dict.fromkeys(rates, PRODIGY_RATE)
+    if config.lr_scheduler == "constant" and (config.lr_warmup_steps or config.lr_warmup_ratio):
         # "constant" itself has no warm-up.
         config = config.model_copy(update={"lr_scheduler": "constant_with_warmup"})
     config = config.model_copy(update={k: v for k, v in values.items() if getattr(config, k) in (None, "")})
@@ -672,6 +757,11 @@ def warmup_steps(warmup: int, steps: int) -> int:
     nothing where the stage has one step.
     """
     return warmup if warmup < steps else steps // 2
+
+
+def warmup_of_stage(config: TrainConfig, steps: int) -> int:
+    """Return the warm-up of a stage of ``steps`` steps, by ``lr_warmup_steps`` or ``lr_warmup_ratio``."""
+    return warmup_steps(config.lr_warmup_steps or round(config.lr_warmup_ratio * steps), steps)
 
 
 def with_trigger(config: TrainConfig, trigger: str, seed: int | None) -> TrainConfig:

@@ -15,14 +15,19 @@ from lora_service.dataset.report import DatasetReport
 from lora_service.errors import DivergedError, LoraFileError
 from lora_service.lora.files import write_lora
 from lora_service.lora.key_mapping import strip_text_model
-from lora_service.lora.weights import LoraLayer, LoraSubject, LoraWeights
+from lora_service.lora.weights import LoraSubject, LoraWeights
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.training.config import ResolvedConfig
 from lora_service.training.held_out import HELD_OUT_LOSS
 from lora_service.training.loop import LoopReport
-from lora_service.training.lora_layers import Layers
+from lora_service.training.lora_layers import LOKR_FACTOR, Layers
 from lora_service.training.lora_metadata import MODELSPEC_PREDICTIONS, LoraMetadata, metadata_strings
 from lora_service.training.textual_inversion import AddedTokens
+
+_LYCORIS_ARGS: Mapping[str, Mapping[str, str]] = {
+    "dora": {"algo": "lora", "dora_wd": "True"},
+    "lokr": {"algo": "lokr", "factor": str(LOKR_FACTOR)},
+}
 
 
 @dataclass
@@ -44,10 +49,7 @@ class TrainedAdapter:
     def weights(self, names: tuple[str, ...], metadata: Mapping[str, str]) -> LoraWeights:
         """Copy it into a LoRA in memory; ``names`` are the tokens'."""
         layers = {
-            component: {
-                strip_text_model(path): LoraLayer(layer.down.detach().cpu(), layer.up.detach().cpu(), layer.alpha)
-                for path, layer in by_path.items()
-            }
+            component: {strip_text_model(path): layer.change() for path, layer in by_path.items()}
             for component, by_path in self.layers.items()
             if by_path
         }
@@ -89,7 +91,8 @@ def export_lora(
     report |= _exceptions(adapter, stages)
     if parts := {name: stage.parts for name, stage in stages.items() if stage.parts}:
         report["loss_parts"] = parts
-    side = config.resolution or 0
+    side, rank = config.resolution or 0, config.lora_rank or 0
+    alpha = config.lora_alpha or 0.0
     header = LoraMetadata(
         architecture=base.defaults.architecture,
         base_version=base.defaults.version,
@@ -97,14 +100,15 @@ def export_lora(
         title=resolved.title,
         subjects=tuple(LoraSubject(subject.trigger, subject.tokens) for subject in resolved.subjects),
         resolution=(side, side),
-        rank=config.lora_rank or 0,
-        alpha=config.lora_alpha or 0.0,
+        rank=rank,
+        alpha=alpha * rank**0.5 if config.lora_kind == "rslora" else alpha,
         steps=stages["stage 2"].steps if "stage 2" in stages else 0,
         learning_rate=config.learning_rate_unet or 0.0,
         prediction_type=MODELSPEC_PREDICTIONS[base.prediction_type],
         clip_skip=config.clip_skip,
         usage_hint=_usage_hint(resolved),
         thumbnail=adapter.thumbnail,
+        network_args=_LYCORIS_ARGS.get(config.lora_kind, {}),
     )
     metadata = metadata_strings(header, __version__) | {"lora_service.report": json.dumps(report, sort_keys=True)}
     try:

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from lora_service.dataset.report import DatasetReport
-from lora_service.training.config import TrainConfig, warmup_steps
+from lora_service.training.config import PRODIGY_RATE, TrainConfig, warmup_of_stage
 
 _INPUTS_OF_STAGE: Mapping[str, tuple[str, ...]] = {
     "max_train_steps_ti": (
         "learning_rate_ti", "weight_decay_ti", "placeholder_tokens", "continue_inversion", "continue_inversion_lr",
     ),
     "max_train_steps_tuning": (
-        "trigger", "learning_rate_unet", "learning_rate_text", "lora_rank", "lora_alpha", "weight_decay_lora",
+        "trigger", "learning_rate_unet", "learning_rate_text", "lora_rank", "lora_alpha", "lora_kind",
+        "lora_targets", "lora_plus_ratio", "weight_decay_lora",
         "caption_dropout", "continue_inversion", "continue_inversion_lr", "preservation",
     ),
 }  # fmt: skip
 """Steps of a stage -> the inputs that it alone reads."""
+
+
+_LEAST_PRODIGY_RATE = 0.05
+"""What is below was meant for another optimiser."""
 
 
 def warn_of_inputs(config: TrainConfig, report: DatasetReport) -> list[str]:
@@ -25,7 +30,10 @@ def warn_of_inputs(config: TrainConfig, report: DatasetReport) -> list[str]:
     Args:
         config: as given, before it is resolved.
     """
-    return [f"warning: {text}" for text in (*_of_stages(config), *_of_warmup(config), *_of_captions(config, report))]
+    return [
+        f"warning: {text}"
+        for text in (*_of_stages(config), *_of_rates(config), *_of_warmup(config), *_of_captions(config, report))
+    ]
 
 
 def _of_stages(config: TrainConfig) -> Iterator[str]:
@@ -53,12 +61,29 @@ def _of_stages(config: TrainConfig) -> Iterator[str]:
         yield "class_word has no effect, as trigger and initializer_tokens stand for it"
 
 
+def _of_rates(config: TrainConfig) -> Iterator[str]:
+    for name, scheduler in (("lr_cycles", "cosine_with_restarts"), ("lr_power", "polynomial")):
+        if _is_set(config, name) and config.lr_scheduler != scheduler:
+            yield f"{name} has no effect, as lr_scheduler is {config.lr_scheduler!r} and not {scheduler!r}"
+    if config.clip_by_group and not config.max_grad_norm:
+        yield "clip_by_group has no effect, as max_grad_norm is 0"
+    if config.optimizer != "prodigy":
+        return
+    for name in ("learning_rate_unet", "learning_rate_text", "learning_rate_ti", "continue_inversion_lr"):
+        if 0 < (getattr(config, name) or 0) < _LEAST_PRODIGY_RATE:
+            yield (
+                f"{name} is {getattr(config, name):g}, by which prodigy multiplies the rate that it finds: almost "
+                f"nothing will be learned; leave it out, or take about {PRODIGY_RATE:g}"
+            )
+
+
 def _of_warmup(config: TrainConfig) -> Iterator[str]:
     for stage, steps in (("1", config.max_train_steps_ti), ("2", config.max_train_steps_tuning)):
-        used = warmup_steps(config.lr_warmup_steps, steps)
-        if steps and used != config.lr_warmup_steps:
+        asked, used = config.lr_warmup_steps or round(config.lr_warmup_ratio * steps), warmup_of_stage(config, steps)
+        name = "lr_warmup_steps" if config.lr_warmup_steps else "lr_warmup_ratio"
+        if steps and used != asked:
             yield (
-                f"lr_warmup_steps is {config.lr_warmup_steps}, but stage {stage} has {steps} step{'s' * (steps > 1)}: "
+                f"{name} is {getattr(config, name):g}, but stage {stage} has {steps} step{'s' * (steps > 1)}: "
                 f"it warms up over {used}, or the learning rates would never be reached"
             )
 

@@ -12,8 +12,9 @@ import torch
 
 from lora_service.errors import DivergedError
 from lora_service.training.config import TrainConfig
-from lora_service.training.optimizers import make_lr_scheduler, make_optimizer
+from lora_service.training.optimizers import learning_rates, make_lr_scheduler, make_optimizer
 from lora_service.training.processes import Processes
+from lora_service.training.weight_average import WeightAverage
 
 _REPORTED_LOSSES = 32
 """Means of the loss, evenly spread over a stage, in its report."""
@@ -41,7 +42,8 @@ class LoopSpec:
     """The steps of one stage.
 
     Attributes:
-        param_groups: the optimiser's, each with ``params``, ``lr`` and ``weight_decay``.
+        param_groups: the optimiser's, each with ``params``, ``lr``, ``weight_decay`` and a ``name``; groups of one
+            name have their gradients clipped together.
         compute_loss: the loss of micro-batch ``i``.
         generator: what ``compute_loss`` draws noise and timesteps from.
         later_steps: the stages after this one, as a number of this one's steps.
@@ -127,6 +129,8 @@ class StageRun:
         step: the steps done.
         losses: name -> loss of each step ``(steps,)``, fp32 on the device, 0 where not yet done; "total" is the one
             that gradients were taken of.
+        gradient_norms: name of the parameters that are clipped together -> the norm of their gradient in each step,
+            before it is clipped; as ``losses``.
         stop_reason: the reason why it stops before its last step, "" where it does not.
         diverged_at: as of :class:`LoopReport`.
         measurements: name -> step and value of what is measured now and then, such as the held-out loss.
@@ -143,7 +147,10 @@ class StageRun:
         self.lr_scheduler = make_lr_scheduler(self.optimizer, config, spec.steps)
         # fp16 gradients underflow without it; bf16 and fp32 ones do not.
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=spec.autocast == torch.float16)
+        self._average = WeightAverage(self.parameters, self.optimizer, config.ema_decay)
+        self._clipped = self._clipping_groups()
         self.losses: dict[str, torch.Tensor] = {}
+        self.gradient_norms: dict[str, torch.Tensor] = {}
         self.step = 0
         self.stop_reason = self._asked_to_stop = ""
         self.diverged_at = 0
@@ -183,17 +190,20 @@ class StageRun:
             self._add_loss("total", batch_loss.total, accumulated)
             for name, part in batch_loss.parts.items():
                 self._add_loss(name, part, accumulated)
-        self._average()
+        self._share_gradients()
         self._scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for name, parameters in self._clipped.items():
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+            self.gradient_norms.setdefault(name, torch.zeros_like(self.losses["total"]))[self.step] = norm
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.spec.after_step([group["lr"] for group in self.optimizer.param_groups])
+        self.spec.after_step(learning_rates(self.optimizer))
+        self._average.update()
         self.lr_scheduler.step()
         self.step += 1
 
-    def _average(self) -> None:
+    def _share_gradients(self) -> None:
         """Share gradients and losses with the other processes, and whether one of them was asked to stop."""
         if self._processes.count == 1:
             return
@@ -201,6 +211,17 @@ class StageRun:
         self._processes.average(self.parameters, *(losses[self.step] for losses in self.losses.values()), asked)
         if asked.item():
             self.stop_reason = self._asked_to_stop or "another process stopped"
+
+    def _clipping_groups(self) -> dict[str, list[torch.nn.Parameter]]:
+        """Return the parameters whose gradients are clipped together, by a name of theirs."""
+        if not self.config.max_grad_norm:
+            return {}
+        if not self.config.clip_by_group:
+            return {"all": self.parameters}
+        by_name: dict[str, list[torch.nn.Parameter]] = {}
+        for group in self.spec.param_groups:
+            by_name.setdefault(group["name"], []).extend(group["params"])
+        return by_name
 
     def _add_loss(self, name: str, loss: torch.Tensor, accumulated: int) -> None:
         if name not in self.losses:
@@ -221,8 +242,12 @@ class StageRun:
 
         Whoever draws samples, measures a loss or saves the adapter does it in here.
         """
-        with torch.no_grad():
+        with torch.no_grad(), self._average.swapped_in():
             yield
+
+    def keep_average(self) -> None:
+        """Make the parameters those that are kept, for good: no further step will be taken."""
+        self._average.keep()
 
     def parameter_copies(self) -> list[torch.Tensor]:
         """Return copies of all parameters, in their order."""
@@ -244,8 +269,10 @@ class StageRun:
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "scaler": self._scaler.state_dict(),
+            "average": self._average.state_dict(),
             "generator": self.spec.generator.get_state(),
             "losses": dict(self.losses),
+            "gradient_norms": dict(self.gradient_norms),
             "first_loss": self._first_loss,
             "measurements": {name: list(values) for name, values in self.measurements.items()},
             "best": None if self.best is None else vars(self.best),
@@ -259,8 +286,10 @@ class StageRun:
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         self._scaler.load_state_dict(state["scaler"])
+        self._average.load_state_dict(state["average"])
         self.spec.generator.set_state(state["generator"].cpu())
         self.losses = {name: losses.to(self.device) for name, losses in state["losses"].items()}
+        self.gradient_norms = {name: norms.to(self.device) for name, norms in state["gradient_norms"].items()}
         self._first_loss = state["first_loss"]
         self.measurements = {name: list(values) for name, values in state["measurements"].items()}
         self.best = Snapshot(**state["best"]) if state["best"] else None
@@ -294,6 +323,7 @@ class StageRun:
         ):
             return False
         self.set_parameters(good.parameters)
+        self._average.forget()
         self.diverged_at, self.step = self.step, good.step
         self.stop_reason = f"no number any more by step {self.diverged_at}"
         return True
@@ -375,6 +405,7 @@ def _take_steps(stage: StageRun, callbacks: Sequence[TrainingCallback]) -> None:
         stage.take_step()
         for callback in callbacks:
             callback.on_step_end(stage)
+    stage.keep_average()
     stage.check_parameters()
 
 

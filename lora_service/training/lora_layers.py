@@ -1,26 +1,30 @@
-"""The LoRA layers that learn: peft's, put into a model and taken out again."""
+"""The layers that learn, of LoRA, DoRA or LoKr: peft's, put into a model and taken out again."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import Conv2d as PeftConv2d
+from peft import LoKrConfig, LoraConfig, inject_adapter_in_model
+from peft.tuners.lokr.layer import factorization
 from peft.tuners.lora import Linear as PeftLinear
+from peft.tuners.lora.layer import LoraLayer as PeftLoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn import functional as F
 
-from lora_service.lora.weights import LoraLayer
+from lora_service.lora.lycoris import DoraLayer, Factor, LokrLayer
+from lora_service.lora.weights import LoraLayer, WeightChange
+from lora_service.training.config import LoraKind
 
-UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj")
-"""Attention, and the projection of GEGLU: what the original trainers taught."""
-TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+LOKR_FACTOR = 8
+"""Rows and columns of LoKr's first matrix, where the layer's can be divided by it. With those near the root, peft's
+default, the second matrix is smaller than usual ranks, and a layer holds a tenth of LoRA's parameters."""
 _ADAPTER = "default"
 
 
@@ -61,6 +65,14 @@ class FusedLoraLinear(_Factors, PeftLinear):  # type: ignore[misc, unused-ignore
         # A tuple, so that nn.Module does not register the weights a second time.
         self._fused = (self.down, self.up, float(self.scaling[adapter_name])) if is_plain else None
 
+    @property
+    def down(self) -> nn.Parameter:
+        return cast(nn.Parameter, self.lora_A[_ADAPTER].weight)
+
+    @property
+    def up(self) -> nn.Parameter:
+        return cast(nn.Parameter, self.lora_B[_ADAPTER].weight)
+
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the layer's output for ``x`` ``(…, in)``."""
         is_switched = self.disable_adapters or self.merged or len(self.active_adapters) != 1
@@ -73,86 +85,158 @@ class FusedLoraLinear(_Factors, PeftLinear):  # type: ignore[misc, unused-ignore
         return fused.view_as(out)
 
 
-class LoraConv2d(_Factors, PeftConv2d):  # type: ignore[misc, unused-ignore]
-    """A convolution's LoRA, in a file to go on from: ``down (rank, in, kh, kw)``, ``up (out, rank, 1, 1)``, fp32."""
-
-    def __init__(self, base_layer: nn.Module, adapter_name: str, **kwargs: Any) -> None:
-        super().__init__(base_layer, adapter_name, **kwargs)
-        for adapter in (self.lora_A[adapter_name], self.lora_B[adapter_name]):
-            adapter.float()
-
-
-LearnedLayer = FusedLoraLinear | LoraConv2d
-Layers = Mapping[str, Mapping[str, LearnedLayer]]
+Layers = Mapping[str, Mapping[str, "LearnedLayer"]]
 """Component -> module path -> the layer that learns there."""
 
 
-def targets_in(component: str, model: nn.Module) -> dict[str, nn.Linear]:
-    """Return the linear layers of the base's ``component`` that a LoRA changes, by module path."""
-    endings = tuple("." + target for target in (UNET_TARGETS if component == "unet" else TEXT_TARGETS))
-    return {
-        path: layer for path, layer in model.named_modules() if isinstance(layer, nn.Linear) and path.endswith(endings)
-    }
+@dataclass(frozen=True)
+class LayerOptions:
+    """The algorithm of the layers that learn; they count ``alpha / rank``, or ``alpha / √rank`` of the kind rslora."""
+
+    rank: int
+    alpha: float
+    kind: LoraKind = "lora"
+
+
+class LearnedLayer:
+    """A layer of peft while it learns: what the optimiser changes, and the change of the weight that it amounts to.
+
+    Attributes:
+        parameters: by name, fp32; those of LoRA begin with ``lora_A`` (down) and ``lora_B`` (up).
+    """
+
+    def __init__(self, layer: BaseTunerLayer) -> None:
+        self._layer: Any = layer
+        named = dict(cast(nn.Module, layer).named_parameters())
+        self.parameters: dict[str, nn.Parameter] = {
+            name: parameter for name, parameter in named.items() if name.startswith(("lora_", "lokr_"))
+        }
+
+    @property
+    def scaling(self) -> float:
+        """The factor of the product of the factors."""
+        return float(self._layer.scaling[_ADAPTER])
+
+    @property
+    def ups(self) -> list[nn.Parameter]:
+        """LoRA's up matrix, which starts at 0; none of LoKr."""
+        return [parameter for name, parameter in self.parameters.items() if name.startswith("lora_B")]
+
+    def initialize(self, generator: torch.Generator) -> None:
+        """Start the factors that are not 0 from ``generator``, uniform in ±1/√inputs as peft has them."""
+        for name, parameter in self.parameters.items():
+            if name.startswith("lora_A") or name.startswith(("lokr_w1_b", "lokr_w2")):
+                bound = 1 / math.sqrt(parameter[0].numel())
+                parameter.data.copy_(torch.rand(parameter.shape, generator=generator) * 2 * bound - bound)
+            elif name.startswith("lora_magnitude"):  # of the base's weight in fp32, not as its dtype rounds it
+                norms = self._layer.get_base_layer().weight.detach().float().flatten(1).norm(dim=1)
+                parameter.data.copy_(norms.reshape(parameter.shape))
+
+    def start_from(self, start: LoraLayer) -> None:
+        """Start from the change of a file; a 1 × 1 convolution may be a linear layer there."""
+        for name, values in ((f"lora_A.{_ADAPTER}.weight", start.down), (f"lora_B.{_ADAPTER}.weight", start.up)):
+            parameter = self.parameters[name]
+            parameter.data.copy_(values.reshape(parameter.shape))
+
+    def change(self) -> WeightChange:
+        """Return a copy of what is learned as the change of a weight."""
+        if not isinstance(self._layer, PeftLoraLayer):
+            return self._lokr()
+        down, up = (self._copy(f"lora_{part}.{_ADAPTER}.weight") for part in "AB")
+        is_plain = not self._layer.use_rslora.get(_ADAPTER)
+        alpha = float(self._layer.lora_alpha[_ADAPTER]) if is_plain else self.scaling * down.shape[0]
+        inner = LoraLayer(down, up, alpha)
+        magnitude = f"lora_magnitude_vector.{_ADAPTER}.weight"
+        if magnitude not in self.parameters:
+            return inner
+        return DoraLayer(inner, self._copy(magnitude).reshape(-1, *[1] * (down.dim() - 1)))
+
+    def _lokr(self) -> LokrLayer:
+        first, second = self._factor("lokr_w1"), self._factor("lokr_w2")
+        rank = second.rank or first.rank
+        if not rank and self.scaling != 1:  # LyCORIS reads no alpha where there is no rank
+            first = Factor(first.b * self.scaling)
+        return LokrLayer(first, second, self.scaling * rank)
+
+    def _factor(self, name: str) -> Factor:
+        if f"{name}.{_ADAPTER}" in self.parameters:
+            return Factor(self._copy(f"{name}.{_ADAPTER}"))
+        return Factor(self._copy(f"{name}_b.{_ADAPTER}"), self._copy(f"{name}_a.{_ADAPTER}"))
+
+    def _copy(self, name: str) -> torch.Tensor:
+        return self.parameters[name].detach().cpu()
+
+
+def parameter_count(weight: tuple[int, ...], rank: int, kind: LoraKind) -> int:
+    """Return the number of parameters that learn for a weight ``(out, in[, kh, kw])``."""
+    out, inputs, kernel = weight[0], weight[1], math.prod(weight[2:])
+    if kind == "lokr":
+        (a, c), (b, d) = factorization(out, LOKR_FACTOR), factorization(inputs, LOKR_FACTOR)
+        return a * b + (c * d * kernel if rank >= max(c, d) / 2 else rank * (c + d * kernel))
+    return rank * (out + inputs * kernel) + (out if kind == "dora" else 0)
 
 
 @contextmanager
 def lora_layers(
-    component: str,
     model: nn.Module,
-    rank: int,
-    alpha: float,
+    paths: Collection[str],
+    options: LayerOptions,
     generator: torch.Generator,
     starts: Mapping[str, LoraLayer] | None = None,
     *,
-    only_starts: bool = False,
+    learn: bool = True,
 ) -> Iterator[Mapping[str, LearnedLayer]]:
-    """Let the target layers of the base's ``component`` learn within the context; yields them by path.
+    """Let the layers of ``model`` at ``paths`` learn within the context; yields them by path.
 
     ``down`` starts uniform in ±1/√in, drawn from ``generator``, and ``up`` at 0, so that the first step sees the base.
     There is no dropout: it would have to be remembered and turned off wherever the LoRA is used. However the context
     ends, the model is as before it, module by module.
 
     Args:
-        starts: module path -> the change that the layer there starts from, of its own rank and alpha; layers that are
-            no targets otherwise learn too.
-        only_starts: there are only these layers, and they do not learn.
+        starts: module path -> the change that the layer there starts from, of its own rank and alpha; of the kind lora
+            alone. Layers that are not among ``paths`` are added.
+        learn: False if the layers stay as they start.
     """
     starts = starts or {}
-    paths = list(dict.fromkeys([*(() if only_starts else targets_in(component, model)), *starts]))
+    paths = list(dict.fromkeys([*paths, *starts]))
     if not paths:  # peft refuses a model without targets
         yield {}
         return
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type, unused-ignore]
-        target_modules=paths,
-        lora_dropout=0.0,
-        # peft matches a pattern with the end of a path.
-        rank_pattern={f"^{re.escape(path)}": start.rank for path, start in starts.items()},
-        alpha_pattern={f"^{re.escape(path)}": start.alpha for path, start in starts.items()},
-    )
-    config._register_custom_module({nn.Linear: FusedLoraLinear, nn.Conv2d: LoraConv2d})
     try:
-        inject_adapter_in_model(config, model, _ADAPTER)
-        layers = {path: cast(LearnedLayer, model.get_submodule(path)) for path in paths}
+        inject_adapter_in_model(_peft_config(paths, options, starts), model, _ADAPTER)
+        layers = {path: LearnedLayer(cast(BaseTunerLayer, model.get_submodule(path))) for path in paths}
         for path, layer in layers.items():
-            _initialize(layer, starts.get(path), generator)
-            if only_starts:
-                layer.down.requires_grad_(False)
-                layer.up.requires_grad_(False)
+            for parameter in layer.parameters.values():
+                parameter.data = parameter.data.float()  # peft makes them in the base's dtype; what learns is fp32
+                parameter.requires_grad_(learn)
+            if path in starts:
+                layer.start_from(starts[path])
+            else:
+                layer.initialize(generator)
         yield layers
     finally:
         _remove_layers(model)
 
 
-def _initialize(layer: LearnedLayer, start: LoraLayer | None, generator: torch.Generator) -> None:
-    if start is not None:  # a 1 × 1 convolution may be a linear layer in the file
-        layer.down.data.copy_(start.down.reshape(layer.down.shape))
-        layer.up.data.copy_(start.up.reshape(layer.up.shape))
-        return
-    # peft's distribution, but from the job's seed and not from the process's.
-    bound = 1 / math.sqrt(layer.down[0].numel())
-    layer.down.data.copy_(torch.rand(layer.down.shape, generator=generator) * 2 * bound - bound)
+def _peft_config(
+    paths: Collection[str], options: LayerOptions, starts: Mapping[str, LoraLayer]
+) -> LoraConfig | LoKrConfig:
+    rank, alpha, targets = options.rank, options.alpha, list(paths)
+    if options.kind == "lokr":
+        return LoKrConfig(r=rank, alpha=alpha, target_modules=targets, decompose_factor=LOKR_FACTOR)  # type: ignore[arg-type, unused-ignore]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type, unused-ignore]
+        target_modules=targets,
+        lora_dropout=0.0,
+        use_dora=options.kind == "dora",
+        use_rslora=options.kind == "rslora",
+        # peft matches a pattern with the end of a path.
+        rank_pattern={f"^{re.escape(path)}": start.rank for path, start in starts.items()},
+        alpha_pattern={f"^{re.escape(path)}": start.alpha for path, start in starts.items()},
+    )
+    config._register_custom_module({nn.Linear: FusedLoraLinear})
+    return config
 
 
 def _remove_layers(model: nn.Module) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from lora_service.lora.weights import LoraSubject, subjects_to_header
@@ -28,9 +28,11 @@ class LoraMetadata:
         title: for people; A1111 uses it as the LoRA's alias in prompts, so it must be unique.
         subjects: the trigger words that call what was taught, mostly one.
         resolution: width and height it was trained at, in pixels.
+        alpha: by which alpha / rank is the scale.
         steps: optimiser steps of the LoRA's stage.
         thumbnail: data URL of a JPEG.
         clip_skip: the text encoder's layer that was read, counted from the end; None: the base's own.
+        network_args: LyCORIS' arguments, of kinds that kohya's own trainer has not; none of a LoRA.
     """
 
     architecture: str
@@ -47,6 +49,7 @@ class LoraMetadata:
     usage_hint: str = ""
     thumbnail: str = ""
     clip_skip: int | None = None
+    network_args: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def triggers(self) -> list[str]:
@@ -86,7 +89,8 @@ def _kohya(description: LoraMetadata, version: str) -> dict[str, str]:
         "ss_base_model_version": description.base_version,
         "ss_v2": str(description.base_version.startswith("sd_v2")),  # without it A1111 hides a LoRA of 2.x
         "ss_sd_model_name": description.base_name,
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "lycoris.kohya" if description.network_args else "networks.lora",
+        "ss_network_args": json.dumps(dict(description.network_args)) if description.network_args else "",
         "ss_network_dim": str(description.rank),
         "ss_network_alpha": str(description.alpha),
         "ss_output_name": description.title,

@@ -3,27 +3,32 @@
 In bytes, for batches of ``b`` pictures:
 
     weights    of the UNet, the text encoders and the VAE, as they are held
-    parameters 16 for each that learns: itself, its gradient and AdamW's two moments, all fp32
+    parameters 8 for each that learns: itself and its gradient, both fp32; with the optimiser's state, for AdamW two
+               moments of 4 each, and 4 of a running mean where one is kept
     captions   prompt embeds, which are kept for a block of batches where nothing learns in the text encoders
     step       b · (UNet + text encoders), twice where the class is preserved, saved for the backward pass:
                 UNet           x · Σ n (c_in + c_out) over residual blocks + y · Σ n c over transformer blocks,
                                with n positions and c channels each
                 checkpointed   z · Σ n c_in over residual blocks and transformers, and the largest block anew
                 text encoders  w · n c for each layer, where something learns in them
+                more targets   the inputs of layers beyond ORIGINAL_TARGETS, whose own are counted above
+                dora           d · n c_in for each layer that learns
+    deltas     with lokr, whose factors peft multiplies out: 4 for each item of a linear layer's weight, a convolution's
+               own bytes
     encoding   4 maps of the VAE's first level, at the pictures' full size, before the steps
 
-    need       weights + max(encoding, parameters + captions + step)
+    need       weights + max(encoding, parameters + captions + step + deltas)
 
-x, y, z and w (``transformer`` is y, ``residual`` x, ``inputs`` z, ``encoder`` w of ``_SavedBytes``) are the bytes that
-autograd saved at full size, counted by ``python -m benchmarks.activations``; they hold
-to about a tenth for 1.x, 2.x and XL. ``OVERHEAD`` stands for what the allocator and the kernels take on top.
+x, y, z, w and d (``residual``, ``transformer``, ``inputs``, ``encoder`` and ``dora`` of ``_SavedBytes``) are the bytes
+that autograd saved at full size, counted by ``python -m benchmarks.activations``; they hold to about a tenth for 1.x,
+2.x and XL. ``OVERHEAD`` stands for what the allocator and the kernels take on top.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,19 +38,23 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import nn
 
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.text_encoders import TextEncoder
 from lora_service.training.batches import CAPTIONS_PER_BLOCK
-from lora_service.training.config import TrainConfig
-from lora_service.training.lora_layers import targets_in
+from lora_service.training.config import DEFAULT_TARGETS, ORIGINAL_TARGETS, TrainConfig
+from lora_service.training.lora_layers import parameter_count
+from lora_service.training.lora_targets import TargetLayers, learning_targets, targets_in
+from lora_service.training.optimizers import STATE_BYTES
 
 GIB = 2**30
 OVERHEAD = 1.15
 """Factor for fragments, workspaces and gradients on their way; a run that fits only without it may not fit."""
 
-_BYTES_PER_PARAMETER = 16
+_BYTES_PER_PARAMETER = 8
+"""Of a parameter that learns and its gradient."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +65,12 @@ class _SavedBytes:
     transformer: float
     inputs: float
     encoder: float
+    dora: float
 
 
-_HALF = _SavedBytes(residual=15.5, transformer=55, inputs=6, encoder=42)
+_HALF = _SavedBytes(residual=15.5, transformer=55, inputs=6, encoder=42, dora=17)
 """Autocast keeps the norms' inputs in fp32 beside the half-precision rest."""
-_FULL = _SavedBytes(residual=18.5, transformer=92, inputs=10, encoder=80)
+_FULL = _SavedBytes(residual=18.5, transformer=92, inputs=10, encoder=80, dora=32)
 
 
 @dataclass(frozen=True)
@@ -72,11 +82,12 @@ class MemoryEstimate:
     captions: int
     step: int
     encoding: int
+    deltas: int = 0
 
     @property
     def beyond_weights(self) -> int:
         """The bytes that are needed once the base is loaded."""
-        return max(self.encoding, self.parameters + self.captions + self.step)
+        return max(self.encoding, self.parameters + self.captions + self.step + self.deltas)
 
 
 def estimate(base: DiffusionBase, config: TrainConfig, *, checkpointing: bool) -> MemoryEstimate:
@@ -89,13 +100,19 @@ def estimate(base: DiffusionBase, config: TrainConfig, *, checkpointing: bool) -
     positions = base.text.positions * (1 if config.max_token_length == "auto" else config.chunks)
     if trains_text or config.max_train_steps_ti:
         step += sum(encoder_bytes(e, positions, base.dtype) for e in base.text.encoders.values())
+    layers = _layers(base, config)
+    step += sum(
+        layer_bytes(component, of_component, side // base.vae_scale_factor, base, config, checkpointing=checkpointing)
+        for component, of_component in layers.items()
+    )
     kept = 0 if trains_text else min(CAPTIONS_PER_BLOCK, config.max_train_steps_tuning * config.train_batch_size)
     return MemoryEstimate(
         weights=sum(p.numel() * p.element_size() for model in models for p in model.parameters()),
-        parameters=_BYTES_PER_PARAMETER * _parameter_count(base, config),
+        parameters=_bytes_per_parameter(config) * _parameter_count(layers, config),
         captions=kept * positions * base.text.width * base.dtype.itemsize,
         step=round(batch * step * (2 if _preserves(config) else 1)),
         encoding=4 * side**2 * base.vae.config.block_out_channels[0] * base.vae.dtype.itemsize,
+        deltas=_delta_bytes(layers, base.dtype, checkpointing=checkpointing) if config.lora_kind == "lokr" else 0,
     )
 
 
@@ -126,24 +143,92 @@ def encoder_bytes(encoder: TextEncoder, positions: int, dtype: torch.dtype) -> f
     return saved.encoder * positions * encoder.config.hidden_size * encoder.config.num_hidden_layers
 
 
+def layer_bytes(
+    component: str,
+    layers: TargetLayers,
+    side: int,
+    base: DiffusionBase,
+    config: TrainConfig,
+    *,
+    checkpointing: bool,
+) -> float:
+    """Return the bytes saved for what learns in ``component`` beside those of :func:`unet_bytes` for one picture.
+
+    Args:
+        side: of the latents.
+    """
+    known = targets_in(component, base.components[component], ORIGINAL_TARGETS)
+    dora = (_FULL if base.dtype == torch.float32 else _HALF).dora if config.lora_kind == "dora" else 0.0
+    saved = dict[str, float]()
+    for path, layer in layers.items():
+        text = component != "unet" or path.endswith(("attn2.to_k", "attn2.to_v"))
+        positions = base.text.positions if text else _positions(path, side**2, base.unet)
+        saved[path] = positions * layer.weight.shape[1] * (dora + (0 if path in known else base.dtype.itemsize))
+    return _at_once(saved, checkpointing=checkpointing and component == "unet")
+
+
+def _delta_bytes(layers: Mapping[str, TargetLayers], dtype: torch.dtype, *, checkpointing: bool) -> int:
+    """Return the bytes of LoKr's changes at the size of the weights."""
+    return sum(
+        round(
+            _at_once(
+                {
+                    path: layer.weight.numel() * (4.0 if isinstance(layer, nn.Linear) else dtype.itemsize)
+                    for path, layer in of_component.items()
+                },
+                checkpointing=checkpointing and component == "unet",
+            )
+        )
+        for component, of_component in layers.items()
+    )
+
+
+def _at_once(saved: Mapping[str, float], *, checkpointing: bool) -> float:
+    """Return the bytes that are there at once of those saved by path: of the largest block where it is made anew."""
+    by_block: dict[str, float] = {}
+    for path, size in saved.items():
+        block = re.match(r".*?(?:transformer_blocks|resnets)\.\d+", path)
+        name = block[0] if block else path
+        by_block[name] = by_block.get(name, 0.0) + size
+    return max(by_block.values(), default=0.0) if checkpointing else sum(by_block.values())
+
+
 def _blocks(unet: UNet2DConditionModel, positions: int) -> Iterator[tuple[Any, int]]:
     """Yield the UNet's blocks with the positions that each works on; every level has a quarter of those above it."""
-    last = len(unet.config.block_out_channels) - 1
     for path, module in unet.named_modules():
         if isinstance(module, ResnetBlock2D | BasicTransformerBlock | Transformer2DModel):
-            match = re.match(r"(down|up)_blocks\.(\d)", path)
-            level = last if match is None else int(match[2]) if match[1] == "down" else last - int(match[2])
-            yield module, positions // 4**level
+            yield module, _positions(path, positions, unet)
 
 
-def _parameter_count(base: DiffusionBase, config: TrainConfig) -> int:
-    """Return the number of parameters of stage 2's LoRA, which has more than stage 1."""
-    rank = config.lora_rank or 1
+def _positions(path: str, positions: int, unet: UNet2DConditionModel) -> int:
+    """Return the positions that the module at ``path`` works on; the embedding of timestep and sizes has one."""
+    if "time_emb" in path or path.startswith("add_embedding"):
+        return 1
+    last = len(unet.config.block_out_channels) - 1
+    match = re.match(r"(down|up)_blocks\.(\d)", path)
+    level = last if match is None else int(match[2]) if match[1] == "down" else last - int(match[2])
+    return positions // 4 ** (level - (".upsamplers." in path))
+
+
+def _layers(base: DiffusionBase, config: TrainConfig) -> dict[str, TargetLayers]:
+    """Return the layers that learn in stage 2, by component; what learns in stage 1 is little."""
+    return {
+        name: learning_targets(base, name, config.lora_targets or DEFAULT_TARGETS)
+        for name in base.components
+        if config.max_train_steps_tuning
+        and (config.learning_rate_unet if name == "unet" else config.learning_rate_text)
+    }
+
+
+def _bytes_per_parameter(config: TrainConfig) -> int:
+    return _BYTES_PER_PARAMETER + STATE_BYTES[config.optimizer] + (4 if config.ema_decay else 0)
+
+
+def _parameter_count(layers: Mapping[str, TargetLayers], config: TrainConfig) -> int:
     return sum(
-        rank * (layer.in_features + layer.out_features)
-        for name, model in base.components.items()
-        if (config.learning_rate_unet if name == "unet" else config.learning_rate_text)
-        for layer in targets_in(name, model).values()
+        parameter_count(tuple(layer.weight.shape), config.lora_rank or 1, config.lora_kind)
+        for of_component in layers.values()
+        for layer in of_component.values()
     )
 
 

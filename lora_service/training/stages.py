@@ -18,6 +18,7 @@ from lora_service.training.denoising_loss import DenoisingLoss
 from lora_service.training.latent_cache import CachedLatents
 from lora_service.training.loop import BatchLoss, LoopReport, LoopSpec, TrainingCallback, run_loop
 from lora_service.training.lora_layers import Layers
+from lora_service.training.optimizers import TOKENS
 from lora_service.training.preservation import (
     BatchSource,
     ClassCaptions,
@@ -149,25 +150,33 @@ def _norm_pull(base: DiffusionBase, tokens: AddedTokens | None) -> Callable[[Seq
 
 
 def _token_group(tokens: AddedTokens, lr: float | None, weight_decay: float) -> dict[str, Any]:
-    return {"params": [e.rows for e in tokens.embeddings.values()], "lr": lr, "weight_decay": weight_decay}
+    rows = [embedding.rows for embedding in tokens.embeddings.values()]
+    return {"params": rows, "lr": lr, "weight_decay": weight_decay, "name": TOKENS}
 
 
 def _layer_groups(resolved: ResolvedConfig, layers: Layers) -> list[dict[str, Any]]:
     """Return an optimiser's group per component, the UNet at its rate and every text encoder at the text's.
 
-    A component whose rate is 0 has none; its layers, of a LoRA to go on from, stay as they are.
+    A component whose rate is 0 has none; its layers, of a LoRA to go on from, stay as they are. With a
+    ``lora_plus_ratio`` (https://arxiv.org/abs/2402.12354) the up matrices are a group of their own.
     """
-    config = resolved.config
-    rates = {name: config.learning_rate_unet if name == "unet" else config.learning_rate_text for name in layers}
-    return [
-        {
-            "params": [p for layer in by_path.values() for p in (layer.down, layer.up)],
-            "lr": rates[component],
-            "weight_decay": config.weight_decay_lora,
-        }
-        for component, by_path in layers.items()
-        if by_path and rates[component]
-    ]
+    config, groups = resolved.config, []
+    for component, by_path in layers.items():
+        rate = config.learning_rate_unet if component == "unet" else config.learning_rate_text
+        if not rate:
+            continue
+        parts = [([p for layer in by_path.values() for p in layer.parameters.values()], rate)]
+        if config.lora_plus_ratio != 1:
+            ups = [up for layer in by_path.values() for up in layer.ups]
+            of_ups = {id(up) for up in ups}
+            rest = [p for p in parts[0][0] if id(p) not in of_ups]
+            parts = [(rest, rate), (ups, rate * config.lora_plus_ratio)]
+        groups += [
+            {"params": params, "lr": lr, "weight_decay": config.weight_decay_lora, "name": component}
+            for params, lr in parts
+            if params
+        ]
+    return groups
 
 
 EncodePlan = Callable[[TextEncoders, BatchPlan], EncodeCaptions]

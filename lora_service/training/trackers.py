@@ -201,11 +201,13 @@ class TrackerCallback(TrainingCallback):
             self._logged, self._logged_at = stage.step, time.monotonic()
 
     def _log_steps(self, stage: StageRun) -> None:
-        columns = {name: losses[self._logged : stage.step].tolist() for name, losses in stage.losses.items()}
-        lrs = {f"lr/{i}": group["lr"] for i, group in enumerate(stage.optimizer.param_groups)}
+        series = {f"loss/{name}": losses for name, losses in stage.losses.items()}
+        series |= {f"gradient_norm/{name}": norms for name, norms in stage.gradient_norms.items()}
+        columns = {name: values[self._logged : stage.step].tolist() for name, values in series.items()}
+        lrs = {f"lr/{group.get('name', i)}": group["lr"] for i, group in enumerate(stage.optimizer.param_groups)}
         measured = {f"loss/{name}": dict(values) for name, values in stage.measurements.items()}
         for row in range(stage.step - self._logged):
-            values = {f"loss/{name}": column[row] for name, column in columns.items()}
+            values = {name: column[row] for name, column in columns.items()}
             step = self._logged + row + 1
             values |= {name: each[step] for name, each in measured.items() if step in each}
             self._trackers.log_values(values | (lrs if step == stage.step else {}), self._offset + step)

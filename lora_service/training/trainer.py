@@ -32,15 +32,24 @@ from lora_service.training.class_dataset import (
 )
 from lora_service.training.class_image_cache import ClassImageCache
 from lora_service.training.class_images import ClassImageArtist
-from lora_service.training.config import CLASS_IMAGES, ResolvedConfig, TrainConfig, resolve_config, with_trigger
+from lora_service.training.config import (
+    CLASS_IMAGES,
+    DEFAULT_TARGETS,
+    ResolvedConfig,
+    TrainConfig,
+    resolve_config,
+    with_trigger,
+)
 from lora_service.training.early_stopping import EarlyStopping
 from lora_service.training.export import TrainedAdapter, export_lora, job_state
 from lora_service.training.held_out import HeldOutEvaluation, HeldOutLoss, choose_held_out
 from lora_service.training.input_warnings import warn_of_inputs
 from lora_service.training.latent_cache import cache_latents
 from lora_service.training.loop import LoopReport, TrainingCallback
-from lora_service.training.lora_layers import Layers, LearnedLayer, lora_layers
+from lora_service.training.lora_layers import LayerOptions, Layers, LearnedLayer, lora_layers
+from lora_service.training.lora_targets import learning_targets
 from lora_service.training.memory import choose_checkpointing, explain_out_of_memory
+from lora_service.training.optimizers import check_optimizer
 from lora_service.training.preservation import ClassSet
 from lora_service.training.processes import Processes
 from lora_service.training.run_folder import RunFolder, RunOptions
@@ -134,6 +143,7 @@ class Trainer:
             self.start.check(self.base)
             config = self.start.fill(config)
         resolved = self._resolve(config)
+        check_optimizer(resolved.config, self.base.device)
         checkpointing = choose_checkpointing(self.base, resolved.config, self.log)
         sources = PictureSources(source, class_data)
         dataset, class_pictures, resolved = self._load(sources, config, resolved)
@@ -453,13 +463,15 @@ class Trainer:
     def _add_layers(self, stack: ExitStack, resolved: ResolvedConfig, generator: torch.Generator) -> Layers:
         """Add LoRA layers to the UNet and the text encoders until ``stack`` ends; none where the rate is 0."""
         config = resolved.config
-        rank, alpha = config.lora_rank or 1, config.lora_alpha or 1.0
+        options = LayerOptions(config.lora_rank or 1, config.lora_alpha or 1.0, config.lora_kind)
         layers: dict[str, Mapping[str, LearnedLayer]] = {}
         for component, model in self.base.components.items():
             starts = self.start.starts(component, self.base) if self.start else {}
-            learns = config.learning_rate_unet if component == "unet" else config.learning_rate_text
-            if learns or starts:
-                added = lora_layers(component, model, rank, alpha, generator, starts, only_starts=not learns)
+            learn = bool(config.learning_rate_unet if component == "unet" else config.learning_rate_text)
+            if learn or starts:
+                targets = learning_targets(self.base, component, config.lora_targets or DEFAULT_TARGETS)
+                paths = targets if learn else ()
+                added = lora_layers(model, paths, options, generator, starts, learn=learn)
                 layers[component] = stack.enter_context(added)
                 if self.start:
                     new = len(layers[component]) - len(starts)

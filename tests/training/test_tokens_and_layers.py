@@ -1,6 +1,6 @@
 """What learns is put in and taken out without a trace."""
 
-from typing import Any
+from typing import Any, get_args
 
 import peft
 import pytest
@@ -8,12 +8,19 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from lora_service.errors import InputError
-from lora_service.training.lora_layers import FusedLoraLinear, lora_layers
+from lora_service.training.config import ORIGINAL_TARGETS, LoraKind
+from lora_service.training.lora_layers import FusedLoraLinear, LayerOptions, lora_layers
+from lora_service.training.lora_targets import targets_in
 from lora_service.training.textual_inversion import added_tokens, initial_embeddings, pull_norms
 from tests.errors import raises
 from tests.small_base import hashes, small_base
 
 ENCODER = "text_encoder"
+OPTIONS = LayerOptions(4, 4.0)
+
+
+def paths_of(component: str, model: torch.nn.Module) -> list[str]:
+    return list(targets_in(component, model, ORIGINAL_TARGETS))
 
 
 def ids_of(tokenizer: object, text: str) -> torch.Tensor:
@@ -75,13 +82,13 @@ def test_norms_are_pulled_by_the_original_rule(rate: float, expected: float) -> 
 
 def test_layers_cover_attention_and_geglu_and_change_nothing_at_first() -> None:
     base = small_base()
-    before = hashes(base)
+    before, encoder = hashes(base), base.text.encoders[ENCODER]
     ids = ids_of(base.tokenizers[ENCODER], "a photo of a dog")
-    expected = base.text.encoders[ENCODER](ids)[0]
+    expected = encoder(ids)[0]
     generator = torch.Generator().manual_seed(0)
     with (
-        lora_layers("unet", base.unet, 4, 4.0, generator) as unet,
-        lora_layers(ENCODER, base.text.encoders[ENCODER], 4, 4.0, generator) as text,
+        lora_layers(base.unet, paths_of("unet", base.unet), OPTIONS, generator) as unet,
+        lora_layers(encoder, paths_of(ENCODER, encoder), OPTIONS, generator) as text,
     ):
         torch.testing.assert_close(base.text.encoders[ENCODER](ids)[0], expected)
         endings = {path.split("transformer_blocks.0.")[1] for path in unet}
@@ -138,20 +145,24 @@ def test_a_switched_off_layer_is_its_base() -> None:
     assert torch.equal(layer(x), linear(x))
 
 
-def test_what_learns_is_fp32_in_a_half_precision_base_and_the_seed_alone_decides_its_start() -> None:
+@pytest.mark.parametrize("kind", get_args(LoraKind))
+def test_what_learns_is_fp32_in_a_half_precision_base_and_the_seed_alone_decides_its_start(kind: LoraKind) -> None:
     unet = small_base().unet.to(torch.bfloat16)
+    paths = targets_in("unet", unet, "kohya+conv")
     starts = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed + 5)
-        with lora_layers("unet", unet, 4, 4.0, torch.Generator().manual_seed(seed)) as layers:
-            assert {p.dtype for layer in layers.values() for p in (layer.down, layer.up)} == {torch.float32}
-            starts.append(torch.cat([layer.down.detach().flatten() for layer in layers.values()]))
+        with lora_layers(unet, paths, LayerOptions(4, 4.0, kind), torch.Generator().manual_seed(seed)) as layers:
+            learned = [p for layer in layers.values() for p in layer.parameters.values()]
+            assert {p.dtype for p in learned} == {torch.float32}
+            starts.append(torch.cat([p.detach().flatten() for p in learned]))
     assert torch.equal(starts[0], starts[1])
     assert not torch.equal(starts[0], starts[2])
 
 
 def test_a_component_without_targets_has_no_layers() -> None:
-    with lora_layers("unet", torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1)), 4, 4.0, torch.Generator()) as layers:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1))
+    with lora_layers(model, paths_of("unet", model), OPTIONS, torch.Generator()) as layers:
         assert layers == {}
 
 
@@ -172,7 +183,7 @@ def test_layers_are_taken_out_after_an_error_or_a_cancel(
             make(self, *args, **kwargs)
 
         monkeypatch.setattr(FusedLoraLinear, "__init__", break_off)
-    with pytest.raises(error), lora_layers("unet", base.unet, 4, 4.0, torch.Generator()):
+    with pytest.raises(error), lora_layers(base.unet, paths_of("unet", base.unet), OPTIONS, torch.Generator()):
         raise error
     assert hashes(base) == before
     assert [type(m) for m in base.unet.modules()] == modules
