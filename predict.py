@@ -43,6 +43,12 @@ class Predictor(BaseRunner):
             le=50,
             description="Empty: the base model's own (SD 1.5: 7.5). How strictly to follow the prompt.",
         ),
+        clip_skip: int | None = Input(
+            default=None,
+            ge=1,
+            le=32,
+            description="Empty: as the LoRA was trained. Layer of the text encoder that is read, from the end.",
+        ),
         scheduler: str = Input(
             default="DPMSolverMultistep",
             choices=[

@@ -47,6 +47,11 @@ def train(
         le=2048,
         description="Empty: the base model's own (SD 1.5: 512). Side of the training pictures in pixels.",
     ),
+    more_resolutions: str = Input(
+        default="",
+        max_length=60,
+        description="Further sides in pixels, split by commas: every picture is taught at each of them too.",
+    ),
     max_train_steps_ti: int = Input(
         default=700,
         ge=0,
@@ -119,6 +124,17 @@ def train(
         le=1,
         description="Empty: 0.1 for styles, else 0.05. Share of stage 2's steps without a caption.",
     ),
+    max_token_length: str = Input(
+        default="auto",
+        choices=["auto", "75", "150", "225"],
+        description="Most tokens of a caption that are read, in chunks of 75. auto: as many as captions need.",
+    ),
+    clip_skip: int | None = Input(
+        default=None,
+        ge=1,
+        le=32,
+        description="Empty: the base model's own. Layer of the text encoder that is read, from the end; 1: the last.",
+    ),
     mask_mode: str = Input(
         default="auto",
         choices=["auto", "face", "none", "files"],
@@ -127,6 +143,7 @@ def train(
     aspect_ratio_buckets: bool = Input(
         default=False, description="Keep the pictures' shapes instead of cropping them to squares."
     ),
+    random_crop: bool = Input(default=False, description="Eight random crops of each picture instead of one."),
     color_jitter: bool | None = Input(
         default=None, description="Empty: no. Vary brightness, contrast and saturation a little."
     ),

@@ -32,14 +32,14 @@ _CLIP_POSITIONS = 77
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
-def _token_window(base: Path | None) -> TokenWindow:
+def _token_window(base: Path | None, chunks: int) -> TokenWindow:
     """Return the tokens of a caption that the base reads, by the tokenizer in its folder.
 
     Words and marks are counted where it is not on this machine: CLIP has a token or more for each of them.
     """
     folder = base / "tokenizer" if base and base.is_dir() else base.with_name("tokenizer") if base else None
     if folder is None or not folder.is_dir():
-        return TokenWindow(lambda text: len(_WORD.findall(text)), _CLIP_POSITIONS - 2, subject_tokens=2)
+        return TokenWindow(lambda text: len(_WORD.findall(text)), _CLIP_POSITIONS - 2, subject_tokens=2, chunks=chunks)
 
     @cache
     def tokenizer() -> CLIPTokenizer:
@@ -48,7 +48,7 @@ def _token_window(base: Path | None) -> TokenWindow:
         return CLIPTokenizer.from_pretrained(folder)
 
     positions = _positions(folder.with_name("text_encoder") / "config.json")
-    return TokenWindow(lambda text: len(tokenizer().tokenize(text)), positions - 2, subject_tokens=2)
+    return TokenWindow(lambda text: len(tokenizer().tokenize(text)), positions - 2, subject_tokens=2, chunks=chunks)
 
 
 def _positions(config: Path) -> int:
@@ -87,7 +87,7 @@ def check_command(source: Sequence[Path], as_json: bool, sheet: Path | None, for
         resolved.trigger,
         "".join(resolved.tokens),
         takes_folder_word=not config.trigger,
-        token_window=_token_window(base_path).for_subject("trigger", config.trigger),
+        token_window=_token_window(base_path, config.chunks).for_subject("trigger", config.trigger),
     )
     with tempfile.TemporaryDirectory() as folder:
         dataset = load_dataset(source, options, Path(folder))

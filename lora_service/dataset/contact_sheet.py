@@ -25,8 +25,11 @@ _FONT = ImageFont.load_default(12)
 
 
 def contact_sheet(dataset: TrainingDataset) -> Image.Image:
-    """Return the sheet, RGB: parts outside a mask are dimmed, its edge is red, a caption stands below each image."""
-    pairs = list(zip(dataset.images, dataset.report.used, strict=True))
+    """Return the sheet, RGB: parts outside a mask are dimmed, its edge is red, a caption stands below each image.
+
+    Images are shown at the main resolution alone.
+    """
+    pairs = list(zip(dataset.images, dataset.report.used, strict=False))
     tiles = [_tile(image, used) for image, used in pairs[:_MAX_TILES]]
     columns = min(_MAX_COLUMNS, math.ceil(math.sqrt(len(tiles))))
     width = _TILE + _MARGIN

@@ -14,31 +14,37 @@ from pathlib import Path
 from PIL import Image
 
 from lora_service.dataset.captions.select import SelectedCaptions, fit_prompts, select_captions
-from lora_service.dataset.images.crops import Crop, crop_for, nearest_bucket
+from lora_service.dataset.images.crops import SMALLEST_CROP, Crop, crop_for, nearest_bucket
+from lora_service.dataset.images.decode import DecodedImage
 from lora_service.dataset.images.decoder_process import DecodeRequest, cancel_decoding, decode_apart
 from lora_service.dataset.images.duplicates import Fingerprint, fingerprint, near_duplicates
 from lora_service.dataset.images.faces import FaceDetector, face_detector
 from lora_service.dataset.images.masks import Mask, find_mask
 from lora_service.dataset.options import DatasetOptions
 from lora_service.dataset.report import DatasetReport, Duplicate, Skipped, UsedImage, join_names
-from lora_service.dataset.training_images import TrainingImage
+from lora_service.dataset.training_images import TrainingImage, UncroppedImage
 from lora_service.dataset.upload.archives import extract
 from lora_service.dataset.upload.pairing import pair_files
 from lora_service.dataset.upload.source_files import RawSample, UnusableFileError
 from lora_service.errors import PicturesError, quote, shorten
 
 _LITTLE_KEPT = 0.45  # a telephone's picture of 9 to 19 keeps 47 % in a square
+MAX_SUBJECTS = 8
+"""Most subjects of one LoRA, a folder each."""
 _MAX_WORKERS = 4  # each holds one image at full size
 
 
 @dataclass(frozen=True)
 class TrainingDataset:
-    """The images of one training, in the order of their names, and the report of their upload."""
+    """The images of one training, in the order of their names, and the report of their upload.
+
+    The images at further resolutions follow those at the main one.
+    """
 
     images: tuple[TrainingImage, ...]
     report: DatasetReport
-    trigger: str = ""
-    """The subject's name in the folders' names, where the options say to take it and there is one."""
+    triggers: tuple[str, ...] = ()
+    """The subjects' names in the folders' names, where the options say to take them; several are taught apart."""
 
 
 def load_dataset(source: Path | Sequence[Path], options: DatasetOptions, folder: Path) -> TrainingDataset:
@@ -63,13 +69,21 @@ def load_dataset(source: Path | Sequence[Path], options: DatasetOptions, folder:
 
 
 @dataclass(frozen=True)
-class _PreparedImage:
-    """An image as the model will see it, without its captions."""
+class _View:
+    """An image as the model will see it at one resolution."""
 
-    sample: RawSample
     crop: Crop
     image: Image.Image
     mask: Mask
+    uncropped: UncroppedImage | None
+
+
+@dataclass(frozen=True)
+class _PreparedImage:
+    """An image at each resolution, the main one first, without its captions."""
+
+    sample: RawSample
+    views: tuple[_View, ...]
     fingerprint: Fingerprint
     warnings: tuple[str, ...]
 
@@ -88,9 +102,9 @@ def _load(source: Path | Sequence[Path], options: DatasetOptions, folder: Path) 
     skipped = [*extracted.skipped, *paired.skipped, *(result for result in results if isinstance(result, Skipped))]
     if not prepared:
         raise _no_pictures(skipped)
-    trigger, folder_warnings = _folder_trigger([each.sample for each in prepared], options)
-    options, prompt_warnings = fit_prompts(_with_trigger(options, trigger))
-    captions = select_captions([each.sample for each in prepared], [each.image for each in prepared], options)
+    triggers, folder_warnings = _folder_triggers([each.sample for each in prepared], options)
+    options, prompt_warnings = fit_prompts(_with_window(options, triggers))
+    captions = _select_captions(prepared, triggers, options)
     if not any(each.source == "template" for each in captions):
         prompt_warnings = ()
     similar = near_duplicates([each.sample.name for each in prepared], [each.fingerprint for each in prepared])
@@ -101,25 +115,67 @@ def _load(source: Path | Sequence[Path], options: DatasetOptions, folder: Path) 
         folders=paired.folders,
         warnings=(*folder_warnings, *prompt_warnings),
     )
-    images = tuple(_training_image(*pair) for pair in zip(prepared, captions, strict=True))
-    return TrainingDataset(images, report, trigger)
+    pairs = list(zip(prepared, captions, strict=True))
+    images = tuple(
+        _training_image(*pair, triggers, view)
+        for number in range(len(options.resolutions))
+        for pair in pairs
+        for view in pair[0].views[number : number + 1]
+    )
+    return TrainingDataset(images, report, triggers)
 
 
-def _folder_trigger(samples: Sequence[RawSample], options: DatasetOptions) -> tuple[str, tuple[str, ...]]:
-    """Return the word of the folders where it is the trigger, else "", and a warning where there are several."""
-    words = list(dict.fromkeys(" ".join(sample.word.split()) for sample in samples if sample.word))
-    if len(words) > 1:
-        names = join_names([quote(word) for word in words])
-        return "", (f"the folders name {len(words)} subjects, {names}, and all of them are taught as one",)
-    return (words[0] if words and options.takes_folder_word else ""), ()
+def _word(sample: RawSample) -> str:
+    """Return the subject's name in a sample's folder."""
+    return " ".join(sample.word.split())
 
 
-def _with_trigger(options: DatasetOptions, trigger: str) -> DatasetOptions:
-    """Return ``options`` for captions in which ``trigger`` names the subject too."""
-    if not trigger:
-        return options
-    window = options.token_window and options.token_window.for_subject("trigger", trigger)
-    return replace(options, trigger_words=(*options.trigger_words, trigger), token_window=window)
+def _folder_triggers(samples: Sequence[RawSample], options: DatasetOptions) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the words of the folders where they are the triggers, and a warning where several are taught as one.
+
+    Raises:
+        PicturesError: several subjects are taught, and a picture is in no folder of one (code
+            ``pictures_without_subject``), or they are too many (``too_many_subjects``).
+    """
+    words = tuple(dict.fromkeys(word for sample in samples if (word := _word(sample))))
+    names = join_names([quote(word) for word in words])
+    if not options.takes_folder_word:
+        return (), (f"the folders name {len(words)} subjects, {names}, and all of them are taught as one",) * (
+            len(words) > 1
+        )
+    if len(words) > MAX_SUBJECTS:
+        message = f"The folders name {len(words)} subjects, {names}, but {MAX_SUBJECTS} are accepted at most; "
+        raise PicturesError(f"{message}a trigger of your own teaches them as one.", code="too_many_subjects")
+    if len(words) > 1 and (others := [sample.name for sample in samples if not sample.word]):
+        raise PicturesError(
+            f"The folders name {len(words)} subjects, {names}, and these pictures are in none of them: "
+            f"{join_names(others)}; move each to its subject's, or give a trigger to teach all as one.",
+            code="pictures_without_subject",
+        )
+    return words, ()
+
+
+def _with_window(options: DatasetOptions, triggers: Sequence[str]) -> DatasetOptions:
+    """Return ``options`` for captions in which any of ``triggers`` may name the subject."""
+    window = options.token_window
+    for trigger in triggers:
+        window = window and window.for_subject("trigger", trigger)
+    return replace(options, token_window=window)
+
+
+def _select_captions(
+    prepared: Sequence[_PreparedImage], triggers: Sequence[str], options: DatasetOptions
+) -> list[SelectedCaptions]:
+    """Return the captions of each image, in which the trigger of its own subject stands for that."""
+    captions: dict[str, SelectedCaptions] = {}
+    for trigger in triggers or [""]:
+        own = [each for each in prepared if len(triggers) < 2 or _word(each.sample) == trigger]
+        words = (*options.trigger_words, *filter(None, [trigger]))
+        selected = select_captions(
+            [each.sample for each in own], [each.views[0].image for each in own], replace(options, trigger_words=words)
+        )
+        captions |= {each.sample.name: of_image for each, of_image in zip(own, selected, strict=True)}
+    return [captions[each.sample.name] for each in prepared]
 
 
 @contextmanager
@@ -163,49 +219,82 @@ def _merged(sample: RawSample, copy: RawSample) -> RawSample:
 
 def _prepare(sample: RawSample, options: DatasetOptions, detector: FaceDetector | None) -> _PreparedImage | Skipped:
     try:
-        request = DecodeRequest.within(options.limits, sample.file, options.resolution, options.background)
+        request = DecodeRequest.within(options.limits, sample.file, max(options.resolutions), options.background)
         decoded = decode_apart(request)
     except UnusableFileError as error:
         return Skipped(sample.name, str(error), error.code)
     mask = find_mask(decoded, sample.mask, options, detector)
-    size = (options.resolution, options.resolution)
+    main, *others = (_view(decoded, mask, side, options) for side in options.resolutions)
+    fitting = [view for view in others if view.crop.scale <= 1 or view.crop.size == main.crop.size]
+    warnings = [*decoded.warnings, *main.mask.warnings, *_crop_warnings(main, options)]
+    if too_large := [f"{w} × {h}" for view in others if view not in fitting for w, h in [view.crop.size]]:
+        warnings.append(f"it is too small for {', '.join(too_large)} and is not taught at that size")
+    views = {main.crop.size: main}
+    for view in fitting:  # buckets of a small image may be the same at several resolutions
+        views.setdefault(view.crop.size, view)
+    return _PreparedImage(sample, tuple(views.values()), fingerprint(decoded.image), tuple(warnings))
+
+
+def _view(decoded: DecodedImage, mask: Mask, side: int, options: DatasetOptions) -> _View:
+    """Return an image as it is seen at a resolution of ``side`` pixels."""
+    size = (side, side)
     if options.aspect_ratio_buckets:
-        size = nearest_bucket(decoded.original, options.resolution, options.bucket_step)
+        size = nearest_bucket(decoded.original, side, options.bucket_step)
     crop = crop_for(decoded.original, size, mask.center)
-    mask = mask.cropped(crop)
-    warnings = [*decoded.warnings, *mask.warnings]
+    cropped = mask.cropped(crop)
+    uncropped = _uncropped(decoded, mask, crop) if options.random_crop else None
+    return _View(crop, crop.apply(decoded.image), cropped, uncropped)
+
+
+def _uncropped(decoded: DecodedImage, mask: Mask, crop: Crop) -> UncroppedImage:
+    """Return the whole image, as large as the smallest random crop needs."""
+    scale = min(1.0, crop.scale / SMALLEST_CROP * decoded.original[0] / decoded.image.width)
+    width, height = (max(1, round(length * scale)) for length in decoded.image.size)
+    size = (width, height)
+    masked = mask.image and mask.image.resize(size, Image.Resampling.BILINEAR)
+    return UncroppedImage(decoded.image.resize(size, Image.Resampling.LANCZOS), masked, mask.box_in(decoded.original))
+
+
+def _crop_warnings(view: _View, options: DatasetOptions) -> Iterator[str]:
+    crop = view.crop
     if crop.scale > 1:
-        warnings.append(f"it is too small and was enlarged {crop.scale:.1f} times")
+        yield f"it is too small and was enlarged {crop.scale:.1f} times"
     if crop.kept < _LITTLE_KEPT:
         remedy = "" if options.aspect_ratio_buckets else "; aspect_ratio_buckets keeps more"
-        warnings.append(f"its crop keeps {100 * crop.kept:.0f} % of it{remedy}")
-    image = crop.apply(decoded.image)
-    return _PreparedImage(sample, crop, image, mask, fingerprint(decoded.image), tuple(warnings))
+        yield f"its crop keeps {100 * crop.kept:.0f} % of it{remedy}"
+    if options.random_crop and crop.scale >= 1 and crop.kept == 1:
+        yield "it is as small as its crop, so random_crop has no room in it"
 
 
-def _training_image(prepared: _PreparedImage, captions: SelectedCaptions) -> TrainingImage:
+def _training_image(
+    prepared: _PreparedImage, captions: SelectedCaptions, triggers: Sequence[str], view: _View
+) -> TrainingImage:
     return TrainingImage(
         name=prepared.sample.name,
-        image=prepared.image,
+        image=view.image,
         captions=captions.templates,
-        mask=prepared.mask.image,
-        crop=prepared.crop.box,
-        original=prepared.crop.original,
+        mask=view.mask.image,
+        crop=view.crop.box,
+        original=view.crop.original,
         repeats=prepared.sample.repeats,
+        subject=triggers.index(_word(prepared.sample)) if len(triggers) > 1 else 0,
+        uncropped=view.uncropped,
     )
 
 
 def _used_image(prepared: _PreparedImage, captions: SelectedCaptions) -> UsedImage:
+    main, *others = prepared.views
     return UsedImage(
         name=prepared.sample.name,
-        original=prepared.crop.original,
-        size=prepared.crop.size,
-        crop=prepared.crop.box,
+        original=main.crop.original,
+        size=main.crop.size,
+        crop=main.crop.box,
         captions=captions.templates,
         caption_source=captions.source,
-        mask=prepared.mask.source,
+        mask=main.mask.source,
         repeats=prepared.sample.repeats,
         warnings=(*prepared.warnings, *prepared.sample.warnings, *captions.warnings),
+        more_sizes=tuple(view.crop.size for view in others),
     )
 
 

@@ -118,11 +118,14 @@ class DatasetOptions:
 
     Args:
         resolution: the side in pixels of a square crop; with buckets, the side of the square of the same area.
+        more_resolutions: further ones, at which each image is shown too.
+        random_crop: keep the uncropped images, for random crops of them.
         bucket_step: the sides of buckets are multiples of this: 64 for bases of full size, 8 × the VAE's factor for
             small ones.
         custom_prompts: templates with ``{}`` for the subject, in place of the task's.
         trigger_words: words in caption files that become ``{}``.
-        takes_folder_word: True if the word of a folder named as for kohya's trainer, ``10_ohwx dog``, is the trigger.
+        takes_folder_word: True if the word of a folder named as for kohya's trainer, ``10_ohwx dog``, is the trigger;
+            folders with different words are subjects of their own.
         token_window: the tokens of a caption that the base reads; none: lengths are not checked.
         background: the RGB colour under transparent images.
         face_model: an ONNX file of the YuNet face detector; none: the Haar cascade that OpenCV carries.
@@ -137,6 +140,8 @@ class DatasetOptions:
     mask_mode: MaskMode = "auto"
     caption_mode: CaptionMode = "auto"
     aspect_ratio_buckets: bool = False
+    more_resolutions: tuple[int, ...] = ()
+    random_crop: bool = False
     bucket_step: int = 64
     custom_prompts: tuple[str, ...] = ()
     trigger_words: tuple[str, ...] = DEFAULT_TRIGGER_WORDS
@@ -148,13 +153,14 @@ class DatasetOptions:
     caption_model: CaptionModelRef | None = None
 
     def __post_init__(self) -> None:
-        if not 16 <= self.resolution <= 4096 or self.resolution % 8:
-            raise InputError("resolution", self.resolution, "a multiple of 8 from 16 to 4096")
+        for name, side in self._named_sides():
+            if not 16 <= side <= 4096 or side % 8:
+                raise InputError(name, side, "a multiple of 8 from 16 to 4096")
+            if self.aspect_ratio_buckets and self.bucket_step > side:
+                expected = f"at least {self.bucket_step} with aspect_ratio_buckets on this base"
+                raise InputError(name, side, expected)
         if self.bucket_step < 8 or self.bucket_step % 8:
             raise InputError("bucket_step", self.bucket_step, "a multiple of 8")
-        if self.aspect_ratio_buckets and self.bucket_step > self.resolution:
-            expected = f"at least {self.bucket_step} with aspect_ratio_buckets on this base"
-            raise InputError("resolution", self.resolution, expected)
         for name, value, choices in (
             ("task", self.task, get_args(Task)),
             ("mask_mode", self.mask_mode, get_args(MaskMode)),
@@ -166,6 +172,15 @@ class DatasetOptions:
             check_template(template)
         if self.caption_mode == "model" and self.caption_model is None:
             raise InputError("caption_mode", "model", "another mode, unless the setting CAPTION_MODEL names a model")
+
+    def _named_sides(self) -> list[tuple[str, int]]:
+        """Return each resolution with the name of its input."""
+        return [("resolution", self.resolution), *(("more_resolutions", side) for side in self.more_resolutions)]
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """All resolutions, the main one first."""
+        return (self.resolution, *self.more_resolutions)
 
     @property
     def detects_faces(self) -> bool:

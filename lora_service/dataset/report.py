@@ -16,7 +16,10 @@ _NAME_WIDTH = 32
 
 @dataclass(frozen=True)
 class UsedImage:
-    """One image of the dataset; ``crop`` is the part of the upright original that becomes ``size`` pixels."""
+    """One image of the dataset; ``crop`` is the part of the upright original that becomes ``size`` pixels.
+
+    ``more_sizes`` are those of further resolutions, at which it is taught too.
+    """
 
     name: str
     original: Size
@@ -27,6 +30,7 @@ class UsedImage:
     mask: MaskSource | None
     repeats: int
     warnings: tuple[str, ...]
+    more_sizes: tuple[Size, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ class DatasetReport:
         return dict(sorted(Counter(image.caption_source for image in self.used).items()))
 
     def _summary(self) -> str:
-        sizes = Counter(image.size for image in self.used)
+        sizes = Counter(size for image in self.used for size in (image.size, *image.more_sizes))
         shown = ", ".join(f"{count} at {w} × {h}" for (w, h), count in sorted(sizes.items()))
         captions = ", ".join(f"{source} {count}" for source, count in self._caption_counts().items())
         masks = ", ".join(f"{source} {count}" for source, count in self._mask_counts().items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from lora_service.errors import InputError
+from lora_service.generation.clip_skip import choose_clip_skip
 from lora_service.generation.pipelines import make_pipeline, make_scheduler
 from lora_service.generation.request import LARGEST_SIDE, GenerateRequest, expand_references
 from lora_service.generation.schedulers import check_scheduler
@@ -24,6 +25,7 @@ from lora_service.lora.patcher import Patcher
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraWeights
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.text_encoders import MAX_CHUNKS
 
 ScaledLora = tuple[LoraWeights, Scale]
 Log = Callable[[str], None]
@@ -65,6 +67,7 @@ class ImageGenerator:
         self.base = base
         self._max_pixel_steps = max_pixel_steps
         self.patcher = Patcher(base.components, base.tokenizers)
+        self._text = base.text
 
     def generate(
         self,
@@ -92,18 +95,26 @@ class ImageGenerator:
             if report.warning:
                 log(f"warning: {report.warning}")
             subjects = [None if s.is_zero else name for name, (_, s) in zip(report.subjects, loras, strict=True)]
-            prompts = self._expand_prompts(request, subjects, log)
+            clip_skip = choose_clip_skip(request, loras, self.base, log)
+            self._text = self.base.text.with_tokenizers(self.patcher.tokenizers).with_clip_skip(clip_skip)
+            prompts = self._expand_prompts(request, subjects, report.named_subjects, log)
             with torch.inference_mode():
                 generate_image, settings = self._prepare(request, prompts, size, image)
             # At scale 0 a LoRA changes nothing, and the file is the bare base's, byte for byte.
             scales = "" if all(scale.is_zero for _, scale in loras) else request.lora_scales
             return _generate_images(generate_image, request, {**settings, "lora_scales": scales}, log)
 
-    def _expand_prompts(self, request: GenerateRequest, subjects: list[str | None], log: Log) -> Prompts:
+    def _expand_prompts(
+        self,
+        request: GenerateRequest,
+        subjects: list[str | None],
+        named_subjects: Sequence[Mapping[str, str]],
+        log: Log,
+    ) -> Prompts:
         """Return both prompts with their references expanded; the log gets notes, and warnings of what is cut off."""
         expanded = []
         for field_name in Prompts._fields:
-            result = expand_references(getattr(request, field_name), subjects, field_name)
+            result = expand_references(getattr(request, field_name), subjects, field_name, named_subjects)
             for note in result.notes:
                 log(note)
             self._warn_of_truncation(field_name, result.prompt, log)
@@ -170,6 +181,8 @@ class ImageGenerator:
             "scheduler": request.scheduler,
             "base": defaults.title,
         }
+        if self._text.clip_skip is not None:
+            settings["clip_skip"] = self._text.clip_skip
         kwargs = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
         if image is not None:
             settings["prompt_strength"] = request.prompt_strength
@@ -184,11 +197,16 @@ class ImageGenerator:
         return self._img2img({**kwargs, **embeds, "strength": request.prompt_strength}, initial, scheduler), settings
 
     def _encode_prompts(self, prompts: Prompts) -> dict[str, torch.Tensor]:
-        """Return both prompt embeds as a pipeline's keyword arguments, from the patched text encoders."""
-        text = self.base.text.with_tokenizers(self.patcher.tokenizers)
+        """Return both prompt embeds as a pipeline's keyword arguments, from the patched text encoders.
+
+        Both have the chunks of the longer prompt, as the UNet takes them in one batch.
+        """
+        text = self._text
+        all_rows = [self.patcher.with_all_rows(prompt) for prompt in prompts]
+        chunks = text.chunks_for(max(map(text.count, all_rows)))
         # One at a time, as the pipelines do: a batch of two differs in the last bits.
         prompt_embeds, negative_embeds = (
-            text.encode(text.tokenize([self.patcher.with_all_rows(prompt)]).to(self.base.device)) for prompt in prompts
+            text.encode(text.tokenize([prompt], chunks).to(self.base.device)) for prompt in all_rows
         )
         return {**prompt_embeds.as_kwargs(), **negative_embeds.as_kwargs("negative_")}
 
@@ -212,11 +230,8 @@ class ImageGenerator:
         return _IMAGE_PROCESSOR.postprocess(self.base.decode(latents))[0]
 
     def _warn_of_truncation(self, name: str, prompt: str, log: Log) -> None:
-        text = self.base.text.with_tokenizers(self.patcher.tokenizers)
-        tokens, limit = (
-            text.count(self.patcher.with_all_rows(prompt)),
-            text.positions - 2,
-        )  # without the start and the end of the text
+        tokens = self._text.count(self.patcher.with_all_rows(prompt))
+        limit = MAX_CHUNKS * self._text.chunk_tokens
         if tokens > limit:
             log(f"warning: the {name.replace('_', ' ')} has {tokens} tokens and only the first {limit} are used")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -61,6 +61,12 @@ class GenerateRequest(BaseModel):
     guidance_scale: float | None = Field(
         None, ge=0, le=50, description="Empty: the base model's own (SD 1.5: 7.5). How strictly to follow the prompt."
     )
+    clip_skip: Int | None = Field(
+        None,
+        ge=1,
+        le=32,
+        description="Empty: as the LoRA was trained. Layer of the text encoder that is read, from the end.",
+    )
     scheduler: Annotated[str, BeforeValidator(_checked_scheduler)] = Field(
         "DPMSolverMultistep",
         description="The scheduler of the denoising steps.",
@@ -90,7 +96,7 @@ class GenerateRequest(BaseModel):
             "prompt", "negative_prompt", "lora_urls", "lora_scales", "width", "height", "num_outputs", "seed",
             "prompt_strength",
         ),
-        "Sampling": ("num_inference_steps", "guidance_scale", "scheduler"),
+        "Sampling": ("num_inference_steps", "guidance_scale", "scheduler", "clip_skip"),
         "Files": ("output_format", "output_quality"),
     }  # fmt: skip
     """The fields by group, in the order of ``lora-service generate --help``."""
@@ -182,22 +188,30 @@ class ExpandedPrompt:
 
 
 _MAX_EXPANDED_LENGTH = 20_000
-_REFERENCE = re.compile(r"<([1-9]\d?)>")
+_REFERENCE = re.compile(r"<([1-9]\d?)(?::([^<>:|]{1,60}))?>")
 
 
-def expand_references(prompt: str, subjects: list[str | None], field: str = "prompt") -> ExpandedPrompt:
+def expand_references(
+    prompt: str,
+    subjects: list[str | None],
+    field: str = "prompt",
+    named_subjects: Sequence[Mapping[str, str]] = (),
+) -> ExpandedPrompt:
     """Replace ``<1>``, ``<2>`` in ``prompt`` by the tokens or trigger word of the first, second LoRA.
 
-    Without any LoRA the references are left out, as the default prompt has one.
+    Of a LoRA of several subjects that is the first one's; ``<1:2>`` is the second one's, and ``<1:vok>`` that of the
+    one whose trigger is ``vok`` or begins with that word. Without any LoRA the references are left out, as the default
+    prompt has one.
 
     Args:
         prompt: the prompt with references.
         subjects: tokens or trigger word of each LoRA; None for a LoRA that has neither.
         field: the input that holds the prompt.
+        named_subjects: for each LoRA, the text of each subject by its names, in small letters.
 
     Raises:
-        InputError: a number is larger than the number of LoRAs (``unknown_reference``), or the prompt becomes longer
-            than any text encoder reads (``prompt_too_long``).
+        InputError: there is no such LoRA or subject (``unknown_reference``), or the prompt becomes longer than any
+            text encoder reads (``prompt_too_long``).
     """
     notes = []
     shown = field.replace("_", " ")
@@ -217,7 +231,15 @@ def expand_references(prompt: str, subjects: list[str | None], field: str = "pro
             expected = f"one that names no other than {known} of the request"
             raise InputError(field, prompt, expected, code="unknown_reference")
         subject = subjects[number - 1]
-        if subject is None:
+        if match[2] is not None:
+            by_name = named_subjects[number - 1] if named_subjects else {"1": subject or ""}
+            named = by_name.get(" ".join(match[2].lower().split()))
+            if named is None:
+                known = ", ".join(f"<{number}:{name}>" for name in by_name)
+                expected = f"one that names the subjects of LoRA {number} as {shortened(known, 200)}"
+                raise InputError(field, prompt, expected, code="unknown_reference")
+            subject = named if subject is not None else None
+        if not subject:
             notes.append(f"LoRA {number} has no token or trigger word, so {match[0]} was left out of the {shown}.")
         length += len(subject or "")
         if length > _MAX_EXPANDED_LENGTH:

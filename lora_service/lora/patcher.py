@@ -39,13 +39,16 @@ class PatchReport:
     Attributes:
         matched: component -> number of changes that have a weight, over all LoRAs.
         unmatched: ``component.path`` of changes that the models have no weight for.
-        subjects: for each LoRA, the prompt text of its subject: its tokens as the tokenizers know them now, else its
-            trigger; "" if it has neither.
+        subjects: for each LoRA, the prompt text of its first subject: its tokens as the tokenizers know them now, else
+            its trigger; "" if it has neither.
+        named_subjects: for each LoRA, the same for all of its subjects, by their numbers from "1" on, their triggers
+            and the first words of these, in small letters.
     """
 
     matched: Mapping[str, int] = field(default_factory=dict)
     unmatched: tuple[str, ...] = ()
     subjects: tuple[str, ...] = ()
+    named_subjects: tuple[Mapping[str, str], ...] = ()
 
     @property
     def warning(self) -> str | None:
@@ -118,8 +121,8 @@ class Patcher:
             with torch.inference_mode(False), torch.no_grad():
                 self._patch(plan)
                 names = iter(self._token_embeddings.set([weights.embeddings for weights, _ in active]))
-            subjects = tuple(_subject(weights, {} if scale.is_zero else next(names)) for weights, scale in loras)
-            return PatchReport(matched, unmatched, subjects)
+            named = tuple(_named_subjects(weights, {} if scale.is_zero else next(names)) for weights, scale in loras)
+            return PatchReport(matched, unmatched, tuple(by_name["1"] for by_name in named), named)
         except BaseException:
             self.restore()
             raise
@@ -232,5 +235,18 @@ def _fits(change: WeightChange, weight: tuple[int, ...]) -> bool:
     return shape[0] == weight[0] and math.prod(shape) == math.prod(weight)
 
 
-def _subject(weights: LoraWeights, names: Mapping[str, str]) -> str:
-    return as_text(list(names.values())) or as_text(weights.tokens) or weights.trigger or ""
+def _named_subjects(weights: LoraWeights, names: Mapping[str, str]) -> dict[str, str]:
+    """Return number, trigger, and first word of the trigger of each subject -> its text in prompts.
+
+    A word that several subjects share is the first one's.
+    """
+    texts = [
+        as_text([names.get(token, token) for token in subject.tokens]) or subject.trigger
+        for subject in weights.subjects
+    ]
+    by_name = {str(number): text for number, text in enumerate(texts, start=1)}
+    triggers = [subject.trigger.lower() for subject in weights.subjects]
+    for keys in (triggers, [trigger.split(" ")[0] for trigger in triggers]):
+        for key, text in zip(keys, texts, strict=True):
+            by_name.setdefault(key, text)
+    return by_name

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -104,6 +106,26 @@ class LoraLayer:
         return abs(self.alpha) / self.rank * product_norm(*self.factors(self.up.device))
 
 
+SUBJECTS_KEY = "lora_service.subjects"
+"""The header string of a LoRA of several subjects: a JSON list of objects with ``trigger`` and ``tokens``."""
+_MAX_SUBJECTS = 64
+
+
+@dataclass(frozen=True)
+class LoraSubject:
+    """One of the things that a LoRA was taught: its trigger word, "" without one, and the names of its tokens."""
+
+    trigger: str
+    tokens: tuple[str, ...]
+
+
+def subjects_to_header(subjects: Sequence[LoraSubject]) -> dict[str, str]:
+    """Return the header string of several subjects; none where there is one, whom the other strings name."""
+    if len(subjects) < 2:
+        return {}
+    return {SUBJECTS_KEY: json.dumps([asdict(subject) for subject in subjects], ensure_ascii=False)}
+
+
 @dataclass(frozen=True, eq=False)
 class LoraWeights:
     """A LoRA in memory, whatever the format of its file.
@@ -146,9 +168,28 @@ class LoraWeights:
         return self.metadata.get("modelspec.trigger_phrase", "").strip() or None
 
     @property
+    def clip_skip(self) -> int | None:
+        """The text encoder's layer that it was trained with, counted from the end, if the header names one."""
+        text = self.metadata.get("ss_clip_skip", "")
+        return int(text) if re.fullmatch(r"[1-9]\d?", text) else None
+
+    @property
     def tokens(self) -> tuple[str, ...]:
         """Names of its learned tokens, in the file's order."""
         return tuple(self.embeddings)
+
+    @cached_property
+    def subjects(self) -> tuple[LoraSubject, ...]:
+        """All that it was taught, in order; one subject with all tokens, unless the header tells of several."""
+        try:
+            stored = json.loads(self.metadata.get(SUBJECTS_KEY, "[]"))
+            subjects = tuple(
+                LoraSubject(str(each["trigger"]).strip(), tuple(t for t in each["tokens"] if t in self.embeddings))
+                for each in stored[:_MAX_SUBJECTS]
+            )
+        except (ValueError, KeyError, TypeError, RecursionError):
+            subjects = ()
+        return subjects or (LoraSubject(self.trigger or "", self.tokens),)
 
     @cached_property
     def memory_bytes(self) -> int:

@@ -277,3 +277,5 @@ def _report(result: TrainResult, record_metric: RecordMetric, log: Log) -> None:
         f"done in {sum(result.seconds.values()):.0f} s: a LoRA of {size / 1e6:.1f} MB. "
         f"Write {result.prompt!r} here" + (f", or {trigger!r} in any tool." if trigger else ".")
     )
+    for number, subject in enumerate(result.resolved.subjects[1:], start=2):
+        log(f"<1:{number}> is subject {number}" + (f", {subject.trigger!r} in any tool." if subject.trigger else "."))

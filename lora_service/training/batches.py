@@ -1,10 +1,16 @@
-"""The batches of a whole stage, planned beforehand so that the loop never waits for the host."""
+"""The batches of a stage, made a block at a time as the steps come to them, so that the loop never waits for the host.
+
+Batch ``i`` depends on the seed and ``i`` alone: a stage that goes on at any step sees the batches that it would have
+seen.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
 
 import torch
 
@@ -14,74 +20,62 @@ from lora_service.dataset.training_images import TrainingImage
 from lora_service.models.text_encoders import TextEncoders, TokenIds
 from lora_service.training.latent_cache import CachedLatents
 
+CAPTIONS_PER_BLOCK = 128
+"""Captions that are drawn and tokenized at once. With shuffled tags there may be as many captions as steps: drawing
+80,000 of them beforehand took half a minute, and tokenizing them another."""
+
 
 @dataclass(frozen=True)
-class BatchPlan:
-    """The micro-batches of a stage, in order; batch ``i`` holds pictures of one size, those of ``buckets[i]``.
+class Batch:
+    """One micro-batch: ``b`` pictures of one size.
 
-    ``variants``, ``images`` (indices within the bucket) and ``captions`` (rows of ``token_ids``) hold ``(b,)`` for each
-    batch. ``weights`` are 1 on average and in proportion to ``b``, which is smaller in a bucket of few pictures, so
-    that every picture counts the same. ``token_ids`` holds each different caption once, in the order of their first
-    batches; batch ``i`` and those before it need the first ``caption_counts[i]`` of them.
+    Attributes:
+        bucket: the index of their size's latents.
+        variants, images: those of each picture and its index within the bucket, ``(b,)``.
+        captions: the row of each caption in its block's ``token_ids``, ``(b,)``.
+        chunks: those that its longest caption needs.
+        weight: 1 on average over many batches and in proportion to ``b``, which is smaller in a bucket of few
+            pictures, so that every picture counts the same.
     """
 
-    buckets: list[int]
-    variants: Sequence[torch.Tensor]
-    images: Sequence[torch.Tensor]
-    captions: Sequence[torch.Tensor]
-    weights: list[float]
-    caption_counts: list[int]
-    token_ids: LazyTokenIds
-
-    def batch_token_ids(self, i: int, share: slice = slice(None)) -> TokenIds:
-        """Return the captions of batch ``i``, or of a share of its pictures, tokenized."""
-        return self.token_ids.first(self.caption_counts[i])[self.captions[i][share]]
+    bucket: int
+    variants: torch.Tensor
+    images: torch.Tensor
+    captions: torch.Tensor
+    chunks: int
+    weight: float
 
 
-class LazyTokenIds:
-    """Texts that are tokenized in blocks, as batches come to need them.
+@dataclass(frozen=True)
+class BatchBlock:
+    """Batches in a row, from number ``first`` on, and their different captions."""
 
-    With shuffled tags there may be as many captions as steps: tokenizing 80,000 of them took a minute, and the
-    tokenizer's lists 1.9 GiB.
-    """
+    first: int
+    batches: Sequence[Batch]
+    texts: Sequence[str]
+    token_ids: TokenIds
 
-    BLOCK = 1024
 
-    def __init__(self, texts: Sequence[str], text_encoders: TextEncoders, device: torch.device) -> None:
-        self._texts, self._text_encoders, self._device = texts, text_encoders, device
-        self._tokenized = 0
-        self._by_encoder: dict[str, torch.Tensor] = {}
-        self._ids = TokenIds(self._by_encoder, torch.tensor([not text for text in texts]).to(device))
-
-    def __len__(self) -> int:
-        return len(self._texts)
-
-    def first(self, count: int) -> TokenIds:
-        """Return all texts, of which the first ``count`` or more are tokenized; the rest of the ids are arbitrary."""
-        while self._tokenized < count:
-            start, end = self._tokenized, min(self._tokenized + self.BLOCK, len(self))
-            for name, ids in self._text_encoders.tokenize(self._texts[start:end]).by_encoder.items():
-                if not start:
-                    self._by_encoder[name] = ids.new_empty((len(self), ids.shape[1]), device=self._device)
-                self._by_encoder[name][start:end] = ids.to(self._device)
-            self._tokenized = end
-        return self._ids
-
-    def all(self) -> TokenIds:
-        """Return all texts, tokenized."""
-        return self.first(len(self))
+SubjectTexts = tuple[tuple[str, float], ...]
+"""The texts that name a subject in captions, each with its share."""
 
 
 @dataclass(frozen=True)
 class CaptionSampler:
-    """Samples a caption; ``subject_texts`` name the subject, each with its share, and the shares sum to 1."""
+    """Samples a caption.
 
-    subject_texts: tuple[tuple[str, float], ...]
+    Attributes:
+        subjects: for each subject, the texts that name it, each with its share; the shares sum to 1.
+        chunks: the most chunks of a caption that are read.
+    """
+
+    subjects: tuple[SubjectTexts, ...]
     tags: TagOptions
+    chunks: int = 1
 
     def sample(self, image: TrainingImage, rng: random.Random, window: TokenWindow) -> str:
-        """Return a caption of ``image`` with the subject named, or "" where caption dropout takes it."""
-        texts, shares = zip(*self.subject_texts, strict=True)
+        """Return a caption of ``image`` with its own subject named, or "" where caption dropout takes it."""
+        texts, shares = zip(*self.subjects[image.subject], strict=True)
         template = sample_caption(image.captions, self.tags, rng)
         if self.tags.shuffle_tags:  # which may have moved the subject beyond what is read
             template = window.keep_subject(template)
@@ -91,60 +85,107 @@ class CaptionSampler:
         """Return the tokens that ``text_encoders``, which have the subject's tokens, read of a caption.
 
         Raises:
-            InputError: a text that names the subject is longer than that.
+            InputError: a text that names the subject is longer than a chunk.
         """
-        window = TokenWindow(text_encoders.count, text_encoders.positions - 2)
-        for text, _ in self.subject_texts:
+        window = TokenWindow(text_encoders.count, text_encoders.chunk_tokens, chunks=self.chunks)
+        for text, _ in (pair for subject in self.subjects for pair in subject):
             window = window.for_subject("trigger", text)
         return window
 
 
-def plan_batches(
-    cache: Sequence[CachedLatents],
-    images: Sequence[TrainingImage],
-    captions: CaptionSampler,
-    text_encoders: TextEncoders,
-    *,
-    batches: int,
-    batch_size: int,
-    seed: str,
-) -> BatchPlan:
-    """Plan ``batches`` batches. Every picture comes as often as its ``repeats`` say before any comes again."""
-    rng = random.Random(seed)
-    queue: list[tuple[int, list[int]]] = []
-    pending: list[list[int]] = [[] for _ in cache]
-    buckets, rows = [], []
-    for _ in range(batches):
-        if not queue:
-            queue = _epoch(cache, images, batch_size, rng, pending)
-        bucket, members = queue.pop()
-        buckets.append(bucket)
-        rows.append(members)
-    texts: dict[str, int] = {}
-    window = captions.window(text_encoders)
-    caption_rows, caption_counts = [], []
-    for b, members in zip(buckets, rows, strict=True):
-        sampled = [captions.sample(images[cache[b].images[m]], rng, window) for m in members]
-        caption_rows.append([texts.setdefault(text, len(texts)) for text in sampled])
-        caption_counts.append(len(texts))
-    variants = [[rng.randrange(len(cache[b].mean)) for _ in members] for b, members in zip(buckets, rows, strict=True)]
-    device = cache[0].mean.device
-    mean_size = sum(map(len, rows)) / max(1, len(rows))
-    return BatchPlan(
-        buckets=buckets,
-        variants=_tensors(variants, device),
-        images=_tensors(rows, device),
-        captions=_tensors(caption_rows, device),
-        weights=[len(members) / mean_size for members in rows],
-        caption_counts=caption_counts,
-        token_ids=LazyTokenIds(list(texts), text_encoders, device),
-    )
+class BatchPlan:
+    """The batches of a stage. Every picture comes as often as its ``repeats`` say before any comes again.
+
+    The pictures' order is drawn for one pass over them after the other; captions and variants of a batch have a random
+    generator of their own, so that no earlier one need be drawn to reach it.
+    """
+
+    def __init__(
+        self,
+        cache: Sequence[CachedLatents],
+        images: Sequence[TrainingImage],
+        captions: CaptionSampler,
+        text_encoders: TextEncoders,
+        *,
+        batch_size: int,
+        seed: str,
+    ) -> None:
+        self._cache, self._images, self._captions, self._text = cache, images, captions, text_encoders
+        self._batch_size, self._seed = batch_size, seed
+        self._window = captions.window(text_encoders)
+        self._device = cache[0].mean.device
+        self._length = max(1, CAPTIONS_PER_BLOCK // batch_size)
+        self._mean_size = _mean_batch_size(cache, images, batch_size)
+        self._pictures: Iterator[tuple[int, list[int]]] = iter(())
+        self._block = BatchBlock(0, (), (), TokenIds({}, torch.empty(0)))
+
+    def __getitem__(self, i: int) -> Batch:
+        """Return batch ``i``; in order, a block is made once."""
+        return self.block_of(i).batches[i % self._length]
+
+    def block_of(self, i: int) -> BatchBlock:
+        """Return the block that holds batch ``i``."""
+        first = i - i % self._length
+        if self._block.first != first or not self._block.batches:
+            self._block = self._make_block(first)
+        return self._block
+
+    def token_ids(self, i: int, share: slice = slice(None)) -> TokenIds:
+        """Return the captions of batch ``i``, or of a share of its pictures, tokenized."""
+        batch, ids = self[i], self.block_of(i).token_ids
+        positions, captions = batch.chunks * self._text.positions, batch.captions[share]
+        by_encoder = {name: rows[captions, :positions] for name, rows in ids.by_encoder.items()}
+        return TokenIds(by_encoder, ids.is_empty[captions])
+
+    def _make_block(self, first: int) -> BatchBlock:
+        if not first or first != self._block.first + len(self._block.batches):
+            self._pictures = _picture_batches(self._cache, self._images, self._batch_size, random.Random(self._seed))
+            next(islice(self._pictures, first, first), None)  # pass over those before it
+        rows = list(islice(self._pictures, self._length))
+        texts: dict[str, int] = {}
+        captions, variants = [], []
+        for number, (bucket, members) in enumerate(rows, start=first):
+            rng = random.Random(f"{self._seed} {number}")
+            cached = self._cache[bucket]
+            sampled = [self._captions.sample(self._images[cached.images[m]], rng, self._window) for m in members]
+            captions.append([texts.setdefault(text, len(texts)) for text in sampled])
+            variants.append([rng.randrange(len(cached.mean)) for _ in members])
+        chunks = [min(self._captions.chunks, self._text.chunks_for(self._window.length(text))) for text in texts]
+        token_ids = self._text.tokenize(list(texts), max(chunks)).to(self._device)
+        tensors = zip(
+            _tensors(variants, self._device),
+            _tensors([members for _, members in rows], self._device),
+            _tensors(captions, self._device),
+            strict=True,
+        )
+        batches = [
+            Batch(bucket, *of_batch, max(chunks[row] for row in in_block), len(members) / self._mean_size)
+            for (bucket, members), in_block, of_batch in zip(rows, captions, tensors, strict=True)
+        ]
+        return BatchBlock(first, batches, list(texts), token_ids)
 
 
 def _tensors(rows: Sequence[Sequence[int]], device: torch.device) -> Sequence[torch.Tensor]:
     """Return each row ``(b,)`` on the device, where all of them are moved at once."""
     flat = torch.tensor([value for row in rows for value in row], device=device)
     return flat.split([len(row) for row in rows])
+
+
+def _mean_batch_size(cache: Sequence[CachedLatents], images: Sequence[TrainingImage], batch_size: int) -> float:
+    """Return the mean number of pictures in a batch over many passes."""
+    counts = [sum(images[image].repeats for image in latents.images) for latents in cache]
+    return float(sum(counts) / sum(Fraction(count, min(batch_size, count)) for count in counts))
+
+
+def _picture_batches(
+    cache: Sequence[CachedLatents], images: Sequence[TrainingImage], batch_size: int, rng: random.Random
+) -> Iterator[tuple[int, list[int]]]:
+    """Yield the bucket and the pictures in it of batch after batch, without end."""
+    pending: list[list[int]] = [[] for _ in cache]
+    while True:
+        epoch = _epoch(cache, images, batch_size, rng, pending)
+        while epoch:
+            yield epoch.pop()
 
 
 def _epoch(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -25,12 +26,9 @@ from lora_service.dataset.options import (
 )
 from lora_service.errors import InputError
 from lora_service.models.registry import ModelDefaults
-from lora_service.settings import MEBIBYTE, Settings
+from lora_service.settings import Settings
 from lora_service.validation import Int, validate, without_surrogates
 
-PROMPT_CACHE_BYTES = 512 * MEBIBYTE
-"""Most of the device's memory for the prompt embeds of captions that are encoded once: 2,200 captions of SD 1.5 in
-fp32."""
 _INVISIBLE = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"}
 """Unicode categories of characters that nobody sees and nobody can type: control, direction, zero width, surrogates."""
 MOST_SAMPLE_PROMPTS, _LONGEST_SAMPLE_PROMPT = 16, 1000
@@ -68,6 +66,11 @@ class TrainConfig(BaseModel):
         ge=16,
         le=2048,
         description="Empty: the base model's own (SD 1.5: 512). Side of the training pictures in pixels.",
+    )
+    more_resolutions: str = Field(
+        "",
+        max_length=60,
+        description="Further sides in pixels, split by commas: every picture is taught at each of them too.",
     )
     max_train_steps_ti: Int = Field(
         700, ge=0, le=20000, description="Steps of stage 1, which learns new tokens. 0: only the trigger is taught."
@@ -124,6 +127,16 @@ class TrainConfig(BaseModel):
         le=1,
         description="Empty: 0.1 for styles, else 0.05. Share of stage 2's steps without a caption.",
     )
+    max_token_length: Literal["auto", "75", "150", "225"] = Field(
+        "auto",
+        description="Most tokens of a caption that are read, in chunks of 75. auto: as many as captions need.",
+    )
+    clip_skip: Int | None = Field(
+        None,
+        ge=1,
+        le=32,
+        description="Empty: the base model's own. Layer of the text encoder that is read, from the end; 1: the last.",
+    )
     mask_mode: MaskMode = Field(
         "auto",
         description="What counts most in a picture. auto: a mask file, else the face for faces, else transparency.",
@@ -131,6 +144,7 @@ class TrainConfig(BaseModel):
     aspect_ratio_buckets: bool = Field(
         False, description="Keep the pictures' shapes instead of cropping them to squares."
     )
+    random_crop: bool = Field(False, description="Eight random crops of each picture instead of one.")
     color_jitter: bool | None = Field(None, description="Empty: no. Vary brightness, contrast and saturation a little.")
     flip: bool | None = Field(
         None, description="Empty: yes for objects and styles, else no. Mirror pictures at random."
@@ -212,8 +226,8 @@ class TrainConfig(BaseModel):
             "gradient_accumulation_steps", "lora_alpha", "weight_decay_lora",
         ),
         "Captions and pictures": (
-            "custom_prompts", "caption_dropout", "shuffle_tags", "keep_tokens", "mask_mode", "aspect_ratio_buckets",
-            "flip", "color_jitter",
+            "custom_prompts", "caption_dropout", "shuffle_tags", "keep_tokens", "max_token_length", "clip_skip",
+            "mask_mode", "aspect_ratio_buckets", "more_resolutions", "random_crop", "flip", "color_jitter",
         ),
         "Noise and loss": ("noise_offset", "snr_gamma"),
         "Memory and precision": ("gradient_checkpointing", "mixed_precision"),
@@ -285,6 +299,14 @@ class TrainConfig(BaseModel):
         parse_sample_prompts(value)
         return value
 
+    @field_validator("more_resolutions")
+    @classmethod
+    def _list_of_sides(cls, value: str) -> str:
+        sides = [side.strip() for side in value.split(",")] if value.strip() else []
+        if not all(re.fullmatch(r"\d{2,4}", side) and 16 <= int(side) <= 2048 for side in sides):
+            raise InputError("more_resolutions", value, "numbers from 16 to 2048 split by commas, like 768,1024")
+        return ",".join(sides)
+
     @field_validator("placeholder_tokens")
     @classmethod
     def _token_names(cls, value: str) -> str:
@@ -312,10 +334,12 @@ class TrainConfig(BaseModel):
         """
         return DatasetOptions(
             resolution=self.resolution or defaults.resolution,
+            more_resolutions=self.resolutions(defaults)[1:],
             task=self.task,
             mask_mode=self.mask_mode,
             caption_mode=self.caption_mode,
             aspect_ratio_buckets=self.aspect_ratio_buckets,
+            random_crop=self.random_crop,
             bucket_step=defaults.bucket_step,
             custom_prompts=self.templates,
             trigger_words=(*DEFAULT_TRIGGER_WORDS, *filter(None, subject_texts)),
@@ -325,6 +349,17 @@ class TrainConfig(BaseModel):
             face_model=settings.face_model,
             caption_model=CaptionModelRef.from_settings(settings),
         )
+
+    def resolutions(self, defaults: ModelDefaults) -> tuple[int, ...]:
+        """Return the sides in pixels that every picture is taught at, ``resolution`` first, on a base with
+        ``defaults``."""
+        sides = (self.resolution or defaults.resolution, *map(int, filter(None, self.more_resolutions.split(","))))
+        return tuple(dict.fromkeys(sides))
+
+    @property
+    def chunks(self) -> int:
+        """The most chunks of a caption that are read, 1 to 3."""
+        return 3 if self.max_token_length == "auto" else int(self.max_token_length) // 75
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -388,28 +423,59 @@ TASKS: dict[str, TaskDefaults] = {
 
 
 @dataclass(frozen=True)
-class ResolvedConfig:
-    """A config without ``None``, on a base.
+class TaughtSubject:
+    """One of the things that a training teaches.
 
     Attributes:
-        tokens: names of the new tokens, none when stage 1 has no steps.
-        initializers: the words that they start from, "" for a random start.
+        trigger: its trigger word; "" when there is no stage 2, which alone teaches it.
+        tokens: names of its new tokens, none when stage 1 has no steps.
+        initializers: the words that they start from, "" for a random start; those that are missing are "".
+    """
+
+    trigger: str
+    tokens: tuple[str, ...]
+    initializers: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The text that stands for it in captions: the new tokens, or the trigger where there are none."""
+        return "".join(self.tokens) or self.trigger
+
+
+@dataclass(frozen=True)
+class ResolvedConfig:
+    """A config without ``None``, on a base, and the subjects that it teaches, mostly one.
+
+    A ``clip_skip`` of ``None`` stays: the text encoders know their own layer.
     """
 
     config: TrainConfig
-    tokens: tuple[str, ...]
-    initializers: tuple[str, ...]
+    subjects: tuple[TaughtSubject, ...]
     timestep_bias: float
 
     @property
     def trigger(self) -> str:
-        """The trigger word; "" when there is no stage 2, which alone teaches it."""
-        return self.config.trigger if self.config.max_train_steps_tuning else ""
+        """The first subject's trigger word."""
+        return self.subjects[0].trigger
 
     @property
     def subject_text(self) -> str:
-        """The text that stands for the subject in captions: the new tokens, or the trigger where there are none."""
-        return "".join(self.tokens) or self.trigger
+        """The text that stands for the first subject in captions."""
+        return self.subjects[0].text
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Names of the new tokens of all subjects."""
+        return tuple(token for subject in self.subjects for token in subject.tokens)
+
+    @property
+    def initializers(self) -> tuple[str, ...]:
+        """The words that :attr:`tokens` start from, "" for a random start."""
+        return tuple(
+            word
+            for subject in self.subjects
+            for _, word in zip(subject.tokens, chain(subject.initializers, repeat("")), strict=False)
+        )
 
     @property
     def title(self) -> str:
@@ -437,8 +503,13 @@ class ResolvedConfig:
         return self.config.model_dump(exclude={"custom_prompts", "sample_prompts", "start_from"})
 
 
-def resolve_config(config: TrainConfig, defaults: ModelDefaults, trigger: str, seed: int) -> ResolvedConfig:
+def resolve_config(
+    config: TrainConfig, defaults: ModelDefaults, trigger: str, seed: int, more_triggers: Sequence[str] = ()
+) -> ResolvedConfig:
     """Resolve ``config`` on a base with ``defaults``; ``trigger`` and ``seed`` are taken where it has none.
+
+    Args:
+        more_triggers: those of the subjects after the first, where several are taught.
 
     Raises:
         InputError: the inputs do not fit together.
@@ -476,7 +547,37 @@ def resolve_config(config: TrainConfig, defaults: ModelDefaults, trigger: str, s
         raise InputError(
             "initializer_tokens", config.initializer_tokens, "empty when max_train_steps_ti is 0: no token is new"
         )
-    return ResolvedConfig(config, names, words, task.timestep_bias)
+    return ResolvedConfig(config, _subjects(config, names, words, more_triggers), task.timestep_bias)
+
+
+def _subjects(
+    config: TrainConfig, names: tuple[str, ...], words: tuple[str, ...], more_triggers: Sequence[str]
+) -> tuple[TaughtSubject, ...]:
+    """Return the subjects, each with as many tokens as the first.
+
+    Of several, each starts from the class in its own trigger, "dog" of "zwx dog", unless the inputs name another.
+    """
+    triggers = (config.trigger, *more_triggers)
+    subjects = []
+    for number, trigger in enumerate(triggers):
+        initializers = words
+        if more_triggers and not any(words):
+            initializers = (trigger.partition(" ")[2],)
+        tokens = tuple(_token_name(name, number, len(names)) for name in names)
+        subjects.append(TaughtSubject(trigger if config.max_train_steps_tuning else "", tokens, initializers))
+    all_tokens = [token for subject in subjects for token in subject.tokens]
+    if len(set(all_tokens)) < len(all_tokens):
+        expected = f"names that differ for {len(triggers)} subjects, like <s1>|<s2>, whose second's are <s3>|<s4>"
+        raise InputError("placeholder_tokens", config.placeholder_tokens, expected)
+    return tuple(subjects)
+
+
+def _token_name(name: str, number: int, count: int) -> str:
+    """Return the name of a token of subject ``number``: <s1> goes on as <s3> after two names, and <dog> as <dog-2>."""
+    if not number:
+        return name
+    numbered = re.fullmatch(r"<(.*?)(\d{1,9})>", name)
+    return f"<{numbered[1]}{int(numbered[2]) + number * count}>" if numbered else f"{name[:-1]}-{number + 1}>"
 
 
 def _check_something_is_taught(config: TrainConfig) -> None:

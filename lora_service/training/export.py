@@ -15,7 +15,7 @@ from lora_service.dataset.report import DatasetReport
 from lora_service.errors import DivergedError, LoraFileError
 from lora_service.lora.files import write_lora
 from lora_service.lora.key_mapping import strip_text_model
-from lora_service.lora.weights import LoraLayer, LoraWeights
+from lora_service.lora.weights import LoraLayer, LoraSubject, LoraWeights
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.training.config import ResolvedConfig
 from lora_service.training.held_out import HELD_OUT_LOSS
@@ -93,16 +93,15 @@ def export_lora(
         base_version=base.defaults.version,
         base_name=base.defaults.title,
         title=resolved.title,
-        trigger=resolved.trigger,
+        subjects=tuple(LoraSubject(subject.trigger, subject.tokens) for subject in resolved.subjects),
         resolution=(side, side),
         rank=config.lora_rank or 0,
         alpha=config.lora_alpha or 0.0,
         steps=stages["stage 2"].steps if "stage 2" in stages else 0,
         learning_rate=config.learning_rate_unet or 0.0,
         prediction_type=MODELSPEC_PREDICTIONS[base.prediction_type],
-        usage_hint=f"Write {resolved.trigger!r} in the prompt, like: {resolved.prompt_with(resolved.trigger)}"
-        if resolved.trigger
-        else "",
+        clip_skip=config.clip_skip,
+        usage_hint=_usage_hint(resolved),
         thumbnail=adapter.thumbnail,
     )
     metadata = metadata_strings(header, __version__) | {"lora_service.report": json.dumps(report, sort_keys=True)}
@@ -133,3 +132,11 @@ def job_state(adapter: TrainedAdapter, stages: Mapping[str, LoopReport]) -> dict
     """Return what a checkpoint holds beside the stage's own state: the tokens' rows, and earlier stages' reports."""
     tokens = adapter.tokens.rows() if adapter.tokens else {}
     return {"tokens": tokens, "stages": {name: asdict(stage) for name, stage in stages.items()}}
+
+
+def _usage_hint(resolved: ResolvedConfig) -> str:
+    """Return a sentence for other tools, which know the trigger words alone; "" without any."""
+    if not resolved.trigger:
+        return ""
+    words = " or ".join(repr(subject.trigger) for subject in resolved.subjects)
+    return f"Write {words} in the prompt, like: {resolved.prompt_with(resolved.trigger)}"

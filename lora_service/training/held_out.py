@@ -17,6 +17,7 @@ import torch
 from lora_service.dataset.captions.templates import fill_template
 from lora_service.dataset.training_images import TrainingImage
 from lora_service.models.text_encoders import TokenIds
+from lora_service.training.config import TrainConfig
 from lora_service.training.denoising_loss import DenoisingLoss, NoisyLatents
 from lora_service.training.latent_cache import CachedLatents
 from lora_service.training.loop import StageRun, TrainingCallback
@@ -41,36 +42,41 @@ class HeldOutPictures:
     """The pictures of the held-out loss.
 
     Attributes:
-        indices: theirs in the dataset.
+        names: theirs in the dataset.
         are_excluded: True if nothing is trained on them.
     """
 
-    indices: tuple[int, ...]
+    names: tuple[str, ...]
     are_excluded: bool
 
     def split(self, images: Sequence[TrainingImage]) -> tuple[tuple[TrainingImage, ...], tuple[TrainingImage, ...]]:
         """Return those of ``images`` that are trained on, and those that the held-out loss is measured on."""
-        trained = tuple(image for i, image in enumerate(images) if not (self.are_excluded and i in self.indices))
-        return trained, tuple(images[i] for i in self.indices)
+        trained = tuple(image for image in images if not (self.are_excluded and image.name in self.names))
+        at_main_resolution = {image.name: image for image in reversed(images)}  # which is that of the first ones
+        return trained, tuple(at_main_resolution[name] for name in self.names)
 
-    def line(self, images: Sequence[TrainingImage]) -> str:
-        """Return a line for the person who waits."""
+    @property
+    def line(self) -> str:
+        """A line for the person who waits."""
         if not self.are_excluded:
-            return (
-                f"held-out loss: measured on {len(self.indices)} of the pictures, with fixed noise; all are trained on"
-            )
-        names = ", ".join(images[i].name for i in self.indices)
-        return f"held-out loss: measured on {names}, which {'are' if len(self.indices) > 1 else 'is'} not trained on"
+            return f"held-out loss: measured on {len(self.names)} of the pictures, with fixed noise; all are trained on"
+        names = ", ".join(self.names)
+        return f"held-out loss: measured on {names}, which {'are' if len(self.names) > 1 else 'is'} not trained on"
 
 
-def choose_held_out(images: Sequence[TrainingImage], seed: int) -> HeldOutPictures:
-    """Choose the pictures of the held-out loss: one in five, at most four; of fewer than five all."""
-    count = len(images)
+def choose_held_out(images: Sequence[TrainingImage], config: TrainConfig) -> HeldOutPictures:
+    """Choose the pictures of the held-out loss: one in five, at most four; of fewer than five all.
+
+    They are excluded from training only where the loss decides something, and there are pictures enough.
+    """
+    names = tuple(dict.fromkeys(image.name for image in images))  # each once, at whatever resolutions
+    count = len(names)
     if count < PICTURES_PER_HELD_OUT:
-        return HeldOutPictures(tuple(range(count))[:MOST_HELD_OUT], are_excluded=False)
+        return HeldOutPictures(names[:MOST_HELD_OUT], are_excluded=False)
     held = min(MOST_HELD_OUT, count // PICTURES_PER_HELD_OUT)
-    indices = tuple(sorted(random.Random(f"held out {seed}").sample(range(count), held)))
-    return HeldOutPictures(indices, are_excluded=count >= FEWEST_TO_EXCLUDE)
+    indices = sorted(random.Random(f"held out {config.seed}").sample(range(count), held))
+    decides = config.keep == "best" or config.preset == "fast"
+    return HeldOutPictures(tuple(names[i] for i in indices), are_excluded=decides and count >= FEWEST_TO_EXCLUDE)
 
 
 def evaluation_steps(steps: int, pictures_per_step: int) -> list[int]:
@@ -128,16 +134,19 @@ class HeldOutLoss:
 
     def _batch(self, bucket: CachedLatents, templates: Sequence[str], generator: torch.Generator) -> _Batch:
         context, rows = self._context, {image: row for row, image in enumerate(bucket.images)}
+        text = context.text
         items = [k for k in range(self._count) if k % len(templates) in rows]
         images = torch.tensor([rows[k % len(templates)] for k in items], device=bucket.mean.device)
         variants = torch.zeros_like(images)
         latents = bucket.mean[0, images]
         noise = torch.randn(latents.shape, generator=generator).to(latents.device)  # the same on every device
         timesteps = (torch.tensor(items) + 0.5) / self._count * self._denoising.num_timesteps
-        captions = [fill_template(templates[k % len(templates)], context.resolved.subject_text) for k in items]
+        subjects = [context.resolved.subjects[image.subject].text for image in context.held_out_images]
+        captions = [fill_template(templates[k % len(templates)], subjects[k % len(templates)]) for k in items]
+        chunks = max(min(context.resolved.config.chunks, text.chunks_for(text.count(caption))) for caption in captions)
         return _Batch(
             noisy=self._denoising.at(latents, noise, timesteps.long().to(latents.device)),
-            captions=context.text.tokenize(captions).to(latents.device),
+            captions=text.tokenize(captions, chunks).to(latents.device),
             sizes=bucket.time_ids(variants, images),
             masks=bucket.masks(variants, images),
         )

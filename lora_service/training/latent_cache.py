@@ -16,11 +16,14 @@ from lora_service.models.diffusion_base import DiffusionBase
 
 JITTERED = 4
 """Variants of each picture in slightly different colours, with ``color_jitter``."""
+CROPPED = 8
+"""Variants of each picture that are cropped differently, with ``random_crop``; the first is the crop without it."""
 
 
 @dataclass(frozen=True)
 class CachedLatents:
-    """The posteriors of the pictures of one size (a bucket), in ``v`` variants each: mirrored, recoloured.
+    """The posteriors of the pictures of one size (a bucket), in ``v`` variants each: mirrored, recoloured,
+    cropped.
 
     Attributes:
         mean, std: ``(v, n, c, h, w)``, already scaled.
@@ -50,7 +53,13 @@ class CachedLatents:
 
 
 def cache_latents(
-    images: Sequence[TrainingImage], base: DiffusionBase, *, flip: bool, color_jitter: bool, seed: int
+    images: Sequence[TrainingImage],
+    base: DiffusionBase,
+    *,
+    flip: bool,
+    color_jitter: bool,
+    seed: int,
+    random_crop: bool = False,
 ) -> list[CachedLatents]:
     """Encode ``images`` with the base's VAE, one :class:`CachedLatents` per picture size.
 
@@ -59,46 +68,62 @@ def cache_latents(
     by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
     for i, picture in enumerate(images):
         by_size[picture.image.size].append(i)
+    versions = CROPPED if random_crop else JITTERED if color_jitter else 1
     variants = [
-        (jitter, mirror) for jitter in range(JITTERED if color_jitter else 1) for mirror in range(2 if flip else 1)
+        _Variant(version, version % JITTERED if color_jitter else 0, mirror, seed)
+        for version in range(versions)
+        for mirror in ((False, True) if flip else (False,))
     ]
     return [
-        _encode_bucket([images[i] for i in members], tuple(members), base, variants, seed)
+        _encode_bucket([images[i] for i in members], tuple(members), base, variants)
         for _, members in sorted(by_size.items())
     ]
 
 
+@dataclass(frozen=True)
+class _Variant:
+    """One way to show every picture: the number of its crop, that of its colours, and whether it is mirrored."""
+
+    crop: int
+    jitter: int
+    is_mirrored: bool
+    seed: int
+
+    def cropped(self, picture: TrainingImage) -> TrainingImage:
+        """Return ``picture`` in this variant's crop; 0 is its own."""
+        if not self.crop:
+            return picture
+        return picture.random_crop(random.Random(f"{self.seed} {picture.name} {picture.image.size} {self.crop}"))
+
+    def pixels(self, image: Image.Image) -> Image.Image:
+        """Return a cropped image in this variant's colours and direction."""
+        if self.jitter:
+            rng = random.Random(f"{self.seed} {self.jitter}")
+            for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+                image = enhancer(image).enhance(rng.uniform(0.85, 1.15))
+        return ImageOps.mirror(image) if self.is_mirrored else image
+
+
 def _encode_bucket(
-    bucket: list[TrainingImage],
-    members: tuple[int, ...],
-    base: DiffusionBase,
-    variants: list[tuple[int, int]],
-    seed: int,
+    bucket: list[TrainingImage], members: tuple[int, ...], base: DiffusionBase, variants: list[_Variant]
 ) -> CachedLatents:
-    means, stds = [], []
-    for jitter, mirror in variants:
-        mean, std = _posterior([_variant(p.image, jitter, mirror, seed) for p in bucket], base)
+    means, stds, masks, sizes = [], [], [], []
+    latents_size = bucket[0].image.width // base.vae_scale_factor, bucket[0].image.height // base.vae_scale_factor
+    for variant in variants:
+        pictures = [variant.cropped(picture) for picture in bucket]
+        mean, std = _posterior([variant.pixels(picture.image) for picture in pictures], base)
         means.append(mean)
         stds.append(std)
-    mirrors = [bool(mirror) for _, mirror in variants]
+        masks.append(torch.stack([_mask(p.mask, variant.is_mirrored, latents_size) for p in pictures]))
+        sizes.append([size_conditioning(picture, mirror=variant.is_mirrored) for picture in pictures])
+    has_masks = any(picture.mask is not None for picture in bucket)
     return CachedLatents(
-        torch.stack(means), torch.stack(stds), _masks(bucket, base, mirrors), members, _sizes(bucket, base, mirrors)
+        torch.stack(means),
+        torch.stack(stds),
+        torch.stack(masks).to(base.device) if has_masks else None,
+        members,
+        torch.tensor(sizes, dtype=torch.float32, device=base.device) if base.is_xl else None,
     )
-
-
-def _masks(bucket: list[TrainingImage], base: DiffusionBase, mirrors: list[bool]) -> torch.Tensor | None:
-    if all(p.mask is None for p in bucket):
-        return None
-    width, height = (side // base.vae_scale_factor for side in bucket[0].image.size)
-    masks = [torch.stack([_mask(p.mask, mirror, (width, height)) for p in bucket]) for mirror in mirrors]
-    return torch.stack(masks).to(base.device)
-
-
-def _sizes(bucket: list[TrainingImage], base: DiffusionBase, mirrors: list[bool]) -> torch.Tensor | None:
-    if not base.is_xl:
-        return None
-    sizes = [[size_conditioning(p, mirror=mirror) for p in bucket] for mirror in mirrors]
-    return torch.tensor(sizes, dtype=torch.float32, device=base.device)
 
 
 def size_conditioning(picture: TrainingImage, *, mirror: bool = False) -> tuple[int, ...]:
@@ -125,14 +150,6 @@ def _posterior(images: list[Image.Image], base: DiffusionBase) -> tuple[torch.Te
             stds.append(posterior.std.float())
     # Clones leave inference mode, so that autograd may save them for its backward.
     return base.scale_latents(torch.cat(means)).clone(), torch.cat(stds).mul(base.vae.config.scaling_factor).clone()
-
-
-def _variant(image: Image.Image, jitter: int, mirror: int, seed: int) -> Image.Image:
-    if jitter:
-        rng = random.Random(f"{seed} {jitter}")
-        for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-            image = enhancer(image).enhance(rng.uniform(0.85, 1.15))
-    return ImageOps.mirror(image) if mirror else image
 
 
 def _mask(mask: Image.Image | None, mirror: bool, size: tuple[int, int]) -> torch.Tensor:

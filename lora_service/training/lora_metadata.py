@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from lora_service.lora.weights import LoraSubject, subjects_to_header
+
 PredictionType = Literal["epsilon", "v", ""]
 MODELSPEC_PREDICTIONS: Mapping[str, PredictionType] = {"epsilon": "epsilon", "v_prediction": "v", "sample": ""}
 """diffusers' ``prediction_type`` -> ModelSpec's name of it; there is none for predicting the latents themselves."""
@@ -24,17 +26,18 @@ class LoraMetadata:
         base_version: kohya's name of the base's version.
         base_name: the base's own name, without a path.
         title: for people; A1111 uses it as the LoRA's alias in prompts, so it must be unique.
-        trigger: the plain word that calls the subject.
+        subjects: the trigger words that call what was taught, mostly one.
         resolution: width and height it was trained at, in pixels.
         steps: optimiser steps of the LoRA's stage.
         thumbnail: data URL of a JPEG.
+        clip_skip: the text encoder's layer that was read, counted from the end; None: the base's own.
     """
 
     architecture: str
     base_version: str
     base_name: str
     title: str
-    trigger: str
+    subjects: tuple[LoraSubject, ...]
     resolution: tuple[int, int]
     rank: int
     alpha: float
@@ -43,6 +46,12 @@ class LoraMetadata:
     prediction_type: PredictionType = "epsilon"
     usage_hint: str = ""
     thumbnail: str = ""
+    clip_skip: int | None = None
+
+    @property
+    def triggers(self) -> list[str]:
+        """The subjects' trigger words."""
+        return [subject.trigger for subject in self.subjects if subject.trigger]
 
 
 def metadata_strings(description: LoraMetadata, version: str) -> dict[str, str]:
@@ -53,7 +62,8 @@ def metadata_strings(description: LoraMetadata, version: str) -> dict[str, str]:
     Args:
         version: of this package.
     """
-    return {key: text for key, text in (_modelspec(description) | _kohya(description, version)).items() if text}
+    strings = _modelspec(description) | _kohya(description, version) | subjects_to_header(description.subjects)
+    return {key: text for key, text in strings.items() if text}
 
 
 def _modelspec(description: LoraMetadata) -> dict[str, str]:
@@ -64,7 +74,7 @@ def _modelspec(description: LoraMetadata) -> dict[str, str]:
         "modelspec.implementation": "diffusers",
         "modelspec.title": description.title,
         "modelspec.resolution": f"{width}x{height}",
-        "modelspec.trigger_phrase": description.trigger,
+        "modelspec.trigger_phrase": ", ".join(description.triggers),
         "modelspec.usage_hint": description.usage_hint,
         "modelspec.thumbnail": description.thumbnail,
         "modelspec.prediction_type": description.prediction_type,
@@ -81,7 +91,10 @@ def _kohya(description: LoraMetadata, version: str) -> dict[str, str]:
         "ss_network_alpha": str(description.alpha),
         "ss_output_name": description.title,
         # Only the trigger: whole captions would publish a user's descriptions of the pictures.
-        "ss_tag_frequency": json.dumps({"subject": {description.trigger: 1}}) if description.trigger else "",
+        "ss_tag_frequency": json.dumps({"subject": dict.fromkeys(description.triggers, 1)})
+        if description.triggers
+        else "",
+        "ss_clip_skip": str(description.clip_skip or ""),
         "ss_steps": str(description.steps),
         "ss_learning_rate": str(description.learning_rate),
         "lora_service.version": version,

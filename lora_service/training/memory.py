@@ -4,7 +4,7 @@ In bytes, for batches of ``b`` pictures:
 
     weights    of the UNet, the text encoders and the VAE, as they are held
     parameters 16 for each that learns: itself, its gradient and AdamW's two moments, all fp32
-    captions   prompt embeds, which are cached where nothing learns in the text encoders, at most PROMPT_CACHE_BYTES
+    captions   prompt embeds, which are kept for a block of batches where nothing learns in the text encoders
     step       b · (UNet + text encoders), saved for the backward pass:
                 UNet           x · Σ n (c_in + c_out) over residual blocks + y · Σ n c over transformer blocks,
                                with n positions and c channels each
@@ -37,7 +37,8 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.text_encoders import TextEncoder
-from lora_service.training.config import PROMPT_CACHE_BYTES, TrainConfig
+from lora_service.training.batches import CAPTIONS_PER_BLOCK
+from lora_service.training.config import TrainConfig
 from lora_service.training.lora_layers import targets_in
 
 GIB = 2**30
@@ -80,17 +81,19 @@ class MemoryEstimate:
 
 def estimate(base: DiffusionBase, config: TrainConfig, *, checkpointing: bool) -> MemoryEstimate:
     """Estimate the training of the resolved ``config`` on ``base``."""
-    side, batch = config.resolution or base.defaults.resolution, config.train_batch_size
+    side, batch = max(config.resolutions(base.defaults)), config.train_batch_size
     models = [*base.components.values(), base.vae]
     trains_text = bool(config.max_train_steps_tuning and config.learning_rate_text)
     step = unet_bytes(base.unet, side // base.vae_scale_factor, base.dtype, checkpointing=checkpointing)
+    # With "auto" captions are mostly short, and nobody has read them yet.
+    positions = base.text.positions * (1 if config.max_token_length == "auto" else config.chunks)
     if trains_text or config.max_train_steps_ti:
-        step += sum(encoder_bytes(e, base.text.positions, base.dtype) for e in base.text.encoders.values())
-    captions = 0 if trains_text else config.max_train_steps_tuning * base.text.positions * base.text.width
+        step += sum(encoder_bytes(e, positions, base.dtype) for e in base.text.encoders.values())
+    kept = 0 if trains_text else min(CAPTIONS_PER_BLOCK, config.max_train_steps_tuning * config.train_batch_size)
     return MemoryEstimate(
         weights=sum(p.numel() * p.element_size() for model in models for p in model.parameters()),
         parameters=_BYTES_PER_PARAMETER * _parameter_count(base, config),
-        captions=min(PROMPT_CACHE_BYTES, captions * base.dtype.itemsize),
+        captions=kept * positions * base.text.width * base.dtype.itemsize,
         step=round(batch * step),
         encoding=4 * side**2 * base.vae.config.block_out_channels[0] * base.vae.dtype.itemsize,
     )
@@ -197,9 +200,11 @@ def _too_large(base: DiffusionBase, config: TrainConfig, why: str, *, checkpoint
         )
     if config.train_batch_size > 1:
         return InputError("train_batch_size", config.train_batch_size, f"less, as {why}", code="out_of_memory")
-    side = config.resolution or base.defaults.resolution
+    sides = config.resolutions(base.defaults)
+    side = max(sides)
+    field = "resolution" if side == sides[0] else "more_resolutions"
     fitting = base.nearest_side(side * math.sqrt(share) - base.size_step)
-    return InputError("resolution", side, f"about {fitting} or less, as {why}", code="out_of_memory")
+    return InputError(field, side, f"about {fitting} or less, as {why}", code="out_of_memory")
 
 
 def _figures(need: int, free: int) -> str:

@@ -12,8 +12,8 @@ from lora_service.dataset.captions.templates import TagOptions
 from lora_service.dataset.training_images import TrainingImage
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.text_encoders import PromptEmbeds, TextEncoders
-from lora_service.training.batches import BatchPlan, CaptionSampler, plan_batches
-from lora_service.training.config import PROMPT_CACHE_BYTES, ResolvedConfig
+from lora_service.training.batches import BatchBlock, BatchPlan, CaptionSampler, SubjectTexts
+from lora_service.training.config import ResolvedConfig
 from lora_service.training.denoising_loss import DenoisingLoss
 from lora_service.training.latent_cache import CachedLatents
 from lora_service.training.loop import BatchLoss, LoopReport, LoopSpec, TrainingCallback, run_loop
@@ -48,15 +48,15 @@ class TrainingContext:
     held_out_images: tuple[TrainingImage, ...] = ()
     held_out_latents: Sequence[CachedLatents] = ()
 
-    def plan(self, stage: str, steps: int, subject_texts: tuple[tuple[str, float], ...], dropout: float) -> BatchPlan:
+    def plan(self, stage: str, subjects: tuple[SubjectTexts, ...], dropout: float) -> BatchPlan:
         """Plan the batches of a stage; ``dropout`` is the share of captions that are left empty."""
         config = self.resolved.config
-        return plan_batches(
+        tags = TagOptions(config.shuffle_tags, config.keep_tokens, dropout)
+        return BatchPlan(
             self.latents,
             self.images,
-            CaptionSampler(subject_texts, TagOptions(config.shuffle_tags, config.keep_tokens, dropout)),
+            CaptionSampler(subjects, tags, config.chunks),
             self.text,
-            batches=steps * config.gradient_accumulation_steps,
             batch_size=config.train_batch_size * self.processes.count,
             seed=f"{stage} {config.seed}",
         )
@@ -75,7 +75,7 @@ def train_textual_inversion(
     """
     resolved, config = context.resolved, context.resolved.config
     steps = config.max_train_steps_ti
-    plan = context.plan("tokens", steps, ((resolved.subject_text, 1.0),), dropout=0.0)
+    plan = context.plan("tokens", tuple(((subject.text, 1.0),) for subject in resolved.subjects), dropout=0.0)
     generator = context.generator(1)
     spec = LoopSpec(
         name="stage 1 (tokens)",
@@ -110,12 +110,12 @@ def train_lora(
         param_groups.append(_token_group(learning, config.continue_inversion_lr, config.weight_decay_ti))
     for embedding in tokens.embeddings.values() if tokens else ():
         embedding.rows.requires_grad_(learning is not None)
-    subject_texts: tuple[tuple[str, float], ...] = ((resolved.trigger, 1.0),)
-    if tokens:
-        subject_texts = ((resolved.subject_text, 1 - TRIGGER_SHARE), (resolved.trigger, TRIGGER_SHARE))
-    plan = context.plan("tuning", steps, subject_texts, config.caption_dropout or 0.0)
+    # Without tokens both are the trigger.
+    shares = (1 - TRIGGER_SHARE, TRIGGER_SHARE) if tokens else (1.0, 0.0)
+    texts = tuple(tuple(zip((each.text, each.trigger), shares, strict=True)) for each in resolved.subjects)
+    plan = context.plan("tuning", texts, config.caption_dropout or 0.0)
     text_learns = learning is not None or any(layers.get(name) for name in base.text.encoders)
-    encode = _encode_each_step if text_learns or _embeds_bytes(base, plan) > PROMPT_CACHE_BYTES else _encode_once
+    encode = _encode_each_step if text_learns else _encode_once
     generator = context.generator(2)
     spec = LoopSpec(
         name="stage 2 (LoRA)",
@@ -166,19 +166,30 @@ EncodeCaptions = Callable[[int, slice], PromptEmbeds]
 
 def _encode_each_step(text: TextEncoders, plan: BatchPlan) -> EncodeCaptions:
     """Encode with the text encoders as they are at each step."""
-    return lambda i, share: text.encode(plan.batch_token_ids(i, share))
+    return lambda i, share: text.encode(plan.token_ids(i, share))
 
 
 def _encode_once(text: TextEncoders, plan: BatchPlan) -> EncodeCaptions:
-    """Encode each caption once, not once a step, as nothing learns in the text encoders."""
+    """Encode each caption of a block once, not once a step, as nothing learns in the text encoders.
+
+    Nothing is kept from block to block, so that a stage that goes on from any step encodes alike, bit for bit.
+    """
+    encoded: dict[int, PromptEmbeds] = {}
+
+    def encode(i: int, share: slice) -> PromptEmbeds:
+        block, batch = plan.block_of(i), plan[i]
+        if block.first not in encoded:
+            encoded.clear()  # first: two blocks' embeds need not fit
+            encoded[block.first] = _encode_block(text, block)
+        embeds = encoded[block.first]
+        return PromptEmbeds(embeds.states[:, : batch.chunks * text.positions], embeds.pooled)[batch.captions[share]]
+
+    return encode
+
+
+def _encode_block(text: TextEncoders, block: BatchBlock) -> PromptEmbeds:
     with torch.no_grad():
-        embeds = PromptEmbeds.concatenate([text.encode(ids) for ids in plan.token_ids.all().split(16)])
-    return lambda i, share: embeds[plan.captions[i][share]]
-
-
-def _embeds_bytes(base: DiffusionBase, plan: BatchPlan) -> int:
-    """Return the size of the prompt embeds of all captions."""
-    return len(plan.token_ids) * base.text.positions * base.text.width * base.dtype.itemsize
+        return PromptEmbeds.concatenate([text.encode(ids) for ids in block.token_ids.split(16)])
 
 
 def _batch_loss(
@@ -188,14 +199,15 @@ def _batch_loss(
     denoising = DenoisingLoss(context.base, context.resolved)
 
     def compute_loss(i: int) -> BatchLoss:
-        bucket, variants, images = context.latents[plan.buckets[i]], plan.variants[i], plan.images[i]
-        batch = denoising.sample(bucket.sample(variants, images, generator), generator)
+        batch = plan[i]
+        bucket, variants, images = context.latents[batch.bucket], batch.variants, batch.images
+        noisy = denoising.sample(bucket.sample(variants, images, generator), generator)
         share, weight = context.processes.share(len(images))
         if context.processes.count > 1:
-            batch, variants, images = batch[share], variants[share], images[share]
+            noisy, variants, images = noisy[share], variants[share], images[share]
         sizes, masks = bucket.time_ids(variants, images), bucket.masks(variants, images)
-        loss = denoising(batch, encode(i, share), sizes, masks)
-        weight *= plan.weights[i]
+        loss = denoising(noisy, encode(i, share), sizes, masks)
+        weight *= batch.weight
         return BatchLoss(loss if weight == 1 else loss * weight)
 
     return compute_loss

@@ -94,12 +94,21 @@ class StartingLora:
         return config.model_copy(update={"lora_rank": self.rank, "lora_alpha": config.lora_alpha or self.alpha})
 
     def resolve(self, resolved: ResolvedConfig) -> ResolvedConfig:
-        """Return ``resolved`` with the LoRA's tokens, where it has some; they stay in the file without stage 1 too."""
+        """Return ``resolved`` with the LoRA's tokens, where it has some; they stay in the file without stage 1 too.
+
+        Raises:
+            InputError: several subjects are taught, each with tokens of its own (code ``several_subjects``).
+        """
         if not self.rows:
             return resolved
+        if len(resolved.subjects) > 1:
+            triggers = ", ".join(subject.trigger for subject in resolved.subjects)
+            expected = f"left out, or a LoRA without tokens, as the folders name several subjects ({triggers})"
+            raise InputError("start_from", " ".join(self.rows), expected, code="several_subjects")
         names = self.token_names
         config = resolved.config.model_copy(update={"placeholder_tokens": "|".join(names)})
-        return replace(resolved, config=config, tokens=names, initializers=())
+        subject = replace(resolved.subjects[0], tokens=names, initializers=())
+        return replace(resolved, config=config, subjects=(subject,))
 
     @property
     def token_names(self) -> tuple[str, ...]:

@@ -149,9 +149,8 @@ class Trainer:
                 token_window=self._token_window(resolved),
             )
             dataset = load_dataset(source, options, self.folder)
-        if dataset.trigger:
-            resolved = self._resolve(with_trigger(config, dataset.trigger, resolved.config.seed))
-            self.log(f"trigger: {dataset.trigger!r}, the word of the pictures' folder")
+        if dataset.triggers:
+            resolved = self._resolve_triggers(config, dataset.triggers, resolved.config.seed)
         return dataset, resolved
 
     def _record(
@@ -231,10 +230,10 @@ class Trainer:
         """Return the tokens that the base reads of a caption.
 
         Raises:
-            InputError: the trigger word or the new tokens alone are more.
+            InputError: the trigger word or the new tokens alone are more than it reads at once.
         """
-        text = self.base.text
-        window = TokenWindow(text.count, text.positions - 2, subject_tokens=len(resolved.tokens))
+        text, chunks = self.base.text, resolved.config.chunks
+        window = TokenWindow(text.count, text.chunk_tokens, subject_tokens=len(resolved.tokens), chunks=chunks)
         if len(resolved.tokens) > window.size:
             expected = f"at most {window.size} names, as the base reads so many tokens"
             raise InputError("placeholder_tokens", resolved.config.placeholder_tokens, expected, code="too_many_tokens")
@@ -243,18 +242,20 @@ class Trainer:
     def _context(self, dataset: TrainingDataset, resolved: ResolvedConfig) -> TrainingContext:
         config, seed = resolved.config, resolved.config.seed or 0
         flip, jitter = bool(config.flip), bool(config.color_jitter)
-        held_out = choose_held_out(dataset.images, seed)
-        self.log(held_out.line(dataset.images))
+        held_out = choose_held_out(dataset.images, config)
+        self.log(held_out.line)
         images, held_out_images = held_out.split(dataset.images)
         with self._timed("latents"):
-            latents = cache_latents(images, self.base, flip=flip, color_jitter=jitter, seed=seed)
+            latents = cache_latents(
+                images, self.base, flip=flip, color_jitter=jitter, random_crop=config.random_crop, seed=seed
+            )
             held_out_latents = cache_latents(held_out_images, self.base, flip=False, color_jitter=False, seed=seed)
         return TrainingContext(
             self.base,
             images,
             latents,
             resolved,
-            self.base.text,
+            self.base.text.with_clip_skip(config.clip_skip),
             autocast=None,
             processes=self._processes,
             held_out_images=held_out_images,
@@ -285,7 +286,7 @@ class Trainer:
                 if checkpoint:
                     rows = checkpoint.job["tokens"]
                 adapter.tokens = stack.enter_context(added_tokens(self.base, resolved.tokens, rows))
-                context = replace(context, text=adapter.tokens.text)
+                context = replace(context, text=context.text.with_tokenizers(adapter.tokens.text.tokenizers))
             sampling = self._sampling(context, trackers)
             watching = self._watching(context, sampling, trackers)
             callbacks = self._callbacks(watching, record, checkpoint, lambda: job_state(adapter, stages))
@@ -366,13 +367,32 @@ class Trainer:
         save = writer.save if record.save_every != 0 else lambda stage: None
         return [StageRestorer(checkpoint), *watching, writer, StopRequest(self.options.stop, save)]
 
-    def _resolve(self, config: TrainConfig) -> ResolvedConfig:
+    def _resolve_triggers(self, config: TrainConfig, triggers: Sequence[str], seed: int | None) -> ResolvedConfig:
+        """Resolve ``config`` with the trigger words that the pictures' folders have.
+
+        Raises:
+            InputError: a word cannot be a trigger.
+        """
+        first, *others = (with_trigger(config, trigger, seed) for trigger in triggers)
+        resolved = self._resolve(first, [other.trigger for other in others])
+        if others:
+            for number, subject in enumerate(resolved.subjects, start=1):
+                self.log(f"subject {number}: trigger {subject.trigger!r}, tokens {' '.join(subject.tokens) or 'none'}")
+        else:
+            self.log(f"trigger: {first.trigger!r}, the word of the pictures' folder")
+        return resolved
+
+    def _resolve(self, config: TrainConfig, more_triggers: Sequence[str] = ()) -> ResolvedConfig:
         drawn = random.SystemRandom().randrange(2**32)
         seed = self._processes.agree(drawn) if config.seed is None else config.seed
         word = choose_trigger_word(self.base.text, random.Random(seed))
         trigger = config.trigger or f"{word} {config.class_word}".strip()
-        resolved = resolve_config(config, self.base.defaults, trigger, seed)
-        self.base.check_side("resolution", resolved.config.resolution or self.base.defaults.resolution)
+        resolved = resolve_config(config, self.base.defaults, trigger, seed, more_triggers)
+        main, *others = resolved.config.resolutions(self.base.defaults)
+        self.base.check_side("resolution", main)
+        for side in others:
+            self.base.check_side("more_resolutions", side)
+        self.base.text.with_clip_skip(resolved.config.clip_skip)
         return self.start.resolve(resolved) if self.start else resolved
 
     def _add_layers(self, stack: ExitStack, resolved: ResolvedConfig, generator: torch.Generator) -> Layers:

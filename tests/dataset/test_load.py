@@ -9,7 +9,9 @@ import sys
 import zipfile
 import zlib
 from pathlib import Path
+from random import Random
 
+from lora_service.dataset.contact_sheet import contact_sheet
 from lora_service.dataset.load import load_dataset
 from lora_service.dataset.options import DatasetOptions, UploadLimits
 from lora_service.errors import PicturesError
@@ -127,3 +129,43 @@ def test_names_in_unicode_extra_fields_are_used(tmp_path: Path) -> None:
 def test_loading_imports_no_torch() -> None:
     script = "import sys, lora_service.dataset.load; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_every_image_is_taught_at_each_resolution_that_it_is_large_enough_for(tmp_path: Path) -> None:
+    members = {"a.png": png(1, (200, 100)), "b.png": png(2, (50, 50))}
+    upload = tmp_path / "set.zip"
+    upload.write_bytes(zipped(members))
+    dataset = load_dataset(upload, DatasetOptions(32, task="object", more_resolutions=(48, 64)), tmp_path / "job")
+    assert [(image.name, image.image.size) for image in dataset.images] == [
+        ("a.png", (32, 32)), ("b.png", (32, 32)), ("a.png", (48, 48)), ("b.png", (48, 48)), ("a.png", (64, 64)),
+    ]  # fmt: skip
+    first, second = dataset.report.used
+    assert (first.size, first.more_sizes, first.warnings) == ((32, 32), ((48, 48), (64, 64)), ())
+    assert second.more_sizes == ((48, 48),)
+    assert "too small for 64 × 64" in second.warnings[0]
+    assert "2 at 32 × 32, 2 at 48 × 48, 1 at 64 × 64" in dataset.report.lines()[0]
+    assert contact_sheet(dataset).size[0] < 600
+
+
+def test_buckets_that_are_the_same_at_two_resolutions_count_once(tmp_path: Path) -> None:
+    upload = tmp_path / "set.zip"
+    upload.write_bytes(zipped({"a.png": png(1, (48, 48))}))
+    options = DatasetOptions(64, task="object", more_resolutions=(72,), aspect_ratio_buckets=True, bucket_step=8)
+    dataset = load_dataset(upload, options, tmp_path / "job")
+    assert [image.image.size for image in dataset.images] == [(48, 48)]
+
+
+def test_random_crops_keep_the_whole_image_as_large_as_they_need_it(tmp_path: Path) -> None:
+    upload = tmp_path / "set.zip"
+    upload.write_bytes(zipped({"a.png": png(1, (400, 200)), "b.png": png(2, (32, 32))}))
+    wide, small = load_dataset(upload, DatasetOptions(32, task="object", random_crop=True), tmp_path / "a").images
+    assert wide.uncropped is not None
+    assert wide.uncropped.image.size == (80, 40)  # 40 is 32 / 0.8
+    plain = load_dataset(upload, DatasetOptions(32, task="object"), tmp_path / "b")
+    assert all(image.uncropped is None for image in plain.images)
+    crop = wide.random_crop(Random(1))
+    assert crop.image.size == (32, 32)
+    assert crop.crop != wide.crop
+    assert small.random_crop(Random(1)).crop == (0, 0, 32, 32)
+    used = load_dataset(upload, DatasetOptions(32, task="object", random_crop=True), tmp_path / "c").report.used
+    assert "no room" in used[1].warnings[0]

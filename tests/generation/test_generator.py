@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +230,7 @@ def test_references_and_words_of_several_rows_work_in_both_prompts() -> None:
 @pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
 def test_both_prompts_are_warned_about_when_they_are_cut_off(name: str) -> None:
     lines: list[str] = []
-    ImageGenerator(small_base()).generate(request(**{name: "dog " * 100}), [], log=lines.append)
+    ImageGenerator(small_base()).generate(request(**{name: "dog " * 300}), [], log=lines.append)
     assert any(line.startswith(f"warning: the {name.replace('_', ' ')} has") for line in lines)
 
 
@@ -280,7 +281,83 @@ def test_files_carry_their_settings(tmp_path: Path, suffix: str) -> None:
 
 def test_prompts_and_negative_prompts_that_are_cut_are_warned_of() -> None:
     lines: list[str] = []
-    inputs = request(prompt="dog " * 90, negative_prompt="dog " * 80)
+    inputs = request(prompt="dog " * 290, negative_prompt="dog " * 280)
     ImageGenerator(small_base()).generate(inputs, [], log=lines.append)
-    assert "warning: the prompt has 90 tokens and only the first 75 are used" in lines
-    assert "warning: the negative prompt has 80 tokens and only the first 75 are used" in lines
+    assert "warning: the prompt has 290 tokens and only the first 225 are used" in lines
+    assert "warning: the negative prompt has 280 tokens and only the first 225 are used" in lines
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("long", ["prompt", "negative_prompt"])
+def test_long_prompts_are_drawn_as_diffusers_draws_the_pieces(family: str, long: str) -> None:
+    """Both prompts get as many chunks as the longer one; the shorter's second one is that of an empty text."""
+    base = small_base(family=family)
+    pieces = {"prompt": ["a photo of a dog"], "negative_prompt": ["cat"]} | {long: ["dog on the " * 25, "the cat"]}
+    lines: list[str] = []
+    ours = ImageGenerator(base).generate(
+        request(scheduler="DDIM", guidance_scale=4.0, **{name: " ".join(text) for name, text in pieces.items()}),
+        [],
+        log=lines.append,
+    )
+    assert not any("warning" in line for line in lines)
+    pipeline = pipeline_of(base, DDIMScheduler, clip_sample=False, set_alpha_to_one=False)
+    embeds = {}
+    for name, texts in pieces.items():
+        encoded = [
+            # "" itself would be zeros for an XL; as a rest it is not.
+            pipeline.encode_prompt(text, device=base.device, num_images_per_prompt=1, do_classifier_free_guidance=False)
+            for text in [*texts, ""][:2]
+        ]
+        prefix = name.removesuffix("prompt")
+        embeds[f"{prefix}prompt_embeds"] = torch.cat([parts[0] for parts in encoded], dim=1)
+        if family == "sdxl":
+            embeds[f"{prefix}pooled_prompt_embeds"] = encoded[0][2]
+    theirs = pipeline(
+        num_inference_steps=2, guidance_scale=4.0, width=32, height=32,
+        generator=torch.Generator().manual_seed(3), **embeds,
+    ).images[0]  # fmt: skip
+    difference = np.abs(np.asarray(theirs, int) - np.asarray(ours[0].image, int)).max()
+    assert difference <= 1
+    assert pixels(ours) != pixels(ImageGenerator(base).generate(
+        request(scheduler="DDIM", guidance_scale=4.0, **{name: text[0] for name, text in pieces.items()}), []
+    ))  # fmt: skip
+
+
+def test_clip_skip_is_the_requests_else_that_of_its_loras() -> None:
+    generator = ImageGenerator(small_base())
+    plain = lora(generator)
+    trained, other, broken = (replace(plain, metadata={"ss_clip_skip": text}) for text in ("2", "1", "None"))
+
+    def drawn(*loras: LoraWeights, scale: Scale = FULL, **inputs: Any) -> tuple[list[bytes], str]:
+        lines: list[str] = []
+        images = generator.generate(request(**inputs), [(each, scale) for each in loras], log=lines.append)
+        assert (images[0].settings.get("clip_skip") is None) == (drawn_with_own(lines) and "clip_skip" not in inputs)
+        return pixels(images), "\n".join(lines)
+
+    def drawn_with_own(lines: list[str]) -> bool:
+        return not any(line.startswith("clip_skip") for line in lines)
+
+    own, skipped = drawn(plain)[0], drawn(plain, clip_skip=2)[0]
+    assert own != skipped
+    assert drawn(plain, clip_skip=1)[0] == own
+    pictures, lines = drawn(trained)
+    assert pictures == skipped
+    assert "clip_skip 2, as the LoRA was trained with it" in lines
+    assert drawn(trained, clip_skip=1)[0] == own
+    assert drawn(other)[0] == drawn(broken)[0] == own
+    assert "warning: the LoRAs were trained with clip_skip 2, 1;" in drawn(trained, plain)[1]
+    assert drawn(trained, scale=Scale(0, 0))[0] == drawn()[0]
+
+
+def test_an_xl_takes_clip_skip_from_our_own_loras_only() -> None:
+    """kohya's trainer writes what was asked for, and reads the penultimate layer all the same."""
+    generator = ImageGenerator(small_base(family="sdxl"))
+    ours, kohyas = (
+        LoraWeights({}, lora(generator).embeddings, {"ss_clip_skip": "1"} | more)
+        for more in ({"lora_service.version": "1"}, {})
+    )
+    plain, own, foreign = (
+        pixels(generator.generate(request(), [(weights, FULL)]))
+        for weights in (replace(ours, metadata={}), ours, kohyas)
+    )
+    assert plain == foreign != own

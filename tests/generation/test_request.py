@@ -70,5 +70,22 @@ def test_other_brackets_are_left_alone() -> None:
     assert expand_references("a <lora:x:1> <s1> <0>", ["y"]).prompt == "a <lora:x:1> <s1> <0>"
 
 
+def test_a_loras_subjects_are_called_by_number_and_name() -> None:
+    named = [{"1": "<s1><s2>", "2": "<s3><s4>", "zwx dog": "<s1><s2>", "vok": "<s3><s4>"}, {"1": "ohwx"}]
+    subjects: list[str | None] = ["<s1><s2>", "ohwx"]
+    for prompt, expected in {
+        "<1> and <1:2>": "<s1><s2> and <s3><s4>",
+        "<1:Zwx  dog> with <1:vok>, <2:1>": "<s1><s2> with <s3><s4>, ohwx",
+        "<lora:x:1> <1:a|b>": "<lora:x:1> <1:a|b>",
+    }.items():
+        assert expand_references(prompt, subjects, named_subjects=named).prompt == expected
+    for prompt in ("<1:3>", "<1:cat>", "<2:2>", "<3:1>"):
+        with raises(InputError, code="unknown_reference", field="prompt"):
+            expand_references(prompt, subjects, named_subjects=named)
+    left_out = expand_references("a <1:2>", [None, "ohwx"], named_subjects=named)
+    assert left_out.prompt == "a"
+    assert "LoRA 1" in left_out.notes[0]
+
+
 def test_jpg_is_jpeg() -> None:
     assert [GenerateRequest.of({"output_format": name}).output_format for name in ("jpg", "JPEG")] == ["jpeg", "jpeg"]

@@ -19,7 +19,7 @@ from safetensors.torch import save as serialize_tensors
 from lora_service.errors import LoraFileError
 from lora_service.lora.files import read_lora, write_lora
 from lora_service.lora.safetensors_header import read_header
-from lora_service.lora.weights import LoraLayer, LoraWeights
+from lora_service.lora.weights import LoraLayer, LoraSubject, LoraWeights
 from lora_service.training.lora_metadata import LoraMetadata, metadata_strings
 from tests.errors import raises
 from tests.lora.lora_fakes import TOKEN_NAMES, random_lora, raw_file, save
@@ -30,7 +30,7 @@ DESCRIPTION = LoraMetadata(
     base_version="sd_v1",
     base_name="small",
     title="rex-1",
-    trigger="rexdog",
+    subjects=(LoraSubject("rexdog", ()),),
     resolution=(512, 512),
     rank=4,
     alpha=4.0,

@@ -10,7 +10,7 @@ import torch
 from lora_service.errors import WrongBaseError
 from lora_service.lora.patcher import Patcher, Scale
 from lora_service.lora.token_embeddings import as_text
-from lora_service.lora.weights import LoraWeights
+from lora_service.lora.weights import LoraSubject, LoraWeights, subjects_to_header
 from tests.errors import raises
 from tests.lora.lora_fakes import TOKEN_NAMES, assert_same_state, random_lora, state_of
 from tests.small_models import FAMILIES, SmallModels, small_models
@@ -63,6 +63,25 @@ def test_a_subject_is_called_by_its_tokens_else_by_its_trigger(models: SmallMode
         [(only_tokens(models, TOKEN_NAMES), FULL), (with_trigger, FULL), (random_lora(models.components, seed=2), FULL)]
     )
     assert report.subjects == ("<s1><s2>", "my dog", "")
+
+
+def test_each_subject_of_a_lora_is_called_by_its_own_tokens(models: SmallModels, patcher: Patcher) -> None:
+    subjects = [LoraSubject("zwx dog", ("<s1>",)), LoraSubject("zwx cat", ("<s2>",)), LoraSubject("vok", ())]
+    lora = replace(only_tokens(models, TOKEN_NAMES), metadata=subjects_to_header(subjects))
+    assert lora.subjects == tuple(subjects)
+    report = patcher.apply([(only_tokens(models, ("<s1>",)), FULL), (lora, FULL)])
+    assert report.subjects == ("<s1>", "<lora2:s1>")
+    assert report.named_subjects[1] == {
+        "1": "<lora2:s1>", "2": "<s2>", "3": "vok",
+        "zwx dog": "<lora2:s1>", "zwx cat": "<s2>", "vok": "vok", "zwx": "<lora2:s1>",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '[{"trigger": "x"}]', "{}", '{"a": 1}', "[" * 10_000])
+def test_a_header_that_does_not_tell_of_subjects_leaves_one(text: str, models: SmallModels) -> None:
+    metadata = {"lora_service.subjects": text, "modelspec.trigger_phrase": "my dog"}
+    lora = replace(only_tokens(models, TOKEN_NAMES), metadata=metadata)
+    assert lora.subjects == (LoraSubject("my dog", TOKEN_NAMES),)
 
 
 def test_loras_with_tokens_of_one_name_each_keep_their_rows(models: SmallModels, patcher: Patcher) -> None:

@@ -46,10 +46,12 @@ def test_one_picture_in_five_is_held_out_and_of_small_sets_none_is_missing_from_
     pictures: int, held: int, excluded: int
 ) -> None:
     images = [picture(COLORS[i % len(COLORS)]) for i in range(pictures)]
-    chosen = choose_held_out(images, seed=3)
+    config = TrainConfig.of({"seed": 3, "keep": "best"})
+    chosen = choose_held_out(images, config)
     trained, measured = chosen.split(images)
     assert (len(measured), len(trained)) == (held, pictures - excluded)
-    assert chosen == choose_held_out(images, seed=3)
+    assert chosen == choose_held_out(images, config)
+    assert not choose_held_out(images, TrainConfig.of({"seed": 3})).are_excluded
     assert chosen.are_excluded == (not {id(image) for image in trained} & {id(image) for image in measured})
 
 
@@ -100,13 +102,13 @@ def test_pictures_of_all_sizes_are_measured_and_memory_only_splits_the_batch(mon
 
 def test_smoothing_settling_and_patience() -> None:
     assert smoothed([4.0, 2.0, 2.0]) == [4.0, 3.0, 2.5]
-    falling, level = [10.0 - i for i in range(10)], [10.0, 5.0, 3.0, 2.0, *[1.99] * 8]
+    falling, level = [10.0 - i for i in range(10)], [10.0, 5.0, 3.0, 2.0, *[1.99] * 12]
     assert not has_settled(falling, window=5, ratio=0.15)
     assert has_settled(level, window=5, ratio=0.15)
     assert not has_settled(level[:5], window=5, ratio=0.15)
     assert not no_longer_improves(falling)
     assert no_longer_improves(level)
-    assert no_longer_improves([3.0, 2.0, 1.0, 1.5, 2.0, 2.5, 3.0])
+    assert no_longer_improves([3.0, 2.0, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0])
 
 
 def run_with_losses(losses: list[float], *callbacks: TrainingCallback, later_steps: float = 0) -> tuple[Any, float]:
@@ -180,7 +182,7 @@ def test_what_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
     lines: list[str] = []
     inputs = {"task": "object", "seed": 1, "max_train_steps_ti": 0, "max_train_steps_tuning": 2, "samples": 0}
     Trainer(small_base(), tmp_path / "job", log=lines.append).run(
-        picture_zip(tmp_path / "p.zip", COLORS[:10]), TrainConfig.of(inputs)
+        picture_zip(tmp_path / "p.zip", COLORS[:10]), TrainConfig.of(inputs | {"preset": "fast"})
     )
     line = next(line for line in lines if line.startswith("held-out loss"))
     assert line.count(".png") == 2

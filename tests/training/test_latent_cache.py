@@ -1,10 +1,13 @@
 """The VAE's posterior, cached."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from lora_service.training.latent_cache import JITTERED, cache_latents
+from lora_service.dataset.training_images import UncroppedImage
+from lora_service.training.latent_cache import CROPPED, JITTERED, cache_latents
 from tests.small_base import picture, small_base
 
 
@@ -52,3 +55,35 @@ def test_sizes_are_kept_apart_and_jitter_adds_versions() -> None:
     assert [c.mean.shape for c in caches] == [(JITTERED, 1, 4, 8, 8), (JITTERED, 1, 4, 8, 12)]
     assert [c.images for c in caches] == [(0,), (1,)]
     assert not torch.equal(caches[0].mean[0], caches[0].mean[1])
+
+
+def test_random_crops_are_the_same_every_time_and_all_of_one_size() -> None:
+    wide = np.zeros((64, 128, 3), np.uint8)
+    wide[:, :, 0] = np.arange(128)[None, :]  # the red of a pixel says where it is
+    uncropped = UncroppedImage(Image.fromarray(wide), None, None)
+    own = picture(original=(128, 64), crop=(32, 0, 96, 64), uncropped=uncropped)
+    base = small_base(family="sdxl")
+    (cache,), (again,), (other,) = (
+        cache_latents([own], base, flip=True, color_jitter=True, random_crop=True, seed=seed) for seed in (0, 0, 1)
+    )
+    (plain,) = cache_latents([own], base, flip=True, color_jitter=True, seed=0)
+    assert cache.mean.shape[:2] == (2 * CROPPED, 1)
+    assert torch.equal(cache.mean, again.mean)
+    assert torch.equal(cache.mean[:2], plain.mean[:2])  # the first variants are the crop without random_crop
+    assert not torch.equal(cache.mean, other.mean)
+    assert cache.sizes is not None
+    assert len({tuple(row) for row in cache.sizes[::2, 0].tolist()}) == CROPPED
+    assert {tuple(row[:2]) for row in cache.sizes[:, 0].tolist()} == {(64, 128)}
+
+
+def test_masks_are_cropped_as_their_pictures() -> None:
+    mask = Image.new("L", (128, 64), 0)
+    mask.paste(255, (100, 20, 116, 40))
+    uncropped = UncroppedImage(Image.new("RGB", (128, 64)), mask, (100, 20, 116, 40))
+    own = picture(original=(128, 64), crop=(64, 0, 128, 64), uncropped=uncropped, mask=mask.crop((64, 0, 128, 64)))
+    own = replace(own, mask=mask.crop((64, 0, 128, 64)).resize((32, 32)))
+    (cache,) = cache_latents([own], small_base(), flip=False, color_jitter=False, random_crop=True, seed=0)
+    assert cache.mask is not None
+    assert cache.mask.shape[0] == CROPPED
+    assert all(mask.max() > 0.9 for mask in cache.mask)  # the subject is in each of them
+    assert len({tuple(mask.flatten().tolist()) for mask in cache.mask}) > CROPPED / 2

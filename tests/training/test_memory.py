@@ -13,6 +13,7 @@ from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.loading import vae_dtype
 from lora_service.models.text_encoders import TextEncoders
+from lora_service.training.batches import CAPTIONS_PER_BLOCK
 from lora_service.training.config import TrainConfig, resolve_config
 from lora_service.training.memory import (
     OVERHEAD,
@@ -109,7 +110,7 @@ def test_captions_are_kept_only_where_nothing_learns_in_the_text_encoder() -> No
         estimate(base, resolved(base, learning_rate_text=rate), checkpointing=True) for rate in (1e-5, 0.0)
     )
     assert learning.captions == 0
-    assert still.captions == 700 * 77 * 2048 * 2
+    assert still.captions == CAPTIONS_PER_BLOCK * 77 * 2048 * 2
     assert still.parameters < learning.parameters
 
 

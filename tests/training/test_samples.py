@@ -80,8 +80,8 @@ def test_a_training_with_samples_learns_the_same_as_one_without(tmp_path: Path) 
     assert not (tmp_path / "0" / "job" / "samples").exists()
     for component, path, layer in without:
         other = with_samples.layers[component][path]
-        assert torch.equal(layer.down, other.down)  # type: ignore[union-attr]
-        assert torch.equal(layer.up, other.up)  # type: ignore[union-attr]
+        assert torch.equal(layer.down, other.down)  # type: ignore[attr-defined]
+        assert torch.equal(layer.up, other.up)  # type: ignore[attr-defined]
 
 
 def test_the_header_names_seed_and_prompts_but_not_those_of_the_user(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from lora_service.errors import DivergedError, InputError, LoraFileError, PicturesError
 from lora_service.lora.files import read_lora
+from lora_service.lora.weights import LoraSubject
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.training.config import TrainConfig
 from lora_service.training.trainer import Trainer, TrainResult
@@ -23,6 +24,7 @@ STEPS = {"task": "object", "seed": 1, "max_train_steps_ti": 2, "max_train_steps_
 
 def train(tmp_path: Path, base: DiffusionBase | None = None, **inputs: Any) -> TrainResult:
     folder = tmp_path / "job"
+    tmp_path.mkdir(parents=True, exist_ok=True)
     job = Trainer(base or small_base(), folder)
     return job.run(picture_zip(tmp_path / "pictures.zip"), TrainConfig.of(STEPS | inputs))
 
@@ -203,14 +205,92 @@ def test_the_word_of_a_folder_is_the_trigger_unless_one_is_given(tmp_path: Path)
         assert result.dataset.images[0].captions == (("my {}",) if not trigger else ("{}, my qwx dog",))
 
 
+TWO_FOLDERS = {
+    "2_zwx dog/a.png": png(1),
+    "2_zwx dog/a.txt": b"my zwx dog",
+    "5_vok cat/b.png": png(2),
+    "5_vok cat/b.txt": b"a vok cat, not the zwx dog",
+    "5_vok cat/c.png": png(3),
+}
+
+
+def test_folders_of_several_words_are_subjects_of_their_own(tmp_path: Path) -> None:
+    upload, lines = tmp_path / "set.zip", list[str]()
+    upload.write_bytes(zipped(TWO_FOLDERS))
+    result = Trainer(small_base(), tmp_path / "job", log=lines.append).run(upload, TrainConfig.of(STEPS))
+    images = {image.name: image for image in result.dataset.images}
+    assert [image.subject for image in images.values()] == [0, 1, 1]
+    assert images["2_zwx dog/a.png"].captions == ("my {}",)
+    assert images["5_vok cat/b.png"].captions == ("a {}, not the zwx dog",)
+    assert "subject 2: trigger 'vok cat', tokens <s3> <s4>" in lines
+    weights = read_lora(result.path)
+    assert weights.subjects == (LoraSubject("zwx dog", ("<s1>", "<s2>")), LoraSubject("vok cat", ("<s3>", "<s4>")))
+    assert weights.trigger == "zwx dog, vok cat"
+    assert "'zwx dog' or 'vok cat'" in weights.metadata["modelspec.usage_hint"]
+    assert json.loads(weights.metadata["ss_tag_frequency"]) == {"subject": {"zwx dog": 1, "vok cat": 1}}
+
+
+def test_a_trigger_of_ones_own_teaches_all_folders_as_one_subject(tmp_path: Path) -> None:
+    upload = tmp_path / "set.zip"
+    upload.write_bytes(zipped(TWO_FOLDERS))
+    result = Trainer(small_base(), tmp_path / "job").run(upload, TrainConfig.of(STEPS | {"trigger": "pets"}))
+    assert {image.subject for image in result.dataset.images} == {0}
+    assert read_lora(result.path).subjects == (LoraSubject("pets", ("<s1>", "<s2>")),)
+    assert "all of them are taught as one" in result.dataset.report.warnings[0]
+
+
+def test_a_picture_in_no_subjects_folder_is_refused_by_name(tmp_path: Path) -> None:
+    upload = tmp_path / "set.zip"
+    upload.write_bytes(zipped(TWO_FOLDERS | {"stray.png": png(4)}))
+    with raises(PicturesError, code="pictures_without_subject") as refused:
+        Trainer(small_base(), tmp_path / "job").run(upload, TrainConfig.of(STEPS))
+    assert "stray.png" in str(refused.value)
+    many = {f"1_word{n}/{n}.png": png(n) for n in range(9)}
+    upload.write_bytes(zipped(many))
+    with raises(PicturesError, code="too_many_subjects"):
+        Trainer(small_base(), tmp_path / "many").run(upload, TrainConfig.of(STEPS))
+
+
 def test_captions_are_counted_with_the_tokens_of_the_base(tmp_path: Path) -> None:
     upload = tmp_path / "set.zip"
-    upload.write_bytes(zipped({"a.png": png(1), "a.txt": "собака на траве, ".encode() * 8 + b"TOK"}))
+    upload.write_bytes(zipped({"a.png": png(1), "a.txt": "собака на траве, ".encode() * 24 + b"TOK"}))
     result = Trainer(small_base(), tmp_path / "job").run(upload, TrainConfig.of(STEPS))
-    assert "of which the base reads the first 75" in result.dataset.report.used[0].warnings[0]
+    assert "of which the base reads the first 225" in result.dataset.report.used[0].warnings[0]
     assert result.dataset.images[0].captions[0].startswith("{}, ")
     with raises(InputError, field="trigger", code="too_many_tokens"):
         train(tmp_path, trigger="траве " * 10)
+
+
+def test_long_captions_are_read_in_chunks_or_cut_as_asked(tmp_path: Path) -> None:
+    upload = tmp_path / "set.zip"
+    upload.write_bytes(zipped({"a.png": png(1), "a.txt": b"TOK " + b"dog " * 80 + b"on the beach"}))
+    losses = {}
+    for length in ("auto", "75", "150", "225"):
+        inputs = TrainConfig.of(STEPS | {"max_token_length": length, "caption_dropout": 0})
+        result = Trainer(small_base(), tmp_path / length).run(upload, inputs)
+        losses[length] = [loss for stage in result.stages.values() for loss in stage.losses]
+        assert bool(result.dataset.report.used[0].warnings) == (length == "75")
+    assert losses["auto"] == losses["150"] == losses["225"] != losses["75"]
+
+
+def test_several_resolutions_and_random_crops_train_alike_every_time(tmp_path: Path) -> None:
+    inputs = {"more_resolutions": "48", "random_crop": True, "train_batch_size": 2, "max_train_steps_tuning": 6}
+    results = [train(tmp_path / name, **inputs) for name in ("a", "b")]
+    assert results[0].path.read_bytes() == results[1].path.read_bytes()
+    assert sorted({image.image.size for image in results[0].dataset.images}) == [(32, 32), (48, 48)]
+    with raises(InputError, field="more_resolutions"):
+        train(tmp_path / "c", more_resolutions="50")
+
+
+def test_clip_skip_trains_on_that_layer_and_is_written_for_the_drawing(tmp_path: Path) -> None:
+    files = [read_lora(train(tmp_path / str(skip), clip_skip=skip).path) for skip in (None, 1, 2)]
+    assert [weights.metadata.get("ss_clip_skip") for weights in files] == [None, "1", "2"]
+    assert [weights.clip_skip for weights in files] == [None, 1, 2]
+    rows = [weights.embeddings["<s1>"]["text_encoder"] for weights in files]
+    assert torch.equal(rows[0], rows[1])
+    assert not torch.equal(rows[0], rows[2])
+    with raises(InputError, field="clip_skip"):
+        train(tmp_path, clip_skip=30)
 
 
 def test_pictures_that_no_step_shows_are_warned_of(tmp_path: Path) -> None:

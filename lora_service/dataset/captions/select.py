@@ -102,7 +102,7 @@ def _fitted(templates: tuple[str, ...], source: CaptionSource, options: DatasetO
         return SelectedCaptions(templates, source)
     warnings = [warning for template in templates if (warning := window.warning(template))]
     more = f" (and {len(warnings) - 1} more of its captions)" if len(warnings) > 1 else ""
-    fitted = tuple(map(window.keep_subject, templates)) if warnings else templates
+    fitted = tuple(map(window.keep_subject, templates))
     return SelectedCaptions(fitted, source, tuple(f"{warning}{more}" for warning in warnings[:1]))
 
 

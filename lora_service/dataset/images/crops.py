@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from random import Random
 
 from PIL import Image
 
@@ -55,6 +56,36 @@ def crop_for(original: Size, size: Size, center: Point | None) -> Crop:
     left = _clamp(x * original[0] - width / 2, original[0] - width)
     top = _clamp(y * original[1] - height / 2, original[1] - height)
     return Crop((left, top, left + width, top + height), original, size)
+
+
+SMALLEST_CROP = 0.8
+"""Side of the smallest random crop as a share of the largest crop's."""
+
+
+def random_crop(original: Size, size: Size, subject: Box | None, rng: Random) -> Crop:
+    """Return a random crop of ``original`` with the aspect ratio of ``size``, of 80 to 100 % of the largest one's side.
+
+    It is never smaller than ``size``, which would enlarge it.
+
+    Args:
+        subject: a part of the original that stays within the crop as far as it fits; none: any part may be cut off.
+    """
+    largest = crop_for(original, size, None)
+    share = rng.uniform(min(1.0, max(SMALLEST_CROP, largest.scale)), 1.0)
+    left, top, right, bottom = largest.box
+    width, height = max(1, round((right - left) * share)), max(1, round((bottom - top) * share))
+    x = _random_start(original[0], width, subject and (subject[0], subject[2]), rng)
+    y = _random_start(original[1], height, subject and (subject[1], subject[3]), rng)
+    return Crop((x, y, x + width, y + height), original, size)
+
+
+def _random_start(length: int, part: int, subject: tuple[int, int] | None, rng: Random) -> int:
+    """Return where ``part`` of ``length`` begins, around as much as fits of the subject, start and end."""
+    first, last = 0, length - part
+    if subject is not None:
+        bounds = sorted((subject[1] - part, subject[0]))  # a subject larger than the part fills it wherever it begins
+        first, last = (_clamp(bound, length - part) for bound in bounds)
+    return rng.randint(first, last)
 
 
 def nearest_bucket(original: Size, resolution: int, step: int) -> Size:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from lora_service.dataset.images.crops import Crop, Point, Size
+from lora_service.dataset.images.crops import Box, Crop, Point, Size
 from lora_service.dataset.images.decode import DecodedImage, mask_in
 from lora_service.dataset.images.decoder_process import DecodeRequest, decode_apart
 from lora_service.dataset.images.faces import Face, FaceDetector
@@ -38,6 +39,14 @@ class Mask:
             return None
         left, top, right, bottom = box
         return (left + right) / 2 / self.image.width, (top + bottom) / 2 / self.image.height
+
+    def box_in(self, original: Size) -> Box | None:
+        """Return the masked part of an original of that size, in its pixels."""
+        box = self.image.point(_BINARY).getbbox() if self.image else None
+        if self.image is None or box is None:
+            return None
+        x, y = original[0] / self.image.width, original[1] / self.image.height
+        return math.floor(box[0] * x), math.floor(box[1] * y), math.ceil(box[2] * x), math.ceil(box[3] * y)
 
     def cropped(self, crop: Crop) -> Mask:
         """Return the mask of the crop; none, with a warning, where the crop holds no masked pixel."""

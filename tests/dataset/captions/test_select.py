@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,19 @@ def test_a_subject_beyond_the_window_is_put_in_front(tmp_path: Path) -> None:
     assert "so the subject at its end was put in front" in report.used[0].warnings[0]
     assert report.used[1].captions == (f"{{}}, {tags}",)
     assert "put in front" not in report.used[1].warnings[0]
+
+
+def test_a_subject_that_a_chunks_end_would_cut_is_put_in_front(tmp_path: Path) -> None:
+    """The window reads 20 words twice: the subject's two may be the words 19 and 20 or 21 and 22, not 20 and 21."""
+    members = {"a.png": png(1), "b.png": png(2), "c.png": png(3), "d.png": png(4)}
+    for name, before in (("a", 18), ("b", 19), ("c", 20), ("d", 39)):
+        members[f"{name}.txt"] = b"word " * before + b"TOK end"
+    report = load_report(tmp_path, members, token_window=replace(WINDOW, chunks=2))
+    moved = [used.captions[0].startswith("{}, ") for used in report.used]
+    assert moved == [False, True, False, True]
+    assert "where 20 tokens end" in report.used[1].warnings[0]
+    assert "of which the base reads the first 40" in report.used[3].warnings[0]
+    assert report.used[0].warnings == report.used[2].warnings == ()
 
 
 def test_custom_prompts_are_checked_for_their_tokens_once(tmp_path: Path) -> None:

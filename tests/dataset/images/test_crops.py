@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_service.dataset.images.crops import crop_for, list_buckets, nearest_bucket
+from lora_service.dataset.images.crops import (
+    SMALLEST_CROP,
+    Box,
+    Size,
+    crop_for,
+    list_buckets,
+    nearest_bucket,
+    random_crop,
+)
 from tests.dataset.picture_makers import picture
 
 sides = st.integers(1, 5000)
@@ -82,3 +92,32 @@ def test_all_buckets_of_512_are_kohyas() -> None:
     wide = {(1024, 256), (960, 256), (896, 256), (832, 256), (768, 320), (704, 320), (640, 384), (576, 448)}
     assert {size for size in list_buckets(512, 64) if size[0] > size[1]} == wide
     assert {size for size in list_buckets(512, 64) if size[0] < size[1]} == {(h, w) for w, h in wide}
+
+
+@pytest.mark.parametrize(("original", "size"), [((640, 480), (64, 64)), ((300, 900), (64, 128)), ((70, 70), (64, 64))])
+@pytest.mark.parametrize("subject", [None, (10, 20, 60, 65), (0, 0, 70, 70)])
+def test_random_crops_lie_in_the_image_and_hold_the_subject(original: Size, size: Size, subject: Box | None) -> None:
+    rng = Random(0)
+    crops = [random_crop(original, size, subject, rng) for _ in range(200)]
+    largest = crop_for(original, size, None)
+    for crop in crops:
+        left, top, right, bottom = crop.box
+        assert 0 <= left < right <= original[0]
+        assert 0 <= top < bottom <= original[1]
+        assert SMALLEST_CROP - 0.02 <= (right - left) / (largest.box[2] - largest.box[0]) <= 1
+        assert crop.scale <= 1.02
+        assert abs((right - left) / (bottom - top) / (size[0] / size[1]) - 1) < 0.05
+        if subject is not None and subject[2] - subject[0] <= right - left and subject[3] - subject[1] <= bottom - top:
+            assert left <= subject[0]
+            assert top <= subject[1]
+            assert right >= subject[2]
+            assert bottom >= subject[3]
+    assert len({crop.box for crop in crops}) > 10 or original == (70, 70)
+
+
+def test_random_crops_of_an_image_reach_all_of_it() -> None:
+    rng = Random(0)
+    boxes = [random_crop((640, 480), (64, 64), None, rng).box for _ in range(500)]
+    assert min(box[0] for box in boxes) == min(box[1] for box in boxes) == 0
+    assert max(box[2] for box in boxes) == 640
+    assert max(box[3] for box in boxes) == 480
