@@ -16,7 +16,7 @@ from lora_service.dataset.load import TrainingDataset, load_dataset
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.settings import Settings
-from lora_service.training.config import DEFAULT_TARGETS, ResolvedConfig, TrainConfig, resolve_config, with_trigger
+from lora_service.training.config import ResolvedConfig, TrainConfig, resolve_config, with_trigger
 from lora_service.training.export import TrainedAdapter, export_lora
 from lora_service.training.input_warnings import warn_of_inputs
 from lora_service.training.latent_cache import cache_latents
@@ -174,7 +174,7 @@ class Trainer:
         layers = {}
         for component, model in self.base.components.items():
             if config.learning_rate_unet if component == "unet" else config.learning_rate_text:
-                paths = learning_targets(self.base, component, config.lora_targets or DEFAULT_TARGETS)
+                paths = learning_targets(self.base, component, config.lora_targets)
                 layers[component] = stack.enter_context(lora_layers(model, paths, options, generator))
         return layers
 
