@@ -124,8 +124,8 @@ def train(
         choices=["lora", "dora", "rslora", "lokr"],
         description="dora learns magnitudes apart, rslora counts alpha / √rank, lokr is small. lora is the fastest.",
     ),
-    lora_targets: str | None = Input(
-        default=None,
+    lora_targets: str = Input(
+        default="attention+geglu",
         choices=[
             "attention",
             "attention+geglu",
@@ -135,7 +135,7 @@ def train(
             "kohya",
             "kohya+conv",
         ],
-        description="Empty: attention+geglu. The layers that learn; more hold more and make a larger file.",
+        description="The layers that learn; more hold more and make a larger file.",
     ),
     lora_plus_ratio: float = Input(
         default=1.0,

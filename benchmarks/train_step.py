@@ -29,7 +29,7 @@ from lora_service.dataset.training_images import TrainingImage
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.loading import load_base
 from lora_service.settings import Settings
-from lora_service.training.config import DEFAULT_TARGETS, TrainConfig, resolve_config
+from lora_service.training.config import ORIGINAL_TARGETS, TrainConfig, resolve_config
 from lora_service.training.latent_cache import cache_latents
 from lora_service.training.lora_layers import LayerOptions, lora_layers
 from lora_service.training.lora_targets import learning_targets, targets_in
@@ -83,7 +83,7 @@ def comparisons(base: DiffusionBase, side: int, batch: int) -> dict[str, Compari
             layers = {
                 name: stack.enter_context(
                     lora_layers(
-                        model, learning_targets(base, name, DEFAULT_TARGETS), LayerOptions(RANK, RANK), generator
+                        model, learning_targets(base, name, ORIGINAL_TARGETS), LayerOptions(RANK, RANK), generator
                     )
                 )
                 for name, model in base.components.items()
@@ -125,7 +125,7 @@ class ReferenceLoop:
         """Train LoRA layers of the UNet and the text encoders, and return seconds per step."""
         models = [self.unet, *self.encoders]
         for model in models:
-            targets = targets_in("unet" if model is self.unet else "text_encoder", model, DEFAULT_TARGETS)
+            targets = targets_in("unet" if model is self.unet else "text_encoder", model, ORIGINAL_TARGETS)
             model.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(targets)))
         parameters = [p for model in models for n, p in model.named_parameters() if "lora_" in n]
         for parameter in parameters:

@@ -45,7 +45,6 @@ LoraKind = Literal["lora", "dora", "rslora", "lokr"]
 OptimizerName = Literal["adamw", "adamw8bit", "prodigy", "adamw_schedule_free", "muon"]
 ORIGINAL_TARGETS: LoraTargets = "attention+geglu"
 """What the original trainers taught, and all that the cloneofsimo format has numbers for."""
-DEFAULT_TARGETS: LoraTargets = "attention+geglu"
 PRODIGY_RATE = 1.0
 """The default of all rates with Prodigy, which multiplies them by what it finds."""
 
@@ -134,8 +133,8 @@ class TrainConfig(BaseModel):
         "lora",
         description="dora learns magnitudes apart, rslora counts alpha / √rank, lokr is small. lora is the fastest.",
     )
-    lora_targets: LoraTargets | None = Field(
-        None, description="Empty: attention+geglu. The layers that learn; more hold more and make a larger file."
+    lora_targets: LoraTargets = Field(
+        "attention+geglu", description="The layers that learn; more hold more and make a larger file."
     )
     lora_plus_ratio: float = Field(
         1.0, ge=1, le=64, description="Learning rate of the LoRA's up matrices in those of the down ones (LoRA+)."
@@ -373,8 +372,8 @@ class TrainConfig(BaseModel):
             return self
         if self.lora_kind == "dora":
             raise InputError("lora_format", self.lora_format, "kohya or diffusers with lora_kind dora")
-        if self.lora_targets not in (None, ORIGINAL_TARGETS):
-            expected = f"{ORIGINAL_TARGETS} or empty with lora_format cloneofsimo, which has no names for other layers"
+        if self.lora_targets != ORIGINAL_TARGETS:
+            expected = f"{ORIGINAL_TARGETS} with lora_format cloneofsimo, which has no names for other layers"
             raise InputError("lora_targets", self.lora_targets, expected)
         return self
 
@@ -661,7 +660,6 @@ def resolve_config(
         "learning_rate_unet": defaults.learning_rate_unet,
         "lora_rank": rank,
         "lora_alpha": float(rank),
-        "lora_targets": ORIGINAL_TARGETS if config.lora_format == "cloneofsimo" else DEFAULT_TARGETS,
         "caption_dropout": task.caption_dropout,
         "color_jitter": False,
         "flip": task.flip,

@@ -44,7 +44,7 @@ from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.text_encoders import TextEncoder
 from lora_service.training.batches import CAPTIONS_PER_BLOCK
-from lora_service.training.config import DEFAULT_TARGETS, ORIGINAL_TARGETS, TrainConfig
+from lora_service.training.config import ORIGINAL_TARGETS, TrainConfig
 from lora_service.training.lora_layers import parameter_count
 from lora_service.training.lora_targets import TargetLayers, learning_targets, targets_in
 from lora_service.training.optimizers import STATE_BYTES
@@ -213,7 +213,7 @@ def _positions(path: str, positions: int, unet: UNet2DConditionModel) -> int:
 def _layers(base: DiffusionBase, config: TrainConfig) -> dict[str, TargetLayers]:
     """Return the layers that learn in stage 2, by component; what learns in stage 1 is little."""
     return {
-        name: learning_targets(base, name, config.lora_targets or DEFAULT_TARGETS)
+        name: learning_targets(base, name, config.lora_targets)
         for name in base.components
         if config.max_train_steps_tuning
         and (config.learning_rate_unet if name == "unet" else config.learning_rate_text)

@@ -128,8 +128,8 @@ def _adamw_schedule_free(param_groups: ParamGroups, device: torch.device) -> tor
 
 
 def _muon(param_groups: ParamGroups, device: torch.device) -> torch.optim.Optimizer:
-    matrices: list[dict[str, Any]] = []
-    others: list[dict[str, Any]] = []
+    matrices: ParamGroups = []
+    others: ParamGroups = []
     for group in param_groups:
         is_matrix = [group["name"] != TOKENS and parameter.dim() == 2 for parameter in group["params"]]
         for taken, of_matrices in ((matrices, True), (others, False)):

@@ -34,7 +34,6 @@ from lora_service.training.class_image_cache import ClassImageCache
 from lora_service.training.class_images import ClassImageArtist
 from lora_service.training.config import (
     CLASS_IMAGES,
-    DEFAULT_TARGETS,
     ResolvedConfig,
     TrainConfig,
     resolve_config,
@@ -439,6 +438,9 @@ class Trainer:
             InputError: a word cannot be a trigger.
         """
         first, *others = (with_trigger(config, trigger, seed) for trigger in triggers)
+        if others and config.preservation != "none":
+            expected = f"none, as the folders name several subjects ({', '.join(triggers)}), each of a class of its own"
+            raise InputError("preservation", config.preservation, expected, code="several_subjects")
         resolved = self._resolve(first, [other.trigger for other in others])
         if others:
             for number, subject in enumerate(resolved.subjects, start=1):
@@ -469,7 +471,7 @@ class Trainer:
             starts = self.start.starts(component, self.base) if self.start else {}
             learn = bool(config.learning_rate_unet if component == "unet" else config.learning_rate_text)
             if learn or starts:
-                targets = learning_targets(self.base, component, config.lora_targets or DEFAULT_TARGETS)
+                targets = learning_targets(self.base, component, config.lora_targets)
                 paths = targets if learn else ()
                 added = lora_layers(model, paths, options, generator, starts, learn=learn)
                 layers[component] = stack.enter_context(added)

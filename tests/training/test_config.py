@@ -194,3 +194,37 @@ def test_further_resolutions_are_sides_split_by_commas() -> None:
     for text in ("768x768", "8", "768,", "4096", "-512", "5e2"):
         with raises(InputError, field="more_resolutions"):
             TrainConfig.of({"more_resolutions": text})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "field"),
+    [
+        ({"lr_warmup_steps": 5, "lr_warmup_ratio": 0.1}, "lr_warmup_ratio"),
+        ({"optimizer": "adamw_schedule_free", "lr_scheduler": "cosine"}, "lr_scheduler"),
+        ({"optimizer": "adamw_schedule_free", "ema_decay": 0.9}, "ema_decay"),
+        ({"optimizer": "prodigy", "lora_plus_ratio": 4}, "lora_plus_ratio"),
+    ],
+)
+def test_inputs_of_the_optimizer_that_do_not_fit_each_other_are_refused(inputs: dict[str, Any], field: str) -> None:
+    with raises(InputError, field=field):
+        TrainConfig.of(inputs)
+
+
+def test_prodigy_starts_from_rates_of_1_and_warns_of_tiny_ones() -> None:
+    config = resolve_config(TrainConfig.of({"optimizer": "prodigy", "learning_rate_text": 0}), SD15, "ohwx", 3).config
+    assert (config.learning_rate_unet, config.learning_rate_ti, config.continue_inversion_lr) == (1.0, 1.0, 1.0)
+    assert config.learning_rate_text == 0
+    report = DatasetReport(())
+    given = TrainConfig.of({"optimizer": "prodigy", "learning_rate_unet": 1e-4, "learning_rate_ti": 0.5})
+    assert ["learning_rate_unet" in line for line in warn_of_inputs(given, report)] == [True]
+
+
+def test_inputs_of_another_schedule_are_warned_of_and_a_share_makes_constant_warm_up() -> None:
+    report = DatasetReport(())
+    lines = warn_of_inputs(
+        TrainConfig.of({"lr_cycles": 2, "lr_power": 3, "clip_by_group": True, "max_grad_norm": 0}), report
+    )
+    assert [line.split()[1] for line in lines] == ["lr_cycles", "lr_power", "clip_by_group"]
+    assert warn_of_inputs(TrainConfig.of({"lr_cycles": 2, "lr_scheduler": "cosine_with_restarts"}), report) == []
+    config = resolve_config(TrainConfig.of({"lr_warmup_ratio": 0.1}), SD15, "ohwx", 3).config
+    assert config.lr_scheduler == "constant_with_warmup"

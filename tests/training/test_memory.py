@@ -16,7 +16,9 @@ from lora_service.models.text_encoders import TextEncoders
 from lora_service.training.batches import CAPTIONS_PER_BLOCK
 from lora_service.training.config import TrainConfig, resolve_config
 from lora_service.training.memory import (
+    GIB,
     OVERHEAD,
+    MemoryEstimate,
     choose_checkpointing,
     encoder_bytes,
     estimate,
@@ -112,6 +114,28 @@ def test_captions_are_kept_only_where_nothing_learns_in_the_text_encoder() -> No
     assert learning.captions == 0
     assert still.captions == CAPTIONS_PER_BLOCK * 77 * 2048 * 2
     assert still.parameters < learning.parameters
+
+
+def test_kinds_optimizers_and_more_layers_are_counted() -> None:
+    base = full_base("sd15")
+
+    def need(**inputs: Any) -> MemoryEstimate:
+        return estimate(base, resolved(base, **inputs), checkpointing=False)
+
+    plain = need()
+    assert need(optimizer="prodigy").parameters == 1.5 * plain.parameters
+    assert need(optimizer="adamw8bit").parameters == 0.625 * plain.parameters
+    assert need(ema_decay=0.9).parameters == 1.25 * plain.parameters
+    assert plain.parameters < need(lora_kind="dora").parameters < 1.1 * plain.parameters
+    assert need(lora_kind="lokr").parameters < plain.parameters / 2
+    assert need(lora_targets="kohya").parameters > 1.3 * plain.parameters
+    # Counted at full size by benchmarks.activations, in GiB: 1.048 for the LoRA of before.
+    for inputs, counted in {
+        ("attention+ff", "lora"): 1.137, ("kohya+conv", "lora"): 1.330, ("attention+geglu", "dora"): 2.281,
+        ("attention+geglu", "lokr"): 1.675,
+    }.items():  # fmt: skip
+        one = need(lora_targets=inputs[0], lora_kind=inputs[1], learning_rate_text=0, max_train_steps_ti=0)
+        assert (one.step + one.deltas) / GIB == pytest.approx(counted, rel=0.1), inputs
 
 
 @pytest.fixture
