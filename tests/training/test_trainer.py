@@ -305,3 +305,23 @@ def test_no_pictures_is_an_error_of_its_own(tmp_path: Path) -> None:
     empty.write_bytes(b"nothing")
     with pytest.raises(PicturesError):
         Trainer(small_base(), tmp_path / "job").run(empty, TrainConfig.of(STEPS))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "kind", "network"),
+    [
+        ({"lora_kind": "lokr", "optimizer": "prodigy", "lora_targets": "kohya+conv"}, "LoKr", "lycoris.kohya"),
+        ({"lora_kind": "dora", "optimizer": "adamw_schedule_free", "lora_rank": 2}, "DoRA over LoRA", "lycoris.kohya"),
+        ({"lora_kind": "rslora", "optimizer": "muon", "lora_plus_ratio": 4, "ema_decay": 0.5}, "LoRA", "networks.lora"),
+    ],
+)
+def test_kinds_and_optimizers_go_through_a_whole_training(
+    inputs: dict[str, Any], kind: str, network: str, tmp_path: Path
+) -> None:
+    base = small_base()
+    before = hashes(base)
+    weights = read_lora(train(tmp_path, base, continue_inversion=True, **inputs).path)
+    assert {change.kind for _, _, change in weights} == {kind}
+    assert weights.metadata["ss_network_module"] == network
+    assert float(weights.metadata["ss_network_alpha"]) == pytest.approx(weights.alpha)
+    assert hashes(base) == before
