@@ -6,7 +6,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from typing import Any, ClassVar, Literal
 
@@ -601,6 +601,11 @@ class ResolvedConfig:
             for subject in self.subjects
             for _, word in zip(subject.tokens, chain(subject.initializers, repeat("")), strict=False)
         )
+
+    def without_stage_2(self) -> ResolvedConfig:
+        """Return the config of a training that ended before stage 2, which alone teaches trigger words."""
+        config = self.config.model_copy(update={"max_train_steps_tuning": 0})
+        return replace(self, config=config, subjects=tuple(replace(each, trigger="") for each in self.subjects))
 
     @property
     def title(self) -> str:

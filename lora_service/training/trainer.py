@@ -239,7 +239,7 @@ class Trainer:
         interrupted = any(stage.stop_reason == INTERRUPTED for stage in stages.values())
         if not adapter.layers and resolved.config.max_train_steps_tuning:  # stopped before stage 2: tokens only
             interrupted = True
-            resolved = replace(resolved, config=resolved.config.model_copy(update={"max_train_steps_tuning": 0}))
+            resolved = resolved.without_stage_2()
         for name, stage in stages.items():
             if stage.diverged_at:
                 self.log(

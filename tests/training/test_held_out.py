@@ -1,5 +1,6 @@
 """The held-out loss, the criteria that stop a stage by it, and the checkpoint that is kept."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,15 @@ def held_out_context(base: DiffusionBase, *sizes: tuple[int, int], **inputs: Any
     latents = cache_latents(images, base, flip=False, color_jitter=False, seed=0)
     config = TrainConfig.of({"trigger": "zwx", "seed": 1, "max_train_steps_ti": 0} | inputs)
     resolved = resolve_config(config, DEFAULTS, "zwx", 1)
-    return TrainingContext(base, images, latents, resolved, base.text, None, images, latents)
+    held_out = {"held_out_images": images, "held_out_latents": latents}
+    return TrainingContext(base, images, latents, resolved, base.text, None, **held_out)
 
 
 @pytest.mark.parametrize(("pictures", "held", "excluded"), [(1, 1, 0), (4, 4, 0), (7, 1, 0), (12, 2, 2), (40, 4, 4)])
 def test_one_picture_in_five_is_held_out_and_of_small_sets_none_is_missing_from_training(
     pictures: int, held: int, excluded: int
 ) -> None:
-    images = [picture(COLORS[i % len(COLORS)]) for i in range(pictures)]
+    images = [replace(picture(COLORS[i % len(COLORS)]), name=f"{i}.png") for i in range(pictures)]
     config = TrainConfig.of({"seed": 3, "keep": "best"})
     chosen = choose_held_out(images, config)
     trained, measured = chosen.split(images)

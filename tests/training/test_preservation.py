@@ -1,6 +1,8 @@
 """The losses that keep the subject's class: what they compute, what they leave alone, and what reaches them."""
 
 import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,12 @@ from lora_service.errors import InputError
 from lora_service.lora.files import read_lora
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.settings import Settings
-from lora_service.training.config import ResolvedConfig, TrainConfig, resolve_config
+from lora_service.training.config import ORIGINAL_TARGETS, ResolvedConfig, TrainConfig, resolve_config
 from lora_service.training.denoising_loss import DenoisingLoss
 from lora_service.training.input_warnings import warn_of_inputs
 from lora_service.training.latent_cache import cache_latents
-from lora_service.training.lora_layers import lora_layers
+from lora_service.training.lora_layers import LayerOptions, LearnedLayer, lora_layers
+from lora_service.training.lora_targets import targets_in
 from lora_service.training.loss import masked_loss
 from lora_service.training.memory import estimate
 from lora_service.training.preservation import (
@@ -39,6 +42,9 @@ PRIOR = STEPS | {"preservation": "prior", "class_word": "dog"}
 OUTPUT = STEPS | {"preservation": "output", "class_word": "dog"}
 
 
+CONFIG = TrainConfig(class_word="dog", seed=1)
+
+
 def resolved(**inputs: Any) -> ResolvedConfig:
     return resolve_config(TrainConfig.of(STEPS | inputs), DEFAULTS, "zwx", 1)
 
@@ -49,9 +55,15 @@ def source(base: DiffusionBase, colors: tuple[str, ...], sides: tuple[int, ...] 
     images = tuple(picture(color, size=(32, side)) for color in colors for side in sides)
     latents = cache_latents(images, base, flip=False, color_jitter=False, seed=1)
     context = TrainingContext(base, images, latents, settings, base.text, autocast=None)
-    plan = context.plan("tuning", 4, (("zwx", 1.0),), 0.0)
-    encode = lambda i: base.text.encode(plan.batch_token_ids(i))  # noqa: E731
+    plan = context.plan("tuning", ((("zwx", 1.0),),), 0.0)
+    encode = lambda i, share: base.text.encode(plan.token_ids(i, share))  # noqa: E731
     return BatchSource(latents, plan, encode, DenoisingLoss(base, settings), torch.Generator().manual_seed(3))
+
+
+def unet_layers(base: DiffusionBase) -> AbstractContextManager[Mapping[str, LearnedLayer]]:
+    """Let the usual layers of the UNet learn, with rank 2."""
+    targets = targets_in("unet", base.unet, ORIGINAL_TARGETS)
+    return lora_layers(base.unet, targets, LayerOptions(2, 2.0), torch.Generator().manual_seed(0))
 
 
 def train(folder: Path, class_data: Path | None = None, pictures: bytes | None = None, **inputs: Any) -> TrainResult:
@@ -94,34 +106,38 @@ def test_pictures_of_other_shapes_get_a_pass_of_their_own() -> None:
 def test_the_loss_of_output_is_0_at_the_start_and_grows_with_what_the_layers_change() -> None:
     base = small_base()
     subject = source(base, ("red", "blue"))
-    captions = ClassCaptions(subject, (picture("red"), picture("blue")), "dog", base.text, seed=1)
+    captions = ClassCaptions(
+        subject, (picture("red"), picture("blue")), TrainConfig(class_word="dog", seed=1), base.text
+    )
     loss = output_loss(subject, captions, base.components, weight=2.0)
-    with lora_layers("unet", base.unet, 2, 2.0, torch.Generator().manual_seed(0)) as layers:
+    with unet_layers(base) as layers:
         start = loss(0)
         assert start.parts["class"] < 1e-10  # a larger batch rounds otherwise
         torch.testing.assert_close(start.total, start.parts["instance"])
         for layer in layers.values():
-            torch.nn.init.normal_(layer.up, generator=torch.Generator().manual_seed(1))
+            torch.nn.init.normal_(layer.ups[0], generator=torch.Generator().manual_seed(1))
         changed = loss(1)
         changed.total.backward()
         assert changed.parts["class"] > 0
         torch.testing.assert_close(changed.total, changed.parts["instance"] + 2 * changed.parts["class"])
-        assert all(layer.up.grad is not None for layer in layers.values())
+        assert all(layer.ups[0].grad is not None for layer in layers.values())
 
 
 def test_the_target_of_output_is_what_the_base_predicts_under_the_class_word() -> None:
     base = small_base()
     subject = source(base, ("red", "blue"))
-    captions = ClassCaptions(subject, (picture("red"), picture("blue")), "dog", base.text, seed=1)
+    captions = ClassCaptions(
+        subject, (picture("red"), picture("blue")), TrainConfig(class_word="dog", seed=1), base.text
+    )
     loss = output_loss(subject, captions, base.components, weight=1.0)
     text = base.text.encode(base.text.tokenize(["a photo of dog"] * 2))
     noisy = subject.sample(0).noisy
     subject.generator.manual_seed(3)
     with torch.no_grad():
         expected = base.denoise(noisy.noisy, noisy.timesteps, text)
-    with lora_layers("unet", base.unet, 2, 2.0, torch.Generator().manual_seed(0)) as layers:
+    with unet_layers(base) as layers:
         for layer in layers.values():
-            torch.nn.init.normal_(layer.up, generator=torch.Generator().manual_seed(1))
+            torch.nn.init.normal_(layer.ups[0], generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
             error = (base.denoise(noisy.noisy, noisy.timesteps, text) - expected).square().mean(dim=(1, 2, 3))
         torch.testing.assert_close(loss(0).parts["class"].detach(), (noisy.weights * error).mean())
@@ -131,25 +147,25 @@ def test_layers_are_off_within_the_context_only_and_learn_again_after_it() -> No
     base = small_base()
     x, t, text = torch.randn(1, 4, 8, 8), torch.tensor([10]), base.text.encode(base.text.tokenize(["a dog"]))
     bare = base.denoise(x, t, text)
-    with lora_layers("unet", base.unet, 2, 2.0, torch.Generator().manual_seed(0)) as layers:
+    with unet_layers(base) as layers:
         for layer in layers.values():
-            torch.nn.init.normal_(layer.up)
+            torch.nn.init.normal_(layer.ups[0])
         with without_lora_layers(base.components):
             assert torch.equal(base.denoise(x, t, text), bare)
         assert not torch.allclose(base.denoise(x, t, text), bare)
-        assert all(layer.up.requires_grad and layer.down.requires_grad for layer in layers.values())
+        assert all(p.requires_grad for layer in layers.values() for p in layer.parameters.values())
 
 
 def test_captions_of_the_class_are_the_pictures_own_and_the_same_at_every_call() -> None:
     base = small_base()
     images = tuple(replace(picture(color), captions=(f"a {color} {{}}",)) for color in ("red", "blue"))
     subject = source(base, ("red", "blue"))
-    captions = ClassCaptions(subject, images, "dog", base.text, seed=1)
+    captions = ClassCaptions(subject, images, CONFIG, base.text)
     for i in range(4):
-        order = [("red", "blue")[subject.latents[0].images[m]] for m in subject.plan.images[i].tolist()]
+        order = [("red", "blue")[subject.latents[0].images[m]] for m in subject.plan[i].images.tolist()]
         expected = base.text.tokenize([f"a {color} dog" for color in order]).by_encoder["text_encoder"]
-        assert torch.equal(captions(i).by_encoder["text_encoder"], expected)
-        assert torch.equal(captions(i).by_encoder["text_encoder"], expected)
+        assert torch.equal(captions(i, slice(None)).by_encoder["text_encoder"], expected)
+        assert torch.equal(captions(i, slice(None)).by_encoder["text_encoder"], expected)
 
 
 def test_a_class_picture_is_captioned_by_its_file_or_the_prompt_without_a_subject() -> None:
@@ -167,7 +183,7 @@ def test_a_training_logs_both_parts_and_leaves_the_base_as_it_was(tmp_path: Path
     base, reports = small_base(), list[TrainingProgress]()
     before = hashes(base)
     trainer = Trainer(base, tmp_path / "job", reports.append, settings=Settings(class_image_cache=tmp_path / "cache"))
-    result = trainer.run(picture_zip(tmp_path / "pictures.zip"), TrainConfig.of(inputs))
+    result = trainer.run(picture_zip(tmp_path / "pictures.zip"), TrainConfig.of(inputs | {"samples": 0}))
     assert hashes(base) == before
     assert not any(p.requires_grad for part in base.components.values() for p in part.parameters())
     assert set(result.stages["stage 2"].parts) == {"instance", "class"}
@@ -175,7 +191,7 @@ def test_a_training_logs_both_parts_and_leaves_the_base_as_it_was(tmp_path: Path
     assert "(instance " in reports[-1].summary()
     assert {"loss_instance", "loss_class"} <= set(reports[-1].metrics())
     assert set(json.loads(read_lora(result.path).metadata["lora_service.report"])["loss_parts"]) == {"stage 2"}
-    assert sorted(path.name for path in (tmp_path / "job").iterdir()) == ["lora.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "job").iterdir()) == ["lora.safetensors", "run.json"]
 
 
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])
