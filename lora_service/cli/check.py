@@ -28,8 +28,9 @@ from lora_service.training.class_dataset import (
     class_report_lines,
     given_class_pictures,
 )
-from lora_service.training.config import TrainConfig, resolve_config
+from lora_service.training.config import TrainConfig
 from lora_service.training.input_warnings import warn_of_inputs
+from lora_service.training.resolved_config import resolve_config
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer

@@ -26,7 +26,8 @@ from lora_service.services.inference_service import InferenceService
 from lora_service.services.model_service import Log
 from lora_service.services.training_service import TrainingService, TrainingUpload
 from lora_service.serving.form import IMAGE, INSTANCE_DATA_URLS
-from lora_service.training.config import ResolvedConfig, TrainConfig
+from lora_service.training.config import TrainConfig
+from lora_service.training.resolved_config import ResolvedConfig
 from lora_service.training.run_folder import RunFolder, RunOptions
 
 if TYPE_CHECKING:  # it imports torch

@@ -13,7 +13,8 @@ from lora_service.dataset.report import DatasetReport
 from lora_service.dataset.training_images import TrainingImage
 from lora_service.downloads.parsed_url import redact
 from lora_service.errors import InputError, blame_input
-from lora_service.training.config import ResolvedConfig, TrainConfig
+from lora_service.training.config import TrainConfig
+from lora_service.training.resolved_config import ResolvedConfig
 
 _IN_FRONT = f"{SUBJECT}, "
 """What stands before a caption that names no subject: a dataset's captions are templates, all of them."""

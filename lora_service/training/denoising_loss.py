@@ -9,7 +9,7 @@ import torch
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.text_encoders import PromptEmbeds
 from lora_service.training import loss
-from lora_service.training.config import ResolvedConfig
+from lora_service.training.resolved_config import ResolvedConfig
 
 
 @dataclass(frozen=True)

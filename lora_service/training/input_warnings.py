@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from lora_service.dataset.report import DatasetReport
-from lora_service.training.config import PRODIGY_RATE, TrainConfig, warmup_of_stage
+from lora_service.training.config import PRODIGY_RATE, TrainConfig
+from lora_service.training.resolved_config import warmup_of_stage
 
 _INPUTS_OF_STAGE: Mapping[str, tuple[str, ...]] = {
     "max_train_steps_ti": (

@@ -24,7 +24,8 @@ from prodigyopt import Prodigy
 from schedulefree import AdamWScheduleFree
 
 from lora_service.errors import InputError
-from lora_service.training.config import OptimizerName, TrainConfig, warmup_of_stage
+from lora_service.training.config import OptimizerName, TrainConfig
+from lora_service.training.resolved_config import warmup_of_stage
 
 TOKENS = "tokens"
 """The name of the new tokens' parameter group."""

@@ -18,7 +18,8 @@ from lora_service.dataset.training_images import TrainingImage
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.training.class_dataset import ClassPictures
-from lora_service.training.config import ResolvedConfig, TrainConfig
+from lora_service.training.config import TrainConfig
+from lora_service.training.resolved_config import ResolvedConfig
 from lora_service.training.run_folder import RunFolder
 from lora_service.training.state_file import write_text
 

@@ -16,7 +16,7 @@ from lora_service.dataset.options import SUBJECT, Task
 from lora_service.generation.generator import ImageGenerator
 from lora_service.generation.image_grid import ImageRow
 from lora_service.generation.request import GenerateRequest
-from lora_service.training.config import ResolvedConfig
+from lora_service.training.resolved_config import ResolvedConfig
 from lora_service.training.stages import TrainingContext
 
 MOST_INFERENCE_STEPS = 20

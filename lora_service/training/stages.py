@@ -13,7 +13,6 @@ from lora_service.dataset.training_images import TrainingImage
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.text_encoders import PromptEmbeds, TextEncoders
 from lora_service.training.batches import BatchBlock, BatchPlan, CaptionSampler, SubjectTexts
-from lora_service.training.config import ResolvedConfig
 from lora_service.training.denoising_loss import DenoisingLoss
 from lora_service.training.latent_cache import CachedLatents
 from lora_service.training.loop import BatchLoss, LoopReport, LoopSpec, TrainingCallback, run_loop
@@ -29,6 +28,7 @@ from lora_service.training.preservation import (
     prior_loss,
 )
 from lora_service.training.processes import Processes
+from lora_service.training.resolved_config import ResolvedConfig
 from lora_service.training.textual_inversion import AddedTokens, NormPull
 
 TRIGGER_SHARE = 0.3

@@ -15,7 +15,8 @@ from lora_service.lora.safetensors_header import shortened
 from lora_service.lora.token_embeddings import TokenEmbeddings
 from lora_service.lora.weights import LoraLayer, LoraWeights
 from lora_service.models.diffusion_base import DiffusionBase
-from lora_service.training.config import PLACEHOLDER, ResolvedConfig, TrainConfig
+from lora_service.training.config import PLACEHOLDER, TrainConfig
+from lora_service.training.resolved_config import ResolvedConfig
 from lora_service.training.run_folder import RunFolder
 from lora_service.training.state_file import read_state
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,32 +12,17 @@ from typing import Any
 
 import torch
 
-from lora_service.dataset.captions.token_window import TokenWindow
-from lora_service.dataset.load import TrainingDataset, load_dataset
-from lora_service.dataset.options import DatasetOptions
-from lora_service.dataset.training_images import TrainingImage
+from lora_service.dataset.load import TrainingDataset
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.settings import Settings
 from lora_service.training.best_checkpoint import BestCheckpoint
 from lora_service.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointWriter, StageRestorer
 from lora_service.training.class_dataset import (
-    ClassPictures,
     PictureSources,
     check_class_data,
-    class_options,
-    class_report_lines,
-    given_class_pictures,
 )
-from lora_service.training.class_image_cache import ClassImageCache
-from lora_service.training.class_images import ClassImageArtist
-from lora_service.training.config import (
-    CLASS_IMAGES,
-    ResolvedConfig,
-    TrainConfig,
-    resolve_config,
-    with_trigger,
-)
+from lora_service.training.config import TrainConfig
 from lora_service.training.early_stopping import EarlyStopping
 from lora_service.training.export import TrainedAdapter, export_lora, job_state
 from lora_service.training.held_out import HeldOutEvaluation, HeldOutLoss, choose_held_out
@@ -49,8 +33,11 @@ from lora_service.training.lora_layers import LayerOptions, Layers, LearnedLayer
 from lora_service.training.lora_targets import learning_targets
 from lora_service.training.memory import choose_checkpointing, explain_out_of_memory
 from lora_service.training.optimizers import check_optimizer
+from lora_service.training.precision import precision
+from lora_service.training.preparation import PhaseTimer, Preparation, PreparedPictures
 from lora_service.training.preservation import ClassSet
 from lora_service.training.processes import Processes
+from lora_service.training.resolved_config import ResolvedConfig
 from lora_service.training.run_folder import RunFolder, RunOptions
 from lora_service.training.run_record import RunRecord, identity_of, machine_of, stored_paths
 from lora_service.training.samples import SampleDrawer, sample_prompts
@@ -62,7 +49,6 @@ from lora_service.training.stopping import INTERRUPTED, StopRequest, TimeLimit
 from lora_service.training.textual_inversion import added_tokens, initial_embeddings
 from lora_service.training.trackers import RunTrackers, TrackerCallback, check_trackers, run_trackers
 from lora_service.training.training_progress import OnProgress, ProgressReporter
-from lora_service.training.trigger_words import choose_trigger_word
 
 
 @dataclass(frozen=True)
@@ -115,7 +101,7 @@ class Trainer:
     resumed: RunRecord | None = None
     started: float = 0.0
     likeness: Likeness | None = None
-    _seconds: dict[str, float] = field(default_factory=dict, init=False)
+    _timer: PhaseTimer = field(default_factory=PhaseTimer, init=False)
     _processes: Processes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -141,66 +127,42 @@ class Trainer:
         if self.start:
             self.start.check(self.base)
             config = self.start.fill(config)
-        resolved = self._resolve(config)
+        preparation = Preparation(
+            self.base, self.folder, self.settings, self._processes, self.log, self.start, self._timer
+        )
+        resolved = preparation.resolve(config)
         check_optimizer(resolved.config, self.base.device)
         checkpointing = choose_checkpointing(self.base, resolved.config, self.log)
         sources = PictureSources(source, class_data)
-        dataset, class_pictures, resolved = self._load(sources, config, resolved)
+        prepared = preparation.load(sources, config, resolved)
+        dataset, resolved = prepared.dataset, prepared.resolved
         for line in (*dataset.report.lines(), *warn_of_inputs(given, dataset.report)):
             self.log(line)
         for text in self.start.warnings(given) if self.start else ():
             self.log(f"warning: {text}")
         self._warn_of_unseen(dataset, resolved)
         self.log(f"base: {self.base.defaults.title}; {resolved.describe_defaults(given)}")
-        record = self._record(sources, given, resolved, (dataset, class_pictures))
+        record = self._record(sources, given, prepared)
         with self._run_trackers(resolved) as trackers:
             with explain_out_of_memory(self.base, resolved.config, checkpointing=checkpointing):
-                context = self._context(dataset, resolved, class_pictures.images)
+                context = self._context(prepared)
                 with precision(self.base, resolved, checkpointing=checkpointing) as autocast:
                     adapter, stages = self._train(replace(context, autocast=autocast), record, trackers)
             result = self._export(record, adapter, resolved, dataset, stages)
             trackers.log_file(result.path)
         return result
 
-    def _load(
-        self, sources: PictureSources, config: TrainConfig, resolved: ResolvedConfig
-    ) -> tuple[TrainingDataset, ClassPictures, ResolvedConfig]:
-        """Load the pictures, whose folders may have the trigger words, and those of the class."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self._timed("pictures"):
-            options = resolved.config.dataset_options(
-                self.base.defaults,
-                self.settings,
-                resolved.trigger,
-                "".join(resolved.tokens),
-                takes_folder_word=not config.trigger,
-                token_window=self._token_window(resolved),
-            )
-            dataset = load_dataset(sources.pictures, options, self.folder)
-        if dataset.triggers:
-            resolved = self._resolve_triggers(config, dataset.triggers, resolved.config.seed)
-        class_pictures = self._class_pictures(sources, dataset, options, resolved)
-        if class_pictures.images:
-            dataset = replace(dataset, report=dataset.report.without_class_pictures())
-        return dataset, class_pictures, resolved
-
-    def _record(
-        self,
-        sources: PictureSources,
-        config: TrainConfig,
-        resolved: ResolvedConfig,
-        pictures: tuple[TrainingDataset, ClassPictures],
-    ) -> RunRecord:
+    def _record(self, sources: PictureSources, config: TrainConfig, prepared: PreparedPictures) -> RunRecord:
         """Write the record of the run, or, where it goes on, check it.
-
-        Args:
-            pictures: those of the subject and of its class.
 
         Raises:
             InputError: it cannot go on with these pictures, this base or these settings.
         """
         run = RunFolder(self.folder)
-        identity = identity_of(resolved, pictures, self.base, self.start.digest if self.start else "")
+        resolved = prepared.resolved
+        identity = identity_of(
+            resolved, (prepared.dataset, prepared.of_class), self.base, self.start.digest if self.start else ""
+        )
         machine = machine_of(self.base)
         if self.resumed:
             self.resumed.check(identity, run)
@@ -254,7 +216,7 @@ class Trainer:
             record.with_status("stopped" if interrupted else "finished").write(run)
         if not interrupted:
             CheckpointFolder(run.checkpoints).clear()
-        return TrainResult(path, resolved, dataset, stages, dict(self._seconds), interrupted)
+        return TrainResult(path, resolved, dataset, stages, dict(self._timer.seconds), interrupted)
 
     def _warn_of_unseen(self, dataset: TrainingDataset, resolved: ResolvedConfig) -> None:
         """Warn where the steps end before every picture was shown."""
@@ -265,49 +227,14 @@ class Trainer:
             count = len(dataset.images)
             self.log(f"warning: {steps} steps show {shown} of the {count} pictures; take more steps, or fewer pictures")
 
-    def _token_window(self, resolved: ResolvedConfig) -> TokenWindow:
-        """Return the tokens that the base reads of a caption.
-
-        Raises:
-            InputError: the trigger word or the new tokens alone are more than it reads at once.
-        """
-        text, chunks = self.base.text, resolved.config.chunks
-        window = TokenWindow(text.count, text.chunk_tokens, subject_tokens=len(resolved.tokens), chunks=chunks)
-        if len(resolved.tokens) > window.size:
-            expected = f"at most {window.size} names, as the base reads so many tokens"
-            raise InputError("placeholder_tokens", resolved.config.placeholder_tokens, expected, code="too_many_tokens")
-        return window.for_subject("trigger", resolved.trigger)
-
-    def _class_pictures(
-        self, sources: PictureSources, dataset: TrainingDataset, options: DatasetOptions, resolved: ResolvedConfig
-    ) -> ClassPictures:
-        """Return the pictures of the subject's class, none where they are not needed."""
-        if resolved.preservation != "prior":
-            return ClassPictures()
-        with self._timed("class pictures"):
-            given = given_class_pictures(sources, options, dataset.report, resolved, self.folder)
-            if given is None:
-                settings = self.settings
-                cache = ClassImageCache(settings.class_image_cache, settings.class_image_cache_max_bytes)
-                artist = ClassImageArtist(self.base, cache, self.log)
-                count = resolved.config.num_class_images or CLASS_IMAGES
-                drawn = artist.dataset(resolved.class_prompts, count, class_options(options, resolved), self.folder)
-                return ClassPictures(drawn.images, are_drawn=True)
-        for line in class_report_lines(given.report):
-            self.log(line)
-        if resolved.config.num_class_images != CLASS_IMAGES:
-            self.log("warning: num_class_images has no effect, as class pictures are given")
-        return ClassPictures(given.images)
-
-    def _context(
-        self, dataset: TrainingDataset, resolved: ResolvedConfig, class_images: tuple[TrainingImage, ...]
-    ) -> TrainingContext:
+    def _context(self, prepared: PreparedPictures) -> TrainingContext:
+        dataset, class_images, resolved = prepared.dataset, prepared.of_class.images, prepared.resolved
         config, seed = resolved.config, resolved.config.seed or 0
         flip, jitter = bool(config.flip), bool(config.color_jitter)
         held_out = choose_held_out(dataset.images, config)
         self.log(held_out.line)
         images, held_out_images = held_out.split(dataset.images)
-        with self._timed("latents"):
+        with self._timer.measure("latents"):
             latents = cache_latents(
                 images, self.base, flip=flip, color_jitter=jitter, random_crop=config.random_crop, seed=seed
             )
@@ -355,11 +282,11 @@ class Trainer:
             watching = self._watching(context, sampling, trackers)
             callbacks = self._callbacks(watching, record, checkpoint, lambda: job_state(adapter, stages))
             if adapter.tokens and config.max_train_steps_ti and "stage 1" not in stages:
-                with self._timed("stage 1"):
+                with self._timer.measure("stage 1"):
                     stages["stage 1"] = train_textual_inversion(context, adapter.tokens, callbacks)
             if config.max_train_steps_tuning and not self._processes.agree(self.options.stop.stops_now):
                 adapter.layers = self._add_layers(stack, resolved, generator)
-                with self._timed("stage 2"):
+                with self._timer.measure("stage 2"):
                     stages["stage 2"] = train_lora(context, adapter.layers, adapter.tokens, callbacks)
         if sampling is not None:
             adapter.samples, adapter.thumbnail = sampling.summary(), sampling.thumbnail
@@ -431,37 +358,6 @@ class Trainer:
         save = writer.save if record.save_every != 0 else lambda stage: None
         return [StageRestorer(checkpoint), *watching, writer, StopRequest(self.options.stop, save)]
 
-    def _resolve_triggers(self, config: TrainConfig, triggers: Sequence[str], seed: int | None) -> ResolvedConfig:
-        """Resolve ``config`` with the trigger words that the pictures' folders have.
-
-        Raises:
-            InputError: a word cannot be a trigger.
-        """
-        first, *others = (with_trigger(config, trigger, seed) for trigger in triggers)
-        if others and config.preservation != "none":
-            expected = f"none, as the folders name several subjects ({', '.join(triggers)}), each of a class of its own"
-            raise InputError("preservation", config.preservation, expected, code="several_subjects")
-        resolved = self._resolve(first, [other.trigger for other in others])
-        if others:
-            for number, subject in enumerate(resolved.subjects, start=1):
-                self.log(f"subject {number}: trigger {subject.trigger!r}, tokens {' '.join(subject.tokens) or 'none'}")
-        else:
-            self.log(f"trigger: {first.trigger!r}, the word of the pictures' folder")
-        return resolved
-
-    def _resolve(self, config: TrainConfig, more_triggers: Sequence[str] = ()) -> ResolvedConfig:
-        drawn = random.SystemRandom().randrange(2**32)
-        seed = self._processes.agree(drawn) if config.seed is None else config.seed
-        word = choose_trigger_word(self.base.text, random.Random(seed))
-        trigger = config.trigger or f"{word} {config.class_word}".strip()
-        resolved = resolve_config(config, self.base.defaults, trigger, seed, more_triggers)
-        main, *others = resolved.config.resolutions(self.base.defaults)
-        self.base.check_side("resolution", main)
-        for side in others:
-            self.base.check_side("more_resolutions", side)
-        self.base.text.with_clip_skip(resolved.config.clip_skip)
-        return self.start.resolve(resolved) if self.start else resolved
-
     def _add_layers(self, stack: ExitStack, resolved: ResolvedConfig, generator: torch.Generator) -> Layers:
         """Add LoRA layers to the UNet and the text encoders until ``stack`` ends; none where the rate is 0."""
         config = resolved.config
@@ -479,39 +375,3 @@ class Trainer:
                     new = len(layers[component]) - len(starts)
                     self.log(f"{component}: {len(starts)} layers go on from start_from, {new} are new")
         return layers
-
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        started = time.monotonic()
-        yield
-        self._seconds[phase] = round(time.monotonic() - started, 2)
-
-
-@contextmanager
-def precision(base: DiffusionBase, resolved: ResolvedConfig, *, checkpointing: bool) -> Iterator[torch.dtype | None]:
-    """Yield the dtype to compute in, None for fp32; within the context gradients of the UNet may be checkpointed.
-
-    ``auto`` is the dtype of the base's weights: fp32 on a CPU, which gains nothing from less, bf16 on a card that has
-    it, fp16 (with scaled gradients) on older ones.
-
-    Raises:
-        InputError: fp16 on a CPU, which has no gradient scaling; or full precision of weights in half precision.
-    """
-    mode = resolved.config.mixed_precision
-    if mode == "fp16" and base.device.type != "cuda":
-        raise InputError("mixed_precision", mode, f"auto, no or bf16 on a {base.device.type} device")
-    if mode == "no" and base.dtype != torch.float32:
-        expected = "auto, fp16 or bf16 here, as the server holds the base in half precision"
-        raise InputError("mixed_precision", mode, expected)
-    auto = None if base.dtype == torch.float32 else base.dtype
-    dtype = {"auto": auto, "no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[mode]
-    if not checkpointing:
-        yield dtype
-        return
-    base.unet.enable_gradient_checkpointing()
-    base.unet.train()  # diffusers checkpoints in training mode only; no part of these UNets has dropout
-    try:
-        yield dtype
-    finally:
-        base.unet.eval()
-        base.unet.disable_gradient_checkpointing()

@@ -24,9 +24,11 @@ import torch
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.loading import load_base
 from lora_service.settings import Settings
-from lora_service.training import trainer as trainer_module
-from lora_service.training import training_progress
+from lora_service.training import preparation, training_progress
+from lora_service.training.class_dataset import PictureSources
 from lora_service.training.config import TrainConfig
+from lora_service.training.preparation import Preparation
+from lora_service.training.processes import Processes
 from lora_service.training.run_folder import RunFolder, RunOptions
 from lora_service.training.run_record import RunRecord
 from lora_service.training.trainer import Trainer
@@ -50,9 +52,10 @@ class Campaign:
 
     def _load_pictures_once(self) -> None:
         """Load the pictures before there are forks, in which that would take longer than the training."""
-        trainer = Trainer(self._base, self._folder / "load")
-        dataset, _ = trainer._load(self._pictures, self._config, trainer._resolve(self._config))
-        trainer_module.load_dataset = lambda source, options, folder: dataset
+        folder = self._folder / "load"
+        preparing = Preparation(self._base, folder, Settings(), Processes(), lambda line: None)
+        dataset = preparing.load(PictureSources(self._pictures), self._config, preparing.resolve(self._config)).dataset
+        preparation.load_dataset = lambda source, options, folder: dataset
 
     def begin(self, run: RunFolder) -> Callable[[Callable[[str], None]], None]:
         """Return the work of a new run."""

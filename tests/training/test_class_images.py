@@ -16,7 +16,8 @@ from lora_service.settings import Settings
 from lora_service.training.class_dataset import class_options
 from lora_service.training.class_image_cache import ClassImageCache
 from lora_service.training.class_images import ClassImageArtist, fingerprint
-from lora_service.training.config import TrainConfig, resolve_config
+from lora_service.training.config import TrainConfig
+from lora_service.training.resolved_config import resolve_config
 from tests.small_base import DEFAULTS, hashes, small_base
 
 PROMPTS = ("a dog", "a cat")

@@ -9,8 +9,9 @@ from lora_service.dataset.report import DatasetReport, UsedImage
 from lora_service.errors import InputError
 from lora_service.models.registry import SD15
 from lora_service.settings import Settings
-from lora_service.training.config import TrainConfig, resolve_config
+from lora_service.training.config import TrainConfig
 from lora_service.training.input_warnings import warn_of_inputs
+from lora_service.training.resolved_config import resolve_config
 from tests.errors import raises
 
 

@@ -13,7 +13,7 @@ from lora_service.errors import DivergedError
 from lora_service.lora.files import read_lora
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.training.best_checkpoint import BestCheckpoint
-from lora_service.training.config import TrainConfig, resolve_config
+from lora_service.training.config import TrainConfig
 from lora_service.training.early_stopping import EarlyStopping, has_settled, no_longer_improves
 from lora_service.training.held_out import (
     HELD_OUT_LOSS,
@@ -25,6 +25,7 @@ from lora_service.training.held_out import (
 )
 from lora_service.training.latent_cache import cache_latents
 from lora_service.training.loop import BatchLoss, LoopSpec, StageRun, TrainingCallback, run_loop
+from lora_service.training.resolved_config import resolve_config
 from lora_service.training.stages import TrainingContext
 from lora_service.training.trainer import Trainer
 from lora_service.training.training_progress import TrainingProgress

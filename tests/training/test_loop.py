@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from lora_service.errors import DivergedError
-from lora_service.training.config import TrainConfig, warmup_steps
+from lora_service.training.config import TrainConfig
 from lora_service.training.loop import BatchLoss, LoopSpec, StageRun, TrainingCallback, run_loop
+from lora_service.training.resolved_config import warmup_steps
 from lora_service.training.training_progress import ProgressReporter, TrainingProgress
 from tests.errors import raises
 

@@ -14,7 +14,7 @@ from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.loading import vae_dtype
 from lora_service.models.text_encoders import TextEncoders
 from lora_service.training.batches import CAPTIONS_PER_BLOCK
-from lora_service.training.config import TrainConfig, resolve_config
+from lora_service.training.config import TrainConfig
 from lora_service.training.memory import (
     GIB,
     OVERHEAD,
@@ -25,6 +25,7 @@ from lora_service.training.memory import (
     explain_out_of_memory,
     unet_bytes,
 )
+from lora_service.training.resolved_config import resolve_config
 from tests.errors import raises
 from tests.small_base import small_base
 

@@ -14,9 +14,10 @@ from torch import nn
 
 from lora_service.errors import InputError
 from lora_service.training import optimizers
-from lora_service.training.config import OptimizerName, TrainConfig, warmup_of_stage
+from lora_service.training.config import OptimizerName, TrainConfig
 from lora_service.training.loop import BatchLoss, LoopSpec, StageRun, run_loop
 from lora_service.training.optimizers import CombinedOptimizer, check_optimizer, make_optimizer
+from lora_service.training.resolved_config import warmup_of_stage
 from tests.errors import raises
 
 CPU = torch.device("cpu")

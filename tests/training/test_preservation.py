@@ -14,7 +14,7 @@ from lora_service.errors import InputError
 from lora_service.lora.files import read_lora
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.settings import Settings
-from lora_service.training.config import ORIGINAL_TARGETS, ResolvedConfig, TrainConfig, resolve_config
+from lora_service.training.config import ORIGINAL_TARGETS, TrainConfig
 from lora_service.training.denoising_loss import DenoisingLoss
 from lora_service.training.input_warnings import warn_of_inputs
 from lora_service.training.latent_cache import cache_latents
@@ -30,6 +30,7 @@ from lora_service.training.preservation import (
     prior_loss,
     without_lora_layers,
 )
+from lora_service.training.resolved_config import ResolvedConfig, resolve_config
 from lora_service.training.stages import TrainingContext
 from lora_service.training.trainer import Trainer, TrainResult
 from lora_service.training.training_progress import TrainingProgress

@@ -17,7 +17,8 @@ from lora_service.generation.request import GenerateRequest
 from lora_service.lora.files import read_lora
 from lora_service.lora.scale import Scale
 from lora_service.models.diffusion_base import DiffusionBase
-from lora_service.training.config import MOST_SAMPLE_PROMPTS, TrainConfig, parse_sample_prompts, resolve_config
+from lora_service.training.config import MOST_SAMPLE_PROMPTS, TrainConfig, parse_sample_prompts
+from lora_service.training.resolved_config import resolve_config
 from lora_service.training.samples import SampleDrawer, SamplePlan, sample_prompts, sample_steps
 from lora_service.training.trainer import Trainer, TrainResult
 from tests.errors import raises
