@@ -18,7 +18,16 @@ import click
 
 from lora_service.cli.field_options import ConfigCommand, GroupedOption, class_data_option, config_options
 from lora_service.cli.output_files import check_folder, check_output, force_option, free_path, whole_file
-from lora_service.cli.runs import check_resume, is_main_process, recorded_output, run_options, stop_on_interrupt
+from lora_service.cli.runs import (
+    check_resume,
+    is_launched,
+    is_main_process,
+    launch,
+    recorded_output,
+    run_options,
+    stop_on_interrupt,
+    training_settings,
+)
 from lora_service.downloads.parsed_url import redact_all
 from lora_service.errors import InputError
 from lora_service.generation.request import PICTURE_FORMATS, GenerateRequest
@@ -74,6 +83,8 @@ def train_command(
     save_every: int | None,
     keep_checkpoints: int,
     resume: Path | None,
+    trackers: tuple[str, ...] | None,
+    num_processes: int,
     **inputs: Any,
 ) -> None:
     """Teach what the pictures in ZIP show, and write one LoRA file.
@@ -91,13 +102,16 @@ def train_command(
         check_folder(Path())
     elif not (resume and output.exists()):
         check_output(output, force=force, inputs=[path for path in (pictures, class_data) if path])
-    with TrainingService(allow_local=True) as service, _training_output() as (log, on_progress):
+    if num_processes > 1 and not is_launched():
+        sys.exit(launch(num_processes))
+    settings = training_settings(trackers)
+    with TrainingService(settings, allow_local=True) as service, _training_output() as (log, on_progress):
         run = RunFolder(resume or run_folder or RunFolder.free(_run_path(pictures, output)).path)
         with stop_on_interrupt(run) as stop:
             if resume:
                 result = service.resume(resume, pictures=pictures, stop=stop, log=log, on_progress=on_progress)
             else:
-                options = RunOptions(save_every if is_main_process() else 0, keep_checkpoints, output, stop)
+                options = RunOptions(0 if is_launched() else save_every, keep_checkpoints, output, stop)
                 upload = TrainingUpload(pictures, instance_data_urls, class_data)
                 folder = run.path if is_main_process() else None
                 result = service.train(
@@ -152,7 +166,13 @@ def generate_command(
 
 @contextmanager
 def _training_output() -> Iterator[tuple[Log, OnProgress | None]]:
-    """Yield the log, and what shows the progress: a line that is rewritten on a terminal, else none."""
+    """Yield the log, and what shows the progress: a line that is rewritten on a terminal, else none.
+
+    Of several processes that train together, only the main one says anything.
+    """
+    if not is_main_process():
+        yield lambda line: None, lambda progress: None
+        return
     if not sys.stderr.isatty():
         yield click.echo, None
         return

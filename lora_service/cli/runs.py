@@ -6,29 +6,40 @@ import json
 import os
 import shlex
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
 from lora_service.cli.field_options import GroupedOption
 from lora_service.errors import InputError
+from lora_service.settings import Settings, Tracker
 from lora_service.training.run_folder import RunFolder
 from lora_service.training.stop_signal import StopSignal
 
 CommandFunction = TypeVar("CommandFunction", bound=Callable[..., Any])
 
 _GROUP = "Going on and stopping"
+_TRACKERS = get_args(Tracker)
 _PATH = click.Path(path_type=Path)
 
 
 def run_options(function: CommandFunction) -> CommandFunction:
-    """Add the options of run folders and checkpoints to a command."""
+    """Add the options of run folders, checkpoints, trackers and processes to a command."""
     for option in (
+        click.option(
+            "--num-processes", cls=GroupedOption, group="Memory and precision", type=click.IntRange(1, 64), default=1,
+            help="Processes that train together, a GPU each; a batch is train_batch_size times as many.  [default: 1]",
+        ),
+        click.option(
+            "--trackers", cls=GroupedOption, group="Seeing it learn", metavar="NAMES", callback=_tracker_names,
+            help=f"{', '.join(_TRACKERS)}, or none, split by commas.  [default: TRACKERS, else tensorboard]",
+        ),
         click.option(
             "--resume", cls=GroupedOption, group=_GROUP, type=_PATH, metavar="FOLDER",
             help="Go on with the run in this run folder; it knows its pictures and inputs.",
@@ -48,6 +59,46 @@ def run_options(function: CommandFunction) -> CommandFunction:
     ):  # fmt: skip
         function = option(function)
     return function
+
+
+def _tracker_names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """Return the trackers that ``--trackers`` names, None where it is not given."""
+    if value is None:
+        return None
+    names = tuple(name for part in value.split(",") if (name := part.strip()) and name != "none")
+    unknown = next((name for name in names if name not in _TRACKERS), "")
+    if unknown:
+        raise InputError("--trackers", unknown, f"{', '.join(_TRACKERS)} or none, split by commas")
+    return names
+
+
+def training_settings(trackers: tuple[str, ...] | None) -> Settings:
+    """Return the environment's settings with the command line's trackers: TensorBoard where nobody says which.
+
+    Raises:
+        SettingError: an environment variable holds an unusable value.
+    """
+    settings = Settings.from_environment()
+    chosen = trackers if trackers is not None else settings.trackers or ("tensorboard",)
+    return settings.model_copy(update={"trackers": chosen})
+
+
+def launch(count: int) -> int:
+    """Run this very command in ``count`` processes that train together; returns the exit status."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    threads = str(max(1, (os.cpu_count() or 1) // count))  # else the launcher takes one, and says so at length
+    environment = {"OMP_NUM_THREADS": threads, **os.environ}
+    processes = subprocess.Popen([*command, "-m", "lora_service", *sys.argv[1:]], env=environment)
+    while True:
+        try:
+            return processes.wait()
+        except KeyboardInterrupt:
+            continue  # the terminal has sent it to them as well, and the main one writes the file
+
+
+def is_launched() -> bool:
+    """Return True if a launcher started this process to train beside others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def check_resume(

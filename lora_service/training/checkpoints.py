@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,9 +67,11 @@ class CheckpointFolder:
         return None
 
     def clear(self) -> None:
-        """Remove all checkpoints."""
+        """Remove all checkpoints, and their folder."""
         for path in [*self._files(), *self.path.glob(".*.part")]:
             path.unlink()
+        with contextlib.suppress(OSError):  # there is none, or somebody keeps something in it
+            self.path.rmdir()
 
     def _files(self) -> list[Path]:
         """Return the checkpoints, oldest first: "stage-1…" comes before "stage-2…", and steps have leading zeros."""

@@ -64,7 +64,7 @@ def test_check_takes_a_trainings_options_and_its_captions(tmp_path: Path) -> Non
     text = CliRunner().invoke(check_command, [upload, "--resolution", "64", *train]).output
     assert "warning: custom_prompts are not used for 1 of 1 pictures" in text
     assert {option.name for option in train_command.params} - {option.name for option in check_command.params} == {
-        "pictures", "instance_data_urls", "output",
+        "pictures", "instance_data_urls", "output", "run_folder", "save_every", "keep_checkpoints", "resume",
     }  # fmt: skip
 
 

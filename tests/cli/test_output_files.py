@@ -36,7 +36,7 @@ def _services_without_a_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         config = TrainConfig.of({name: value for name, value in inputs.items() if value is not None})
         resolved = resolve_config(config, DEFAULTS, f"zumvek {config.class_word}".strip(), 1)
         (path := tmp_path / "job" / "lora.safetensors").write_text("new")
-        return SimpleNamespace(path=path, resolved=resolved, prompt=resolved.prompt)
+        return SimpleNamespace(path=path, resolved=resolved, prompt=resolved.prompt, interrupted=False)
 
     def generate(self: InferenceService, inputs: dict[str, Any], **_: object) -> list[Path]:
         suffix = {None: "png", "jpeg": "jpg"}.get(inputs["output_format"], inputs["output_format"])

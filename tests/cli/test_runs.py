@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from lora_service.cli.runs import check_resume, recorded_output, stop_on_interrupt
+from lora_service.cli.jobs import train_command
+from lora_service.cli.runs import check_resume, recorded_output, stop_on_interrupt, training_settings
 from lora_service.errors import InputError
 from lora_service.training.run_folder import RunFolder
 from tests.errors import raises
@@ -102,3 +103,28 @@ def test_the_output_of_a_run_is_recorded(tmp_path: Path, text: str, expected: Pa
     assert recorded_output(tmp_path) is None
     (tmp_path / "run.json").write_text(text)
     assert recorded_output(tmp_path) == expected
+
+
+def test_several_processes_write_one_file_and_one_run_folder(tmp_path: Path) -> None:
+    lora = tmp_path / "dog.safetensors"
+    steps = ["--max_train_steps_ti", "0", "--max_train_steps_tuning", "2", "--samples", "0", "--trackers", "none"]
+    pictures = str(picture_zip(tmp_path / "p.zip"))
+    output, errors = start(pictures, "-o", str(lora), "--num-processes", "2", *steps).communicate(timeout=DEADLINE)
+    assert output.count("done in") == output.count("wrote") == 1, errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dog-run", "dog.safetensors", "p.zip"]
+    assert sorted(path.name for path in (tmp_path / "dog-run").iterdir() if path.name != ".lock") == [
+        "lora.safetensors",
+        "run.json",
+    ]
+
+
+def test_trackers_are_named_or_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRACKERS", raising=False)
+    assert training_settings(None).trackers == ("tensorboard",)
+    assert training_settings(()).trackers == ()
+    monkeypatch.setenv("TRACKERS", "wandb, comet")
+    assert training_settings(None).trackers == ("wandb", "comet")
+    assert training_settings(("tensorboard",)).trackers == ("tensorboard",)
+    with raises(InputError, field="--trackers"):
+        train_command.make_context("train", [__file__, "--trackers", "tensorbord"])
+    assert train_command.make_context("train", [__file__, "--trackers", "none"]).params["trackers"] == ()

@@ -20,6 +20,7 @@ from lora_service.services.training_service import TrainingService, TrainingUplo
 from lora_service.services.worker import IDLE, RUNNING, Worker, import_all, remove_leftovers
 from lora_service.settings import Settings
 from lora_service.temporary_folders import LockedFolder, remove_abandoned_folders
+from lora_service.training.trainer import Trainer
 from tests.small_base import picture_zip, small_base
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,11 +123,11 @@ def test_a_base_that_a_job_left_changed_ends_the_worker_and_is_loaded_anew_witho
 ) -> None:
     upload = TrainingUpload(picture_zip(tmp_path / "pictures.zip"), "")
 
-    def broken(self: TrainingService, *arguments: object) -> None:
-        self.base.unet.conv_in = torch.nn.Identity()
+    def broken(trainer: Trainer, *arguments: object, **options: object) -> None:
+        trainer.base.unet.conv_in = torch.nn.Identity()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(TrainingService, "_train", broken)
+    monkeypatch.setattr(Trainer, "run", broken)
     with TrainingService(Settings(), worker=worker) as service, pytest.raises(KeyboardInterrupt):
         service.train(upload, STEPS, log=lambda line: None)
     assert worker.reasons == ["a job left the base model changed"]
