@@ -29,6 +29,7 @@ TRAINING = {
     "task": "object",
     "class_word": CLASS_WORD,
     "seed": 1,
+    "samples": 0,
     "max_train_steps_ti": 300,
     "max_train_steps_tuning": 300,
 }

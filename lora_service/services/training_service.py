@@ -26,7 +26,7 @@ from lora_service.services.worker import COMMON_IMPORTS, Worker
 from lora_service.settings import Settings
 from lora_service.training.class_dataset import check_class_data
 from lora_service.training.config import TrainConfig
-from lora_service.training.run_folder import RunFolder, RunOptions
+from lora_service.training.run_folder import SAMPLE_TIMES, RunFolder, RunOptions
 from lora_service.training.stop_signal import StopSignal
 
 if TYPE_CHECKING:  # torch and diffusers take seconds to import: on a command line they wait for the job
@@ -156,7 +156,9 @@ class TrainingService(ModelService):
                 source = self._fetch(upload, run.uploads)
                 show = _recording(record_metric, on_progress or (lambda progress: log(progress.line())))
                 trainer = self._trainer(run, log, show)
-                trainer.options, trainer.started = options or RunOptions(), started
+                # Nobody sees the samples of a folder that is removed, but for the last one, which is the thumbnail.
+                trainer.options = options or RunOptions(sample_times=SAMPLE_TIMES if run_folder else 1)
+                trainer.started = started
                 trainer.start = self._starting_lora(config, log)
                 result = trainer.run(source, config, class_data=upload.class_file)
                 _remove_uploads(run, result)

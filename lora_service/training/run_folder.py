@@ -15,6 +15,8 @@ from lora_service.errors import InputError
 from lora_service.training.stop_signal import StopSignal
 
 _LOCK = ".lock"
+SAMPLE_TIMES = 4
+"""How often samples are drawn in a run whose folder is kept."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,14 @@ class RunOptions:
         keep: how many checkpoints stay, the newest.
         output: the file that a command line is to write; None: it is named at the end.
         stop: ends the training after a step.
+        sample_times: how often samples are drawn where the input leaves it open.
     """
 
     save_every: int | None = 0
     keep: int = 2
     output: Path | None = None
     stop: StopSignal = field(default_factory=StopSignal)
+    sample_times: int = SAMPLE_TIMES
 
 
 @dataclass(frozen=True)

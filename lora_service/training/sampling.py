@@ -15,12 +15,11 @@ from PIL import Image
 from lora_service.dataset.options import SUBJECT
 from lora_service.generation.image_grid import ImageRow, draw_grid
 from lora_service.training.loop import StageRun, TrainingCallback
+from lora_service.training.run_folder import SAMPLE_TIMES
 from lora_service.training.samples import Sample, SampleDrawer, SamplePlan, sample_steps, thumbnail_url
 from lora_service.training.stages import STAGE_2_COST
 
 FOLDER, LATEST, ALL = "samples", "latest.png", "all.png"
-DEFAULT_TIMES = 4
-"""How often samples are drawn in a run."""
 LARGEST_SHARE = 0.1
 """Share of a run's time that samples take at most, unless their number was asked for."""
 _SMALLEST_SIDE, _LARGEST_SIDE = 160, 256
@@ -39,6 +38,7 @@ class Sampling(TrainingCallback):
     Args:
         likeness: judges the pictures that show the subject; None: nobody does.
         show: called with the grid of each time and the step, counted over both stages.
+        times: how often to draw where the input leaves it open.
     """
 
     def __init__(
@@ -48,12 +48,13 @@ class Sampling(TrainingCallback):
         log: Callable[[str], None],
         likeness: Likeness | None = None,
         show: Callable[[Image.Image, int], None] = lambda grid, step: None,
+        times: int = SAMPLE_TIMES,
     ) -> None:
         config = drawer.context.resolved.config
         self._show = show
         self._drawer, self._folder, self._log, self._likeness = drawer, folder, log, likeness
         self._is_bounded = config.samples is None
-        self._plan = SamplePlan(len(drawer.prompts), config.samples or DEFAULT_TIMES)
+        self._plan = SamplePlan(len(drawer.prompts), config.samples or times)
         self._stages = (config.max_train_steps_ti, config.max_train_steps_tuning)
         self._due = sample_steps(0, sum(self._stages), self._plan.times)
         self._samples: list[Sample] = []

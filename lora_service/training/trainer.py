@@ -324,7 +324,8 @@ class Trainer:
             return None
         drawer = SampleDrawer(context, sample_prompts(context.resolved))
         show = partial(trackers.log_image, "samples")
-        return Sampling(drawer, RunFolder(self.folder).samples, self.log, self.likeness, show)
+        folder = RunFolder(self.folder).samples
+        return Sampling(drawer, folder, self.log, self.likeness, show, self.options.sample_times)
 
     def _watching(
         self, context: TrainingContext, sampling: Sampling | None, trackers: RunTrackers
