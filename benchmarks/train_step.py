@@ -109,6 +109,9 @@ class ReferenceLoop:
         self.autocast = _autocast(base)
         ids = base.text.tokenize(["a photo of it"] * len(latents)).to(base.device)
         self.ids, self.sizes = list(ids.by_encoder.values()), sizes
+        # Before PEFT wraps them for good: a deleted adapter leaves its layers behind.
+        self.targets = [list(targets_in("unet", self.unet, ORIGINAL_TARGETS))]
+        self.targets += [list(targets_in("text_encoder", encoder, ORIGINAL_TARGETS)) for encoder in self.encoders]
 
     def tokens(self, steps: int) -> float:
         """Train two token embeddings, and return seconds per step."""
@@ -125,9 +128,8 @@ class ReferenceLoop:
     def tuning(self, steps: int) -> float:
         """Train LoRA layers of the UNet and the text encoders, and return seconds per step."""
         models = [self.unet, *self.encoders]
-        for model in models:
-            targets = targets_in("unet" if model is self.unet else "text_encoder", model, ORIGINAL_TARGETS)
-            model.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(targets)))
+        for model, targets in zip(models, self.targets, strict=True):
+            model.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets))
         parameters = [p for model in models for n, p in model.named_parameters() if "lora_" in n]
         for parameter in parameters:
             parameter.requires_grad_(True)
