@@ -160,7 +160,7 @@ class Sampling(TrainingCallback):
             self._plan = planned.within(int(LARGEST_SHARE * run_seconds / max(seconds_per_picture, 1e-9)))
         if self._plan.times < planned.times:
             self._due = sample_steps(self._offset + stage.step, sum(self._stages), self._plan.times - 1)
-        took = f"about {self._plan.pictures * seconds_per_picture:.0f} s of {run_seconds:.0f} s"
+        took = f"about {self._plan.pictures * seconds_per_picture:.0f} s beside {run_seconds:.0f} s of training"
         fewer = ""
         if self._plan != planned:
             seconds = planned.pictures * seconds_per_picture
