@@ -47,7 +47,8 @@ from lora_service.training.latent_cache import cache_latents
 from lora_service.training.loop import LoopReport, TrainingCallback
 from lora_service.training.lora_layers import LayerOptions, Layers, LearnedLayer, lora_layers
 from lora_service.training.lora_targets import learning_targets
-from lora_service.training.memory import choose_checkpointing, explain_out_of_memory
+from lora_service.training.memory import choose_savings, explain_out_of_memory
+from lora_service.training.offloading import Offloading
 from lora_service.training.optimizers import check_optimizer
 from lora_service.training.preservation import ClassSet
 from lora_service.training.processes import Processes
@@ -143,7 +144,8 @@ class Trainer:
             config = self.start.fill(config)
         resolved = self._resolve(config)
         check_optimizer(resolved.config, self.base.device)
-        checkpointing = choose_checkpointing(self.base, resolved.config, self.log)
+        self.base.to_device()
+        savings = choose_savings(self.base, resolved.config, self.log)
         sources = PictureSources(source, class_data)
         dataset, class_pictures, resolved = self._load(sources, config, resolved)
         for line in (*dataset.report.lines(), *warn_of_inputs(given, dataset.report)):
@@ -154,9 +156,13 @@ class Trainer:
         self.log(f"base: {self.base.defaults.title}; {resolved.describe_defaults(given)}")
         record = self._record(sources, given, resolved, (dataset, class_pictures))
         with self._run_trackers(resolved) as trackers:
-            with explain_out_of_memory(self.base, resolved.config, checkpointing=checkpointing):
-                context = self._context(dataset, resolved, class_pictures.images)
-                with precision(self.base, resolved, checkpointing=checkpointing) as autocast:
+            with explain_out_of_memory(self.base, resolved.config, checkpointing=savings.checkpointing):
+                offloading = Offloading.of(self.base, is_on=savings.offloading)
+                context = self._context(dataset, resolved, class_pictures.images, offloading)
+                with (
+                    precision(self.base, resolved, checkpointing=savings.checkpointing) as autocast,
+                    offloading.vae_waits(),
+                ):
                     adapter, stages = self._train(replace(context, autocast=autocast), record, trackers)
             result = self._export(record, adapter, resolved, dataset, stages)
             trackers.log_file(result.path)
@@ -300,14 +306,18 @@ class Trainer:
         return ClassPictures(given.images)
 
     def _context(
-        self, dataset: TrainingDataset, resolved: ResolvedConfig, class_images: tuple[TrainingImage, ...]
+        self,
+        dataset: TrainingDataset,
+        resolved: ResolvedConfig,
+        class_images: tuple[TrainingImage, ...],
+        offloading: Offloading,
     ) -> TrainingContext:
         config, seed = resolved.config, resolved.config.seed or 0
         flip, jitter = bool(config.flip), bool(config.color_jitter)
         held_out = choose_held_out(dataset.images, config)
         self.log(held_out.line)
         images, held_out_images = held_out.split(dataset.images)
-        with self._timed("latents"):
+        with self._timed("latents"), offloading.text_waits(is_needed=False):
             latents = cache_latents(
                 images, self.base, flip=flip, color_jitter=jitter, random_crop=config.random_crop, seed=seed
             )
@@ -318,12 +328,13 @@ class Trainer:
             images,
             latents,
             resolved,
-            self.base.text.with_clip_skip(config.clip_skip),
+            replace(self.base.text.with_clip_skip(config.clip_skip), on_device=offloading.text.on_device),
             autocast=None,
             processes=self._processes,
             held_out_images=held_out_images,
             held_out_latents=held_out_latents,
             class_set=ClassSet(class_images, of_class) if class_images else None,
+            offloading=offloading,
         )
 
     @contextmanager
