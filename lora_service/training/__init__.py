@@ -21,7 +21,8 @@ loss.py                noise, timesteps, targets and weights, as pure functions
 lora_targets.py        the layers of a base that learn
 lora_layers.py         peft's LoRA, DoRA and LoKr layers, in and out of a model
 textual_inversion.py   new tokens whose embeddings learn
-memory.py              GPU memory, estimated
+memory.py              GPU memory, estimated, and what saves it
+offloading.py          models that wait in the host's memory
 processes.py           several processes that train one LoRA together
 trackers.py            TensorBoard, Weights & Biases, Comet
 export.py              a trained adapter -> the file

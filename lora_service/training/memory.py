@@ -47,6 +47,7 @@ from torch import nn
 
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.quantization import weight_shape
 from lora_service.models.text_encoders import TextEncoder
 from lora_service.training.batches import CAPTIONS_PER_BLOCK
 from lora_service.training.config import ORIGINAL_TARGETS, TrainConfig
@@ -211,7 +212,7 @@ def layer_bytes(
     for path, layer in layers.items():
         text = component != "unet" or path.endswith(("attn2.to_k", "attn2.to_v"))
         positions = base.text.positions if text else _positions(path, side**2, base.unet)
-        saved[path] = positions * layer.weight.shape[1] * (dora + (0 if path in known else base.dtype.itemsize))
+        saved[path] = positions * weight_shape(layer)[1] * (dora + (0 if path in known else base.dtype.itemsize))
     return _at_once(saved, checkpointing=checkpointing and component == "unet")
 
 
@@ -221,7 +222,7 @@ def _delta_bytes(layers: Mapping[str, TargetLayers], dtype: torch.dtype, *, chec
         round(
             _at_once(
                 {
-                    path: layer.weight.numel() * (4.0 if isinstance(layer, nn.Linear) else dtype.itemsize)
+                    path: math.prod(weight_shape(layer)) * (4.0 if isinstance(layer, nn.Linear) else dtype.itemsize)
                     for path, layer in of_component.items()
                 },
                 checkpointing=checkpointing and component == "unet",
@@ -274,7 +275,7 @@ def _bytes_per_parameter(config: TrainConfig) -> int:
 
 def _parameter_count(layers: Mapping[str, TargetLayers], config: TrainConfig) -> int:
     return sum(
-        parameter_count(tuple(layer.weight.shape), config.lora_rank or 1, config.lora_kind)
+        parameter_count(weight_shape(layer), config.lora_rank or 1, config.lora_kind)
         for of_component in layers.values()
         for layer in of_component.values()
     )

@@ -19,6 +19,7 @@ from lora_service.dataset.options import DatasetOptions
 from lora_service.dataset.training_images import TrainingImage
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.quantization import quantization_of
 from lora_service.settings import Settings
 from lora_service.training.best_checkpoint import BestCheckpoint
 from lora_service.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointWriter, StageRestorer
@@ -45,7 +46,7 @@ from lora_service.training.held_out import HeldOutEvaluation, HeldOutLoss, choos
 from lora_service.training.input_warnings import warn_of_inputs
 from lora_service.training.latent_cache import cache_latents
 from lora_service.training.loop import LoopReport, TrainingCallback
-from lora_service.training.lora_layers import LayerOptions, Layers, LearnedLayer, lora_layers
+from lora_service.training.lora_layers import LayerOptions, Layers, LearnedLayer, check_kind, lora_layers
 from lora_service.training.lora_targets import learning_targets
 from lora_service.training.memory import choose_savings, explain_out_of_memory
 from lora_service.training.offloading import Offloading
@@ -144,6 +145,7 @@ class Trainer:
             config = self.start.fill(config)
         resolved = self._resolve(config)
         check_optimizer(resolved.config, self.base.device)
+        check_kind(resolved.config, self.base)
         self.base.to_device()
         savings = choose_savings(self.base, resolved.config, self.log)
         sources = PictureSources(source, class_data)
@@ -153,7 +155,9 @@ class Trainer:
         for text in self.start.warnings(given) if self.start else ():
             self.log(f"warning: {text}")
         self._warn_of_unseen(dataset, resolved)
-        self.log(f"base: {self.base.defaults.title}; {resolved.describe_defaults(given)}")
+        quantization = quantization_of(self.base)
+        kept_in = "" if quantization == "none" else f" in {quantization}"
+        self.log(f"base: {self.base.defaults.title}{kept_in}; {resolved.describe_defaults(given)}")
         record = self._record(sources, given, resolved, (dataset, class_pictures))
         with self._run_trackers(resolved) as trackers:
             with explain_out_of_memory(self.base, resolved.config, checkpointing=savings.checkpointing):
