@@ -171,3 +171,14 @@ def test_a_whole_training_leaves_the_base_as_it_was(kind: Quantization, inputs: 
     assert report.warning is None
     ups = [layer for layer in weights.layers["unet"].values() if isinstance(layer, LoraLayer)]
     assert all(layer.up.abs().max() > 0 for layer in ups)
+
+
+@needs_bitsandbytes
+@quantizations
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_setting_loads_a_base_that_trains_on_a_card(kind: Quantization, tmp_path: Path) -> None:
+    base = load_base(Settings(base_quantization=kind), for_training=True)
+    assert quantization_of(base) == kind
+    steps = {"task": "object", "seed": 1, "max_train_steps_ti": 1, "max_train_steps_tuning": 2}
+    path = Trainer(base, tmp_path / "job").run(picture_zip(tmp_path / "p.zip"), TrainConfig.of(steps)).path
+    assert read_lora(path).layers["unet"]

@@ -175,3 +175,18 @@ def test_a_job_that_breaks_off_leaves_nothing_on_the_host(tmp_path: Path) -> Non
     config = TrainConfig.of({"task": "object", "max_train_steps_ti": 0, "max_train_steps_tuning": 2, "resolution": 32})
     with unchanged(base), pytest.raises(KeyboardInterrupt):
         Trainer(base, tmp_path / "job", on_progress=stop).run(picture_zip(tmp_path / "p.zip"), config)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_memory_of_a_card_is_free_while_models_wait() -> None:
+    device = torch.device("cuda")
+    model = torch.nn.Linear(1024, 1024).requires_grad_(False).to(device)
+    before, size = model.weight.clone(), model.weight.numel() * 4
+    held = torch.cuda.memory_allocated()
+    models = OffloadedModels(model, device=device)
+    with models.waiting():
+        assert model.weight.device.type == "cpu"
+        assert torch.cuda.memory_allocated() <= held - size
+        with models.on_device():
+            assert torch.equal(model.weight, before)
+    assert torch.equal(model.weight, before)
