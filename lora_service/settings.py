@@ -15,6 +15,7 @@ from lora_service.validation import first_error
 
 MEBIBYTE = 1024**2
 Tracker = Literal["tensorboard", "wandb", "comet"]
+Quantization = Literal["none", "int8", "nf4"]
 _CACHE = Path("~/.cache/lora-service").expanduser()
 
 
@@ -70,6 +71,8 @@ class Settings(BaseSettings):
     """Reserved for a safety checker; there is none yet, so anything but empty is refused rather than ignored."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    base_quantization: Quantization = "none"
+    """The format of the weights of the UNet's linear layers in trainings on CUDA."""
     warm_up: bool = False
     """Whether a server does before it is READY what the first job would wait for."""
     trackers: Annotated[tuple[Tracker, ...], NoDecode] = ()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from lora_service.errors import LoraFileError, WrongBaseError
+from lora_service.errors import BaseModelError, LoraFileError, WrongBaseError
 from lora_service.lora.base_detection import detect_lora_base, detect_model_base
 from lora_service.lora.key_mapping import strip_text_model
 from lora_service.lora.lycoris import DoraLayer
@@ -114,6 +114,7 @@ class Patcher:
         Raises:
             WrongBaseError: a LoRA's shapes do not fit these models.
             LoraFileError: no change of a LoRA has a weight in these models (``no_matching_keys``).
+        BaseModelError: a weight is in 8 or 4 bit (``quantized_base``).
         """
         try:
             active = [(weights, scale) for weights, scale in loras if not scale.is_zero]
@@ -157,6 +158,12 @@ class Patcher:
             weight = self._weights.get((component, path))
             if weight is None:
                 missing.add((component, path))
+            elif not weight.is_floating_point():
+                raise BaseModelError(
+                    "A LoRA cannot be merged into weights in 8 or 4 bit: BASE_QUANTIZATION must be none to draw.",
+                    code="quantized_base",
+                    field="BASE_QUANTIZATION",
+                )
             elif not _fits(change, tuple(weight.shape)):
                 raise WrongBaseError(
                     f"The LoRA was made for {made_for or 'another base'} and not for {self._base or 'this one'}: "

@@ -8,5 +8,6 @@
 ``components``        the models as loaded, and the checks that they are whole
 ``diffusers_folder``  loads them from a folder in diffusers' layout
 ``single_file``       loads them from one checkpoint in the original layout
+``quantization``      puts 8- or 4-bit linear layers into the UNet, for trainings
 ``loading``           chooses device and dtype, and loads whatever ``BASE_MODEL`` names
 """

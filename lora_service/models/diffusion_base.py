@@ -49,6 +49,11 @@ class DiffusionBase:
         """The tokenizer of each text encoder."""
         return self.text.tokenizers
 
+    def to_device(self) -> None:
+        """Move what a broken-off training may have left in the host's memory back to the device; mostly nothing."""
+        for model in (self.vae, *self.text.encoders.values()):
+            nn.Module.to(model, self.device)
+
     @property
     def is_xl(self) -> bool:
         """True for Stable Diffusion XL, whose UNet takes the pooled text and the pictures' sizes too."""

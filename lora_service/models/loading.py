@@ -16,6 +16,7 @@ from lora_service.models.components import Components, check_components, unusabl
 from lora_service.models.diffusers_folder import load_folder
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.hub_download import ensure_local
+from lora_service.models.quantization import check_quantization, quantize_unet
 from lora_service.models.registry import ModelDefaults, PredictionType, defaults_for
 from lora_service.models.single_file import load_single_file
 from lora_service.models.text_encoders import TextEncoders
@@ -27,12 +28,16 @@ def load_base(settings: Settings, *, for_training: bool = False) -> DiffusionBas
 
     Raises:
         BaseModelError: there is no such folder, file or hub id, or it is no Stable Diffusion.
+        SettingError: ``BASE_QUANTIZATION`` cannot be done here.
     """
     _disable_progress_bars()
     device = choose_device(settings)
+    check_quantization(settings, device, for_training=for_training)
     dtype = choose_dtype(settings, device, for_training=for_training)
     path, defaults = ensure_local(settings)
     components = _load_components(path, dtype, settings)
+    if settings.base_quantization != "none":
+        quantize_unet(components.unet, settings.base_quantization, dtype, device)
     return assemble(settings.base_model, components, defaults, device, dtype)
 
 

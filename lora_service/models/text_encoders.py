@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -89,12 +90,14 @@ class TextEncoders:
         clip_skip: the layer whose hidden states are taken, counted from the end as A1111 and kohya do: 1 is the last.
             None: the base's own, 1 with one encoder and 2 with two. One encoder's final norm follows any layer, two
             have none.
+        on_device: a context that the encoders are used in; one that were elsewhere may come to their device in it.
     """
 
     encoders: Mapping[str, TextEncoder]
     tokenizers: Mapping[str, CLIPTokenizer]
     zeros_for_empty_prompt: bool = False
     clip_skip: int | None = None
+    on_device: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def width(self) -> int:
@@ -173,7 +176,8 @@ class TextEncoders:
 
         The states are ``(b, chunks · positions, width)``.
         """
-        embeds = self._encode_with_two(ids) if len(self.encoders) > 1 else self._encode_with_one(ids)
+        with self.on_device():
+            embeds = self._encode_with_two(ids) if len(self.encoders) > 1 else self._encode_with_one(ids)
         if not self.zeros_for_empty_prompt:
             return embeds
         pooled = None if embeds.pooled is None else embeds.pooled.masked_fill(ids.is_empty[:, None], 0)

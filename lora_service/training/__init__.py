@@ -16,7 +16,8 @@ latent_cache.py        the VAE's posteriors of the pictures
 batches.py             the pictures and captions of every step
 stages.py              textual inversion, then LoRA
 precision.py           mixed precision and gradient checkpointing
-memory.py              GPU memory, estimated
+memory.py              GPU memory, estimated, and what saves it
+offloading.py          models that wait in the host's memory
 processes.py           several processes that train one LoRA together
 export.py              a trained adapter -> the file
 lora_metadata.py       the strings of the file's header

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from peft import LoKrConfig, LoraConfig, inject_adapter_in_model
@@ -15,12 +15,17 @@ from peft.tuners.lokr.layer import factorization
 from peft.tuners.lora import Linear as PeftLinear
 from peft.tuners.lora.layer import LoraLayer as PeftLoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from torch.nn import functional as F
 
+from lora_service.errors import InputError
 from lora_service.lora.lycoris import DoraLayer, Factor, LokrLayer
 from lora_service.lora.weights import LoraLayer, WeightChange
-from lora_service.training.config import LoraKind
+from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.quantization import quantization_of
+from lora_service.settings import Quantization
+from lora_service.training.config import LoraKind, TrainConfig
 
 LOKR_FACTOR = 8
 """Rows and columns of LoKr's first matrix, where the layer's can be divided by it. With those near the root, peft's
@@ -52,8 +57,9 @@ class FusedLoraLinear(_Factors, PeftLinear):  # type: ignore[misc, unused-ignore
     """peft's ``base(x) + alpha / rank · up(down(x))`` (Hu et al., https://arxiv.org/abs/2106.09685) in fewer calls.
 
     ``down`` is ``(rank, in)``, ``up`` is ``(out, rank)``, both fp32. At batch 1 a step costs its calls rather than its
-    arithmetic, so product, scaling and sum are one ``addmm`` here where peft's own forward takes three. Whatever else
-    a peft layer can be (dropout, DoRA, several adapters, merged) goes through peft's forward.
+    arithmetic, so product, scaling and sum are one ``addmm`` here where peft's own forward takes three. The base layer
+    may be one of bitsandbytes', which are linear layers too. Whatever else a peft layer can be (dropout, DoRA, several
+    adapters, merged) goes through peft's forward.
     """
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, **kwargs: Any) -> None:
@@ -83,6 +89,21 @@ class FusedLoraLinear(_Factors, PeftLinear):  # type: ignore[misc, unused-ignore
         hidden = F.linear(x, down.to(out.dtype))
         fused = torch.addmm(out.flatten(0, -2), hidden.flatten(0, -2), up.to(out.dtype).t(), alpha=scaling)
         return fused.view_as(out)
+
+
+def check_kind(config: TrainConfig, base: DiffusionBase) -> None:
+    """Check that the layers of ``lora_kind`` can learn in ``base``.
+
+    Raises:
+        InputError: they cannot in its weights of 8 or 4 bit (code ``quantized_base``): LoKr takes their packed shape
+            for the layer's, and peft's dequantization for DoRA in 8 bit loses their scales on some devices.
+    """
+    quantization = quantization_of(base)
+    refused: Mapping[Quantization, tuple[LoraKind, ...]] = {"none": (), "int8": ("dora", "lokr"), "nf4": ("lokr",)}
+    if config.lora_kind in refused[quantization]:
+        kinds = [kind for kind in get_args(LoraKind) if kind not in refused[quantization]]
+        expected = f"{' or '.join(kinds)}, as the server holds the base in {quantization} (BASE_QUANTIZATION)"
+        raise InputError("lora_kind", config.lora_kind, expected, code="quantized_base")
 
 
 Layers = Mapping[str, Mapping[str, "LearnedLayer"]]
@@ -129,7 +150,8 @@ class LearnedLayer:
                 bound = 1 / math.sqrt(parameter[0].numel())
                 parameter.data.copy_(torch.rand(parameter.shape, generator=generator) * 2 * bound - bound)
             elif name.startswith("lora_magnitude"):  # of the base's weight in fp32, not as its dtype rounds it
-                norms = self._layer.get_base_layer().weight.detach().float().flatten(1).norm(dim=1)
+                weight = dequantize_module_weight(self._layer.get_base_layer())
+                norms = weight.detach().float().flatten(1).norm(dim=1)
                 parameter.data.copy_(norms.reshape(parameter.shape))
 
     def start_from(self, start: LoraLayer) -> None:

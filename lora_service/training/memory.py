@@ -1,4 +1,4 @@
-"""An estimate of the GPU memory of a training before it starts, and the choice of gradient checkpointing by it.
+"""An estimate of the GPU memory of a training before it starts, and the choice of what saves memory by it.
 
 In bytes, for batches of ``b`` pictures:
 
@@ -18,6 +18,11 @@ In bytes, for batches of ``b`` pictures:
     encoding   4 maps of the VAE's first level, at the pictures' full size, before the steps
 
     need       weights + max(encoding, parameters + captions + step + deltas)
+               with off-loading, where the text encoders wait on the host during the encoding, and the VAE and perhaps
+               they (away) during the steps:
+               weights + max(encoding − text encoders, parameters + captions + max(0, step + deltas − away))
+
+Samples are not counted: where there is no place for them, none are drawn.
 
 x, y, z, w and d (``residual``, ``transformer``, ``inputs``, ``encoder`` and ``dora`` of ``_SavedBytes``) are the bytes
 that autograd saved at full size, counted by ``python -m benchmarks.activations``; they hold to about a tenth for 1.x,
@@ -42,6 +47,7 @@ from torch import nn
 
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.quantization import weight_shape
 from lora_service.models.text_encoders import TextEncoder
 from lora_service.training.batches import CAPTIONS_PER_BLOCK
 from lora_service.training.config import ORIGINAL_TARGETS, TrainConfig
@@ -83,17 +89,48 @@ class MemoryEstimate:
     step: int
     encoding: int
     deltas: int = 0
+    text_weights: int = 0
+    away: int = 0
 
     @property
     def beyond_weights(self) -> int:
         """The bytes that are needed once the base is loaded."""
         return max(self.encoding, self.parameters + self.captions + self.step + self.deltas)
 
+    @property
+    def beyond_weights_offloaded(self) -> int:
+        """The bytes that are needed once the base is loaded, where models leave the device while no step needs them."""
+        during_steps = max(0, self.step + self.deltas - self.away)
+        return max(self.encoding - self.text_weights, self.parameters + self.captions + during_steps)
+
+
+@dataclass(frozen=True)
+class MemorySavings:
+    """What a training does to need less memory.
+
+    Attributes:
+        checkpointing: activations of the UNet are made anew for the backward pass, for a third more time.
+        offloading: models wait on the host while no step needs them, for a few transfers.
+    """
+
+    checkpointing: bool = False
+    offloading: bool = False
+
+    def need(self, base: DiffusionBase, config: TrainConfig) -> int:
+        """Return the bytes beside the base of the resolved ``config``."""
+        estimated = estimate(base, config, checkpointing=self.checkpointing)
+        return estimated.beyond_weights_offloaded if self.offloading else estimated.beyond_weights
+
+    @staticmethod
+    def allowed_by(config: TrainConfig) -> list[MemorySavings]:
+        """Return what ``gradient_checkpointing`` allows, that which costs least time first."""
+        checkpointing = {"auto": (False, True), "on": (True,), "off": (False,)}[config.gradient_checkpointing]
+        return [MemorySavings(each, offloading) for each in checkpointing for offloading in (False, True)]
+
 
 def estimate(base: DiffusionBase, config: TrainConfig, *, checkpointing: bool) -> MemoryEstimate:
     """Estimate the training of the resolved ``config`` on ``base``."""
     side, batch = max(config.resolutions(base.defaults)), config.train_batch_size
-    models = [*base.components.values(), base.vae]
     trains_text = bool(config.max_train_steps_tuning and config.learning_rate_text)
     step = unet_bytes(base.unet, side // base.vae_scale_factor, base.dtype, checkpointing=checkpointing)
     # With "auto" captions are mostly short, and nobody has read them yet.
@@ -107,13 +144,25 @@ def estimate(base: DiffusionBase, config: TrainConfig, *, checkpointing: bool) -
     )
     kept = 0 if trains_text else min(CAPTIONS_PER_BLOCK, config.max_train_steps_tuning * config.train_batch_size)
     return MemoryEstimate(
-        weights=sum(p.numel() * p.element_size() for model in models for p in model.parameters()),
+        weights=_weight_bytes(*base.components.values(), base.vae),
         parameters=_bytes_per_parameter(config) * _parameter_count(layers, config),
         captions=kept * positions * base.text.width * base.dtype.itemsize,
         step=round(batch * step * (2 if _preserves(config) else 1)),
         encoding=4 * side**2 * base.vae.config.block_out_channels[0] * base.vae.dtype.itemsize,
         deltas=_delta_bytes(layers, base.dtype, checkpointing=checkpointing) if config.lora_kind == "lokr" else 0,
+        text_weights=_weight_bytes(*base.text.encoders.values()),
+        away=_weight_bytes(base.vae, *(() if _steps_need_text(config) else base.text.encoders.values())),
     )
+
+
+def _weight_bytes(*models: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for model in models for p in model.parameters())
+
+
+def _steps_need_text(config: TrainConfig) -> bool:
+    """Return True if a step of the resolved ``config`` may need the text encoders."""
+    learns = bool(config.max_train_steps_ti or config.learning_rate_text or config.continue_inversion)
+    return learns or config.preservation == "output"
 
 
 def _preserves(config: TrainConfig) -> bool:
@@ -163,7 +212,7 @@ def layer_bytes(
     for path, layer in layers.items():
         text = component != "unet" or path.endswith(("attn2.to_k", "attn2.to_v"))
         positions = base.text.positions if text else _positions(path, side**2, base.unet)
-        saved[path] = positions * layer.weight.shape[1] * (dora + (0 if path in known else base.dtype.itemsize))
+        saved[path] = positions * weight_shape(layer)[1] * (dora + (0 if path in known else base.dtype.itemsize))
     return _at_once(saved, checkpointing=checkpointing and component == "unet")
 
 
@@ -173,7 +222,7 @@ def _delta_bytes(layers: Mapping[str, TargetLayers], dtype: torch.dtype, *, chec
         round(
             _at_once(
                 {
-                    path: layer.weight.numel() * (4.0 if isinstance(layer, nn.Linear) else dtype.itemsize)
+                    path: math.prod(weight_shape(layer)) * (4.0 if isinstance(layer, nn.Linear) else dtype.itemsize)
                     for path, layer in of_component.items()
                 },
                 checkpointing=checkpointing and component == "unet",
@@ -226,19 +275,19 @@ def _bytes_per_parameter(config: TrainConfig) -> int:
 
 def _parameter_count(layers: Mapping[str, TargetLayers], config: TrainConfig) -> int:
     return sum(
-        parameter_count(tuple(layer.weight.shape), config.lora_rank or 1, config.lora_kind)
+        parameter_count(weight_shape(layer), config.lora_rank or 1, config.lora_kind)
         for of_component in layers.values()
         for layer in of_component.values()
     )
 
 
-def choose_checkpointing(
+def choose_savings(
     base: DiffusionBase, config: TrainConfig, log: Callable[[str], None], free: int | None = None
-) -> bool:
-    """Choose whether gradients are checkpointed: with ``gradient_checkpointing`` ``auto`` only if it is needed.
+) -> MemorySavings:
+    """Choose what saves memory, and say so: nothing more than is needed, and what costs least time first.
 
     Args:
-        log: called with a warning where it may not fit.
+        log: called with what is chosen, and with a warning where it may not fit.
         free: free bytes of the device beside the base; None: as it reports now, unlimited on a CPU.
 
     Raises:
@@ -247,17 +296,20 @@ def choose_checkpointing(
     asked = config.gradient_checkpointing
     free = _free(base.device) if free is None else free
     if free is None:
-        return asked == "on"
-    plain, checkpointed = (estimate(base, config, checkpointing=on).beyond_weights for on in (False, True))
-    checkpointing = asked == "on" or (asked == "auto" and plain * OVERHEAD > free)
-    need = checkpointed if checkpointing else plain
+        return MemorySavings(checkpointing=asked == "on")
+    allowed = MemorySavings.allowed_by(config)
+    chosen = next((each for each in allowed if each.need(base, config) * OVERHEAD <= free), allowed[-1])
+    need = chosen.need(base, config)
     if need > free:
-        raise _too_large(base, config, _figures(need, free), checkpointing=checkpointing, share=free / need)
+        raise _too_large(base, config, _figures(need, free), checkpointing=chosen.checkpointing, share=free / need)
+    unsaved = _figures(allowed[0].need(base, config), free)
     if need * OVERHEAD > free:
         log(f"warning: this training may not fit: {_figures(need, free)}")
-    elif checkpointing and asked == "auto":
-        log(f"gradient_checkpointing is on, as {_figures(plain, free)} without")
-    return checkpointing
+    elif chosen.checkpointing and asked == "auto":
+        log(f"gradient_checkpointing is on, as {unsaved} without")
+    if chosen.offloading:
+        log(f"text encoders and VAE are in the host's memory while they are not needed, as {unsaved} otherwise")
+    return chosen
 
 
 @contextmanager

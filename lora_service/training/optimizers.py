@@ -11,11 +11,8 @@ muon                 orthogonalised steps of matrices, https://kellerjordan.gith
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,6 +21,7 @@ from prodigyopt import Prodigy
 from schedulefree import AdamWScheduleFree
 
 from lora_service.errors import InputError
+from lora_service.models.quantization import import_bitsandbytes
 from lora_service.training.config import OptimizerName, TrainConfig
 from lora_service.training.resolved_config import warmup_of_stage
 
@@ -104,18 +102,7 @@ def _adamw(param_groups: ParamGroups, device: torch.device) -> torch.optim.Optim
 
 
 def _adamw8bit(param_groups: ParamGroups, device: torch.device) -> torch.optim.Optimizer:
-    return _bitsandbytes().optim.AdamW8bit(param_groups, betas=_BETAS)
-
-
-def _bitsandbytes() -> ModuleType:
-    """Import it without its warnings of kernels for products in 4 bit, which nothing here uses."""
-    logger = logging.getLogger("bitsandbytes")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        return import_module("bitsandbytes")
-    finally:
-        logger.setLevel(level)
+    return import_bitsandbytes().optim.AdamW8bit(param_groups, betas=_BETAS)
 
 
 def _prodigy(param_groups: ParamGroups, device: torch.device) -> torch.optim.Optimizer:

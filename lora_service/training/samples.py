@@ -6,6 +6,7 @@ import base64
 import io
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -133,17 +134,20 @@ class SampleDrawer:
     def draw(self, prompts: Sequence[str]) -> list[Image.Image]:
         """Draw ``prompts`` at the base's own size."""
         generator = ImageGenerator(replace(self.context.base, text=self.context.text))
-        images = []
-        for prompt in prompts:
-            started = time.monotonic()
-            request = GenerateRequest(
-                prompt=fill_template(prompt, self.context.resolved.subject_text),
-                seed=self.seed,
-                num_inference_steps=self.num_inference_steps,
-            )
-            images.append(generator.generate(request, [])[0].image)
-            self.seconds_per_picture = time.monotonic() - started
-        return images
+        offloading = self.context.offloading
+        with offloading.vae.on_device() if offloading else nullcontext():
+            return [self._draw(generator, prompt) for prompt in prompts]
+
+    def _draw(self, generator: ImageGenerator, prompt: str) -> Image.Image:
+        started = time.monotonic()
+        request = GenerateRequest(
+            prompt=fill_template(prompt, self.context.resolved.subject_text),
+            seed=self.seed,
+            num_inference_steps=self.num_inference_steps,
+        )
+        image = generator.generate(request, [])[0].image
+        self.seconds_per_picture = time.monotonic() - started
+        return image
 
     def summary(self) -> dict[str, Any]:
         """Return what the header says of the samples; prompts of the user's own are private."""

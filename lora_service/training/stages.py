@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from lora_service.training.denoising_loss import DenoisingLoss
 from lora_service.training.latent_cache import CachedLatents
 from lora_service.training.loop import BatchLoss, LoopReport, LoopSpec, TrainingCallback, run_loop
 from lora_service.training.lora_layers import Layers
+from lora_service.training.offloading import Offloading
 from lora_service.training.optimizers import TOKENS
 from lora_service.training.preservation import (
     BatchSource,
@@ -46,6 +48,7 @@ class TrainingContext:
 
     Attributes:
         held_out_images, held_out_latents: of the held-out loss, without mirroring and changed colours.
+        offloading: the models that may wait on the host; None: they are always on their device.
     """
 
     base: DiffusionBase
@@ -58,6 +61,7 @@ class TrainingContext:
     held_out_images: tuple[TrainingImage, ...] = ()
     held_out_latents: Sequence[CachedLatents] = ()
     class_set: ClassSet | None = None
+    offloading: Offloading | None = None
 
     def plan(self, stage: str, subjects: tuple[SubjectTexts, ...], dropout: float) -> BatchPlan:
         """Plan the batches of a stage; ``dropout`` is the share of captions that are left empty."""
@@ -138,7 +142,10 @@ def train_lora(
         generator=generator,
         after_step=_norm_pull(base, learning),
     )
-    return run_loop(spec, config, callbacks, context.processes)
+    is_needed = text_learns or resolved.preservation == "output"  # which encodes its captions at each step
+    waits = context.offloading.text_waits(is_needed=is_needed) if context.offloading else nullcontext()
+    with waits:
+        return run_loop(spec, config, callbacks, context.processes)
 
 
 def _norm_pull(base: DiffusionBase, tokens: AddedTokens | None) -> Callable[[Sequence[float]], None]:

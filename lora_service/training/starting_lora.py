@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from lora_service.lora.safetensors_header import shortened
 from lora_service.lora.token_embeddings import TokenEmbeddings
 from lora_service.lora.weights import LoraLayer, LoraWeights
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.quantization import weight_shape
 from lora_service.training.config import PLACEHOLDER, TrainConfig
 from lora_service.training.resolved_config import ResolvedConfig
 from lora_service.training.run_folder import RunFolder
@@ -189,8 +191,8 @@ def _check_layer(name: str, layer: LoraLayer, module: nn.Module | None, base: Di
         raise LoraFileError(
             f"The LoRA changes {name}, a {type(module).__name__}, which cannot learn.", code="cannot_go_on"
         )
-    weight = tuple(module.weight.shape)
-    if layer.shape[:2] != weight[:2] or layer.down[0, 0].numel() != module.weight[0, 0].numel():
+    weight = weight_shape(module)
+    if layer.shape[:2] != weight[:2] or layer.down[0, 0].numel() != math.prod(weight[2:]):
         raise WrongBaseError(f"The LoRA's {name} is of the shape {layer.shape}, and {base.name}'s is of {weight}.")
 
 

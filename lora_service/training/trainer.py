@@ -15,6 +15,7 @@ import torch
 from lora_service.dataset.load import TrainingDataset
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.quantization import quantization_of
 from lora_service.settings import Settings
 from lora_service.training.best_checkpoint import BestCheckpoint
 from lora_service.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointWriter, StageRestorer
@@ -29,9 +30,10 @@ from lora_service.training.held_out import HeldOutEvaluation, HeldOutLoss, choos
 from lora_service.training.input_warnings import warn_of_inputs
 from lora_service.training.latent_cache import cache_latents
 from lora_service.training.loop import LoopReport, TrainingCallback
-from lora_service.training.lora_layers import LayerOptions, Layers, LearnedLayer, lora_layers
+from lora_service.training.lora_layers import LayerOptions, Layers, LearnedLayer, check_kind, lora_layers
 from lora_service.training.lora_targets import learning_targets
-from lora_service.training.memory import choose_checkpointing, explain_out_of_memory
+from lora_service.training.memory import choose_savings, explain_out_of_memory
+from lora_service.training.offloading import Offloading
 from lora_service.training.optimizers import check_optimizer
 from lora_service.training.precision import precision
 from lora_service.training.preparation import PhaseTimer, Preparation, PreparedPictures
@@ -132,7 +134,9 @@ class Trainer:
         )
         resolved = preparation.resolve(config)
         check_optimizer(resolved.config, self.base.device)
-        checkpointing = choose_checkpointing(self.base, resolved.config, self.log)
+        check_kind(resolved.config, self.base)
+        self.base.to_device()
+        savings = choose_savings(self.base, resolved.config, self.log)
         sources = PictureSources(source, class_data)
         prepared = preparation.load(sources, config, resolved)
         dataset, resolved = prepared.dataset, prepared.resolved
@@ -141,12 +145,18 @@ class Trainer:
         for text in self.start.warnings(given) if self.start else ():
             self.log(f"warning: {text}")
         self._warn_of_unseen(dataset, resolved)
-        self.log(f"base: {self.base.defaults.title}; {resolved.describe_defaults(given)}")
+        quantization = quantization_of(self.base)
+        kept_in = "" if quantization == "none" else f" in {quantization}"
+        self.log(f"base: {self.base.defaults.title}{kept_in}; {resolved.describe_defaults(given)}")
         record = self._record(sources, given, prepared)
         with self._run_trackers(resolved) as trackers:
-            with explain_out_of_memory(self.base, resolved.config, checkpointing=checkpointing):
-                context = self._context(prepared)
-                with precision(self.base, resolved, checkpointing=checkpointing) as autocast:
+            with explain_out_of_memory(self.base, resolved.config, checkpointing=savings.checkpointing):
+                offloading = Offloading.of(self.base, is_on=savings.offloading)
+                context = self._context(prepared, offloading)
+                with (
+                    precision(self.base, resolved, checkpointing=savings.checkpointing) as autocast,
+                    offloading.vae_waits(),
+                ):
                     adapter, stages = self._train(replace(context, autocast=autocast), record, trackers)
             result = self._export(record, adapter, resolved, dataset, stages)
             trackers.log_file(result.path)
@@ -227,14 +237,14 @@ class Trainer:
             count = len(dataset.images)
             self.log(f"warning: {steps} steps show {shown} of the {count} pictures; take more steps, or fewer pictures")
 
-    def _context(self, prepared: PreparedPictures) -> TrainingContext:
+    def _context(self, prepared: PreparedPictures, offloading: Offloading) -> TrainingContext:
         dataset, class_images, resolved = prepared.dataset, prepared.of_class.images, prepared.resolved
         config, seed = resolved.config, resolved.config.seed or 0
         flip, jitter = bool(config.flip), bool(config.color_jitter)
         held_out = choose_held_out(dataset.images, config)
         self.log(held_out.line)
         images, held_out_images = held_out.split(dataset.images)
-        with self._timer.measure("latents"):
+        with self._timer.measure("latents"), offloading.text_waits(is_needed=False):
             latents = cache_latents(
                 images, self.base, flip=flip, color_jitter=jitter, random_crop=config.random_crop, seed=seed
             )
@@ -245,12 +255,13 @@ class Trainer:
             images,
             latents,
             resolved,
-            self.base.text.with_clip_skip(config.clip_skip),
+            replace(self.base.text.with_clip_skip(config.clip_skip), on_device=offloading.text.on_device),
             autocast=None,
             processes=self._processes,
             held_out_images=held_out_images,
             held_out_latents=held_out_latents,
             class_set=ClassSet(class_images, of_class) if class_images else None,
+            offloading=offloading,
         )
 
     @contextmanager

@@ -1,7 +1,6 @@
 """The memory formula against what autograd keeps at full size, and what is resolved by it."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,7 +18,8 @@ from lora_service.training.memory import (
     GIB,
     OVERHEAD,
     MemoryEstimate,
-    choose_checkpointing,
+    MemorySavings,
+    choose_savings,
     encoder_bytes,
     estimate,
     explain_out_of_memory,
@@ -139,30 +139,51 @@ def test_kinds_optimizers_and_more_layers_are_counted() -> None:
         assert (one.step + one.deltas) / GIB == pytest.approx(counted, rel=0.1), inputs
 
 
-@pytest.fixture
-def need() -> Callable[..., int]:
-    base = small_base()
-    return lambda on, **inputs: estimate(base, resolved(base, **inputs), checkpointing=on).beyond_weights
+NOTHING, OFFLOADED = MemorySavings(), MemorySavings(offloading=True)
+CHECKPOINTED, BOTH = MemorySavings(checkpointing=True), MemorySavings(checkpointing=True, offloading=True)
 
 
 @pytest.mark.parametrize(
-    ("asked", "share_of_plain", "expected"),
-    [("auto", 2.0, False), ("auto", 1.0, True), ("on", 9, True), ("off", 2, False)],
-)
-def test_auto_checkpoints_only_where_it_would_not_fit_otherwise(
-    asked: str, share_of_plain: float, expected: bool, need: Callable[..., int]
+    ("asked", "fitting", "expected"),
+    [
+        ("auto", NOTHING, NOTHING), ("auto", OFFLOADED, OFFLOADED), ("auto", CHECKPOINTED, CHECKPOINTED),
+        ("auto", BOTH, BOTH), ("on", NOTHING, CHECKPOINTED), ("on", BOTH, BOTH), ("off", OFFLOADED, OFFLOADED),
+    ],
+)  # fmt: skip
+def test_only_what_is_needed_is_done_to_save_memory(
+    asked: str, fitting: MemorySavings, expected: MemorySavings
 ) -> None:
-    base, said = small_base(), list[str]()
-    config = resolved(base, gradient_checkpointing=asked)
-    free = round(need(False) * share_of_plain)
-    assert choose_checkpointing(base, config, said.append, free) is expected
-    assert [line.startswith("gradient_checkpointing is on") for line in said] == [True] * (asked == "auto" and expected)
+    base, said = full_base("sd15"), list[str]()
+    config = resolved(base, gradient_checkpointing=asked, learning_rate_text=0, max_train_steps_ti=0)
+    free = round(fitting.need(base, config) * OVERHEAD * 1.01)
+    assert choose_savings(base, config, said.append, free) == expected
+    starts = {"gradient_checkpointing is on": expected.checkpointing and asked == "auto"}
+    starts["text encoders and VAE are in the host's memory"] = expected.offloading
+    assert [line.partition(",")[0].partition(" while")[0] for line in said] == [s for s, on in starts.items() if on]
 
 
-def test_on_a_cpu_nothing_is_checkpointed_unless_asked() -> None:
+def test_models_that_wait_are_taken_off_where_no_step_needs_them() -> None:
+    base = full_base("sdxl")
+    vae, text = (
+        sum(p.numel() * p.element_size() for model in models for p in model.parameters())
+        for models in ([base.vae], base.text.encoders.values())
+    )
+
+    def away(**inputs: Any) -> int:
+        still = {"learning_rate_text": 0, "max_train_steps_ti": 0}
+        return estimate(base, resolved(base, **still | inputs), checkpointing=True).away
+
+    assert away() == vae + text
+    for needed in ({"max_train_steps_ti": 1}, {"learning_rate_text": 1e-5}, {"preservation": "output"}):
+        assert away(**needed, class_word="dog") == vae, needed
+    config = resolved(base, learning_rate_text=0, max_train_steps_ti=0)
+    assert 1.5e9 < CHECKPOINTED.need(base, config) - BOTH.need(base, config) < vae + text
+
+
+def test_on_a_cpu_nothing_is_saved_unless_asked() -> None:
     base = small_base()
-    assert not choose_checkpointing(base, resolved(base), print)
-    assert choose_checkpointing(base, resolved(base, gradient_checkpointing="on"), print)
+    assert choose_savings(base, resolved(base), print) == NOTHING
+    assert choose_savings(base, resolved(base, gradient_checkpointing="on"), print) == CHECKPOINTED
 
 
 @pytest.mark.parametrize(
@@ -173,16 +194,17 @@ def test_on_a_cpu_nothing_is_checkpointed_unless_asked() -> None:
 def test_what_cannot_fit_is_refused_before_it_starts(inputs: dict[str, Any]) -> None:
     base, (field, value) = small_base(), next(iter(inputs.items()))
     with raises(InputError, field=field, code="out_of_memory") as caught:
-        choose_checkpointing(base, resolved(base, **inputs), print, free=100_000)
+        choose_savings(base, resolved(base, **inputs), print, free=100_000)
     assert caught.value.value == value
     assert "0.0 GiB are free" in str(caught.value)
 
 
-def test_what_may_not_fit_is_warned_of(need: Callable[..., int]) -> None:
+def test_what_may_not_fit_is_warned_of() -> None:
     base, said = small_base(), list[str]()
-    free = round(need(True) * (1 + OVERHEAD) / 2)
-    assert choose_checkpointing(base, resolved(base, gradient_checkpointing="on"), said.append, free)
-    assert [line.startswith("warning: this training may not fit") for line in said] == [True]
+    config = resolved(base)
+    free = round(BOTH.need(base, config) * (1 + OVERHEAD) / 2)
+    assert choose_savings(base, config, said.append, free) == BOTH
+    assert said[0].startswith("warning: this training may not fit")
 
 
 def test_a_device_that_runs_out_of_memory_is_told_in_one_sentence() -> None:
