@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,9 +20,21 @@ from lora_service.lora.weights import LoraWeights
 _FILE = click.Path(path_type=Path)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: these products are so small that several threads would mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 @click.command("inspect")
 @click.argument("file", type=_FILE)
 @click.option("--json", "as_object", is_flag=True, help="Print one JSON object instead of lines for a person.")
+@_one_thread()
 def inspect_command(file: Path, as_object: bool) -> None:
     """Show what a LoRA file holds.
 
@@ -119,6 +133,7 @@ def resize_command(file: Path, rank: int | None, energy: float | None, output: P
 @click.argument("first", type=_FILE)
 @click.argument("second", type=_FILE)
 @click.option("--json", "as_object", is_flag=True, help="Print one JSON object instead of lines for a person.")
+@_one_thread()
 def compare_command(first: Path, second: Path, as_object: bool) -> None:
     """Compare two LoRA files, block by block.
 

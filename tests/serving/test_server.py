@@ -124,6 +124,13 @@ def test_a_running_job_is_busy_and_can_be_cancelled(service) -> None:
     assert service.output(steps=1)["steps"] == 1
 
 
+def test_a_cancellation_before_its_job_is_forgotten(service) -> None:
+    url = f"{service.server.url}/predictions/cancelled-too-early"
+    assert requests.post(f"{url}/cancel", json={}, timeout=5).status_code == 404
+    service.wait_for(Health.READY)
+    assert requests.put(url, json={"input": {"steps": 1}}, timeout=60).json()["status"] == "succeeded"
+
+
 @pytest.mark.parametrize("path", ["predictions", "trainings"])
 @pytest.mark.parametrize("steps", [1, 0])
 def test_a_training_server_takes_both_kinds_of_request(start_service, home, trainer, path, steps) -> None:
