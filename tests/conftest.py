@@ -14,6 +14,16 @@ from tests.downloads.link_fakes import FakeSites
 from tests.service import Service
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip campaigns where they are not asked for by their mark or that of all attacks."""
+    if config.getoption("-m") in ("attack", "campaign"):
+        return
+    skip = pytest.mark.skip(reason="a campaign: python -m tests.attacks runs it")
+    for item in items:
+        if item.get_closest_marker("campaign"):
+            item.add_marker(skip)
+
+
 @pytest.fixture(scope="module")
 def start_service() -> Iterator[Callable[..., Service]]:
     """Starts servers (arguments as for `CogServer`) that answer when they are handed out and end with the module."""

@@ -16,7 +16,7 @@ from tests.small_base import small_base
 MAX_GROWTH = 40  # MiB
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.attack("refused LoRAs in memory (G6)")
 @pytest.mark.parametrize("kind", ["tiny tensors", "a name of 7 MB", "thousands of names"])
 def test_refused_loras_leave_nothing(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

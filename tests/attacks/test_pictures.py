@@ -56,7 +56,7 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.attack("picture bombs (G4)")
 @pytest.mark.parametrize("copies", [1, 4])
 @pytest.mark.parametrize("kind", BOMBS)

@@ -21,7 +21,7 @@ from lora_service.serving.server import CogServer
 from lora_service.serving.supervisor import RestartPolicy, supervise
 from tests.service import Service
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.campaign
 
 LONGEST_ANSWER = 100_000
 DRAWING = {"prompt": "a red star", "num_inference_steps": 1, "width": 32, "height": 32}
