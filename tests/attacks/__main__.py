@@ -1,7 +1,8 @@
 """The campaign of attacks, as a table of what was tried, held and failed: ``python -m tests.attacks [WORDS]``.
 
 An attack is any test with the mark ``attack``, which names its kind; those that take seconds run with the other tests
-too, those that take minutes (``campaign``) in this command alone. WORDS are passed to pytest: ``-k pictures`` tries one kind.
+too, those that take minutes (``campaign``) in this command alone. WORDS are passed to pytest: ``-k pictures`` tries
+one kind.
 """
 
 from __future__ import annotations
