@@ -65,6 +65,7 @@ def test_check_takes_a_trainings_options_and_its_captions(tmp_path: Path) -> Non
     assert "warning: custom_prompts are not used for 1 of 1 pictures" in text
     assert {option.name for option in train_command.params} - {option.name for option in check_command.params} == {
         "pictures", "instance_data_urls", "output", "run_folder", "save_every", "keep_checkpoints", "resume",
+        "trackers", "num_processes",
     }  # fmt: skip
 
 
