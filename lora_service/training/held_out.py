@@ -108,9 +108,8 @@ class _Batch:
 
     def part(self, rows: slice) -> _Batch:
         """Return some of it."""
-        noisy = NoisyLatents(**{name: values[rows] for name, values in vars(self.noisy).items()})
         sizes, masks = (None if each is None else each[rows] for each in (self.sizes, self.masks))
-        return _Batch(noisy, self.captions[rows], sizes, masks)
+        return _Batch(self.noisy[rows], self.captions[rows], sizes, masks)
 
 
 class HeldOutLoss:

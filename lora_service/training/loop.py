@@ -187,14 +187,13 @@ class StageRun:
             with torch.autocast(self.device.type, self.spec.autocast) if self.spec.autocast else nullcontext():
                 batch_loss = self.spec.compute_loss(i)
             self._scaler.scale(batch_loss.total / accumulated).backward()
-            self._add_loss("total", batch_loss.total, accumulated)
-            for name, part in batch_loss.parts.items():
-                self._add_loss(name, part, accumulated)
+            for name, loss in {"total": batch_loss.total, **batch_loss.parts}.items():
+                self._add(self.losses, name, loss.detach() / accumulated)
         self._share_gradients()
         self._scaler.unscale_(self.optimizer)
         for name, parameters in self._clipped.items():
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
-            self.gradient_norms.setdefault(name, torch.zeros_like(self.losses["total"]))[self.step] = norm
+            self._add(self.gradient_norms, name, norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -223,10 +222,11 @@ class StageRun:
             by_name.setdefault(group["name"], []).extend(group["params"])
         return by_name
 
-    def _add_loss(self, name: str, loss: torch.Tensor, accumulated: int) -> None:
-        if name not in self.losses:
-            self.losses[name] = torch.zeros(self.spec.steps, device=self.device)
-        self.losses[name][self.step] += loss.detach() / accumulated
+    def _add(self, series: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:
+        """Add ``value`` to this step's number in the series of that name."""
+        if name not in series:
+            series[name] = torch.zeros(self.spec.steps, device=self.device)
+        series[name][self.step] += value
 
     def measure(self, name: str, value: float) -> None:
         """Note a value that was measured after this step."""

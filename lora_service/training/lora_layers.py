@@ -33,27 +33,7 @@ default, the second matrix is smaller than usual ranks, and a layer holds a tent
 _ADAPTER = "default"
 
 
-class _Factors:
-    """The parameters of a layer of peft by their names here."""
-
-    lora_A: nn.ModuleDict
-    lora_B: nn.ModuleDict
-    lora_alpha: Mapping[str, float]
-
-    @property
-    def down(self) -> nn.Parameter:
-        return cast(nn.Parameter, self.lora_A[_ADAPTER].weight)
-
-    @property
-    def up(self) -> nn.Parameter:
-        return cast(nn.Parameter, self.lora_B[_ADAPTER].weight)
-
-    @property
-    def alpha(self) -> float:
-        return float(self.lora_alpha[_ADAPTER])
-
-
-class FusedLoraLinear(_Factors, PeftLinear):  # type: ignore[misc, unused-ignore]
+class FusedLoraLinear(PeftLinear):  # type: ignore[misc, unused-ignore]
     """peft's ``base(x) + alpha / rank · up(down(x))`` (Hu et al., https://arxiv.org/abs/2106.09685) in fewer calls.
 
     ``down`` is ``(rank, in)``, ``up`` is ``(out, rank)``, both fp32. At batch 1 a step costs its calls rather than its

@@ -71,10 +71,8 @@ class RunTrackers:
         if names:
             PartialState()  # accelerate's trackers ask it which process is the main one
             folder.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            tracker = _make_tracker(name, run, folder)
-            self._trackers[name] = tracker
-            self._each("start", lambda tracker: tracker.start(), only=name)
+        self._trackers.update({name: _make_tracker(name, run, folder) for name in names})
+        self._each("start", lambda tracker: tracker.start())
 
     @property
     def is_empty(self) -> bool:
@@ -130,10 +128,8 @@ class RunTrackers:
         self._each("finish", lambda tracker: tracker.finish())
         self._trackers.clear()
 
-    def _each(self, action: str, call: Callable[[GeneralTracker], None], only: str = "") -> None:
+    def _each(self, action: str, call: Callable[[GeneralTracker], None]) -> None:
         for name, tracker in list(self._trackers.items()):
-            if only and name != only:
-                continue
             try:
                 call(tracker)
             except Exception as error:  # whatever a tracker's client raises is not worth the training
@@ -167,12 +163,10 @@ def _make_tracker(name: str, run: str, folder: Path) -> GeneralTracker:
 
 @contextmanager
 def run_trackers(names: Sequence[str], run: str, folder: Path, log: Callable[[str], None]) -> Iterator[RunTrackers]:
-    """Start trackers within the context; they are finished however it ends.
+    """Start trackers, of which :func:`check_trackers` has found no fault, within the context.
 
-    Raises:
-        InputError: as of :func:`check_trackers`.
+    They are finished however it ends.
     """
-    check_trackers(names)
     trackers = RunTrackers(names, run, folder, log)
     try:
         yield trackers
