@@ -9,5 +9,6 @@
 ``diffusers_folder``  loads them from a folder in diffusers' layout
 ``single_file``       loads them from one checkpoint in the original layout
 ``quantization``      puts 8- or 4-bit linear layers into the UNet, for trainings
+``fingerprint``       a hash of a base's weights
 ``loading``           chooses device and dtype, and loads whatever ``BASE_MODEL`` names
 """

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from lora_service.dataset.load import TrainingDataset, load_dataset
@@ -20,10 +19,10 @@ from lora_service.errors import quote
 from lora_service.generation.generator import ImageGenerator
 from lora_service.generation.request import GenerateRequest
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.fingerprint import fingerprint
 from lora_service.training.class_image_cache import ClassImageCache
 
 _REPORT_SECONDS = 5.0
-_SAMPLES_OF_A_TENSOR = 64
 
 
 @dataclass
@@ -116,16 +115,4 @@ class ClassImageArtist:
 
     @cached_property
     def _fingerprint(self) -> str:
-        return fingerprint(self.base)
-
-
-def fingerprint(base: DiffusionBase) -> str:
-    """Return a hash of a base's weights, by a few numbers of each tensor: a folder's name says nothing of them."""
-    digest = hashlib.sha256(f"{base.device.type} {base.dtype}".encode())
-    for name, model in sorted({**base.components, "vae": base.vae}.items()):
-        for key, tensor in model.state_dict().items():
-            digest.update(f"{name}.{key} {tuple(tensor.shape)}".encode())
-            flat = tensor.detach().flatten()
-            few = flat[:: max(1, flat.numel() // _SAMPLES_OF_A_TENSOR)][: 2 * _SAMPLES_OF_A_TENSOR]
-            digest.update(few.to("cpu", torch.float64).numpy().tobytes())
-    return digest.hexdigest()
+        return f"{fingerprint(self.base)} {self.base.device.type} {self.base.dtype}"

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from lora_service import __version__
 from lora_service.dataset.load import TrainingDataset
 from lora_service.dataset.training_images import TrainingImage
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.fingerprint import fingerprint
 from lora_service.training.class_dataset import ClassPictures
 from lora_service.training.config import TrainConfig
 from lora_service.training.resolved_config import ResolvedConfig
@@ -25,9 +25,6 @@ from lora_service.training.state_file import write_text
 
 FORMAT = 1
 """The version of run.json and of checkpoints; another one is not read."""
-_HASHED_VALUES = 16
-"""Values of each of a base's tensors that count for its identity: bases differ in nearly all of theirs, and a hash of
-five gigabytes takes longer than some trainings."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +155,7 @@ def identity_of(
     return {
         "settings": json.loads(json.dumps(settings)),
         "pictures": _images_hash((*dataset.images, *(() if of_class.are_drawn else of_class.images))),
-        "base": {"name": base.name, "weights": _base_hash(base)},
+        "base": {"name": base.name, "weights": fingerprint(base)},
         "start_from": start_from,
     }
 
@@ -181,19 +178,6 @@ def _images_hash(images: Sequence[TrainingImage]) -> str:
         total.update(each.image.tobytes())
         total.update(b"" if each.mask is None else each.mask.tobytes())
     return total.hexdigest()
-
-
-def _base_hash(base: DiffusionBase) -> str:
-    total = hashlib.sha256()
-    for name, model in {**base.components, "vae": base.vae}.items():
-        for key, tensor in model.state_dict().items():
-            total.update(f"{name}.{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            total.update(_first_values(tensor))
-    return total.hexdigest()
-
-
-def _first_values(tensor: Tensor) -> bytes:
-    return tensor.detach().flatten()[:_HASHED_VALUES].cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def stored_paths(source: Path | Sequence[Path], run: RunFolder) -> list[str]:

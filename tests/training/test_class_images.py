@@ -12,10 +12,11 @@ from lora_service.dataset.load import TrainingDataset
 from lora_service.generation.generator import ImageGenerator
 from lora_service.generation.request import GenerateRequest
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.fingerprint import fingerprint
 from lora_service.settings import Settings
 from lora_service.training.class_dataset import class_options
 from lora_service.training.class_image_cache import ClassImageCache
-from lora_service.training.class_images import ClassImageArtist, fingerprint
+from lora_service.training.class_images import ClassImageArtist
 from lora_service.training.config import TrainConfig
 from lora_service.training.resolved_config import resolve_config
 from tests.small_base import DEFAULTS, hashes, small_base
