@@ -1,7 +1,7 @@
 """Cog's training entry: pictures in, one LoRA file out.
 
 Cog reads this file without running it, so the inputs are plain literals. They are
-written by ``python -m tools.write_entries`` from lora_service/training/config.py:
+written by ``python -m tools.write_entries`` from lora_service/training/inputs/config.py:
 change them there.
 """
 

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.random_models import bare_text_encoder, bare_unet
-from lora_service.training.config import ORIGINAL_TARGETS, LoraKind, LoraTargets
-from lora_service.training.lora_layers import LayerOptions, lora_layers
-from lora_service.training.lora_targets import targets_in
-from lora_service.training.memory import encoder_bytes, unet_bytes
+from lora_service.training.adapters.lora_layers import LayerOptions, lora_layers
+from lora_service.training.adapters.lora_targets import targets_in
+from lora_service.training.inputs.config import ORIGINAL_TARGETS, LoraKind, LoraTargets
+from lora_service.training.memory.estimate import encoder_bytes, unet_bytes
 
 META = torch.device("meta")
 RANK = 16

@@ -37,7 +37,7 @@ from lora_service.lora.scale import Scale
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.loading import load_base, use_threads
 from lora_service.settings import Settings
-from lora_service.training.config import TrainConfig
+from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.trainer import Trainer
 
 GIB = 2**30

@@ -24,7 +24,7 @@ from lora_service.generation.image_grid import ImageRow, draw_grid
 from lora_service.lora.files import read_lora
 from lora_service.lora.weights import LoraWeights
 from lora_service.models.diffusion_base import DiffusionBase
-from lora_service.training.config import TrainConfig
+from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.trainer import Trainer
 from tools.judges.judging import IMAGE, ImageJudge
 from tools.synthetic.creatures import HELD_OUT_SUBJECTS

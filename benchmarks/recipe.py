@@ -38,11 +38,11 @@ from lora_service.lora.files import read_lora
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraWeights
 from lora_service.models.diffusion_base import DiffusionBase
-from lora_service.training.config import TrainConfig
-from lora_service.training.denoising_loss import DenoisingLoss
-from lora_service.training.latent_cache import cache_latents
-from lora_service.training.loop import StageRun, TrainingCallback
-from lora_service.training.resolved_config import ResolvedConfig
+from lora_service.training.data.latent_cache import cache_latents
+from lora_service.training.inputs.config import TrainConfig
+from lora_service.training.inputs.resolved_config import ResolvedConfig
+from lora_service.training.losses.denoising_loss import DenoisingLoss
+from lora_service.training.optimization.loop import StageRun, TrainingCallback
 from lora_service.training.trainer import Trainer
 from tools.judges.judging import IMAGE, ImageJudge
 from tools.synthetic.creatures import HELD_OUT_SUBJECTS

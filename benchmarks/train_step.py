@@ -29,14 +29,14 @@ from lora_service.dataset.training_images import TrainingImage
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.loading import load_base
 from lora_service.settings import Settings
-from lora_service.training.config import ORIGINAL_TARGETS, TrainConfig
-from lora_service.training.latent_cache import cache_latents
-from lora_service.training.lora_layers import LayerOptions, lora_layers
-from lora_service.training.lora_targets import learning_targets, targets_in
-from lora_service.training.resolved_config import resolve_config
+from lora_service.training.adapters.lora_layers import LayerOptions, lora_layers
+from lora_service.training.adapters.lora_targets import learning_targets, targets_in
+from lora_service.training.adapters.textual_inversion import added_tokens, initial_embeddings
+from lora_service.training.callbacks.training_progress import ProgressReporter
+from lora_service.training.data.latent_cache import cache_latents
+from lora_service.training.inputs.config import ORIGINAL_TARGETS, TrainConfig
+from lora_service.training.inputs.resolved_config import resolve_config
 from lora_service.training.stages import TrainingContext, train_lora, train_textual_inversion
-from lora_service.training.textual_inversion import added_tokens, initial_embeddings
-from lora_service.training.training_progress import ProgressReporter
 
 RANK = 16
 TOKENS = ("<s1>", "<s2>")

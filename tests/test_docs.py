@@ -19,8 +19,8 @@ from lora_service.models.registry import EMBEDDED, REGISTRY, ModelDefaults
 from lora_service.serving import entries, signature
 from lora_service.serving.signature import EntryParameter
 from lora_service.settings import Settings
-from lora_service.training.config import TrainConfig
-from lora_service.training.resolved_config import TASKS
+from lora_service.training.inputs.config import TrainConfig
+from lora_service.training.inputs.resolved_config import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 NOT_OURS = {".venv", "build", ".git", "demo", "models"}

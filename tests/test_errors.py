@@ -6,7 +6,7 @@ import pytest
 
 from lora_service.errors import MAX_QUOTED, InputError, LoraServiceError, quote, shorten
 from lora_service.settings import Settings
-from lora_service.training.config import TrainConfig
+from lora_service.training.inputs.config import TrainConfig
 from tests.errors import raises
 
 

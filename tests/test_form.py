@@ -17,8 +17,8 @@ from lora_service.models.registry import SD15
 from lora_service.serving import entries, signature
 from lora_service.serving.entries import EntryParameter, Mode
 from lora_service.serving.form import FormInput
-from lora_service.training.config import TrainConfig
-from lora_service.training.resolved_config import TASKS
+from lora_service.training.inputs.config import TrainConfig
+from lora_service.training.inputs.resolved_config import TASKS
 from tools import write_entries
 
 CASES = [("train", TrainConfig), ("predict", GenerateRequest)]

@@ -22,15 +22,15 @@ from lora_service.errors import InputError
 from lora_service.generation.request import PICTURE_FORMATS
 from lora_service.models.registry import SD15, locate
 from lora_service.settings import Settings
-from lora_service.training.class_dataset import (
+from lora_service.training.data.class_dataset import (
     PictureSources,
     check_class_data,
     class_report_lines,
     given_class_pictures,
 )
-from lora_service.training.config import TrainConfig
-from lora_service.training.input_warnings import warn_of_inputs
-from lora_service.training.resolved_config import resolve_config
+from lora_service.training.inputs.config import TrainConfig
+from lora_service.training.inputs.input_warnings import warn_of_inputs
+from lora_service.training.inputs.resolved_config import resolve_config
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer

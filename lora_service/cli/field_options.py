@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from lora_service.errors import InputError
 from lora_service.generation.request import GenerateRequest
 from lora_service.serving.form import CLASS_DATA, FormInput
-from lora_service.training.config import TrainConfig
+from lora_service.training.inputs.config import TrainConfig
 from lora_service.validation import first_error
 
 Config = type[TrainConfig] | type[GenerateRequest]

@@ -35,12 +35,12 @@ from lora_service.services.inference_service import InferenceService
 from lora_service.services.model_service import Log
 from lora_service.services.training_service import TrainingService, TrainingUpload
 from lora_service.serving.form import IMAGE, INSTANCE_DATA_URLS
-from lora_service.training.config import TrainConfig
-from lora_service.training.resolved_config import ResolvedConfig
-from lora_service.training.run_folder import RunFolder, RunOptions
+from lora_service.training.inputs.config import TrainConfig
+from lora_service.training.inputs.resolved_config import ResolvedConfig
+from lora_service.training.runs.run_folder import RunFolder, RunOptions
 
 if TYPE_CHECKING:  # it imports torch
-    from lora_service.training.training_progress import OnProgress
+    from lora_service.training.callbacks.training_progress import OnProgress
 
 _DEFAULT_SCALE = "0.8"
 _NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Never, Self
 from tqdm import tqdm
 
 if TYPE_CHECKING:  # it imports torch
-    from lora_service.training.training_progress import TrainingProgress
+    from lora_service.training.callbacks.training_progress import TrainingProgress
 
 
 class ProgressBar:

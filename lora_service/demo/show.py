@@ -17,9 +17,9 @@ from lora_service.generation.image_grid import ImageRow, draw_grid
 from lora_service.lora.files import read_lora
 from lora_service.models.loading import load_base, use_threads
 from lora_service.settings import Settings
-from lora_service.training.config import TrainConfig
+from lora_service.training.callbacks.training_progress import OnProgress
+from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.trainer import Trainer
-from lora_service.training.training_progress import OnProgress
 
 SUBJECT = Path(__file__).parent / "subject.zip"
 """Pictures of a drawn creature, with masks and captions: tools/synthetic/subjects.py, seed 12."""

@@ -24,16 +24,16 @@ from lora_service.services.model_service import (
 )
 from lora_service.services.worker import COMMON_IMPORTS, Worker
 from lora_service.settings import Settings
-from lora_service.training.class_dataset import check_class_data
-from lora_service.training.config import TrainConfig
-from lora_service.training.run_folder import SAMPLE_TIMES, RunFolder, RunOptions
-from lora_service.training.stop_signal import StopSignal
+from lora_service.training.data.class_dataset import check_class_data
+from lora_service.training.inputs.config import TrainConfig
+from lora_service.training.runs.run_folder import SAMPLE_TIMES, RunFolder, RunOptions
+from lora_service.training.runs.stop_signal import StopSignal
 
 if TYPE_CHECKING:  # torch and diffusers take seconds to import: on a command line they wait for the job
     from lora_service.models.diffusion_base import DiffusionBase
-    from lora_service.training.starting_lora import StartingLora
+    from lora_service.training.callbacks.training_progress import OnProgress, TrainingProgress
+    from lora_service.training.runs.starting_lora import StartingLora
     from lora_service.training.trainer import Trainer, TrainResult
-    from lora_service.training.training_progress import OnProgress, TrainingProgress
 
 _IMPORTS = (
     *COMMON_IMPORTS,
@@ -185,8 +185,8 @@ class TrainingService(ModelService):
         Raises:
             LoraServiceError: a mistake that the user can mend.
         """
-        from lora_service.training.run_record import RunRecord
-        from lora_service.training.starting_lora import StartingLora
+        from lora_service.training.runs.run_record import RunRecord
+        from lora_service.training.runs.starting_lora import StartingLora
 
         log, run = JobLog(log, record_metric), RunFolder(run_folder)
         with self._job(log):
@@ -216,7 +216,7 @@ class TrainingService(ModelService):
         if not config.start_from.strip():
             return None
         from lora_service.lora.files import read_lora
-        from lora_service.training.starting_lora import StartingLora
+        from lora_service.training.runs.starting_lora import StartingLora
 
         until = time.monotonic() + self.settings.max_download_seconds
         with blame_input("start_from"):

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from lora_service.generation.request import GenerateRequest
 from lora_service.serving.entries import Mode
-from lora_service.training.config import TrainConfig
+from lora_service.training.inputs.config import TrainConfig
 
 _LIMITS = ("ge", "le", "min_length", "max_length")
 """The limits of fields, by the name that ``pydantic.Field`` and ``cog.Input`` share."""

@@ -17,12 +17,12 @@ from lora_service.lora.files import write_lora
 from lora_service.lora.key_mapping import strip_text_model
 from lora_service.lora.weights import LoraSubject, LoraWeights
 from lora_service.models.diffusion_base import DiffusionBase
-from lora_service.training.held_out import HELD_OUT_LOSS
-from lora_service.training.loop import LoopReport
-from lora_service.training.lora_layers import LOKR_FACTOR, Layers
-from lora_service.training.lora_metadata import MODELSPEC_PREDICTIONS, LoraMetadata, metadata_strings
-from lora_service.training.resolved_config import ResolvedConfig
-from lora_service.training.textual_inversion import AddedTokens
+from lora_service.training.adapters.lora_layers import LOKR_FACTOR, Layers
+from lora_service.training.adapters.lora_metadata import MODELSPEC_PREDICTIONS, LoraMetadata, metadata_strings
+from lora_service.training.adapters.textual_inversion import AddedTokens
+from lora_service.training.callbacks.held_out import HELD_OUT_LOSS
+from lora_service.training.inputs.resolved_config import ResolvedConfig
+from lora_service.training.optimization.loop import LoopReport
 
 _LYCORIS_ARGS: Mapping[str, Mapping[str, str]] = {
     "dora": {"algo": "lora", "dora_wd": "True"},

@@ -15,20 +15,20 @@ from lora_service.dataset.options import DatasetOptions
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.settings import Settings
-from lora_service.training.class_dataset import (
+from lora_service.training.data.class_dataset import (
     ClassPictures,
     PictureSources,
     class_options,
     class_report_lines,
     given_class_pictures,
 )
-from lora_service.training.class_image_cache import ClassImageCache
-from lora_service.training.class_images import ClassImageArtist
-from lora_service.training.config import CLASS_IMAGES, TrainConfig
-from lora_service.training.processes import Processes
-from lora_service.training.resolved_config import ResolvedConfig, resolve_config, with_trigger
-from lora_service.training.starting_lora import StartingLora
-from lora_service.training.trigger_words import choose_trigger_word
+from lora_service.training.data.class_image_cache import ClassImageCache
+from lora_service.training.data.class_images import ClassImageArtist
+from lora_service.training.inputs.config import CLASS_IMAGES, TrainConfig
+from lora_service.training.inputs.resolved_config import ResolvedConfig, resolve_config, with_trigger
+from lora_service.training.inputs.trigger_words import choose_trigger_word
+from lora_service.training.optimization.processes import Processes
+from lora_service.training.runs.starting_lora import StartingLora
 
 
 class PhaseTimer:

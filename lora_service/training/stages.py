@@ -13,14 +13,13 @@ from lora_service.dataset.captions.templates import TagOptions
 from lora_service.dataset.training_images import TrainingImage
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.text_encoders import PromptEmbeds, TextEncoders
-from lora_service.training.batches import BatchBlock, BatchPlan, CaptionSampler, SubjectTexts
-from lora_service.training.denoising_loss import DenoisingLoss
-from lora_service.training.latent_cache import CachedLatents
-from lora_service.training.loop import BatchLoss, LoopReport, LoopSpec, TrainingCallback, run_loop
-from lora_service.training.lora_layers import Layers
-from lora_service.training.offloading import Offloading
-from lora_service.training.optimizers import TOKENS
-from lora_service.training.preservation import (
+from lora_service.training.adapters.lora_layers import Layers
+from lora_service.training.adapters.textual_inversion import AddedTokens, NormPull
+from lora_service.training.data.batches import BatchBlock, BatchPlan, CaptionSampler, SubjectTexts
+from lora_service.training.data.latent_cache import CachedLatents
+from lora_service.training.inputs.resolved_config import ResolvedConfig
+from lora_service.training.losses.denoising_loss import DenoisingLoss
+from lora_service.training.losses.preservation import (
     BatchSource,
     ClassCaptions,
     ClassCaptionSampler,
@@ -29,9 +28,10 @@ from lora_service.training.preservation import (
     output_loss,
     prior_loss,
 )
-from lora_service.training.processes import Processes
-from lora_service.training.resolved_config import ResolvedConfig
-from lora_service.training.textual_inversion import AddedTokens, NormPull
+from lora_service.training.memory.offloading import Offloading
+from lora_service.training.optimization.loop import BatchLoss, LoopReport, LoopSpec, TrainingCallback, run_loop
+from lora_service.training.optimization.optimizers import TOKENS
+from lora_service.training.optimization.processes import Processes
 
 TRIGGER_SHARE = 0.3
 """Share of stage 2's captions that carry the plain trigger word instead of the learned tokens, so that the

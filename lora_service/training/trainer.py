@@ -17,40 +17,40 @@ from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.quantization import quantization_of
 from lora_service.settings import Settings
-from lora_service.training.best_checkpoint import BestCheckpoint
-from lora_service.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointWriter, StageRestorer
-from lora_service.training.class_dataset import (
+from lora_service.training.adapters.lora_layers import LayerOptions, Layers, LearnedLayer, check_kind, lora_layers
+from lora_service.training.adapters.lora_targets import learning_targets
+from lora_service.training.adapters.textual_inversion import added_tokens, initial_embeddings
+from lora_service.training.callbacks.best_checkpoint import BestCheckpoint
+from lora_service.training.callbacks.early_stopping import EarlyStopping
+from lora_service.training.callbacks.held_out import HeldOutEvaluation, HeldOutLoss, choose_held_out
+from lora_service.training.callbacks.samples import SampleDrawer, sample_prompts
+from lora_service.training.callbacks.sampling import Likeness, Sampling
+from lora_service.training.callbacks.stopping import INTERRUPTED, StopRequest, TimeLimit
+from lora_service.training.callbacks.trackers import RunTrackers, TrackerCallback, check_trackers, run_trackers
+from lora_service.training.callbacks.training_progress import OnProgress, ProgressReporter
+from lora_service.training.data.class_dataset import (
     PictureSources,
     check_class_data,
 )
-from lora_service.training.config import TrainConfig
-from lora_service.training.early_stopping import EarlyStopping
+from lora_service.training.data.latent_cache import cache_latents
 from lora_service.training.export import TrainedAdapter, export_lora, job_state
-from lora_service.training.held_out import HeldOutEvaluation, HeldOutLoss, choose_held_out
-from lora_service.training.input_warnings import warn_of_inputs
-from lora_service.training.latent_cache import cache_latents
-from lora_service.training.loop import LoopReport, TrainingCallback
-from lora_service.training.lora_layers import LayerOptions, Layers, LearnedLayer, check_kind, lora_layers
-from lora_service.training.lora_targets import learning_targets
-from lora_service.training.memory import choose_savings, explain_out_of_memory
-from lora_service.training.offloading import Offloading
-from lora_service.training.optimizers import check_optimizer
-from lora_service.training.precision import precision
+from lora_service.training.inputs.config import TrainConfig
+from lora_service.training.inputs.input_warnings import warn_of_inputs
+from lora_service.training.inputs.resolved_config import ResolvedConfig
+from lora_service.training.losses.preservation import ClassSet
+from lora_service.training.memory.estimate import choose_savings, explain_out_of_memory
+from lora_service.training.memory.offloading import Offloading
+from lora_service.training.memory.precision import precision
+from lora_service.training.optimization.loop import LoopReport, TrainingCallback
+from lora_service.training.optimization.optimizers import check_optimizer
+from lora_service.training.optimization.processes import Processes
 from lora_service.training.preparation import PhaseTimer, Preparation, PreparedPictures
-from lora_service.training.preservation import ClassSet
-from lora_service.training.processes import Processes
-from lora_service.training.resolved_config import ResolvedConfig
-from lora_service.training.run_folder import RunFolder, RunOptions
-from lora_service.training.run_record import RunRecord, identity_of, machine_of, stored_paths
-from lora_service.training.samples import SampleDrawer, sample_prompts
-from lora_service.training.sampling import Likeness, Sampling
+from lora_service.training.runs.checkpoints import Checkpoint, CheckpointFolder, CheckpointWriter, StageRestorer
+from lora_service.training.runs.run_folder import RunFolder, RunOptions
+from lora_service.training.runs.run_record import RunRecord, identity_of, machine_of, stored_paths
+from lora_service.training.runs.starting_lora import StartingLora
+from lora_service.training.runs.state_file import write_state
 from lora_service.training.stages import TrainingContext, train_lora, train_textual_inversion
-from lora_service.training.starting_lora import StartingLora
-from lora_service.training.state_file import write_state
-from lora_service.training.stopping import INTERRUPTED, StopRequest, TimeLimit
-from lora_service.training.textual_inversion import added_tokens, initial_embeddings
-from lora_service.training.trackers import RunTrackers, TrackerCallback, check_trackers, run_trackers
-from lora_service.training.training_progress import OnProgress, ProgressReporter
 
 
 @dataclass(frozen=True)

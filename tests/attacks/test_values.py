@@ -22,7 +22,7 @@ from lora_service.generation.request import GenerateRequest
 from lora_service.services.inference_service import InferenceService
 from lora_service.services.training_service import TrainingService, TrainingUpload
 from lora_service.settings import Settings
-from lora_service.training.config import TrainConfig
+from lora_service.training.inputs.config import TrainConfig
 from tests.dataset.picture_makers import png, zipped
 from tests.errors import raises
 from tests.small_base import small_base

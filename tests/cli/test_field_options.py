@@ -12,7 +12,7 @@ from lora_service.cli.field_options import Config, ConfigCommand, config_options
 from lora_service.cli.jobs import generate_command, train_command
 from lora_service.errors import InputError
 from lora_service.generation.request import GenerateRequest
-from lora_service.training.config import TrainConfig
+from lora_service.training.inputs.config import TrainConfig
 from tests.errors import raises
 
 FIRST_TEN = [

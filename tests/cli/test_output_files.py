@@ -17,8 +17,8 @@ from lora_service.cli.output_files import check_folder, check_output, free_path,
 from lora_service.errors import InputError
 from lora_service.services.inference_service import InferenceService
 from lora_service.services.training_service import TrainingService
-from lora_service.training.config import TrainConfig
-from lora_service.training.resolved_config import resolve_config
+from lora_service.training.inputs.config import TrainConfig
+from lora_service.training.inputs.resolved_config import resolve_config
 from tests.errors import raises
 from tests.small_base import DEFAULTS, picture_zip
 

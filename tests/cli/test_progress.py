@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from lora_service.cli.jobs import _training_output
-from lora_service.training.training_progress import TrainingProgress
+from lora_service.training.callbacks.training_progress import TrainingProgress
 
 
 def progress(stage: str, step: int) -> TrainingProgress:

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from lora_service.cli.jobs import train_command
 from lora_service.cli.runs import check_resume, recorded_output, stop_on_interrupt, training_settings
 from lora_service.errors import InputError
-from lora_service.training.run_folder import RunFolder
+from lora_service.training.runs.run_folder import RunFolder
 from tests.errors import raises
 from tests.small_base import picture_zip
 

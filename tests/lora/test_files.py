@@ -20,7 +20,7 @@ from lora_service.errors import LoraFileError
 from lora_service.lora.files import read_lora, write_lora
 from lora_service.lora.safetensors_header import read_header
 from lora_service.lora.weights import LoraLayer, LoraSubject, LoraWeights
-from lora_service.training.lora_metadata import LoraMetadata, metadata_strings
+from lora_service.training.adapters.lora_metadata import LoraMetadata, metadata_strings
 from tests.errors import raises
 from tests.lora.lora_fakes import TOKEN_NAMES, random_lora, raw_file, save
 from tests.small_models import small_models

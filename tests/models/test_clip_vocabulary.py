@@ -10,7 +10,7 @@ from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.single_file import SD2, XL, load_tokenizers
 from lora_service.models.text_encoders import TextEncoders, TokenIds
 from lora_service.settings import Settings
-from lora_service.training.textual_inversion import added_tokens
+from lora_service.training.adapters.textual_inversion import added_tokens
 from tests.clip_vocabulary import ENTRIES, clip_folder
 from tests.small_base import small_base
 

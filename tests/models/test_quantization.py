@@ -24,9 +24,9 @@ from lora_service.models.quantization import (
     weight_shape,
 )
 from lora_service.settings import Quantization, Settings
-from lora_service.training.config import TrainConfig
-from lora_service.training.memory import estimate
-from lora_service.training.resolved_config import resolve_config
+from lora_service.training.inputs.config import TrainConfig
+from lora_service.training.inputs.resolved_config import resolve_config
+from lora_service.training.memory.estimate import estimate
 from lora_service.training.trainer import Trainer
 from tests.errors import raises
 from tests.small_base import DEFAULTS, picture_zip, small_base, small_components

@@ -10,7 +10,7 @@ from torch import Tensor
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.text_encoders import PromptEmbeds
-from lora_service.training.textual_inversion import added_tokens
+from lora_service.training.adapters.textual_inversion import added_tokens
 from tests.errors import raises
 from tests.small_base import pipeline_of, small_base
 from tests.small_models import FAMILIES

@@ -18,7 +18,7 @@ from lora_service.lora.weights import LoraWeights
 from lora_service.services.inference_service import InferenceService
 from lora_service.services.training_service import TrainingUpload
 from lora_service.settings import Settings
-from lora_service.training.config import TrainConfig
+from lora_service.training.inputs.config import TrainConfig
 from tests.downloads.link_fakes import QUICK, FakeSites
 from tests.errors import raises
 from tests.lora.test_archive import packed

@@ -24,13 +24,14 @@ import torch
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.loading import load_base
 from lora_service.settings import Settings
-from lora_service.training import preparation, training_progress
-from lora_service.training.class_dataset import PictureSources
-from lora_service.training.config import TrainConfig
+from lora_service.training import preparation
+from lora_service.training.callbacks import training_progress
+from lora_service.training.data.class_dataset import PictureSources
+from lora_service.training.inputs.config import TrainConfig
+from lora_service.training.optimization.processes import Processes
 from lora_service.training.preparation import Preparation
-from lora_service.training.processes import Processes
-from lora_service.training.run_folder import RunFolder, RunOptions
-from lora_service.training.run_record import RunRecord
+from lora_service.training.runs.run_folder import RunFolder, RunOptions
+from lora_service.training.runs.run_record import RunRecord
 from lora_service.training.trainer import Trainer
 from tests.small_base import picture_zip, small_base
 

@@ -13,9 +13,9 @@ from lora_service.generation.request import GenerateRequest
 from lora_service.lora.files import read_lora
 from lora_service.lora.scale import Scale
 from lora_service.models.diffusion_base import DiffusionBase
-from lora_service.training.config import TrainConfig
-from lora_service.training.held_out import HeldOutLoss
-from lora_service.training.latent_cache import cache_latents, size_conditioning
+from lora_service.training.callbacks.held_out import HeldOutLoss
+from lora_service.training.data.latent_cache import cache_latents, size_conditioning
+from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.trainer import Trainer
 from tests.small_base import hashes, picture, picture_zip, pipeline_of, small_base
 from tests.small_models import FAMILIES
@@ -143,7 +143,7 @@ def test_pictures_of_one_size_from_different_originals_keep_their_own() -> None:
 def test_tokens_start_as_long_as_the_tables_rows_where_the_recipe_leaves_it_open() -> None:
     from dataclasses import replace
 
-    from lora_service.training.textual_inversion import NormPull, added_tokens, initial_embeddings
+    from lora_service.training.adapters.textual_inversion import NormPull, added_tokens, initial_embeddings
 
     base = small_base(family="sdxl")
     base.defaults = replace(base.defaults, token_norm=None, token_std=None)

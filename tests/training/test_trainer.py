@@ -12,9 +12,9 @@ from lora_service.errors import DivergedError, InputError, LoraFileError, Pictur
 from lora_service.lora.files import read_lora
 from lora_service.lora.weights import LoraSubject
 from lora_service.models.diffusion_base import DiffusionBase
-from lora_service.training.config import TrainConfig
+from lora_service.training.callbacks.training_progress import TrainingProgress
+from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.trainer import Trainer, TrainResult
-from lora_service.training.training_progress import TrainingProgress
 from tests.dataset.picture_makers import png, zipped
 from tests.errors import raises
 from tests.small_base import hashes, picture_zip, pipeline_of, small_base

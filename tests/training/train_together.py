@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lora_service.training.config import TrainConfig
+from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.trainer import Trainer
 from tests.small_base import small_base
 

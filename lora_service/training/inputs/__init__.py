@@ -1,0 +1,7 @@
+"""The inputs of a training.
+
+config.py              as they are given
+resolved_config.py     the defaults of tasks, and the inputs as they will be used on a base
+input_warnings.py      inputs that have no effect, as sentences
+trigger_words.py       rare words for the trigger
+"""

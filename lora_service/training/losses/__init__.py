@@ -1,0 +1,6 @@
+"""What a step makes smaller.
+
+loss.py                noise, timesteps, targets and weights, as pure functions
+denoising_loss.py      the loss of noisy latents on a base
+preservation.py        losses that keep the subject's class
+"""

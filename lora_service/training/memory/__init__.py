@@ -1,0 +1,6 @@
+"""Fitting a training into a GPU.
+
+estimate.py            the memory it takes, estimated, and what saves it
+precision.py           mixed precision and gradient checkpointing
+offloading.py          models that wait in the host's memory
+"""
