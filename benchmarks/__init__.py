@@ -9,5 +9,5 @@ activations         the bytes that a training step saves for its backward pass
 prompt_following    the accuracy of the embedded base on held-out prompts
 likeness            the similarity to a subject after a training with the defaults
 random_models       full-size models of random weights, for the others and for tests
-bases               loading a base, and VAE reconstructions, for the quality benchmarks
+bases               loading a base for the quality benchmarks
 """

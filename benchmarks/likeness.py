@@ -17,16 +17,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.bases import load_named_base, reconstruct
-from lora_service.demo.evaluation import Evaluation, Metrics, evaluate
+from benchmarks.bases import load_named_base
+from lora_service.demo.evaluation import Evaluation, Metrics, evaluate, reconstruct
 from lora_service.demo.show import PROMPTS
 from lora_service.generation.image_grid import ImageRow, draw_grid
 from lora_service.lora.files import read_lora
 from lora_service.lora.weights import LoraWeights
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.image_judge import EMBEDDED_JUDGE, ImageJudge
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.trainer import Trainer
-from tools.judges.judging import IMAGE, ImageJudge
 from tools.synthetic.creatures import HELD_OUT_SUBJECTS
 from tools.synthetic.subjects import pictures, write_zip
 
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=sorted(PROMPTS_BY_KIND), required=True)
     parser.add_argument("--base", default="embedded", help="a base model trained on the synthetic dataset")
     parser.add_argument("--seed", type=int, default=HELD_OUT_SUBJECTS, help="number of the subject")
-    parser.add_argument("--judge", default=IMAGE, help="folder or hub id of an image encoder: a CLIP, or a DINO")
+    parser.add_argument("--judge", default=EMBEDDED_JUDGE, help="folder or hub id of a CLIP or a DINO")
     parser.add_argument("--lora", type=Path, help="a LoRA of the subject to evaluate; nothing is trained")
     parser.add_argument("--out", type=Path, default=Path("build/likeness"), help="folder for the sheet and the LoRA")
     arguments = parser.parse_args()

@@ -32,10 +32,10 @@ from lora_service.lora.files import read_lora
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraWeights
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.image_judge import ImageJudge
 from lora_service.settings import Settings
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.trainer import Trainer
-from tools.judges.judging import ImageJudge
 from tools.synthetic.subjects import pictures, write_zip
 
 SUBJECTS = {"object": 1_000_000, "face": 1_000_000, "style": 1_000_001}

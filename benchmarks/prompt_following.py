@@ -15,7 +15,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.bases import load_named_base, reconstruct
+from benchmarks.bases import load_named_base
+from lora_service.demo.evaluation import reconstruct
 from lora_service.generation.generator import ImageGenerator
 from lora_service.generation.image_grid import ImageRow, draw_grid
 from lora_service.generation.request import GenerateRequest

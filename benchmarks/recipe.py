@@ -38,13 +38,13 @@ from lora_service.lora.files import read_lora
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraWeights
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.image_judge import ImageJudge
 from lora_service.training.data.latent_cache import cache_latents
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.inputs.resolved_config import ResolvedConfig
 from lora_service.training.losses.denoising_loss import DenoisingLoss
 from lora_service.training.optimization.loop import StageRun, TrainingCallback
 from lora_service.training.trainer import Trainer
-from tools.judges.judging import IMAGE, ImageJudge
 from tools.synthetic.creatures import HELD_OUT_SUBJECTS
 from tools.synthetic.subjects import pictures, write_zip
 
@@ -101,7 +101,7 @@ class Bench:
 
     def __init__(self, base: DiffusionBase, folder: Path, steps: Sequence[int]) -> None:
         self._base, self._folder, self._steps = base, folder, steps
-        self._judge = ImageJudge.load(IMAGE)
+        self._judge = ImageJudge.load()
         self._generator = ImageGenerator(base)
 
     def measure(self, run: Run) -> dict[str, float]:

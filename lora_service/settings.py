@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     """An ONNX file of the YuNet face detector; none: the cascade that OpenCV carries."""
     caption_model: str = ""
     """A folder or hub id of the model that writes captions in ``caption_mode`` ``model``."""
+    likeness_model: str = "auto"
+    """What judges how like the subject a training's samples are: ``auto`` (for the embedded base its own judge),
+    ``none``, or a folder or hub id of a CLIP or a DINO."""
     allow_private_addresses: Annotated[tuple[str, ...], NoDecode] = ()
     """``host:port`` or ``host:*``, comma-separated, that may be fetched although the address is private."""
     hf_endpoint: str = ""

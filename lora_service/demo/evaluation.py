@@ -1,7 +1,4 @@
-"""Evaluates a LoRA: its images at several scales beside the base's, their similarity to the subject, and the drift.
-
-The metrics are fixed functions of pixels, for the embedded model's small drawn pictures; they need no model.
-"""
+"""Evaluates a LoRA: its images at several scales beside the base's, their similarity to the subject, and the drift."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ from statistics import mean
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
 
 from lora_service.generation.generator import ImageGenerator
 from lora_service.generation.image_grid import ImageRow
@@ -31,8 +27,6 @@ UNRELATED_PROMPTS = (
 """Prompts whose images a LoRA should not change."""
 
 _SIDE = 64
-_PATCH = 8
-_SIZES = (0.75, 1.0, 1.35)
 
 
 @dataclass(frozen=True)
@@ -103,45 +97,21 @@ def _generate(
     return [generator.generate(GenerateRequest(prompt=prompt, seed=seed), loras)[0].image for prompt in prompts]
 
 
-def subject_similarity(image: Image.Image, subject: Sequence[Image.Image], masks: Sequence[Image.Image]) -> float:
-    """Return the share of a subject that ``image`` shows, from 0 to 1, anywhere and at any size.
-
-    Each 8 × 8 patch of a training picture that lies within its mask ("L", 255 = the subject) is searched in ``image``,
-    at three sizes and mirrored; a patch scores ``exp(−8 · d)`` for the root mean square difference ``d`` in [0, 1] to
-    its best match. The result is the mean over patches, and the maximum over training pictures.
-    """
-    candidates = torch.cat([_patches(version) for version in _versions(image)])  # (m, 3 · 64)
-    return max(_score(_masked_patches(p, mask), candidates) for p, mask in zip(subject, masks, strict=True))
-
-
 def drift(before: Image.Image, after: Image.Image) -> float:
     """Return the mean absolute change of a pixel, 0 to 1, of one prompt and seed without and with a LoRA."""
     return float((_tensor(before, _SIDE) - _tensor(after, _SIDE)).abs().mean())
 
 
-def _score(patches: torch.Tensor, candidates: torch.Tensor) -> float:
-    distances = torch.cdist(patches, candidates).div(patches.shape[1] ** 0.5).min(dim=1).values
-    return float(torch.exp(-8 * distances).mean())
+def reconstruct(base: DiffusionBase, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """Encode and decode ``pictures``, of one size, with the base's VAE: the best that the base can draw."""
+    arrays = np.stack([np.asarray(p.convert("RGB"), np.float32) for p in pictures])
+    pixels = torch.from_numpy(arrays).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.inference_mode():
+        decoded = [base.decode(base.scale_latents(base.posterior(chunk).mean)) for chunk in pixels.split(32)]
+    scaled = ((torch.cat(decoded).float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return [Image.fromarray(array) for array in scaled.permute(0, 2, 3, 1).numpy()]
 
 
-def _masked_patches(image: Image.Image, mask: Image.Image) -> torch.Tensor:
-    """Return the patches of ``image``, every second pixel apart, that lie within ``mask`` for at least 80 %."""
-    cover = _patches(mask.convert("RGB").resize((_SIDE, _SIDE)), step=2).mean(dim=1)
-    return _patches(image.convert("RGB").resize((_SIDE, _SIDE)), step=2)[cover >= min(0.8, float(cover.max()))]
-
-
-def _versions(image: Image.Image) -> list[Image.Image]:
-    sized = [image.resize((round(_SIDE * s), round(_SIDE * s)), Image.Resampling.BICUBIC) for s in _SIZES]
-    return sized + [version.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for version in sized]
-
-
-def _patches(image: Image.Image, step: int = 1) -> torch.Tensor:
-    """Return all 8 × 8 patches as rows ``(m, 192)`` in [0, 1]."""
-    return F.unfold(_tensor(image).unsqueeze(0), _PATCH, stride=step)[0].T.contiguous()
-
-
-def _tensor(image: Image.Image, side: int | None = None) -> torch.Tensor:
-    image = image.convert("RGB")
-    if side is not None:
-        image = image.resize((side, side))
+def _tensor(image: Image.Image, side: int) -> torch.Tensor:
+    image = image.convert("RGB").resize((side, side))
     return torch.from_numpy(np.asarray(image, np.float32) / 255).permute(2, 0, 1)

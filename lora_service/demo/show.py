@@ -6,15 +6,16 @@ import io
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean
 
 from PIL import Image
 
-from lora_service.demo.evaluation import Evaluation, evaluate, subject_similarity
+from lora_service.demo.evaluation import Evaluation, evaluate, reconstruct
 from lora_service.generation.image_grid import ImageRow, draw_grid
 from lora_service.lora.files import read_lora
+from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.image_judge import ImageJudge
 from lora_service.models.loading import load_base, use_threads
 from lora_service.settings import Settings
 from lora_service.training.callbacks.training_progress import OnProgress
@@ -59,14 +60,13 @@ def show(folder: Path, log: Callable[[str], None] = print, on_progress: OnProgre
         trainer = Trainer(base, Path(job_folder), on_progress=show_progress, log=log)
         result = trainer.run(SUBJECT, TrainConfig.of(dict(TRAINING)))
         lora_path = result.path.replace(folder / "demo.safetensors")
-    pictures, masks = read_subject(SUBJECT)
+    pictures, judge = read_subject(SUBJECT), ImageJudge.load()
     evaluation = Evaluation(
-        PROMPTS,
-        base_subject=f"a {CLASS_WORD}",
-        similarity=lambda images: mean(subject_similarity(image, pictures, masks) for image in images),
+        PROMPTS, base_subject=f"a {CLASS_WORD}", similarity=lambda images: judge.similarity(images, pictures)
     )
     rows, metrics = evaluate(base, read_lora(lora_path), evaluation)
-    lines = metrics.lines("1: every patch of it is found")
+    metrics.similarity["the pictures themselves"] = _ceiling(base, judge, pictures)
+    lines = metrics.lines("mean cosine with the pictures taught with, by the image judge; 0 is another creature")
     draw_grid([ImageRow("taught with", pictures[: len(PROMPTS)]), *rows], lines).save(folder / "demo.png")
     for line in lines:
         log(line)
@@ -74,10 +74,16 @@ def show(folder: Path, log: Callable[[str], None] = print, on_progress: OnProgre
     return folder / "demo.png"
 
 
-def read_subject(path: Path) -> tuple[list[Image.Image], list[Image.Image]]:
-    """Read the training pictures of a subject and their masks from a zip."""
+def read_subject(path: Path) -> list[Image.Image]:
+    """Read the training pictures of a subject from a zip, without their masks."""
     with zipfile.ZipFile(path) as archive:
-        names = sorted(n for n in archive.namelist() if n.endswith(".png") and ".mask" not in n)
-        pictures = [Image.open(io.BytesIO(archive.read(n))).convert("RGB") for n in names]
-        masks = [Image.open(io.BytesIO(archive.read(n.replace(".png", ".mask.png")))).convert("L") for n in names]
-    return pictures, masks
+        names = sorted(name for name in archive.namelist() if name.endswith(".png") and ".mask" not in name)
+        return [Image.open(io.BytesIO(archive.read(name))).convert("RGB") for name in names]
+
+
+def _ceiling(base: DiffusionBase, judge: ImageJudge, pictures: Sequence[Image.Image]) -> float:
+    """Return the similarity of each picture, encoded and decoded by the base's VAE, with the other ones."""
+    side = base.defaults.resolution
+    decoded = reconstruct(base, [picture.resize((side, side)) for picture in pictures])
+    cosines = judge.embed(decoded) @ judge.embed(pictures).T
+    return float((cosines.sum() - cosines.trace()) / (cosines.numel() - len(pictures)))

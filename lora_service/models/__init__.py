@@ -10,5 +10,6 @@
 ``single_file``       loads them from one checkpoint in the original layout
 ``quantization``      puts 8- or 4-bit linear layers into the UNet, for trainings
 ``fingerprint``       a hash of a base's weights
+``image_judge``       how alike pictures are
 ``loading``           chooses device and dtype, and loads whatever ``BASE_MODEL`` names
 """

@@ -84,10 +84,13 @@ def choose_dtype(settings: Settings, device: torch.device, *, for_training: bool
 def use_threads(settings: Settings) -> None:
     """Set torch's number of CPU threads, on which the last bits of results depend.
 
-    Processes that train together share the cores.
+    Without a number in the settings it is that of ``OMP_NUM_THREADS``, which a shared machine has for good reason:
+    where threads have to wait for a core, each step waits for the last of them. Else processes that train together
+    share the cores.
     """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(settings.torch_threads or max(1, (os.cpu_count() or 1) // processes))
+    if settings.torch_threads or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(settings.torch_threads or max(1, (os.cpu_count() or 1) // processes))
 
 
 def vae_dtype(config: Mapping[str, Any], dtype: torch.dtype, *, is_xl: bool) -> torch.dtype:

@@ -31,6 +31,7 @@ from lora_service.training.runs.stop_signal import StopSignal
 
 if TYPE_CHECKING:  # torch and diffusers take seconds to import: on a command line they wait for the job
     from lora_service.models.diffusion_base import DiffusionBase
+    from lora_service.models.image_judge import ImageJudge
     from lora_service.training.callbacks.training_progress import OnProgress, TrainingProgress
     from lora_service.training.runs.starting_lora import StartingLora
     from lora_service.training.trainer import Trainer, TrainResult
@@ -39,6 +40,7 @@ _IMPORTS = (
     *COMMON_IMPORTS,
     "diffusers:DPMSolverMultistepScheduler",  # class pictures are drawn with it
     "lora_service.training.trainer",
+    "transformers:AutoImageProcessor AutoModel CLIPVisionModelWithProjection",
     "peft.utils.transformers_weight_conversion",
     "torch.profiler",
     "torch.profiler._cupti_monitor",
@@ -103,7 +105,7 @@ class TrainingService(ModelService):
         if self._worker:
             self._worker.prepare(_IMPORTS)
         if self.settings.warm_up:
-            _ = self.base
+            _ = self.base, self.judge
 
     @cached_property
     def base(self) -> DiffusionBase:
@@ -114,6 +116,13 @@ class TrainingService(ModelService):
         base = load_base(self.settings, for_training=True)
         self._modules = module_map(_models(base))
         return base
+
+    @cached_property
+    def judge(self) -> ImageJudge | None:
+        """What tells the likeness of samples, loaded on first use; None where nothing does."""
+        from lora_service.models.image_judge import likeness_judge
+
+        return likeness_judge(self.settings)
 
     def _base_is_intact(self) -> bool:
         base = self.__dict__.get("base")
@@ -209,7 +218,7 @@ class TrainingService(ModelService):
     def _trainer(self, run: RunFolder, log: Log, on_progress: OnProgress) -> Trainer:
         from lora_service.training.trainer import Trainer
 
-        return Trainer(self.base, run.path, on_progress=on_progress, log=log, settings=self.settings)
+        return Trainer(self.base, run.path, on_progress=on_progress, log=log, settings=self.settings, judge=self.judge)
 
     def _starting_lora(self, config: TrainConfig, log: Log) -> StartingLora | None:
         """Return the LoRA of ``start_from``, fetched and read."""

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from lora_service.dataset.load import TrainingDataset
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.image_judge import ImageJudge
 from lora_service.models.quantization import quantization_of
 from lora_service.settings import Settings
 from lora_service.training.adapters.lora_layers import LayerOptions, Layers, LearnedLayer, check_kind, lora_layers
@@ -24,7 +26,7 @@ from lora_service.training.callbacks.best_checkpoint import BestCheckpoint
 from lora_service.training.callbacks.early_stopping import EarlyStopping
 from lora_service.training.callbacks.held_out import HeldOutEvaluation, HeldOutLoss, choose_held_out
 from lora_service.training.callbacks.samples import SampleDrawer, sample_prompts
-from lora_service.training.callbacks.sampling import Likeness, Sampling
+from lora_service.training.callbacks.sampling import Sampling
 from lora_service.training.callbacks.stopping import INTERRUPTED, StopRequest, TimeLimit
 from lora_service.training.callbacks.trackers import RunTrackers, TrackerCallback, check_trackers, run_trackers
 from lora_service.training.callbacks.training_progress import OnProgress, ProgressReporter
@@ -51,6 +53,9 @@ from lora_service.training.runs.run_record import RunRecord, identity_of, machin
 from lora_service.training.runs.starting_lora import StartingLora
 from lora_service.training.runs.state_file import write_state
 from lora_service.training.stages import TrainingContext, train_lora, train_textual_inversion
+
+_JUDGED_WITH = 64
+"""Training pictures that samples are compared with, at most."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Trainer:
         start: a LoRA to go on from.
         resumed: the record of the run in ``folder`` that is to go on; None: it begins.
         started: time of :func:`time.monotonic` at which the job began; 0: when :meth:`run` is called.
-        likeness: judges the samples of the subject on the way; None: nobody does.
+        judge: tells how like the training pictures the samples of the subject are; None: nobody does.
     """
 
     base: DiffusionBase
@@ -102,7 +107,7 @@ class Trainer:
     start: StartingLora | None = None
     resumed: RunRecord | None = None
     started: float = 0.0
-    likeness: Likeness | None = None
+    judge: ImageJudge | None = None
     _timer: PhaseTimer = field(default_factory=PhaseTimer, init=False)
     _processes: Processes = field(init=False)
 
@@ -335,8 +340,9 @@ class Trainer:
             return None
         drawer = SampleDrawer(context, sample_prompts(context.resolved))
         show = partial(trackers.log_image, "samples")
+        likeness = partial(self.judge.similarity, subject=_first_subject(context)) if self.judge else None
         folder = RunFolder(self.folder).samples
-        return Sampling(drawer, folder, self.log, self.likeness, show, self.options.sample_times)
+        return Sampling(drawer, folder, self.log, likeness, show, self.options.sample_times)
 
     def _watching(
         self, context: TrainingContext, sampling: Sampling | None, trackers: RunTrackers
@@ -387,3 +393,8 @@ class Trainer:
                     new = len(layers[component]) - len(starts)
                     self.log(f"{component}: {len(starts)} layers go on from start_from, {new} are new")
         return layers
+
+
+def _first_subject(context: TrainingContext) -> list[Image.Image]:
+    """Return pictures of the first subject, which is the one in the prompts of samples."""
+    return [image.image for image in context.images if image.subject == 0][:_JUDGED_WITH]

@@ -1,16 +1,15 @@
 """The demonstration, and that plain diffusers generates its subject by the trigger word."""
 
 from pathlib import Path
-from statistics import mean
 
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
 
-from lora_service.demo.evaluation import subject_similarity
 from lora_service.demo.show import CLASS_WORD, PROMPTS, SUBJECT, read_subject, show
 from lora_service.lora.files import read_lora
+from lora_service.models.image_judge import ImageJudge
 from lora_service.models.registry import EMBEDDED
 
 pytestmark = pytest.mark.slow
@@ -38,17 +37,14 @@ def test_plain_diffusers_generates_the_subject_by_the_trigger_word_alone(shown: 
     path = shown[0] / "demo.safetensors"
     trigger = read_lora(path).trigger
     assert trigger
-    pictures, masks = read_subject(SUBJECT)
+    pictures, judge = read_subject(SUBJECT), ImageJudge.load()
     pipeline = StableDiffusionPipeline.from_pretrained(EMBEDDED, safety_checker=None)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
 
     def similarity(word: str) -> float:
-        return mean(
-            subject_similarity(generate(prompt.format(word), seed), pictures, masks)
-            for prompt in PROMPTS
-            for seed in SEEDS
-        )
+        images = [generate(prompt.format(word), seed) for prompt in PROMPTS for seed in SEEDS]
+        return judge.similarity(images, pictures)
 
     def generate(prompt: str, seed: int) -> Image.Image:
         generator = torch.Generator().manual_seed(seed)
@@ -59,4 +55,4 @@ def test_plain_diffusers_generates_the_subject_by_the_trigger_word_alone(shown: 
     pipeline.load_lora_weights(path)
     trained = similarity(trigger)
     print(f"plain diffusers, trigger word alone: {trained:.2f}, base {base:.2f}")
-    assert trained > base + 0.08
+    assert trained > base + 0.2

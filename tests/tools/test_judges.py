@@ -17,8 +17,9 @@ from transformers import (
     PreTrainedModel,
 )
 
+from lora_service.models.image_judge import ImageJudge
 from tools.judges.datasets import augment, melt
-from tools.judges.judging import JUDGES, ImageJudge, TextJudge
+from tools.judges.judging import JUDGES, TextJudge
 from tools.judges.questions import (
     NO_ANSWER,
     QUESTIONS,

@@ -7,9 +7,9 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from benchmarks import prompt_following
-from benchmarks.bases import reconstruct
 from benchmarks.likeness import PROMPTS_BY_KIND, likeness
 from lora_service.demo import evaluation
+from lora_service.demo.evaluation import reconstruct
 from lora_service.generation.generator import ImageGenerator
 from lora_service.lora.key_mapping import strip_text_model
 from lora_service.lora.lycoris import LoraLayer

@@ -2,7 +2,7 @@
 
 build         the command: trains the judges into ``benchmarks/judges/``
 validate      the command: measures how reliable the judges are on held-out pictures
-judging       ``ImageJudge`` and ``TextJudge``, which any CLIP or DINO can stand in for
+judging       ``TextJudge``, which any CLIP can stand in for
 questions     the attributes of a picture of one thing, as classes
 datasets      the training pictures, and their augmentation
 reader        the classifier of these attributes

@@ -1,7 +1,6 @@
-"""Judges: the similarity of pictures to each other, and of pictures to texts.
+"""The judge of pictures and texts, which any CLIP of transformers' classes can be, and the folders of the judges.
 
-Any CLIP of transformers' classes can be either judge; any vision model with a class token, such as DINO,
-can be the image judge.
+That of pictures alone is :class:`lora_service.models.image_judge.ImageJudge`.
 """
 
 from __future__ import annotations
@@ -12,45 +11,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch.nn import functional as F
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoTokenizer,
-    CLIPModel,
-    CLIPVisionModelWithProjection,
-)
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
 JUDGES = Path(__file__).parents[2] / "benchmarks" / "judges"
-"""The folder of the judges that ``tools.judges.build`` trains."""
-IMAGE, IMAGE_TEXT = JUDGES / "image", JUDGES / "image_text"
-
-
-class ImageJudge:
-    """Computes the similarity of pictures, the cosine of their embeddings."""
-
-    def __init__(self, model: Any, processor: Any) -> None:
-        self.model, self.processor = model.eval(), processor
-
-    @staticmethod
-    def load(source: str | Path = IMAGE) -> ImageJudge:
-        """Load the image encoder of a folder or a hub id: a CLIP, or a model with a class token, such as DINO."""
-        is_clip = AutoConfig.from_pretrained(source).model_type.startswith("clip")
-        kind = CLIPVisionModelWithProjection if is_clip else AutoModel
-        return ImageJudge(kind.from_pretrained(source, dtype=torch.float32), AutoImageProcessor.from_pretrained(source))
-
-    def embed(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """Return the embeddings ``(n, d)`` of unit length."""
-        pixels = self.processor([p.convert("RGB") for p in pictures], return_tensors="pt").pixel_values
-        with torch.inference_mode():
-            outputs = self.model(pixel_values=pixels)
-        embeds = getattr(outputs, "image_embeds", None)
-        return F.normalize(outputs.last_hidden_state[:, 0] if embeds is None else embeds, dim=1)
-
-    def similarity(self, pictures: Sequence[Image.Image], subject: Sequence[Image.Image]) -> float:
-        """Return the mean cosine, −1 to 1, of each of ``pictures`` with each of the ``subject``'s."""
-        return float((self.embed(pictures) @ self.embed(subject).T).mean())
+"""The folder of the judges that ``tools.judges.build`` trains, but for the image judge, which the package has."""
+IMAGE_TEXT = JUDGES / "image_text"
 
 
 class TextJudge:

@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
+from lora_service.models.image_judge import EMBEDDED_JUDGE, ImageJudge
 from tools.embedded.pool import SIZE, to_tensor
 from tools.judges.datasets import melt
-from tools.judges.judging import IMAGE, IMAGE_TEXT, ImageJudge, TextJudge
+from tools.judges.judging import IMAGE_TEXT, TextJudge
 from tools.judges.questions import QUESTIONS, answers, change_answer
 from tools.judges.reader import Reader
 from tools.synthetic.canvas import downscale
@@ -144,7 +145,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300, help="number of prompts")
     parser.add_argument("--subjects", type=int, default=200, help="number of subjects of each kind")
     parser.add_argument("--image-text", default=IMAGE_TEXT, help="folder or hub id of a CLIP model")
-    parser.add_argument("--image", default=IMAGE, help="folder or hub id of an image encoder: a CLIP, or a DINO")
+    parser.add_argument("--image", default=EMBEDDED_JUDGE, help="folder or hub id of a CLIP or a DINO")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lora_service.generation.request import GenerateRequest
 from lora_service.lora.files import read_lora
 from lora_service.lora.scale import Scale
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.image_judge import ImageJudge
 from lora_service.training.callbacks.samples import SampleDrawer, SamplePlan, sample_prompts, sample_steps
 from lora_service.training.inputs.config import MOST_SAMPLE_PROMPTS, TrainConfig, parse_sample_prompts
 from lora_service.training.inputs.resolved_config import resolve_config
@@ -119,11 +121,21 @@ def test_samples_that_cannot_be_drawn_do_not_end_the_training(tmp_path: Path, mo
     assert len([line for line in lines if "no more samples" in line]) == 1
 
 
-def test_a_judge_tells_the_likeness(tmp_path: Path) -> None:
+def test_a_judge_tells_the_likeness_of_the_subjects_pictures(tmp_path: Path) -> None:
     lines: list[str] = []
-    job = Trainer(small_base(), tmp_path / "job", log=lines.append, likeness=lambda images: 0.5 + len(images) / 100)
+    job = Trainer(small_base(), tmp_path / "job", log=lines.append, judge=CountingJudge())
     job.run(picture_zip(tmp_path / "p.zip"), TrainConfig.of(STEPS | {"samples": 1}))
-    assert any(line.endswith("samples/latest.png, likeness 0.52") for line in lines)
+    assert any(line.endswith("samples/latest.png, likeness 2.03") for line in lines), lines
+
+
+class CountingJudge(ImageJudge):
+    """Says how many pictures it is shown, and, in hundredths, how many of the subject."""
+
+    def __init__(self) -> None:
+        pass
+
+    def similarity(self, pictures: Sequence[Image.Image], subject: Sequence[Image.Image]) -> float:
+        return len(pictures) + len(subject) / 100
 
 
 @pytest.mark.parametrize(
