@@ -1,9 +1,16 @@
 """Image generation: from a prompt and LoRAs to image files.
 
-``request``     the inputs, validated
-``clip_skip``   the text encoder's layer that is read, of the request or its LoRAs
-``schedulers``  the schedulers by the names that clients use
-``pipelines``   diffusers' pipelines and schedulers around the models of a base
-``generator``   a base that generates images with LoRAs, and saving them
-``image_grid``  labelled rows of images in one
+``request``           the inputs, validated
+``references``        ``<1>`` and ``<1:name>`` in prompts
+``input_images``      the pictures that a request brings along
+``sizes``             the size of its images, and the most work that it may ask for
+``clip_skip``         the text encoder's layer that is read, of the request or its LoRAs
+``prompts``           the prompts, expanded and encoded
+``schedulers``        the schedulers by the names that clients use
+``scheduler_classes`` diffusers' schedulers with a base's scheduler config, and own ones
+``pipelines``         diffusers' pipelines around the models of a base
+``denoising``         from seeds to latents, with callbacks between the steps
+``generator``         a base that generates images with LoRAs
+``image_files``       generated images and their files
+``image_grid``        labelled rows of images in one
 """

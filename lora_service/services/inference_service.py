@@ -11,16 +11,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from PIL import Image
-
 from lora_service.downloads.auth import check_one_host
 from lora_service.downloads.fetcher import FetchedFile, Fetcher
 from lora_service.downloads.parsed_url import redact
 from lora_service.downloads.remote_file import RemoteFile
 from lora_service.downloads.resolve import resolve
-from lora_service.errors import InputError, LoraFileError, PicturesError, blame_input, quote, shorten
-from lora_service.generation.request import LARGEST_SIDE, GenerateRequest
+from lora_service.errors import InputError, LoraFileError, blame_input, quote, shorten
+from lora_service.generation.input_images import InputImages
+from lora_service.generation.request import GenerateRequest
 from lora_service.generation.schedulers import SCHEDULERS
+from lora_service.services.image_uploads import open_image
 from lora_service.services.model_service import (
     JobLog,
     Log,
@@ -149,11 +149,11 @@ class InferenceService(ModelService):
         with self._job(log, uploads), self._keeping_parsed():
             more_loras = bool(replicate_weights.strip() or self._weights) + (lora is not None)
             request = GenerateRequest.of(inputs, more_loras)
-            start = self._open(image)
+            images = InputImages(open_image("image", image, self.settings))
             started = time.monotonic()
             loras = self._loras(request, LoraSources(replicate_weights.strip(), lora), token, log)
             fetched = time.monotonic()
-            generated = self._generator.generate(request, loras, image=start, log=log)
+            generated = self._generator.generate(request, loras, images=images, log=log)
             paths = self._save(request, generated)
             record_metric("seed", generated[0].seed)
             record_metric("seconds_lora", round(fetched - started, 3))
@@ -161,7 +161,7 @@ class InferenceService(ModelService):
             return paths
 
     def _save(self, request: GenerateRequest, generated: list[Any]) -> list[Path]:
-        from lora_service.generation.generator import save_image
+        from lora_service.generation.image_files import save_image
 
         folder = self._output.renew()
         suffix = "jpg" if request.output_format == "jpeg" else request.output_format
@@ -242,24 +242,6 @@ class InferenceService(ModelService):
                 total -= unused.memory_bytes
         finally:
             self._used = {}
-
-    def _open(self, image: object) -> Image.Image | None:
-        """Decode the picture to start from, upright and in sRGB, in whatever format it is."""
-        if image is None:
-            return None
-        from lora_service.dataset.images.decoder_process import DecodeRequest, decode_apart
-        from lora_service.dataset.options import UploadLimits
-        from lora_service.dataset.upload.source_files import SourceFile
-
-        if not isinstance(image, Path):
-            raise InputError("image", redact(str(image)), "an uploaded picture or an http(s) link to one")
-        try:
-            limits, file = UploadLimits.from_settings(self.settings), SourceFile("image", image)
-            return decode_apart(DecodeRequest.within(limits, file, LARGEST_SIDE, (255, 255, 255))).image
-        except PicturesError as error:
-            raise PicturesError(
-                f"The image to start from cannot be used: {error}.", code=error.code, field="image"
-            ) from error
 
 
 def _read_upload(lora: object) -> LoraWeights:

@@ -13,9 +13,11 @@ from diffusers import AutoPipelineForImage2Image, DDIMScheduler
 from PIL import Image
 
 from lora_service.errors import InputError, WrongBaseError
-from lora_service.generation.generator import GeneratedImage, ImageGenerator, save_image
-from lora_service.generation.pipelines import make_scheduler
+from lora_service.generation.generator import ImageGenerator
+from lora_service.generation.image_files import GeneratedImage, save_image
+from lora_service.generation.input_images import InputImages
 from lora_service.generation.request import GenerateRequest
+from lora_service.generation.scheduler_classes import make_scheduler
 from lora_service.generation.schedulers import SCHEDULERS
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraLayer, LoraWeights
@@ -78,7 +80,7 @@ def test_img2img_is_that_of_diffusers(family: str) -> None:
     side = base.defaults.resolution
     initial = Image.effect_noise((side, side), 90).convert("RGB")
     inputs = request(scheduler="DDIM", guidance_scale=4.0, num_inference_steps=10, prompt_strength=0.5)
-    ours = ImageGenerator(base).generate(inputs, [], image=initial)
+    ours = ImageGenerator(base).generate(inputs, [], images=InputImages(initial))
     plain = pipeline_of(base, DDIMScheduler, clip_sample=False, set_alpha_to_one=False)
     theirs = AutoPipelineForImage2Image.from_pipe(plain)(
         "a photo of a dog",
@@ -204,7 +206,7 @@ def test_a_run_that_starts_in_the_middle_ends_at_what_a_perfect_unet_sees(name: 
 def test_prompt_strength_1_ignores_the_initial_image() -> None:
     generator = ImageGenerator(small_base())
     drawn = [
-        generator.generate(request(prompt_strength=1), [], image=Image.new("RGB", (32, 32), color))
+        generator.generate(request(prompt_strength=1), [], images=InputImages(Image.new("RGB", (32, 32), color)))
         for color in ("white", "black")
     ]
     assert pixels(drawn[0]) == pixels(drawn[1]) == pixels(generator.generate(request(), []))
@@ -252,9 +254,9 @@ def test_a_scheduler_keeps_zero_terminal_snr_or_is_refused(scheduler: str) -> No
 
 
 def test_an_initial_image_decides_the_size_and_is_kept_at_low_strength() -> None:
-    generator, initial = ImageGenerator(small_base()), Image.new("RGB", (96, 64), "white")
+    generator, initial = ImageGenerator(small_base()), InputImages(Image.new("RGB", (96, 64), "white"))
     near, far = (
-        generator.generate(request(prompt_strength=s, num_inference_steps=10), [], image=initial)[0].image
+        generator.generate(request(prompt_strength=s, num_inference_steps=10), [], images=initial)[0].image
         for s in (0.1, 1.0)
     )
     assert near.size == far.size == (48, 32)

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from lora_service.errors import InputError
-from lora_service.generation.request import GenerateRequest, expand_references, parse_scale
+from lora_service.generation.references import expand_references
+from lora_service.generation.request import GenerateRequest, parse_scale
 from lora_service.lora.scale import Scale
 from tests.errors import raises
 

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from benchmarks.random_models import bare_text_encoder, bare_unet, bare_vae
 from lora_service.errors import BaseModelError
 from lora_service.generation.generator import ImageGenerator
-from lora_service.generation.pipelines import make_scheduler
 from lora_service.generation.request import GenerateRequest
+from lora_service.generation.scheduler_classes import make_scheduler
 from lora_service.models import single_file
 from lora_service.models.loading import load_base
 from lora_service.models.single_file import CONFIGS, SD1, SD2, XL, SingleFileFamily, detect_family, scheduler_config

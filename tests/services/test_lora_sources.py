@@ -12,7 +12,8 @@ import torch
 
 from lora_service.errors import InputError, LinkError, LoraFileError
 from lora_service.generation.generator import ImageGenerator
-from lora_service.generation.request import GenerateRequest, expand_references
+from lora_service.generation.references import expand_references
+from lora_service.generation.request import GenerateRequest
 from lora_service.lora.files import write_lora
 from lora_service.lora.weights import LoraWeights
 from lora_service.services.inference_service import InferenceService

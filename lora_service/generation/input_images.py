@@ -1,0 +1,18 @@
+"""The pictures that a request brings along."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class InputImages:
+    """The decoded pictures of a request, upright; the fields are named as the inputs.
+
+    Attributes:
+        image: the initial image of img2img; None for text2img.
+    """
+
+    image: Image.Image | None = None

@@ -1,0 +1,82 @@
+"""The references to LoRAs in prompts, ``<1>`` and ``<1:name>``; imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lora_service.errors import InputError
+from lora_service.lora.safetensors_header import shortened
+
+
+@dataclass(frozen=True)
+class ExpandedPrompt:
+    """A prompt without references, and notes for the user on references that were left out."""
+
+    prompt: str
+    notes: tuple[str, ...] = ()
+
+
+_MAX_EXPANDED_LENGTH = 20_000
+_REFERENCE = re.compile(r"<([1-9]\d?)(?::([^<>:|]{1,60}))?>")
+
+
+def expand_references(
+    prompt: str,
+    subjects: list[str | None],
+    field: str = "prompt",
+    named_subjects: Sequence[Mapping[str, str]] = (),
+) -> ExpandedPrompt:
+    """Replace ``<1>``, ``<2>`` in ``prompt`` by the tokens or trigger word of the first, second LoRA.
+
+    Of a LoRA of several subjects that is the first one's; ``<1:2>`` is the second one's, and ``<1:vok>`` that of the
+    one whose trigger is ``vok`` or begins with that word. Without any LoRA the references are left out, as the default
+    prompt has one.
+
+    Args:
+        prompt: the prompt with references.
+        subjects: tokens or trigger word of each LoRA; None for a LoRA that has neither.
+        field: the input that holds the prompt.
+        named_subjects: for each LoRA, the text of each subject by its names, in small letters.
+
+    Raises:
+        InputError: there is no such LoRA or subject (``unknown_reference``), or the prompt becomes longer than any
+            text encoder reads (``prompt_too_long``).
+    """
+    notes = []
+    shown = field.replace("_", " ")
+    length = len(prompt)
+
+    def expand(match: re.Match[str]) -> str:
+        nonlocal length
+        number = int(match[1])
+        if not subjects:
+            notes.append(
+                f"There is no LoRA, so {match[0]} was left out of the {shown}; lora_urls, or --lora, takes one."
+            )
+            return ""
+        if number > len(subjects):
+            last = len(subjects)
+            known = f"<1> to <{last}>, the LoRAs" if last > 1 else "<1>, the only LoRA"
+            expected = f"one that names no other than {known} of the request"
+            raise InputError(field, prompt, expected, code="unknown_reference")
+        subject = subjects[number - 1]
+        if match[2] is not None:
+            by_name = named_subjects[number - 1] if named_subjects else {"1": subject or ""}
+            named = by_name.get(" ".join(match[2].lower().split()))
+            if named is None:
+                known = ", ".join(f"<{number}:{name}>" for name in by_name)
+                expected = f"one that names the subjects of LoRA {number} as {shortened(known, 200)}"
+                raise InputError(field, prompt, expected, code="unknown_reference")
+            subject = named if subject is not None else None
+        if not subject:
+            notes.append(f"LoRA {number} has no token or trigger word, so {match[0]} was left out of the {shown}.")
+        length += len(subject or "")
+        if length > _MAX_EXPANDED_LENGTH:
+            expected = f"shorter: with the tokens of its LoRAs it has more than {_MAX_EXPANDED_LENGTH} characters"
+            raise InputError(field, shortened(prompt), expected, code="prompt_too_long")
+        return subject or ""
+
+    expanded = _REFERENCE.sub(expand, prompt)
+    return ExpandedPrompt(re.sub(r"\s+", " ", expanded).strip() if notes else expanded, tuple(dict.fromkeys(notes)))
