@@ -1,0 +1,127 @@
+"""Cog's servers on this machine, under the supervisor: started at their first job and kept warm."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from lora_service.errors import LoraServiceError
+from lora_service.gateway.engine.cog_client import CogClient
+from lora_service.gateway.engine.jobs import EngineJob, EngineKind, EngineLostError, OnProgress
+from lora_service.serving import entries
+from lora_service.serving.server import CogServer, server_document
+from lora_service.serving.supervisor import Health, supervise
+
+_log = logging.getLogger(__name__)
+_START_SECONDS = 900.0  # a base may have to be downloaded first
+
+
+class LocalEngine:
+    """One of Cog's servers.
+
+    Args:
+        kind: what it does.
+        client: sends the requests.
+        environment: variables of the server besides those of this process.
+        upload_url: where the server puts its output files.
+        log: the file that takes what server and worker write.
+        home: the folder of the entries.
+    """
+
+    def __init__(
+        self,
+        kind: EngineKind,
+        client: httpx.AsyncClient,
+        environment: Mapping[str, str],
+        upload_url: str,
+        log: Path,
+        home: Path = entries.HOME,
+    ) -> None:
+        self.kind: EngineKind = kind
+        self._client, self._environment, self._upload_url = client, dict(environment), upload_url
+        self._log, self._home = log, home
+        self._server: CogServer | None = None
+        self._stop = threading.Event()
+        self._watch: threading.Thread | None = None
+        self._starts = 0
+        self._lock = asyncio.Lock()
+
+    async def document(self) -> dict[str, Any]:
+        """Return the document that the server is given, without starting it."""
+        return await asyncio.to_thread(server_document, self.kind, self._home)
+
+    def is_ready(self) -> bool:
+        """Return True if the server runs."""
+        return self._server is not None
+
+    async def run(self, job: EngineJob, on_progress: OnProgress) -> Mapping[str, Any]:
+        """Run a job, after starting the server where it does not run."""
+        server = await self._ready()
+        seen = self._starts
+        try:
+            return await CogClient(server.url, self._client, lambda: self._starts != seen).run(job, on_progress)
+        except EngineLostError:
+            if self._starts == seen:  # the supervisor has not restarted it: it looks alive, and is of no use
+                await asyncio.to_thread(self._end)
+            raise
+
+    async def close(self) -> None:
+        """End the server and what it runs."""
+        await asyncio.to_thread(self._end)
+
+    async def _ready(self) -> CogServer:
+        async with self._lock:
+            try:
+                return await asyncio.to_thread(self._start)
+            except LoraServiceError as error:
+                await asyncio.to_thread(self._end)
+                raise EngineLostError(str(error)) from error
+
+    def _start(self) -> CogServer:
+        if self._watch is not None and not self._watch.is_alive():  # the supervisor has given up
+            self._end()
+        if self._server is None:
+            server = CogServer(
+                self.kind,
+                home=self._home,
+                log=self._log.open("ab"),
+                environment=self._environment,
+                upload_url=self._upload_url,
+            )
+            start = server.start
+
+            def counted_start() -> None:
+                self._starts += 1
+                start()
+
+            server.start = counted_start  # type: ignore[method-assign]
+            self._server = server.__enter__()
+            server.wait_ready(_START_SECONDS)
+            self._stop = threading.Event()
+            self._watch = threading.Thread(target=self._supervise, args=(server, self._stop), daemon=True)
+            self._watch.start()
+        self._server.wait_ready(_START_SECONDS)
+        return self._server
+
+    def _supervise(self, server: CogServer, stop: threading.Event) -> None:
+        with suppress(LoraServiceError):  # noticed by the next job, which starts a new server
+            supervise(server, stop=stop)
+
+    def _end(self) -> None:
+        self._stop.set()
+        server, self._server = self._server, None
+        watch, self._watch = self._watch, None
+        self._starts += 1
+        if server is not None:
+            if server.health() is Health.BUSY:
+                server.stop(grace=0)
+            server.close()
+        if watch is not None:
+            watch.join(timeout=60)
