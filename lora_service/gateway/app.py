@@ -68,8 +68,11 @@ async def _running(gateway: Gateway, engines: Sequence[JobEngine], metrics: Metr
     recovered = await asyncio.to_thread(_recover, gateway)
     if recovered:
         _log.info("%d jobs that were running when the gateway ended are begun again", recovered)
-    dispatchers = [Dispatcher(gateway, engine, metrics) for engine in engines]
-    queue: list[asyncio.Task[Any]] = [asyncio.create_task(_serve(gateway, each)) for each in dispatchers]
+    known = await asyncio.gather(*(_make_known(gateway, engine) for engine in engines))
+    queue: list[asyncio.Task[Any]] = [
+        asyncio.create_task(_serve(Dispatcher(gateway, engine, metrics), is_known))
+        for engine, is_known in zip(engines, known, strict=True)
+    ]
     beside = [asyncio.create_task(part.serve()) for part in (WebhookSender(gateway), Janitor(gateway))]
     gateway.ready = True
     try:
@@ -86,19 +89,23 @@ async def _running(gateway: Gateway, engines: Sequence[JobEngine], metrics: Metr
         gateway.database.close()
 
 
-async def _serve(gateway: Gateway, dispatcher: Dispatcher) -> None:
-    """Make an engine's model known, then run its jobs."""
-    engine = dispatcher.engine
-    while not gateway.draining:
-        try:
-            document = await engine.document()
-        except EngineLostError as error:
-            _log.warning("the %s server is not there yet: %s", engine.kind, error)
-            await asyncio.sleep(_PAUSE_SECONDS)
-            continue
-        await asyncio.to_thread(_offer, gateway, engine, document)
-        await dispatcher.serve()
-        return
+async def _serve(dispatcher: Dispatcher, is_known: bool) -> None:
+    """Run the jobs of an engine, once its model is known."""
+    while not is_known and not dispatcher.gateway.draining:
+        await asyncio.sleep(_PAUSE_SECONDS)
+        is_known = await _make_known(dispatcher.gateway, dispatcher.engine)
+    await dispatcher.serve()
+
+
+async def _make_known(gateway: Gateway, engine: JobEngine) -> bool:
+    """Offer an engine's model; returns False where its server is elsewhere and does not answer."""
+    try:
+        document = await engine.document()
+    except EngineLostError as error:
+        _log.warning("the %s server is not there yet: %s", engine.kind, error)
+        return False
+    await asyncio.to_thread(_offer, gateway, engine, document)
+    return True
 
 
 def _offer(gateway: Gateway, engine: JobEngine, document: dict[str, Any]) -> None:
