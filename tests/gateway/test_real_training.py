@@ -18,7 +18,7 @@ from lora_service.lora.files import read_lora
 from lora_service.serving.entries import HOME
 from tests.gateway.running import RunningGateway
 
-INPUTS = {"task": "object", "class_word": "dog", "seed": 3, "max_train_steps_ti": 8, "max_train_steps_tuning": 40}
+INPUTS = {"task": "object", "class_word": "dog", "seed": 3, "max_train_steps_ti": 2, "max_train_steps_tuning": 8}
 
 
 @pytest.fixture(scope="module")
