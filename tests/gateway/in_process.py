@@ -71,9 +71,6 @@ class ScriptedEngine:
         metrics = {"step": 2, "loras": 3, "loras_in_memory": 2}
         return {"status": "succeeded", "logs": logs + "drawn\n", "output": output, "metrics": metrics}
 
-    def is_ready(self) -> bool:
-        return True
-
     async def close(self) -> None:
         """Nothing is to be ended."""
 
@@ -103,7 +100,7 @@ class Running:
 
     def finished(self, job: dict[str, Any], token: str = "") -> dict[str, Any]:
         """Wait for the end of a job."""
-        end = time.monotonic() + 60
+        end = time.monotonic() + 200
         while job["status"] not in ("succeeded", "failed", "canceled"):
             assert time.monotonic() < end
             time.sleep(0.02)

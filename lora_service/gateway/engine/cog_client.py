@@ -14,7 +14,14 @@ from typing import Any
 
 import httpx
 
-from lora_service.gateway.engine.jobs import CANCEL, EngineJob, EngineLostError, OnProgress, RefusedError
+from lora_service.gateway.engine.jobs import (
+    CANCEL,
+    EngineJob,
+    EngineLostError,
+    OnProgress,
+    RefusedError,
+    ServerAwayError,
+)
 
 _POLL_SECONDS = 1.0
 _IDLE_SECONDS = 15.0  # an idle server without an end of its job; Cog repeats the last webhook for some seconds
@@ -101,13 +108,15 @@ class CogClient:
                 answer = await self._client.put(
                     f"{self.url}/predictions/{job.id}", json=body, headers={"Prefer": "respond-async"}, timeout=60
                 )
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                raise ServerAwayError("the server cannot be reached") from error
             except httpx.HTTPError as error:
                 raise EngineLostError(f"the server does not answer ({type(error).__name__})") from error
             if answer.status_code not in (409, 503):
                 break
             # The slot of the job before is freed a moment after its end.
             if self._is_lost() or time.monotonic() > end:
-                raise EngineLostError("the server stays busy with another job")
+                raise ServerAwayError("the server stays busy with another job")
             await asyncio.sleep(0.1)
         if answer.status_code == 422 or answer.status_code == 413:
             raise RefusedError(_reason(answer))

@@ -16,6 +16,10 @@ class EngineLostError(Exception):
     """The server of a job was lost under it; the job may be begun again."""
 
 
+class ServerAwayError(EngineLostError):
+    """The server cannot be reached or is busy with others' jobs; this one was not begun, and waits until it can be."""
+
+
 class RefusedError(Exception):
     """The server does not take the job; the message says why."""
 
@@ -57,12 +61,9 @@ class JobEngine(Protocol):
 
         Raises:
             EngineLostError: the server was lost.
+            ServerAwayError: it was not there, or not free, from the beginning.
             RefusedError: it does not take the job.
         """
-        ...
-
-    def is_ready(self) -> bool:
-        """Return True if a job would begin at once."""
         ...
 
     async def close(self) -> None:
