@@ -14,6 +14,7 @@
 ``webhooks``     sends webhooks
 ``events``       wakes those who wait for a job
 ``guards``       limits around the whole app
+``connections``  limits of connections
 ``problems``     errors as answers
 ``metrics``      numbers for Prometheus
 ``identifiers``  random names, signatures, hashes

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fastapi import FastAPI
@@ -26,6 +27,7 @@ from lora_service.gateway.webhooks import WebhookSender
 
 _log = logging.getLogger(__name__)
 _PLACES = {"predict": catalog.DRAWING, "train": catalog.TEACHING}
+_THREADS = 64
 _PAUSE_SECONDS = 5.0  # between two attempts to reach a server elsewhere
 _ABOUT = (
     "A durable queue in front of Cog's servers, with Replicate's HTTP API v1: its clients work unchanged with "
@@ -65,6 +67,8 @@ def create_app(gateway: Gateway, engines: Sequence[JobEngine] = ()) -> FastAPI:
 async def _running(gateway: Gateway, engines: Sequence[JobEngine], metrics: Metrics) -> AsyncIterator[None]:
     """Put the queue in order, run jobs, send webhooks; at the end let running jobs finish."""
     gateway.hub.bind()
+    # Of asyncio's own few threads, starts of servers and slow downloads could take all.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="gateway"))
     recovered = await asyncio.to_thread(_recover, gateway)
     if recovered:
         _log.info("%d jobs that were running when the gateway ended are begun again", recovered)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -13,6 +14,7 @@ from lora_service.gateway.gateway import Gateway
 from lora_service.gateway.problems import Problem
 
 _PIECE_SECONDS = 20.0
+_SLOWEST = 4096  # bytes of a body in a second, on average after its first 30 seconds
 _FORM_BYTES = 64 * 1024  # what a form has beside its file
 
 
@@ -79,12 +81,16 @@ def _too_large(limit: int) -> Problem:
     return Problem(413, f"The body of this request may have {limit} bytes at most.", {"Connection": "close"})
 
 
+def _too_slow() -> Problem:
+    return Problem(408, "The body comes too slowly.", {"Connection": "close"})
+
+
 class _Body:
     """Receives a body within limits of size and time."""
 
     def __init__(self, receive: Receive, limit: int | None) -> None:
         self._receive, self._limit = receive, limit
-        self._size, self._more = 0, True
+        self._size, self._more, self._begun = 0, True, time.monotonic()
 
     async def __call__(self) -> Message:
         if not self._more:  # the end of the connection may be waited for as long as it takes
@@ -92,9 +98,11 @@ class _Body:
         try:
             message = await asyncio.wait_for(self._receive(), _PIECE_SECONDS)
         except TimeoutError as error:
-            raise Problem(408, "The body comes too slowly.", {"Connection": "close"}) from error
+            raise _too_slow() from error
         if message["type"] == "http.request":
             self._more = message.get("more_body", False)
+            if self._more and time.monotonic() - self._begun > 30 + self._size / _SLOWEST:
+                raise _too_slow()
             self._size += len(message.get("body", b""))
             if self._limit is not None and self._size > self._limit:
                 raise _too_large(self._limit)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
@@ -30,7 +31,17 @@ class Metrics:
             "lora_gateway_run_seconds", "Seconds from a job's begin to its end", ["engine", "status"],
             buckets=_SECONDS, registry=self.registry,
         )  # fmt: skip
+        self.loras = Counter(
+            "lora_gateway_loras", "LoRAs of predictions, by where they were found", ["place"], registry=self.registry
+        )
         self.registry.register(_Stored(gateway))
+
+    def count_loras(self, metrics: Mapping[str, Any]) -> None:
+        """Count a prediction's LoRAs, where its server says of how many it had them in memory."""
+        count, hits = metrics.get("loras"), metrics.get("loras_in_memory")
+        if isinstance(count, int) and isinstance(hits, int) and 0 <= hits <= count:
+            self.loras.labels("memory").inc(hits)
+            self.loras.labels("read").inc(count - hits)
 
 
 class _Stored(Collector):

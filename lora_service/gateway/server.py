@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from lora_service.errors import ServingError
 from lora_service.gateway.app import create_app
+from lora_service.gateway.connections import TimedProtocol
 from lora_service.gateway.engine.jobs import EngineKind, JobEngine
 from lora_service.gateway.engine.local import LocalEngine
 from lora_service.gateway.engine.remote import RemoteEngine
@@ -90,7 +91,7 @@ def up(
         config = uvicorn.Config(
             app, host=address.host, port=address.port, log_config=None, access_log=False, timeout_keep_alive=30,
             timeout_graceful_shutdown=5, server_header=False, limit_concurrency=1000,
-            h11_max_incomplete_event_size=64 * 1024,
+            h11_max_incomplete_event_size=64 * 1024, http=TimedProtocol,
         )  # fmt: skip
         ready(f"The gateway listens on {address.url} (Replicate's API: REPLICATE_BASE_URL={address.url}).")
         uvicorn.Server(config).run()

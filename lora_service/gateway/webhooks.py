@@ -7,6 +7,9 @@ import http.client
 import logging
 import random
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from urllib3.exceptions import HTTPError
 
@@ -24,6 +27,7 @@ from lora_service.gateway.identifiers import webhook_signature
 _log = logging.getLogger(__name__)
 _TIMEOUT = 10.0
 _AT_ONCE = 16
+_AT_ONCE_OF_ONE = 4  # of one user, whose receiver may be slow
 _LOOK_SECONDS = 30.0
 _ATTEMPTS = {"completed": 14}
 """Attempts by event: those of the end go on for a day."""
@@ -47,6 +51,8 @@ class WebhookSender:
         self._gateway = gateway
         self._network = network or gateway.network()
         self._sending: dict[str, asyncio.Task[None]] = {}
+        self._owners: Counter[str] = Counter()
+        self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="webhook")
 
     async def serve(self) -> None:
         """Send until cancelled; what was not taken by then stays in the database."""
@@ -62,24 +68,27 @@ class WebhookSender:
             finally:
                 for task in self._sending.values():
                     task.cancel()
+                self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _send_due(self) -> float:
         """Begin to send what is due; returns the seconds until there will be more."""
-        due = await asyncio.to_thread(self._due)
-        for delivery in due:
-            if delivery.job not in self._sending and len(self._sending) < _AT_ONCE:
+        for delivery in await asyncio.to_thread(self._due):
+            if len(self._sending) < _AT_ONCE and self._owners[delivery.owner] < _AT_ONCE_OF_ONE:
                 task = asyncio.create_task(self._send(delivery))
                 self._sending[delivery.job] = task
-                task.add_done_callback(lambda _, job=delivery.job: self._sent(job))  # type: ignore[misc]
+                self._owners[delivery.owner] += 1
+                task.add_done_callback(partial(self._sent, delivery))
         return await asyncio.to_thread(self._seconds_left)
 
-    def _sent(self, job: str) -> None:
-        self._sending.pop(job, None)
+    def _sent(self, delivery: Delivery, _task: asyncio.Task[None]) -> None:
+        self._sending.pop(delivery.job, None)
+        self._owners[delivery.owner] -= 1
         self._gateway.hub.notify(WEBHOOKS)
 
     def _due(self) -> list[Delivery]:
+        busy = [owner for owner, count in self._owners.items() if count >= _AT_ONCE_OF_ONE]
         with self._gateway.database.read() as session:
-            return list(deliveries.due(session, time.time(), 4 * _AT_ONCE))
+            return list(deliveries.due(session, time.time(), _AT_ONCE, jobs=list(self._sending), owners=busy))
 
     def _seconds_left(self) -> float:
         with self._gateway.database.read() as session:
@@ -88,7 +97,7 @@ class WebhookSender:
 
     async def _send(self, delivery: Delivery) -> None:
         try:
-            problem = await asyncio.to_thread(self._post, delivery)
+            problem = await asyncio.get_running_loop().run_in_executor(self._threads, self._post, delivery)
             await asyncio.to_thread(self._note, delivery, problem)
         except Exception:
             _log.exception("webhook %s stays in the database", delivery.id, extra={"job": delivery.job})

@@ -88,6 +88,7 @@ class InferenceService(ModelService):
         self._fetcher = Fetcher(self.settings)
         self._parsed: OrderedDict[_FileKey, LoraWeights] = OrderedDict()
         self._used: dict[_FileKey, LoraWeights] = {}
+        self._hits = 0
 
     def warm_up(self) -> None:
         """Load the base model and the trained weights; with ``WARM_UP`` also draw once, to have all kernels ready.
@@ -150,12 +151,14 @@ class InferenceService(ModelService):
             more_loras = bool(replicate_weights.strip() or self._weights) + (lora is not None)
             request = GenerateRequest.of(inputs, more_loras)
             images = InputImages(open_image("image", image, self.settings))
-            started = time.monotonic()
+            started, self._hits = time.monotonic(), 0
             loras = self._loras(request, LoraSources(replicate_weights.strip(), lora), token, log)
             fetched = time.monotonic()
             generated = self._generator.generate(request, loras, images=images, log=log)
             paths = self._save(request, generated)
             record_metric("seed", generated[0].seed)
+            record_metric("loras", len(loras))
+            record_metric("loras_in_memory", self._hits)
             record_metric("seconds_lora", round(fetched - started, 3))
             record_metric("seconds_drawing", round(time.monotonic() - fetched, 3))
             return paths
@@ -221,7 +224,9 @@ class InferenceService(ModelService):
         stat = file.path.stat()
         # Each use sets the time of a file in the cache, whose name is the hash of its content.
         key = (file, stat.st_mtime_ns if remote.site == "local" else 0, stat.st_size)
-        weights = self._parsed.get(key) or self._used.get(key) or read_lora(file.path, file.name)
+        weights = self._parsed.get(key) or self._used.get(key)
+        self._hits += weights is not None
+        weights = weights or read_lora(file.path, file.name)
         self._used[key] = weights
         return weights
 

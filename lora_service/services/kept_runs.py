@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_service.errors import InputError
 from lora_service.services.model_service import Log, RecordMetric, ignore_metric
-from lora_service.training.run_folder import RunFolder, RunOptions
+from lora_service.training.runs.run_folder import RunFolder, RunOptions
 
 if TYPE_CHECKING:
     from lora_service.services.training_service import TrainingService, TrainingUpload
@@ -81,7 +81,7 @@ def train_or_resume(
 
 
 def _is_finished(folder: RunFolder) -> bool:
-    from lora_service.training.run_record import RunRecord
+    from lora_service.training.runs.run_record import RunRecord
 
     try:
         return RunRecord.read(folder).status == "finished"

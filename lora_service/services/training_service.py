@@ -199,7 +199,7 @@ class TrainingService(ModelService):
         from lora_service.training.runs.starting_lora import StartingLora
 
         log, run = JobLog(log, record_metric), RunFolder(run_folder)
-        with self._job(log):
+        with self._job(log, [file for file in (pictures, class_data) if file]):
             record = RunRecord.read(run)
             if record.status == "finished":
                 expected = f"a run that is not finished; the file of this one is {run.lora}"

@@ -70,23 +70,14 @@ class RateLimit:
         """Take a request out of a bucket; returns 0.0, or the seconds until one is in it again."""
         now = time.monotonic()
         with self._lock:
-            left = self._left(name, now)
+            left, then = self._buckets.get(name, (self._size, now))
+            left = min(self._size, left + (now - then) * self._size / _MINUTE)
             if left < 1:
                 return (1 - left) * _MINUTE / self._size
             self._buckets[name] = (left - 1, now)
             if len(self._buckets) > 10_000:
                 self._buckets = {key: at for key, at in self._buckets.items() if now - at[1] < _MINUTE}
             return 0.0
-
-    def wait(self, name: str) -> float:
-        """Return how long a bucket stays empty, without taking anything."""
-        with self._lock:
-            left = self._left(name, time.monotonic())
-        return 0.0 if left >= 1 else (1 - left) * _MINUTE / self._size
-
-    def _left(self, name: str, now: float) -> float:
-        left, then = self._buckets.get(name, (self._size, now))
-        return min(self._size, left + (now - then) * self._size / _MINUTE)
 
 
 class Gatekeeper:
@@ -116,14 +107,13 @@ class Gatekeeper:
         Raises:
             Problem: no known token (401), or too many requests (429).
         """
-        if (seconds := self._guesses.wait(address)) > 0:
-            raise _too_many(seconds)
         scheme, _, token = authorization.partition(" ")
         known = self._known(token.strip()) if scheme.lower() in ("bearer", "token") and token else None
         if known is None:
             if self._gateway.needs_tokens:
-                if token:
-                    self._guesses.take(address)
+                # A known token is taken from any address: behind a proxy, those who guess share it with all others.
+                if token and (seconds := self._guesses.take(address)) > 0:
+                    raise _too_many(seconds)
                 detail = "A token is needed: Authorization: Bearer …" if not token else "The token is not known."
                 raise Problem(401, detail, {"WWW-Authenticate": "Bearer"})
             known = Caller(LOCAL_USER, "admin")

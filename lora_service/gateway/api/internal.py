@@ -12,6 +12,8 @@ from lora_service.gateway import views
 from lora_service.gateway.api.access import GatewayOf
 from lora_service.gateway.api.files import content
 from lora_service.gateway.database import jobs
+from lora_service.gateway.database.tables import Job
+from lora_service.gateway.gateway import Gateway
 from lora_service.gateway.problems import Problem, not_found
 from lora_service.gateway.queue.inputs import internal_link
 from lora_service.gateway.uploads import store
@@ -35,10 +37,7 @@ async def take_output(key: str, name: str, gateway: GatewayOf, request: Request)
     identifier = request.headers.get("x-prediction-id", "")
     if not gateway.signer.verify(key, "uploads"):
         raise Problem(403, "This link is not valid.")
-    with gateway.database.read() as session:
-        job = jobs.find(session, identifier)
-    if job is None:
-        raise not_found("job")
+    job = await run_in_threadpool(_job, gateway, identifier)
     with tempfile.SpooledTemporaryFile(_IN_MEMORY) as spooled:
         async for part in request.stream():
             spooled.write(part)
@@ -49,6 +48,14 @@ async def take_output(key: str, name: str, gateway: GatewayOf, request: Request)
             content_type=request.headers.get("content-type", ""),
         )  # fmt: skip
     return Response(status_code=201, headers={"Location": internal_link(gateway, row)})
+
+
+def _job(gateway: Gateway, identifier: str) -> Job:
+    with gateway.database.read() as session:
+        row = jobs.find(session, identifier)
+    if row is None:
+        raise not_found("job")
+    return row
 
 
 @router.post("/jobs/{job}/{key}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Annotated, Any
 
@@ -22,12 +21,11 @@ from lora_service.gateway.api.requests import (
     wait_seconds,
 )
 from lora_service.gateway.database import catalog, jobs
-from lora_service.gateway.database.jobs import Result
 from lora_service.gateway.database.tables import FINAL, Version
-from lora_service.gateway.engine.jobs import CANCEL
 from lora_service.gateway.events import wait
 from lora_service.gateway.gateway import Gateway
 from lora_service.gateway.problems import invalid, not_found
+from lora_service.gateway.queue.cancellation import cancel
 
 router = APIRouter(prefix="/v1")
 Prefer = Annotated[str, Header(description="wait, or wait=SECONDS: answer when the job has ended, after 60 s at most.")]
@@ -188,26 +186,9 @@ def _list(gateway: Gateway, caller: Caller, links: views.Links, kind: str, curso
     return pagination.page(kept, shown, links.api(f"{kind}s"), cursor, more)
 
 
-def cancel(gateway: Gateway, identifier: str) -> None:
-    """Give an open job the state ``canceled``, and have its server end it; an ended one stays as it is."""
-    with gateway.database.write() as session:
-        row = jobs.find(session, identifier)
-        if row is None or not jobs.finish(session, row, Result("canceled")):
-            return
-        session.refresh(row)
-        gateway.add_webhook(session, row, "completed")
-    gateway.hub.notify(identifier)
-
-
-async def cancel_and_tell(gateway: Gateway, identifier: str) -> None:
-    """Cancel a job, also on its server."""
-    await asyncio.to_thread(cancel, gateway, identifier)
-    gateway.tell(identifier, CANCEL)
-
-
 async def _cancelled(gateway: Gateway, caller: Caller, links: views.Links, kind: str, job: str) -> dict[str, Any]:
     await run_in_threadpool(_get, gateway, caller, links, kind, job)
-    await cancel_and_tell(gateway, job)
+    await cancel(gateway, job)
     return await run_in_threadpool(_show, gateway, links, job)
 
 

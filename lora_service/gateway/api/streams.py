@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import InitVar, dataclass, field
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Header, Response
 from fastapi.responses import StreamingResponse
 
 from lora_service.gateway import views
@@ -28,31 +29,40 @@ _COMMENT_SECONDS = 15.0  # proxies end connections on which nothing is sent
 class EventText:
     """Turns states of a job into the text of the events that are new in them.
 
+    The identifier of an event is the place that the stream has reached with it: characters of the logs and outputs.
+
     Args:
         progress: whether an event ``progress`` with the metrics is sent too; Replicate's Python client knows none.
+        last_event: the identifier of the last event that the client has seen; what came before is not sent again.
     """
 
     progress: bool = False
+    last_event: InitVar[str] = ""
     _logs: int = 0
     _outputs: int = 0
     _metrics: dict[str, Any] = field(default_factory=dict)
-    _number: int = 0
+
+    def __post_init__(self, last_event: str) -> None:
+        if match := re.fullmatch(r"(\d{1,12}):(\d{1,6})", last_event):
+            self._logs, self._outputs = int(match[1]), int(match[2])
 
     def events(self, shown: dict[str, Any]) -> str:
         """Return the events of a state of the job, those of its end included."""
         text = ""
         logs = shown["logs"] or ""
+        if len(logs) < self._logs:  # the job was begun anew, after its server was lost
+            self._logs = 0
         if len(logs) > self._logs:
-            text += self._event("logs", logs[self._logs :])
-            self._logs = len(logs)
+            start, self._logs = self._logs, len(logs)
+            text += self._event("logs", logs[start:])
         if self.progress and shown["metrics"] != self._metrics:
             self._metrics = shown["metrics"]
             text += self._event("progress", json.dumps({"status": shown["status"], "metrics": self._metrics}))
         output = shown["output"]
         items = output if isinstance(output, list) else [] if output is None else [output]
         for item in items[self._outputs :]:
+            self._outputs += 1
             text += self._event("output", item if isinstance(item, str) else json.dumps(item))
-        self._outputs = len(items)
         if shown["status"] in FINAL:
             if shown["status"] == "failed":
                 text += self._event("error", str(shown["error"] or "failed"))
@@ -61,22 +71,22 @@ class EventText:
         return text
 
     def _event(self, name: str, data: str) -> str:
-        self._number += 1
         lines = "".join(f"data: {line}\n" for line in data.replace("\r", "\n").split("\n"))
-        return f"event: {name}\nid: {int(time.time() * 1000)}:{self._number}\n{lines}\n"
+        return f"event: {name}\nid: {self._logs}:{self._outputs}\n{lines}\n"
 
 
 @router.get("/{job}", tags=["predictions"])
 async def stream_job(
-    job: str, gateway: GatewayOf, links: LinksOf, expires: str = "", signature: str = "", progress: bool = False
-) -> Response:
+    job: str, gateway: GatewayOf, links: LinksOf, expires: str = "", signature: str = "", progress: bool = False,
+    last_event_id: Annotated[str, Header(description="Go on after this event.")] = "",
+) -> Response:  # fmt: skip
     """Stream a job's events, by the link in its ``urls``."""
     if not expires.isdecimal() or not gateway.signer.allows(views.STREAM, job, expires, signature):
         raise Problem(403, "This link is not valid, or has expired; get the job again for a new one.")
     if await asyncio.to_thread(_state, gateway, links, job) is None:
         raise not_found("job")
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    events = _events(gateway, links, job, EventText(progress))
+    events = _events(gateway, links, job, EventText(progress, last_event_id))
     return StreamingResponse(events, headers=headers, media_type="text/event-stream")
 
 

@@ -28,9 +28,10 @@ def add(session: Session, job: Job, event: str, body: str) -> bool:
     return True
 
 
-def due(session: Session, now: float, limit: int) -> Sequence[Delivery]:
-    """Return webhooks whose time has come, oldest first, one of each job."""
-    first = select(func.min(Delivery.seq)).where(Delivery.next_at <= now).group_by(Delivery.job)
+def due(session: Session, now: float, limit: int, *, jobs: list[str], owners: list[str]) -> Sequence[Delivery]:
+    """Return webhooks whose time has come, oldest first, one of each job; none of ``jobs`` and ``owners``."""
+    is_due = (Delivery.next_at <= now, Delivery.job.not_in(jobs), Delivery.owner.not_in(owners))
+    first = select(func.min(Delivery.seq)).where(*is_due).group_by(Delivery.job)
     return session.scalars(select(Delivery).where(Delivery.seq.in_(first)).order_by(Delivery.seq).limit(limit)).all()
 
 

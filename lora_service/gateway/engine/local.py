@@ -16,7 +16,7 @@ from lora_service.errors import LoraServiceError
 from lora_service.gateway.engine.cog_client import CogClient
 from lora_service.gateway.engine.jobs import EngineJob, EngineKind, EngineLostError, OnProgress
 from lora_service.serving import entries
-from lora_service.serving.server import CogServer, server_document
+from lora_service.serving.server import UPLOADING, CogServer, server_document
 from lora_service.serving.supervisor import Health, supervise
 
 _log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class LocalEngine:
 
     def _supervise(self, server: CogServer, stop: threading.Event) -> None:
         with suppress(LoraServiceError):  # noticed by the next job, which starts a new server
-            supervise(server, stop=stop)
+            supervise(server, stop=stop, policy=UPLOADING)
 
     def _end(self) -> None:
         self._stop.set()

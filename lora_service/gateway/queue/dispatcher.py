@@ -80,6 +80,7 @@ class Dispatcher:
             begun = time.time()
             told = await self.engine.run(task, lambda progress: asyncio.to_thread(self._note, job, progress))
             result = await asyncio.to_thread(self._result, job, told, begun)
+            self.metrics.count_loras(result.metrics or {})
         except EngineLostError as error:
             return await self._lost(job, str(error))
         except (RefusedError, LoraServiceError, Problem) as error:
@@ -118,13 +119,16 @@ class Dispatcher:
         """Return the end that a server told of, its output stored."""
         status = told["status"]
         metrics = told.get("metrics")
+        metrics = dict(metrics) if isinstance(metrics, Mapping) else {}
         output = outputs.stored(self.gateway, job, told.get("output")) if status == "succeeded" else None
+        # Cog puts words of its own before the sentence of an error, and drops the logs; our entries note both apart.
+        error = metrics.pop("error_message", None) or told.get("error")
         return Result(
             status,
             output=output,
-            error=None if told.get("error") is None else str(told["error"]),
-            logs=str(told.get("logs") or ""),
-            metrics=dict(metrics) if isinstance(metrics, Mapping) else {},
+            error=None if error is None else str(error),
+            logs=str(told.get("logs") or metrics.get("log") or ""),
+            metrics={name: value for name, value in metrics.items() if name != "log"},
             started_at=job.started_at or begun,
         )
 
@@ -139,6 +143,8 @@ class Dispatcher:
                         row.output = outputs.make_version(session, row, row.output)
                         session.flush()
                     catalog.count_run(session, *row.model.split("/", 1))
+                if row.output is not None:
+                    self.gateway.add_webhook(session, row, "output")
                 self.gateway.add_webhook(session, row, "completed")
         self.gateway.hub.notify(job.id)
         if job.engine == "train":

@@ -10,10 +10,10 @@ from typing import Any
 
 from sqlalchemy import or_, select, update
 
-from lora_service.gateway.api.jobs import cancel_and_tell
 from lora_service.gateway.database import jobs, stored_files
 from lora_service.gateway.database.tables import FINAL, Job, StoredFile
 from lora_service.gateway.gateway import Gateway
+from lora_service.gateway.queue.cancellation import cancel
 
 _log = logging.getLogger(__name__)
 _TICK = 1.0
@@ -33,7 +33,7 @@ class Janitor:
         while True:
             try:
                 for identifier in await asyncio.to_thread(self._due):
-                    await cancel_and_tell(self._gateway, identifier)
+                    await cancel(self._gateway, identifier)
                 if time.monotonic() - swept > _SWEEP_SECONDS:
                     swept = time.monotonic()
                     await asyncio.to_thread(self.sweep)
