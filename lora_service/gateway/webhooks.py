@@ -135,9 +135,9 @@ class WebhookSender:
         most = _ATTEMPTS.get(delivery.event, _ATTEMPTS_OF_OTHERS)
         with self._gateway.database.write() as session:
             if not problem:
-                deliveries.done(session, delivery.seq)
+                deliveries.done(session, delivery.id)
             elif attempts >= most or problem.startswith("gave up"):
-                deliveries.done(session, delivery.seq)
+                deliveries.done(session, delivery.id)
                 _log.warning("webhook %s is given up: %s", delivery.id, problem, extra={"job": delivery.job})
             else:
-                deliveries.postpone(session, delivery.seq, time.time() + pause(attempts))
+                deliveries.postpone(session, delivery.id, time.time() + pause(attempts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,16 @@ class JobBody(BaseModel):
     webhook_completed: str | None = Field(default=None, max_length=4000, description="The same for its end alone.")
     webhook_events_filter: list[Event] | None = Field(default=None, description="Events that are told; none: all.")
     priority: int = Field(default=0, ge=-10, le=10, description="Higher ones come first; above 0 for admins alone.")
+
+    @field_validator("input")
+    @classmethod
+    def _whole_characters(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Refuse what neither a database nor a webhook could hold."""
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("has half of a character (a lone surrogate)") from error
+        return value
 
     def receiver(self) -> tuple[str | None, list[str]]:
         """Return the webhook and its events."""

@@ -40,12 +40,12 @@ def next_time(session: Session) -> float | None:
     return session.scalar(select(func.min(Delivery.next_at)))
 
 
-def done(session: Session, seq: int) -> None:
-    """Forget a webhook that was taken or given up."""
-    session.execute(delete(Delivery).where(Delivery.seq == seq))
+def done(session: Session, identifier: str) -> None:
+    """Forget a webhook that was taken or given up; SQLite gives its ``seq`` to others, its identifier is its own."""
+    session.execute(delete(Delivery).where(Delivery.id == identifier))
 
 
-def postpone(session: Session, seq: int, until: float) -> None:
+def postpone(session: Session, identifier: str, until: float) -> None:
     """Count a failed attempt, and set the time of the next."""
     values = {"attempts": Delivery.attempts + 1, "next_at": until}
-    session.execute(update(Delivery).where(Delivery.seq == seq).values(**values))
+    session.execute(update(Delivery).where(Delivery.id == identifier).values(**values))

@@ -10,6 +10,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from sqlalchemy.exc import InterfaceError, OperationalError
+
 from lora_service.errors import LoraServiceError
 from lora_service.gateway.database import catalog, jobs
 from lora_service.gateway.database.jobs import Result
@@ -25,6 +27,7 @@ _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 5.0  # a look at the queue although nobody said that something was added
 _PAUSE_SECONDS = 1.0  # after a server was lost
 _AWAY_SECONDS = 5.0  # until a server is tried again that was not there
+_DATABASE_IS_AWAY = (OperationalError, InterfaceError)
 
 
 class Dispatcher:
@@ -38,6 +41,7 @@ class Dispatcher:
 
     def __init__(self, gateway: Gateway, engine: JobEngine, metrics: Metrics) -> None:
         self.gateway, self.engine, self.metrics = gateway, engine, metrics
+        self._taken: Job | None = None
 
     async def serve(self) -> None:
         """Run jobs until the gateway drains."""
@@ -49,13 +53,34 @@ class Dispatcher:
                         await wait(added, _LOOK_SECONDS)
                         continue
                     await self._run(job)
-                except Exception:  # a database that is away for a moment must not end the queue
+                except Exception as error:  # a database that is away for a moment must not end the queue
                     _log.exception("the queue of the %s server goes on after an error", self.engine.kind)
-                    await asyncio.sleep(_PAUSE_SECONDS)
+                    await self._put_back(isinstance(error, _DATABASE_IS_AWAY))
 
     def _claim(self) -> Job | None:
+        self._taken = None
         with self.gateway.database.write() as session:
-            return jobs.claim(session, self.engine.kind)
+            self._taken = jobs.claim(session, self.engine.kind)  # also where the commit fails, which may be done
+        return self._taken
+
+    async def _put_back(self, is_away: bool) -> None:
+        """Put the job of an attempt that an error ended back into the queue, as soon as the database can be reached.
+
+        An error of anything but the database's connection is counted as a loss, so that no job fails for ever.
+        """
+        job = self._taken
+        while not self.gateway.draining:
+            await asyncio.sleep(_PAUSE_SECONDS)
+            try:
+                if job is not None and not is_away and job.losses + 1 >= self.gateway.settings.max_job_attempts:
+                    result = Result("failed", error="The gateway failed at this job; its log says why.")
+                    await asyncio.to_thread(self._finish, job, result)
+                elif job is not None:
+                    await asyncio.to_thread(self._give_back, job, not is_away)
+            except _DATABASE_IS_AWAY as error:
+                _log.warning("the database cannot be reached: %s", str(error).splitlines()[0])
+            else:
+                return
 
     async def _run(self, job: Job) -> None:
         extra = {"job": job.id, "user": job.owner}
@@ -112,7 +137,7 @@ class Dispatcher:
 
     def _note(self, job: Job, told: Mapping[str, Any]) -> None:
         """Store what a running job told, and tell those who wait."""
-        values: dict[str, Any] = {"logs": str(told.get("logs") or "")}
+        values: dict[str, Any] = {"logs": _text(told.get("logs"))}
         metrics = told.get("metrics")
         if isinstance(metrics, Mapping):
             values["metrics"] = dict(metrics)
@@ -183,6 +208,11 @@ class Dispatcher:
         with self.gateway.database.write() as session:
             jobs.give_back(session, job, lost=lost)
         self.gateway.hub.notify(QUEUE)
+
+
+def _text(value: object) -> str:
+    """Return a server's text as a database can store it: PostgreSQL has no NUL, and UTF-8 no half characters."""
+    return str(value or "").replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
 
 async def end(tasks: list[asyncio.Task[None]], seconds: float) -> None:
