@@ -12,19 +12,19 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.gateway.in_process import Receiver
+from tests.gateway.receiver import Receiver, receiving
 from tests.gateway.running import RunningGateway
 
 
 @pytest.fixture(scope="module")
 def receiver() -> Iterator[Receiver]:
-    with Receiver() as receiver:
+    with receiving() as receiver:
         yield receiver
 
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[RunningGateway]:
-    environment = {"ALLOW_PRIVATE_ADDRESSES": receiver.address}
+    environment = {"ALLOW_PRIVATE_ADDRESSES": f"127.0.0.1:{receiver.port}"}
     with RunningGateway(tmp_path_factory.mktemp("gateway"), environment=environment) as running:
         yield running
 
@@ -66,7 +66,7 @@ def workers(gateway: RunningGateway) -> list[int]:
 
 
 def test_a_killed_gateway_loses_no_job_and_no_webhook(gateway: RunningGateway, receiver: Receiver) -> None:
-    hook = {"webhook": f"http://{receiver.address}/told", "webhook_events_filter": ["completed"]}
+    hook = {"webhook": receiver.url, "webhook_events_filter": ["completed"]}
     training = train(gateway, steps=200, seconds=0.02)
     running = draw(gateway, input={"seconds": 3}, **hook)
     waiting = draw(gateway, input={"prompt": "the second"}, **hook)

@@ -165,8 +165,8 @@ class Dispatcher:
         return Result(
             status,
             output=output,
-            error=None if error is None else str(error),
-            logs=str(told.get("logs") or metrics.get("log") or ""),
+            error=None if error is None else _text(error),
+            logs=_text(told.get("logs") or metrics.get("log")),
             metrics={name: value for name, value in metrics.items() if name != "log"},
             started_at=job.started_at or begun,
         )
