@@ -7,6 +7,7 @@ cold_start          the time of a new server to its first picture
 read_pictures       loading a dataset of large photographs
 activations         the bytes that a training step saves for its backward pass
 prompt_following    the accuracy of the embedded base on held-out prompts
+quality             likeness, following and drift of recipes, ours and others', on unseen subjects
 likeness            the similarity to a subject after a training with the defaults
 random_models       full-size models of random weights, for the others and for tests
 bases               loading a base for the quality benchmarks
