@@ -141,10 +141,12 @@ class Bench:
         found = {}
         for name, scale, text in (("", 1.0, word), ("half", 0.5, word), ("trigger", 1.0, TRIGGER)):
             loras = [(lora, Scale(scale, scale))]
-            pictures = self.judges.draw(subject.prompts.of_lora(text), loras)
-            found[name] = self.judges.measure(subject, pictures, self.judges.draw(UNRELATED_PROMPTS, loras))
+            pictures, others = (
+                self.judges.draw(prompts, loras) for prompts in (subject.prompts.of_lora(text), UNRELATED_PROMPTS)
+            )
+            found[name] = self.judges.measure(subject, pictures, others)
             if not name:
-                save_strip([*pictures, *self.judges.draw(UNRELATED_PROMPTS, loras)], path.with_suffix(".png"))
+                save_strip([*pictures, *others], path.with_suffix(".png"))
         of_class = self.judges.drift(subject.prompts.of_base(), [(lora, Scale(1.0, 1.0))])
         plain = found.pop("").rounded()
         return {**plain, **flat(found), "class_drift": round(of_class, 4)}
