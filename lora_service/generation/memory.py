@@ -102,9 +102,8 @@ def decoded_at_once(base: DiffusionBase, size: Size) -> int:
 @contextmanager
 def tiled_decoding(base: DiffusionBase) -> Iterator[None]:
     """Have the VAE decode in tiles, which overlap and are blended."""
-    before = base.vae.use_tiling
     base.vae.enable_tiling()
     try:
         yield
     finally:
-        base.vae.enable_tiling(before)
+        base.vae.disable_tiling()
