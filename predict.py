@@ -25,10 +25,15 @@ class Predictor(BaseRunner):
         ),
         negative_prompt: str = Input(default="", max_length=5000, description="What not to draw."),
         width: int | None = Input(
-            default=None, ge=16, le=2048, description="Empty: the base model's own (SD 1.5: 512). Width in pixels."
+            default=None, ge=16, le=8192, description="Empty: the base model's own (SD 1.5: 512). Width in pixels."
         ),
         height: int | None = Input(
-            default=None, ge=16, le=2048, description="Empty: the base model's own (SD 1.5: 512). Height in pixels."
+            default=None, ge=16, le=8192, description="Empty: the base model's own (SD 1.5: 512). Height in pixels."
+        ),
+        aspect_ratio: str = Input(
+            default="auto",
+            choices=["auto", "1:1", "5:4", "4:5", "4:3", "3:4", "3:2", "2:3", "16:9", "9:16", "21:9", "9:21"],
+            description="Shape of the picture, of width, height or the base's size. auto: as image.",
         ),
         num_outputs: int = Input(default=1, ge=1, le=8, description="How many pictures."),
         num_inference_steps: int | None = Input(
@@ -78,8 +83,21 @@ class Predictor(BaseRunner):
             description="One scale for all, or one each, split by |. 0.8/0.5: UNet 0.8, text encoder 0.5.",
         ),
         image: Path | None = Input(default=None, description="A picture to start from."),
+        mask: Path | None = Input(
+            default=None, description="With image: white where it is drawn anew, black where it stays."
+        ),
         prompt_strength: float = Input(
             default=0.8, ge=0, le=1, description="With image: how far the result may go from it. 1 ignores it."
+        ),
+        mask_feather: int | None = Input(
+            default=None,
+            ge=0,
+            le=512,
+            description="Empty: one latent (SD: 8). With mask: width in pixels of the soft edge, within the white.",
+        ),
+        keep_unmasked: bool = Input(
+            default=True,
+            description="With mask: its black parts are the image's own pixels. Off: the whole picture is decoded.",
         ),
         seed: int | None = Input(
             default=None,
@@ -89,6 +107,12 @@ class Predictor(BaseRunner):
         ),
         output_format: str = Input(default="png", choices=["png", "jpeg", "webp"], description="Format of the files."),
         output_quality: int = Input(default=90, ge=1, le=100, description="Quality of jpeg and webp."),
+        preview_every: int = Input(
+            default=0,
+            ge=0,
+            le=500,
+            description="Show a small preview of the first picture every so many steps. 0: none.",
+        ),
         replicate_weights: str = Input(
             default="",
             description="Link to a training's result: a LoRA or trained_model.tar. It is <1>; lora_urls come after it.",
@@ -99,6 +123,6 @@ class Predictor(BaseRunner):
     ) -> list[Path]:
         inputs = {name: value for name, value in locals().items() if name not in ("self", "api_token")}
         token = api_token.get_secret_value() if api_token else None
-        uploads = {name: inputs.pop(name) for name in ("image", "lora", "replicate_weights")}
+        uploads = {name: inputs.pop(name) for name in ("image", "mask", "lora", "replicate_weights")}
         paths = self.service.run(inputs, **uploads, token=token, record_metric=self.record_metric)
         return [Path(path) for path in paths]

@@ -22,7 +22,16 @@ from lora_service.training.inputs.resolved_config import TASKS
 from tools import write_entries
 
 CASES = [("train", TrainConfig), ("predict", GenerateRequest)]
-NOT_CONFIG = {"instance_data", "instance_data_urls", "class_data", "image", "lora", "replicate_weights", "api_token"}
+NOT_CONFIG = {
+    "instance_data",
+    "instance_data_urls",
+    "class_data",
+    "image",
+    "mask",
+    "lora",
+    "replicate_weights",
+    "api_token",
+}
 
 
 def parameters(mode: Any) -> dict[str, EntryParameter]:

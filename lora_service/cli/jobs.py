@@ -9,7 +9,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,12 +34,13 @@ from lora_service.generation.request import PICTURE_FORMATS, GenerateRequest
 from lora_service.services.inference_service import InferenceService
 from lora_service.services.model_service import Log
 from lora_service.services.training_service import TrainingService, TrainingUpload
-from lora_service.serving.form import IMAGE, INSTANCE_DATA_URLS
+from lora_service.serving.form import IMAGE, INSTANCE_DATA_URLS, MASK
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.inputs.resolved_config import ResolvedConfig
 from lora_service.training.runs.run_folder import RunFolder, RunOptions
 
-if TYPE_CHECKING:  # it imports torch
+if TYPE_CHECKING:  # they import torch
+    from lora_service.generation.progress import Preview
     from lora_service.training.callbacks.training_progress import OnProgress
 
 _DEFAULT_SCALE = "0.8"
@@ -137,6 +138,9 @@ def train_command(
 @click.option(
     "--image", cls=GroupedOption, group="Picture", type=_EXISTING_PATH, help=IMAGE.description
 )  # fmt: skip
+@click.option(
+    "--mask", cls=GroupedOption, group="Picture", type=_EXISTING_PATH, help=MASK.description
+)  # fmt: skip
 @config_options(GenerateRequest, without=("prompt", "lora_urls", "lora_scales"))
 @click.option(
     "-o", "--output", cls=GroupedOption, group="Files", type=_PATH, default=Path("pictures"),
@@ -144,19 +148,26 @@ def train_command(
 )  # fmt: skip
 @force_option("Files")
 def generate_command(
-    prompt: str, loras: tuple[str, ...], output: Path, force: bool, image: Path | None, **inputs: Any
+    prompt: str,
+    loras: tuple[str, ...],
+    output: Path,
+    force: bool,
+    image: Path | None,
+    mask: Path | None,
+    **inputs: Any,
 ) -> None:
     """Draw PROMPT; <1> in it is what the first --lora learned."""
     links, scales = zip(*map(split_scale, loras), strict=True) if loras else ((), (_DEFAULT_SCALE,))
     inputs |= {"prompt": prompt, "lora_urls": "|".join(links), "lora_scales": "|".join(scales)}
     files = _named_pictures(output, inputs)
-    sources = [*map(Path, links), *([image] if image else [])]
+    sources = [*map(Path, links), *(path for path in (image, mask) if path)]
     for file in files:
         check_output(file, force=force, inputs=sources)
     if not files:
         check_folder(output)
     with InferenceService(allow_local=True) as service, _lora_option(loras):
-        paths = service.run(inputs, image=image, log=click.echo)
+        with _preview_file(output.parent if files else output) as on_preview:
+            paths = service.run(inputs, image=image, mask=mask, on_preview=on_preview, log=click.echo)
         for number, path in enumerate(paths):
             target = files[number] if files else free_path(output / f"picture-1{path.suffix}")
             with whole_file(target) as written:
@@ -180,6 +191,25 @@ def _training_output() -> Iterator[tuple[Log, OnProgress | None]]:
 
     with ProgressBar() as bar:
         yield bar.log, bar.show
+
+
+@contextmanager
+def _preview_file(folder: Path) -> Iterator[Callable[[Preview], None]]:
+    """Yield what writes previews to one file in ``folder``, which is removed when the pictures are there."""
+    path: Path | None = None
+
+    def show(preview: Preview) -> None:
+        nonlocal path
+        path = path or free_path(folder / "preview.png")
+        with whole_file(path) as written:
+            preview.image.save(written, "PNG")
+        click.echo(f"preview of step {preview.step} of {preview.steps}: {path}")
+
+    try:
+        yield show
+    finally:
+        if path is not None:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

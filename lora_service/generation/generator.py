@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from diffusers.image_processor import VaeImageProcessor
-from PIL import Image, ImageOps
-from torch import Tensor
+from PIL import Image
 
 from lora_service.errors import InputError
+from lora_service.generation.batches import draw_in_batches
 from lora_service.generation.clip_skip import choose_clip_skip
-from lora_service.generation.denoising import DenoisingBatch, DenoisingPlan, denoise
+from lora_service.generation.denoising import DenoisingCallback, DenoisingPlan
 from lora_service.generation.image_files import GeneratedImage
+from lora_service.generation.initial_image import InitialImage
 from lora_service.generation.input_images import InputImages
+from lora_service.generation.memory import check_memory
+from lora_service.generation.modes import choose_mode
 from lora_service.generation.pipelines import make_pipeline
+from lora_service.generation.progress import Preview, Previews, Progress
 from lora_service.generation.prompts import PromptEncoder, Prompts
 from lora_service.generation.request import GenerateRequest
 from lora_service.generation.scheduler_classes import make_scheduler
@@ -32,7 +36,22 @@ from lora_service.models.diffusion_base import DiffusionBase
 ScaledLora = tuple[LoraWeights, Scale]
 Log = Callable[[str], None]
 
-_IMAGE_PROCESSOR = VaeImageProcessor()
+
+@dataclass(frozen=True)
+class _Drawing:
+    """All that has been settled before the first noise is drawn.
+
+    Attributes:
+        plan: of the denoising.
+        size: width and height.
+        initial: the initial image, if there is one.
+        settings: for the files' metadata, without the seed.
+    """
+
+    plan: DenoisingPlan
+    size: Size
+    initial: InitialImage | None
+    settings: dict[str, Any]
 
 
 class ImageGenerator:
@@ -57,23 +76,30 @@ class ImageGenerator:
         loras: list[ScaledLora],
         *,
         images: InputImages | None = None,
+        on_preview: Callable[[Preview], None] | None = None,
         log: Log = lambda line: None,
     ) -> list[GeneratedImage]:
-        """Generate the images of ``request``. Image ``i`` has the seed ``seed + i`` and depends on that seed alone.
+        """Generate the images of ``request``, in batches. Image ``i`` has the seed ``seed + i``.
+
+        It depends on that seed alone, but for the last bits, in which batches of different sizes differ.
 
         Args:
             request: the inputs.
             loras: the LoRAs of ``request``, loaded, in its order.
             images: the pictures of the request, if it has any.
+            on_preview: called with the previews that the request asks for.
             log: called with lines for the person who waits.
 
         Raises:
-            InputError: a size does not suit the base, or the prompt names a LoRA that the request does not have.
+            InputError: a size does not suit the base or the memory, a mask does not suit its image, or the prompt names
+                a LoRA that the request does not have.
             WrongBaseError: a LoRA belongs to another base.
         """
         images = images or InputImages()
         size = choose_size(request, self.base, images.image)
         check_work(request, self.base, size, self._max_pixel_steps)
+        check_memory(self.base, size)
+        initial = InitialImage.fit(images, size, log)
         with self._patched(loras) as report:
             if report.warning:
                 log(f"warning: {report.warning}")
@@ -82,13 +108,17 @@ class ImageGenerator:
             encoder = PromptEncoder(text, self.patcher, self.base.device, log)
             prompts = encoder.expand(request, report, [scale for _, scale in loras])
             with torch.inference_mode():
-                plan = self._plan(request, size, encoder, prompts, images)
+                plan = self._plan(request, size, encoder, prompts, initial)
+            callbacks: list[DenoisingCallback] = [*plan.callbacks, Progress(request.num_outputs, log)]
+            if request.preview_every and on_preview is not None:
+                callbacks.append(Previews(self.base, request.preview_every, on_preview))
             settings = self._settings(request, size, prompts, images)
             if clip_skip is not None:
                 settings["clip_skip"] = clip_skip
             # At scale 0 a LoRA changes nothing, and the file is the bare base's, byte for byte.
             settings["lora_scales"] = "" if all(scale.is_zero for _, scale in loras) else request.lora_scales
-            return self._generate(request, plan, settings, log)
+            drawing = _Drawing(replace(plan, callbacks=callbacks), size, initial, settings)
+            return self._draw(request, drawing, log)
 
     @contextmanager
     def _patched(self, loras: list[ScaledLora]) -> Iterator[PatchReport]:
@@ -118,54 +148,56 @@ class ImageGenerator:
         }
         if images.image is not None:
             settings["prompt_strength"] = request.prompt_strength
+        if images.mask is not None:
+            settings["keep_unmasked"] = request.keep_unmasked
+            if request.keep_unmasked:
+                settings["mask_feather"] = self._feather(request)
         return settings
 
     def _plan(
-        self, request: GenerateRequest, size: Size, encoder: PromptEncoder, prompts: Prompts, images: InputImages
+        self,
+        request: GenerateRequest,
+        size: Size,
+        encoder: PromptEncoder,
+        prompts: Prompts,
+        initial: InitialImage | None,
     ) -> DenoisingPlan:
         """Choose pipeline and scheduler, and prepare what they are called with."""
         steps = self._steps(request)
         check_scheduler(request.scheduler, steps)
-        initial = None if request.prompt_strength == 1 else images.image
-        scheduler = make_scheduler(request.scheduler, self.base.scheduler_config, img2img=initial is not None)
         if initial is not None and int(request.prompt_strength * steps) < 1:
             expected = f"at least {1 / steps:.2g}, so that one of {steps} steps is taken"
             raise InputError("prompt_strength", request.prompt_strength, expected)
+        mode = choose_mode(self.base, initial, request.prompt_strength if initial else 1.0, size)
+        scheduler = make_scheduler(request.scheduler, self.base.scheduler_config, img2img=mode.starts_in_middle)
         arguments: dict[str, Any] = {
             "num_inference_steps": steps,
             "guidance_scale": self._guidance_scale(request),
+            **mode.arguments,
             **encoder.encode(prompts),
         }
-        if initial is None:
-            arguments |= {"width": size[0], "height": size[1]}
-            return DenoisingPlan(make_pipeline(self.base, "text2img", scheduler), arguments)
-        arguments["strength"] = request.prompt_strength
-        fitted = ImageOps.fit(initial.convert("RGB"), size, Image.Resampling.LANCZOS)
-        return DenoisingPlan(make_pipeline(self.base, "img2img", scheduler), arguments, self._initial_latents(fitted))
+        pipeline = make_pipeline(self.base, mode.task, scheduler)
+        return DenoisingPlan(pipeline, arguments, mode.batch_arguments, mode.callbacks)
 
-    def _initial_latents(self, image: Image.Image) -> Callable[[DenoisingBatch], Mapping[str, Any]]:
-        """Return the pipelines' argument ``image`` as a function of the batch, for an initial image."""
-        posterior = self.base.posterior(_IMAGE_PROCESSOR.preprocess(image))
-        # The pipelines recognize latents by their 4 channels; they have to encode an image to any others themselves.
-        if self.base.vae.config.latent_channels != 4:
-            return lambda batch: {"image": image}
-        return lambda batch: {
-            "image": torch.cat([self.base.scale_latents(posterior.sample(each)) for each in batch.generators])
-        }
-
-    def _generate(
-        self, request: GenerateRequest, plan: DenoisingPlan, settings: dict[str, Any], log: Log
-    ) -> list[GeneratedImage]:
+    def _draw(self, request: GenerateRequest, drawing: _Drawing, log: Log) -> list[GeneratedImage]:
         first_seed = random.SystemRandom().randrange(2**32 - 8) if request.seed is None else request.seed
-        generated = []
-        for i in range(request.num_outputs):
-            started, seed = time.monotonic(), (first_seed + i) % 2**32
-            with torch.inference_mode():
-                image = self._decode(denoise(plan, [seed]))[0]
-            generated.append(GeneratedImage(image, seed, {"seed": seed, **settings}))
-            log(f"image {i + 1} of {request.num_outputs}: seed {seed}, {time.monotonic() - started:.1f} s")
+        seeds = [(first_seed + i) % 2**32 for i in range(request.num_outputs)]
+        generated: list[GeneratedImage] = []
+        started = time.monotonic()
+        for images in draw_in_batches(self.base, drawing.plan, seeds, drawing.size, log):
+            seconds = (time.monotonic() - started) / len(images)
+            for image in images:
+                seed = seeds[len(generated)]
+                finished = self._finish(request, drawing.initial, image)
+                generated.append(GeneratedImage(finished, seed, {"seed": seed, **drawing.settings}))
+                log(f"image {len(generated)} of {len(seeds)}: seed {seed}, {seconds:.1f} s")
+            started = time.monotonic()
         return generated
 
-    def _decode(self, latents: Tensor) -> list[Image.Image]:
-        images: list[Image.Image] = _IMAGE_PROCESSOR.postprocess(self.base.decode(latents))
-        return images
+    def _feather(self, request: GenerateRequest) -> int:
+        return self.base.vae_scale_factor if request.mask_feather is None else request.mask_feather
+
+    def _finish(self, request: GenerateRequest, initial: InitialImage | None, image: Image.Image) -> Image.Image:
+        if initial is None or not request.keep_unmasked:
+            return image
+        return initial.keep_unmasked(image, self._feather(request))

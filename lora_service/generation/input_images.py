@@ -13,6 +13,8 @@ class InputImages:
 
     Attributes:
         image: the initial image of img2img; None for text2img.
+        mask: white where the initial image is drawn anew; None: everywhere.
     """
 
     image: Image.Image | None = None
+    mask: Image.Image | None = None

@@ -14,8 +14,8 @@ from lora_service.generation.schedulers import SCHEDULERS, check_scheduler
 from lora_service.lora.scale import Scale
 from lora_service.validation import Int, validate, without_surrogates
 
-LARGEST_SIDE = 2048
-"""The most pixels of width and height."""
+LARGEST_SIDE = 8192
+"""The most pixels of width and height that are asked about at all; memory and ``MAX_PIXEL_STEPS`` allow fewer."""
 MAX_LORAS = 8
 """The most LoRAs of one request."""
 PICTURE_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
@@ -49,6 +49,9 @@ class GenerateRequest(BaseModel):
     height: Int | None = Field(
         None, ge=16, le=LARGEST_SIDE, description="Empty: the base model's own (SD 1.5: 512). Height in pixels."
     )
+    aspect_ratio: Literal["auto", "1:1", "5:4", "4:5", "4:3", "3:4", "3:2", "2:3", "16:9", "9:16", "21:9", "9:21"] = (
+        Field("auto", description="Shape of the picture, of width, height or the base's size. auto: as image.")
+    )
     num_outputs: Int = Field(1, ge=1, le=8, description="How many pictures.")
     num_inference_steps: Int | None = Field(
         None, ge=1, le=500, description="Empty: the base model's own (SD 1.5: 30). Denoising steps of the scheduler."
@@ -78,6 +81,15 @@ class GenerateRequest(BaseModel):
     prompt_strength: float = Field(
         0.8, ge=0, le=1, description="With image: how far the result may go from it. 1 ignores it."
     )
+    mask_feather: Int | None = Field(
+        None,
+        ge=0,
+        le=512,
+        description="Empty: one latent (SD: 8). With mask: width in pixels of the soft edge, within the white.",
+    )
+    keep_unmasked: bool = Field(
+        True, description="With mask: its black parts are the image's own pixels. Off: the whole picture is decoded."
+    )
     seed: Int | None = Field(
         None, ge=0, le=2**32 - 1, description="Empty: random, and reported. The same seed gives the same pictures."
     )
@@ -85,14 +97,17 @@ class GenerateRequest(BaseModel):
         "png", description="Format of the files."
     )
     output_quality: Int = Field(90, ge=1, le=100, description="Quality of jpeg and webp.")
+    preview_every: Int = Field(
+        0, ge=0, le=500, description="Show a small preview of the first picture every so many steps. 0: none."
+    )
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Picture": (
-            "prompt", "negative_prompt", "lora_urls", "lora_scales", "width", "height", "num_outputs", "seed",
-            "prompt_strength",
+            "prompt", "negative_prompt", "lora_urls", "lora_scales", "width", "height", "aspect_ratio", "num_outputs",
+            "seed", "prompt_strength", "mask_feather", "keep_unmasked",
         ),
         "Sampling": ("num_inference_steps", "guidance_scale", "scheduler", "clip_skip"),
-        "Files": ("output_format", "output_quality"),
+        "Files": ("output_format", "output_quality", "preview_every"),
     }  # fmt: skip
     """The fields by group, in the order of ``lora-service generate --help``."""
 

@@ -59,6 +59,11 @@ class DiffusionBase:
         """True for Stable Diffusion XL, whose UNet takes the pooled text and the pictures' sizes too."""
         return self.unet.config.addition_embed_type == "text_time"
 
+    @property
+    def is_inpainting(self) -> bool:
+        """True for a UNet that takes a mask and the latents of a masked picture behind those it denoises."""
+        return bool(self.unet.config.in_channels != self.vae.config.latent_channels)
+
     @cached_property
     def noise_schedule(self) -> DDPMScheduler:
         """The forward process that the base was trained on."""

@@ -36,6 +36,9 @@ def load_base(settings: Settings, *, for_training: bool = False) -> DiffusionBas
     dtype = choose_dtype(settings, device, for_training=for_training)
     path, defaults = ensure_local(settings)
     components = _load_components(path, dtype, settings)
+    if for_training and components.unet.config.in_channels != components.vae.config.latent_channels:
+        reason = "is an inpainting model, which draws but cannot be trained; a LoRA of the plain base fits it"
+        raise unusable(settings.base_model, reason)
     if settings.base_quantization != "none":
         quantize_unet(components.unet, settings.base_quantization, dtype, device)
     return assemble(settings.base_model, components, defaults, device, dtype)

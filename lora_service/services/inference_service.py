@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -34,6 +36,7 @@ from lora_service.settings import Settings
 
 if TYPE_CHECKING:
     from lora_service.generation.generator import ImageGenerator
+    from lora_service.generation.progress import Preview
     from lora_service.lora.weights import LoraWeights
 
 PARSED_BYTES = 2**30
@@ -41,10 +44,12 @@ PARSED_BYTES = 2**30
 _FileKey = tuple[FetchedFile, int, int]
 """File, time of change in nanoseconds, and size."""
 
+_BLACK = (0, 0, 0)
 _IMPORTS = (
     *COMMON_IMPORTS,
     f"diffusers:{' '.join(choice.class_name for choice in SCHEDULERS.values())}",
     "diffusers:StableDiffusionImg2ImgPipeline StableDiffusionXLImg2ImgPipeline",
+    "diffusers:StableDiffusionInpaintPipeline StableDiffusionXLInpaintPipeline",
     "scipy.integrate",  # KLMS
     "lora_service.generation.generator",
     "lora_service.lora.files",
@@ -127,35 +132,46 @@ class InferenceService(ModelService):
         inputs: Mapping[str, Any],
         *,
         image: object = None,
+        mask: object = None,
         lora: object = None,
         replicate_weights: str = "",
         token: str | None = None,
         record_metric: RecordMetric = ignore_metric,
+        on_preview: Callable[[Preview], None] | None = None,
         log: Log = print,
     ) -> list[Path]:
         """Draw what ``inputs`` ask for; the files lie in a folder of their own until the next request.
 
         Args:
             image: the picture to start from, anything that Cog hands over.
+            mask: white where ``image`` is drawn anew, likewise.
             lora: an uploaded LoRA, anything that Cog hands over.
             replicate_weights: link to a training's result, used in place of the service's own weights.
             token: sent to the links' own host only.
+            on_preview: called with the previews that the request asks for; None: each is recorded as a metric.
 
         Raises:
             LoraServiceError: a mistake that the user can mend.
         """
         log = JobLog(log, record_metric)
-        uploads = [path for path in (image, lora) if isinstance(path, Path)]
+        uploads = [path for path in (image, mask, lora) if isinstance(path, Path)]
         with self._job(log, uploads), self._keeping_parsed():
             more_loras = bool(replicate_weights.strip() or self._weights) + (lora is not None)
             request = GenerateRequest.of(inputs, more_loras)
-            images = InputImages(open_image("image", image, self.settings))
+            images = InputImages(
+                image=open_image("image", image, self.settings),
+                mask=open_image("mask", mask, self.settings, background=_BLACK),
+            )
             started = time.monotonic()
             loras = self._loras(request, LoraSources(replicate_weights.strip(), lora), token, log)
             fetched = time.monotonic()
-            generated = self._generator.generate(request, loras, images=images, log=log)
+            show = on_preview or partial(_record_preview, record_metric)
+            generated = self._generator.generate(request, loras, images=images, on_preview=show, log=log)
             paths = self._save(request, generated)
             record_metric("seed", generated[0].seed)
+            record_metric("seeds", " ".join(str(image.seed) for image in generated))
+            if request.preview_every and on_preview is None:
+                record_metric("preview", "")  # the pictures are there
             record_metric("seconds_lora", round(fetched - started, 3))
             record_metric("seconds_drawing", round(time.monotonic() - fetched, 3))
             return paths
@@ -242,6 +258,13 @@ class InferenceService(ModelService):
                 total -= unused.memory_bytes
         finally:
             self._used = {}
+
+
+def _record_preview(record_metric: RecordMetric, preview: Preview) -> None:
+    """Record a preview as a small data URI, which reaches clients with Cog's webhooks."""
+    data = io.BytesIO()
+    preview.image.save(data, "JPEG", quality=75)
+    record_metric("preview", f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}")
 
 
 def _read_upload(lora: object) -> LoraWeights:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from lora_service.cli import main
 from lora_service.cli.jobs import split_scale
+from lora_service.generation.image_files import read_settings
 from lora_service.lora.files import read_lora
 from tests.small_base import picture_zip
 
@@ -50,7 +51,7 @@ def test_a_zip_becomes_a_lora_and_the_lora_pictures(
     assert sorted(path.name for path in pictures.iterdir()) == ["picture-1.png", "picture-2.png"]
     with Image.open(pictures / "picture-1.png") as picture:
         assert picture.size == (64, 64)
-        assert '"lora_scales": "0.7/0.5"' in picture.text["parameters"]  # type: ignore[attr-defined]
+    assert read_settings(pictures / "picture-1.png")["lora_scales"] == "0.7/0.5"
 
 
 def test_class_pictures_are_an_option(
