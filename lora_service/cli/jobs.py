@@ -31,6 +31,7 @@ from lora_service.cli.runs import (
 from lora_service.downloads.parsed_url import redact_all
 from lora_service.errors import InputError
 from lora_service.generation.request import PICTURE_FORMATS, GenerateRequest
+from lora_service.lora.scale import SCALE_PATTERN
 from lora_service.services.inference_service import InferenceService
 from lora_service.services.model_service import Log
 from lora_service.services.training_service import TrainingService, TrainingUpload
@@ -43,7 +44,6 @@ if TYPE_CHECKING:  # it imports torch
     from lora_service.training.callbacks.training_progress import OnProgress
 
 _DEFAULT_SCALE = "0.8"
-_NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
 _LONGEST_NAME = 50  # characters, of up to four bytes; file systems take 255
 _PATH = click.Path(path_type=Path)
 _EXISTING_PATH = click.Path(exists=True, path_type=Path)
@@ -200,7 +200,7 @@ def split_scale(lora: str, default: str = _DEFAULT_SCALE) -> tuple[str, str]:
     """
     link, _, scale = lora.rpartition("@")
     is_version = scale.isdecimal() and re.search(r"civitai(:|\.\w+/([^@]*/)?models/)\d+$", link)
-    if not link or is_version or not re.fullmatch(rf"{_NUMBER}(/{_NUMBER})?", scale):
+    if not link or is_version or not re.fullmatch(SCALE_PATTERN, scale):
         return lora, default
     return link, scale
 

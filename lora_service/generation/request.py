@@ -11,7 +11,7 @@ from lora_service.downloads.parsed_url import redact, redact_all
 from lora_service.downloads.resolve import MAX_LINK_LENGTH, is_data_uri, split
 from lora_service.errors import InputError, blame_input
 from lora_service.generation.schedulers import SCHEDULERS, check_scheduler
-from lora_service.lora.scale import Scale
+from lora_service.lora.scale import Scale, parse_scale
 from lora_service.validation import Int, validate, without_surrogates
 
 LARGEST_SIDE = 2048
@@ -72,7 +72,7 @@ class GenerateRequest(BaseModel):
     )
     lora_scales: str = Field(
         "0.8",
-        max_length=500,
+        max_length=4000,
         description="One scale for all, or one each, split by |. 0.8/0.5: UNet 0.8, text encoder 0.5.",
     )
     prompt_strength: float = Field(
@@ -161,20 +161,3 @@ class GenerateRequest(BaseModel):
             InputError, LinkError: as of :meth:`links` and :meth:`scales`.
         """
         return list(zip(self.links(), self.scales(), strict=True))
-
-
-def parse_scale(text: str) -> Scale:
-    """Parse ``0.8``, or ``0.8/0.5`` for 0.8 in the UNet and 0.5 in the text encoder.
-
-    Raises:
-        InputError: it is neither one nor two numbers from −2 to 2.
-    """
-    try:
-        numbers = [float(part) for part in text.split("/")]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in (1, 2) or not all(-2 <= n <= 2 for n in numbers):
-        raise InputError(
-            "lora_scales", text, "a number from -2 to 2 like 0.8, or two for UNet and text encoder like 0.8/0.5"
-        )
-    return Scale(unet=numbers[0], text_encoder=numbers[-1])
