@@ -76,6 +76,10 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     base_quantization: Quantization = "none"
     """The format of the weights of the UNet's linear layers in trainings on CUDA."""
+    compile: bool = False
+    """Whether the UNet and the VAE's decoder are compiled before a server that draws is READY."""
+    cuda_graphs: bool = False
+    """With ``compile``: whether the kernels of the base's own size are recorded and replayed."""
     warm_up: bool = False
     """Whether a server does before it is READY what the first job would wait for."""
     trackers: Annotated[tuple[Tracker, ...], NoDecode] = ()

@@ -10,6 +10,11 @@
 ``scheduler_classes`` diffusers' schedulers with a base's scheduler config, and own ones
 ``pipelines``         diffusers' pipelines around the models of a base
 ``denoising``         from seeds to latents, with callbacks between the steps
+``denoiser``          stands in for the UNet: rescaled guidance, drafts
+``layer_cache``       leaves out layers in most steps
+``step_callbacks``    LoRAs that act in a share of the steps
+``prompt_cache``      prompt embeds kept from request to request
+``few_steps``         LoRAs that were distilled for few steps
 ``generator``         a base that generates images with LoRAs
 ``image_files``       generated images and their files
 ``image_grid``        labelled rows of images in one

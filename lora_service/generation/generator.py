@@ -15,15 +15,19 @@ from torch import Tensor
 
 from lora_service.errors import InputError
 from lora_service.generation.clip_skip import choose_clip_skip
-from lora_service.generation.denoising import DenoisingBatch, DenoisingPlan, denoise
+from lora_service.generation.denoiser import Denoiser
+from lora_service.generation.denoising import DenoisingBatch, DenoisingCallback, DenoisingPlan, denoise
 from lora_service.generation.image_files import GeneratedImage
 from lora_service.generation.input_images import InputImages
-from lora_service.generation.pipelines import make_pipeline
+from lora_service.generation.layer_cache import LayerCache
+from lora_service.generation.pipelines import PipelineTask, make_pipeline
+from lora_service.generation.prompt_cache import PromptCache
 from lora_service.generation.prompts import PromptEncoder, Prompts
 from lora_service.generation.request import GenerateRequest
-from lora_service.generation.scheduler_classes import make_scheduler
+from lora_service.generation.scheduler_classes import has_zero_terminal_snr, make_scheduler
 from lora_service.generation.schedulers import check_scheduler
 from lora_service.generation.sizes import Size, check_work, choose_size
+from lora_service.generation.step_callbacks import FreshLayerCache, LoraSteps
 from lora_service.lora.patcher import Patcher, PatchReport
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraWeights
@@ -32,6 +36,8 @@ from lora_service.models.diffusion_base import DiffusionBase
 ScaledLora = tuple[LoraWeights, Scale]
 Log = Callable[[str], None]
 
+ZERO_TERMINAL_RESCALE = 0.7
+"""Guidance rescale of bases whose noise ends without signal, as https://arxiv.org/abs/2305.08891 has it."""
 _IMAGE_PROCESSOR = VaeImageProcessor()
 
 
@@ -44,12 +50,16 @@ class ImageGenerator:
     Args:
         base: the base model.
         max_pixel_steps: most width × height × steps × images of a request; None: any.
+        prompt_cache: keeps prompt embeds, where nothing but the patcher changes the text encoders; None: none are.
     """
 
-    def __init__(self, base: DiffusionBase, max_pixel_steps: int | None = None) -> None:
+    def __init__(
+        self, base: DiffusionBase, max_pixel_steps: int | None = None, prompt_cache: PromptCache | None = None
+    ) -> None:
         self.base = base
         self._max_pixel_steps = max_pixel_steps
-        self.patcher = Patcher(base.components, base.tokenizers)
+        self._prompt_cache = prompt_cache
+        self.patcher = Patcher(base.components, base.tokenizers, hold_addresses=base.compiled is not None)
 
     def generate(
         self,
@@ -79,7 +89,7 @@ class ImageGenerator:
                 log(f"warning: {report.warning}")
             clip_skip = choose_clip_skip(request, loras, self.base, log)
             text = self.base.text.with_tokenizers(self.patcher.tokenizers).with_clip_skip(clip_skip)
-            encoder = PromptEncoder(text, self.patcher, self.base.device, log)
+            encoder = PromptEncoder(text, self.patcher, self.base.device, log, self._prompt_cache)
             prompts = encoder.expand(request, report, [scale for _, scale in loras])
             with torch.inference_mode():
                 plan = self._plan(request, size, encoder, prompts, images)
@@ -118,16 +128,49 @@ class ImageGenerator:
         }
         if images.image is not None:
             settings["prompt_strength"] = request.prompt_strength
+        if request.schedule != "default":
+            settings["schedule"] = request.schedule
+        if rescale := self._guidance_rescale(request):
+            settings["guidance_rescale"] = rescale
+        if request.cache_interval > 1:
+            settings["cache_interval"] = request.cache_interval
         return settings
+
+    def _guidance_rescale(self, request: GenerateRequest) -> float:
+        if request.guidance_rescale is not None:
+            return request.guidance_rescale
+        return ZERO_TERMINAL_RESCALE if has_zero_terminal_snr(self.base.scheduler_config) else 0.0
+
+    def _pipeline(
+        self, task: PipelineTask, request: GenerateRequest, scheduler: Any
+    ) -> tuple[Any, list[DenoisingCallback]]:
+        """Return a pipeline whose UNet does what the request asks of it, and the callbacks that go with it."""
+        pipeline = make_pipeline(self.base, task, scheduler)
+        callbacks: list[DenoisingCallback] = [LoraSteps(self.patcher)]
+        cache = LayerCache(self.base.unet, request.cache_interval) if request.cache_interval > 1 else None
+        pipeline.unet = Denoiser(
+            self.base.unet,
+            self.base.compiled,
+            guidance_scale=self._guidance_scale(request),
+            guidance_rescale=self._guidance_rescale(request),
+            layer_cache=cache,
+        )
+        if cache:
+            callbacks.append(FreshLayerCache(cache))
+        return pipeline, callbacks
 
     def _plan(
         self, request: GenerateRequest, size: Size, encoder: PromptEncoder, prompts: Prompts, images: InputImages
     ) -> DenoisingPlan:
         """Choose pipeline and scheduler, and prepare what they are called with."""
         steps = self._steps(request)
-        check_scheduler(request.scheduler, steps)
+        check_scheduler(request.scheduler, steps, request.schedule)
         initial = None if request.prompt_strength == 1 else images.image
-        scheduler = make_scheduler(request.scheduler, self.base.scheduler_config, img2img=initial is not None)
+        scheduler = make_scheduler(
+            request.scheduler, self.base.scheduler_config, img2img=initial is not None, schedule=request.schedule
+        )
+        task: PipelineTask = "text2img" if initial is None else "img2img"
+        pipeline, callbacks = self._pipeline(task, request, scheduler)
         if initial is not None and int(request.prompt_strength * steps) < 1:
             expected = f"at least {1 / steps:.2g}, so that one of {steps} steps is taken"
             raise InputError("prompt_strength", request.prompt_strength, expected)
@@ -138,10 +181,10 @@ class ImageGenerator:
         }
         if initial is None:
             arguments |= {"width": size[0], "height": size[1]}
-            return DenoisingPlan(make_pipeline(self.base, "text2img", scheduler), arguments)
+            return DenoisingPlan(pipeline, arguments, callbacks=callbacks)
         arguments["strength"] = request.prompt_strength
         fitted = ImageOps.fit(initial.convert("RGB"), size, Image.Resampling.LANCZOS)
-        return DenoisingPlan(make_pipeline(self.base, "img2img", scheduler), arguments, self._initial_latents(fitted))
+        return DenoisingPlan(pipeline, arguments, self._initial_latents(fitted), callbacks)
 
     def _initial_latents(self, image: Image.Image) -> Callable[[DenoisingBatch], Mapping[str, Any]]:
         """Return the pipelines' argument ``image`` as a function of the batch, for an initial image."""

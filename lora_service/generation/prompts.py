@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import torch
 
+from lora_service.generation.prompt_cache import PromptCache
 from lora_service.generation.references import expand_references
 from lora_service.generation.request import GenerateRequest
 from lora_service.lora.patcher import Patcher, PatchReport
 from lora_service.lora.scale import Scale
-from lora_service.models.text_encoders import MAX_CHUNKS, TextEncoders
+from lora_service.models.text_encoders import MAX_CHUNKS, PromptEmbeds, TextEncoders
 
 
 class Prompts(NamedTuple):
@@ -31,12 +32,14 @@ class PromptEncoder:
         patcher: has the request's LoRAs applied.
         device: that of the UNet.
         log: called with lines for the person who waits.
+        cache: keeps embeds; None: they are made anew.
     """
 
     text: TextEncoders
     patcher: Patcher
     device: torch.device
     log: Callable[[str], None]
+    cache: PromptCache | None = None
 
     def expand(self, request: GenerateRequest, report: PatchReport, scales: Sequence[Scale]) -> Prompts:
         """Return both prompts with their references expanded; the log gets notes, and warnings of what is cut off.
@@ -67,10 +70,16 @@ class PromptEncoder:
         all_rows = [self.patcher.with_all_rows(prompt) for prompt in prompts]
         chunks = self.text.chunks_for(max(map(self.text.count, all_rows)))
         # One at a time, as the pipelines do: a batch of two differs in the last bits.
-        prompt_embeds, negative_embeds = (
-            self.text.encode(self.text.tokenize([prompt], chunks).to(self.device)) for prompt in all_rows
-        )
+        prompt_embeds, negative_embeds = (self._embeds(prompt, chunks) for prompt in all_rows)
         return {**prompt_embeds.as_kwargs(), **negative_embeds.as_kwargs("negative_")}
+
+    def _embeds(self, prompt: str, chunks: int) -> PromptEmbeds:
+        def encode() -> PromptEmbeds:
+            return self.text.encode(self.text.tokenize([prompt], chunks).to(self.device))
+
+        if self.cache is None:
+            return encode()
+        return self.cache.get((self.patcher.text_state, self.text.clip_skip, chunks, prompt), encode)
 
     def _warn_of_truncation(self, name: str, prompt: str) -> None:
         tokens = self.text.count(self.patcher.with_all_rows(prompt))

@@ -67,6 +67,18 @@ class GenerateRequest(BaseModel):
         description="The scheduler of the denoising steps.",
         json_schema_extra={"enum": [*SCHEDULERS]},
     )
+    schedule: Literal["default", "karras", "exponential", "beta"] = Field(
+        "default", description="Spacing of the noise levels. karras often shows more detail at few steps."
+    )
+    guidance_rescale: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Empty: 0, or 0.7 for bases with zero terminal SNR. Against garish colours at high guidance.",
+    )
+    cache_interval: Int = Field(
+        1, ge=1, le=10, description="For drafts: 2 to 5 computes most of the UNet in every so many steps only. 1: off."
+    )
     lora_urls: str = Field(
         "", description="Links to LoRAs, split by |. Share links of Google Drive, Hugging Face, Civitai … work."
     )
@@ -91,7 +103,10 @@ class GenerateRequest(BaseModel):
             "prompt", "negative_prompt", "lora_urls", "lora_scales", "width", "height", "num_outputs", "seed",
             "prompt_strength",
         ),
-        "Sampling": ("num_inference_steps", "guidance_scale", "scheduler", "clip_skip"),
+        "Sampling": (
+            "num_inference_steps", "guidance_scale", "guidance_rescale", "scheduler", "schedule", "clip_skip",
+            "cache_interval",
+        ),
         "Files": ("output_format", "output_quality"),
     }  # fmt: skip
     """The fields by group, in the order of ``lora-service generate --help``."""
@@ -117,6 +132,7 @@ class GenerateRequest(BaseModel):
             shown = redact_all(str(error.value).split("|"))  # links may carry tokens
             raise InputError("lora_urls", shown, error.expected, code=error.code) from None
         request.scales(more_loras)
+        check_scheduler(request.scheduler, 1, request.schedule)
         return request
 
     def links(self) -> tuple[str, ...]:

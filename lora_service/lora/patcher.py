@@ -62,6 +62,8 @@ class PatchReport:
         return f"{len(self.unmatched)} of {total} changes in the LoRAs fit no weight of this base: {named}"
 
 
+TextState = tuple[tuple[int, float, tuple[tuple[str, float], ...]], ...]
+"""Serial number, scale and the scales of blocks of each LoRA that reaches the text encoders."""
 _Plan = dict[ModuleKey, tuple[ScaledChange, ...]]
 """The changes of every weight that is to be patched."""
 
@@ -96,6 +98,7 @@ class Patcher:
         self._applied: _Plan = {}
         self._requested: _Plan = {}
         self._scales: tuple[Scale, ...] = ()
+        self._text_state: TextState = ()
         self._hold_addresses = hold_addresses
         self._buffers: dict[ModuleKey, Tensor] = {}
         self._blocks = with_outer_blocks(block_of(component, path) for component, path in self._weights)
@@ -105,6 +108,11 @@ class Patcher:
     def tokenizers(self) -> Mapping[str, CLIPTokenizer]:
         """The current tokenizer per text encoder: the original, or a copy with the LoRAs' tokens."""
         return self._token_embeddings.tokenizers
+
+    @property
+    def text_state(self) -> TextState:
+        """A key that is equal for equal text encoders, tokens and tokenizers; () for the originals."""
+        return self._text_state
 
     def with_all_rows(self, prompt: str) -> str:
         """Return a prompt in which the word of an embedding of several rows is followed by the names of the others."""
@@ -124,12 +132,21 @@ class Patcher:
             BaseModelError: a weight is in 8 or 4 bit (``quantized_base``).
         """
         try:
+            self._text_state = ()
             active = [(weights, scale) for weights, scale in loras if not scale.is_zero]
             plan, matched, unmatched = self._plan(loras)
             self._requested, self._scales = plan, tuple(scale for _, scale in loras)
             with torch.inference_mode(False), torch.no_grad():
                 self._patch(self._plan_at(0.0))
                 names = iter(self._token_embeddings.set([weights.embeddings for weights, _ in active]))
+            self._text_state = tuple(
+                (
+                    weights.serial,
+                    scale.text_encoder,
+                    tuple(named for named in scale.blocks if named[0].startswith("text")),
+                )
+                for weights, scale in active
+            )
             named = tuple(_named_subjects(weights, {} if scale.is_zero else next(names)) for weights, scale in loras)
             return PatchReport(matched, unmatched, tuple(by_name["1"] for by_name in named), named)
         except BaseException:
@@ -150,7 +167,7 @@ class Patcher:
 
     def restore(self) -> None:
         """Put the exact originals back. Safe to call again if it was interrupted."""
-        self._requested, self._scales = {}, ()
+        self._requested, self._scales, self._text_state = {}, (), ()
         with torch.inference_mode(False), torch.no_grad():
             for key in list(self._originals):
                 self._restore_weight(key)

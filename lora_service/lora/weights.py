@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import count
 from typing import Protocol
 
 import torch
@@ -138,6 +139,7 @@ class LoraWeights:
         metadata: the header's strings.
         format: name of the file format it was read from; "" if it was made in memory.
         warnings: what the file holds and could not be used, or had to be assumed.
+        serial: a number that no other object of this process has or had, for keys of caches.
     """
 
     layers: Mapping[str, Mapping[str, WeightChange]]
@@ -145,6 +147,7 @@ class LoraWeights:
     metadata: Mapping[str, str] = field(default_factory=dict)
     format: str = ""
     warnings: tuple[str, ...] = ()
+    serial: int = field(default_factory=count().__next__, init=False, repr=False)
 
     def __iter__(self) -> Iterator[tuple[str, str, WeightChange]]:
         """Iterate over every change as (component, module path, change)."""

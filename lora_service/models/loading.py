@@ -38,7 +38,11 @@ def load_base(settings: Settings, *, for_training: bool = False) -> DiffusionBas
     components = _load_components(path, dtype, settings)
     if settings.base_quantization != "none":
         quantize_unet(components.unet, settings.base_quantization, dtype, device)
-    return assemble(settings.base_model, components, defaults, device, dtype)
+    base = assemble(settings.base_model, components, defaults, device, dtype)
+    if device.type == "cuda" and not for_training:
+        for model in (base.unet, base.vae):  # the layout that the convolutions of tensor cores compute in
+            nn.Module.to(model, memory_format=torch.channels_last)
+    return base
 
 
 def choose_device(settings: Settings) -> torch.device:
@@ -114,6 +118,8 @@ def assemble(
     scheduler_config = dict(components.scheduler_config)
     if defaults and defaults.prediction_type:
         scheduler_config["prediction_type"] = defaults.prediction_type
+    if defaults and defaults.zero_terminal_snr is not None:
+        scheduler_config["rescale_betas_zero_snr"] = defaults.zero_terminal_snr
     prediction_type, supported = scheduler_config.get("prediction_type", "epsilon"), get_args(PredictionType)
     if prediction_type not in supported:
         reason = f"has the prediction type {prediction_type!r} and not {' or '.join(supported)}"

@@ -35,6 +35,7 @@ from lora_service.settings import Settings
 if TYPE_CHECKING:
     from lora_service.generation.generator import ImageGenerator
     from lora_service.lora.weights import LoraWeights
+    from lora_service.models.diffusion_base import DiffusionBase
 
 PARSED_BYTES = 2**30
 """Memory of the parsed LoRAs that are kept, beside those of the last request: the same link again costs nothing."""
@@ -99,18 +100,40 @@ class InferenceService(ModelService):
         generator = self._generator
         if self._weights:
             _ = self._trained_weights
-        if self.settings.warm_up:
-            generator.generate(GenerateRequest.of({"prompt": "", "num_inference_steps": 2}), [])
+        if self.settings.warm_up or self.settings.compile:
+            self._draw_once(generator)
+
+    def _draw_once(self, generator: ImageGenerator) -> None:
+        """Draw pictures that nobody sees; with ``COMPILE`` of all classes of shapes, so that no job has to compile."""
+        inputs: dict[str, Any] = {"prompt": "", "num_inference_steps": 2}
+        generator.generate(GenerateRequest.of(inputs), [])
+        if self.settings.compile:
+            side = generator.base.nearest_side(generator.base.defaults.resolution * 3 / 4)
+            for more in ({"num_outputs": 2}, {"guidance_scale": 1}):  # without guidance, batches are of one
+                generator.generate(GenerateRequest.of({**inputs, "width": side, **more}), [])
 
     @cached_property
     def _generator(self) -> ImageGenerator:
         from lora_service.generation.generator import ImageGenerator
+        from lora_service.generation.prompt_cache import PromptCache
         from lora_service.models.loading import load_base, use_threads
 
         use_threads(self.settings)
-        generator = ImageGenerator(load_base(self.settings), self.settings.max_pixel_steps)
+        base = load_base(self.settings)
+        if self.settings.compile:
+            base.compile(cuda_graphs=self.settings.cuda_graphs and base.device.type == "cuda")
+        generator = ImageGenerator(base, self.settings.max_pixel_steps, PromptCache())
         self._modules = module_map(generator.base.components)
         return generator
+
+    @property
+    def base(self) -> DiffusionBase:
+        """The base model, loaded at first use; requests change and restore it."""
+        return self._generator.base
+
+    def restore_base(self) -> None:
+        """Take the last request's LoRAs out of the base."""
+        self._generator.patcher.restore()
 
     def _base_is_intact(self) -> bool:
         generator = self.__dict__.get("_generator")
