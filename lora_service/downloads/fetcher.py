@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -70,7 +71,13 @@ class Fetcher:
         return self.fetch_file(remote, token=token).path
 
     def fetch_file(
-        self, remote: RemoteFile, *, token: str | None = None, base: str = "", until: float | None = None
+        self,
+        remote: RemoteFile,
+        *,
+        token: str | None = None,
+        base: str = "",
+        until: float | None = None,
+        cancelled: threading.Event | None = None,
     ) -> FetchedFile:
         """Return a LoRA in the cache, or an archive of one; it is downloaded, or revalidated, where needed.
 
@@ -81,6 +88,7 @@ class Fetcher:
             token: the ``api_token`` input; it goes to the link's own host only.
             base: the base that the LoRA is for, where a link offers several, as kohya names it: ``sd_v1``.
             until: time of :func:`time.monotonic` at which the fetch ends in any case: one for all links of a job.
+            cancelled: ends the fetch when it is set, for one in a thread that no cancellation reaches.
 
         Raises:
             LinkError: the link leads to nothing that is a LoRA, or nowhere.
@@ -90,7 +98,7 @@ class Fetcher:
         if remote.site == "local":
             return FetchedFile(remote.local_path, remote.local_path.name)
         bearer = select_token(remote, token, self._settings)
-        with Deadline(self._limits.total_timeout, until) as deadline:
+        with Deadline(self._limits.total_timeout, until, cancelled) as deadline:
             job = self._select_from_listing(DownloadJob(remote, bearer, deadline), base)
             try:
                 file = self._fetch(job)

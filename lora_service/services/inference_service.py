@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_service.downloads.auth import check_one_host
 from lora_service.downloads.fetcher import FetchedFile, Fetcher
 from lora_service.downloads.parsed_url import redact
+from lora_service.downloads.prefetch import Prefetch
 from lora_service.downloads.remote_file import RemoteFile
 from lora_service.downloads.resolve import resolve
 from lora_service.errors import InputError, LoraFileError, blame_input, quote, shorten
@@ -205,9 +207,16 @@ class InferenceService(ModelService):
         uploaded = [] if more.lora is None else [_read_upload(more.lora)]
         fetched = []
         until = time.monotonic() + self.settings.max_download_seconds
-        for name, file in files:
-            with blame_input(name):
-                fetched.append(self._lora(file, token, log, until))
+        version = self._generator.base.defaults.version
+
+        def fetch(file: RemoteFile, cancelled: Event) -> object:
+            return self._fetcher.fetch_file(file, token=token, base=version, until=until, cancelled=cancelled)
+
+        with Prefetch([file for _, file in files], fetch):
+            for name, file in files:
+                with blame_input(name):
+                    fetched.append(self._lora(file, token, log, until))
+                _propose_settings(fetched[-1], file, request, self.base, log)
         count = len(links["replicate_weights"])
         loras = [*weights, *fetched[:count], *uploaded, *fetched[count:]]
         for number, lora in enumerate(loras, start=1):
@@ -275,6 +284,18 @@ def _read_upload(lora: object) -> LoraWeights:
         raise InputError("lora", redact(str(lora)), "an uploaded LoRA or an http(s) link to one")
     with blame_input("lora"):
         return read_lora(lora, f"lora{lora.suffix}")
+
+
+def _propose_settings(
+    weights: LoraWeights, file: RemoteFile, request: GenerateRequest, base: DiffusionBase, log: Log
+) -> None:
+    """Say in the log what a LoRA that was distilled for few steps is made for, where the request asks for other."""
+    from lora_service.generation.few_steps import few_step_advice, few_step_kind
+
+    kind = few_step_kind(weights, file.link)
+    advice = few_step_advice(kind, request, base.defaults) if kind else None
+    if advice:
+        log(f"{file.link}: {advice}")
 
 
 def _description(number: int, weights: LoraWeights) -> str:
