@@ -15,7 +15,7 @@ from lora_service.validation import first_error
 
 MEBIBYTE = 1024**2
 Tracker = Literal["tensorboard", "wandb", "comet"]
-Quantization = Literal["none", "int8", "nf4"]
+Quantization = Literal["none", "int8", "nf4", "fp8"]
 _CACHE = Path("~/.cache/lora-service").expanduser()
 
 
@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     base_quantization: Quantization = "none"
-    """The format of the weights of the UNet's linear layers in trainings on CUDA."""
+    """The format of the weights of the UNet's linear layers on CUDA: int8 and nf4 for trainings, fp8 for drawing."""
     compile: bool = False
     """Whether the UNet and the VAE's decoder are compiled before a server that draws is READY."""
     cuda_graphs: bool = False

@@ -146,7 +146,7 @@ class ImageGenerator:
     ) -> tuple[Any, list[DenoisingCallback]]:
         """Return a pipeline whose UNet does what the request asks of it, and the callbacks that go with it."""
         pipeline = make_pipeline(self.base, task, scheduler)
-        callbacks: list[DenoisingCallback] = [LoraSteps(self.patcher)]
+        callbacks: list[DenoisingCallback] = [] if self.patcher.is_constant else [LoraSteps(self.patcher)]
         cache = LayerCache(self.base.unet, request.cache_interval) if request.cache_interval > 1 else None
         pipeline.unet = Denoiser(
             self.base.unet,

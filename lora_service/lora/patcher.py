@@ -26,7 +26,7 @@ from lora_service.lora.key_mapping import strip_text_model
 from lora_service.lora.merging import ScaledChange, fits, merge
 from lora_service.lora.safetensors_header import shortened
 from lora_service.lora.scale import Scale, block_of, with_outer_blocks
-from lora_service.lora.token_embeddings import TokenEmbeddings, as_text
+from lora_service.lora.token_embeddings import TokenEmbeddings, named_subjects
 from lora_service.lora.weights import BIAS, LoraWeights
 
 ModuleKey = tuple[str, str]
@@ -93,6 +93,13 @@ class Patcher:
             for ending, parameter in (("", module.weight), (BIAS, module.bias))
             if parameter is not None
         }
+        # Of weights in 8-bit floats (lora_service.models.float8).
+        self._row_scales: dict[ModuleKey, Tensor] = {
+            (component, strip_text_model(path)): scale
+            for component, model in components.items()
+            for path, module in model.named_modules()
+            if (scale := getattr(module, "weight_scale", None)) is not None
+        }
         self._token_embeddings = TokenEmbeddings(components, tokenizers)
         self._originals: dict[ModuleKey, Tensor] = {}
         self._applied: _Plan = {}
@@ -147,11 +154,16 @@ class Patcher:
                 )
                 for weights, scale in active
             )
-            named = tuple(_named_subjects(weights, {} if scale.is_zero else next(names)) for weights, scale in loras)
+            named = tuple(named_subjects(weights, {} if scale.is_zero else next(names)) for weights, scale in loras)
             return PatchReport(matched, unmatched, tuple(by_name["1"] for by_name in named), named)
         except BaseException:
             self.restore()
             raise
+
+    @property
+    def is_constant(self) -> bool:
+        """True if all applied LoRAs act in all steps, so that :meth:`move_to` changes nothing."""
+        return all(scale.is_constant for scale in self._scales)
 
     def move_to(self, progress: float) -> None:
         """Patch the UNet with those of the applied LoRAs that act in the next step; the tokens stay.
@@ -161,7 +173,7 @@ class Patcher:
         Args:
             progress: the share of all steps that were taken, from 0 to 1.
         """
-        if not all(scale.is_constant for scale in self._scales):
+        if not self.is_constant:
             with torch.inference_mode(False), torch.no_grad():
                 self._patch(self._plan_at(progress))
 
@@ -175,7 +187,7 @@ class Patcher:
 
     def _plan_at(self, progress: float) -> _Plan:
         """Return the changes of the LoRAs that act when ``progress`` of the steps were taken."""
-        if all(scale.is_constant for scale in self._scales):
+        if self.is_constant:
             return self._requested
         acting = {number for number, scale in enumerate(self._scales) if scale.acts_at(progress)}
         plan = {
@@ -250,16 +262,22 @@ class Patcher:
         if self._hold_addresses:
             merge(original, changes, weight.data)
         else:
-            weight.data = merge(original, changes, self._buffer(key, original))
+            weight.data = merge(self._unscaled(key, original), changes, self._buffer(key, original))
         self._applied[key] = changes
 
     def _copy(self, key: ModuleKey) -> Tensor:
         return self._buffer(key, self._weights[key].data).copy_(self._weights[key].data)
 
+    def _unscaled(self, key: ModuleKey, original: Tensor) -> Tensor:
+        """Return an original as it counts: one in 8-bit floats is multiplied by its scales."""
+        scale = self._row_scales.get(key)
+        return original if scale is None else original.float() * scale.float()
+
     def _buffer(self, key: ModuleKey, original: Tensor) -> Tensor:
         buffer = self._buffers.get(key)
-        if buffer is None or (buffer.device, buffer.dtype) != (original.device, original.dtype):
-            buffer = self._buffers[key] = torch.empty_like(original)
+        dtype = self._row_scales.get(key, original).dtype
+        if buffer is None or (buffer.device, buffer.dtype) != (original.device, dtype):
+            buffer = self._buffers[key] = torch.empty_like(original, dtype=dtype)
         return buffer
 
     def _restore_weight(self, key: ModuleKey) -> None:
@@ -268,27 +286,11 @@ class Patcher:
         if self._hold_addresses:
             weight.data.copy_(original)
         else:
-            weight.data = original.to(weight.device, weight.dtype)
+            dtype = original.dtype if key in self._row_scales else weight.dtype
+            weight.data = original.to(weight.device, dtype)
         if original.device.type != "cpu":
             self._buffers.pop(key, None)
         del self._originals[key]
 
     def _shapes(self, component: str) -> Iterable[tuple[str, tuple[int, ...]]]:
         return [(path, tuple(weight.shape)) for (name, path), weight in self._weights.items() if name == component]
-
-
-def _named_subjects(weights: LoraWeights, names: Mapping[str, str]) -> dict[str, str]:
-    """Return number, trigger, and first word of the trigger of each subject -> its text in prompts.
-
-    A word that several subjects share is the first one's.
-    """
-    texts = [
-        as_text([names.get(token, token) for token in subject.tokens]) or subject.trigger
-        for subject in weights.subjects
-    ]
-    by_name = {str(number): text for number, text in enumerate(texts, start=1)}
-    triggers = [subject.trigger.lower() for subject in weights.subjects]
-    for keys in (triggers, [trigger.split(" ")[0] for trigger in triggers]):
-        for key, text in zip(keys, texts, strict=True):
-            by_name.setdefault(key, text)
-    return by_name

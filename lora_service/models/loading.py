@@ -39,10 +39,16 @@ def load_base(settings: Settings, *, for_training: bool = False) -> DiffusionBas
     if settings.base_quantization != "none":
         quantize_unet(components.unet, settings.base_quantization, dtype, device)
     base = assemble(settings.base_model, components, defaults, device, dtype)
-    if device.type == "cuda" and not for_training:
-        for model in (base.unet, base.vae):  # the layout that the convolutions of tensor cores compute in
-            nn.Module.to(model, memory_format=torch.channels_last)
+    if not for_training:
+        prepare_for_drawing(base)
     return base
+
+
+def prepare_for_drawing(base: DiffusionBase) -> None:
+    """Lay the weights of convolutions out as a GPU's tensor cores compute them; on a CPU that gains nothing."""
+    if base.device.type == "cuda":
+        for model in (base.unet, base.vae):
+            nn.Module.to(model, memory_format=torch.channels_last)
 
 
 def choose_device(settings: Settings) -> torch.device:

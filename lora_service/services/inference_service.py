@@ -49,6 +49,8 @@ _IMPORTS = (
     f"diffusers:{' '.join(choice.class_name for choice in SCHEDULERS.values())}",
     "diffusers:StableDiffusionImg2ImgPipeline StableDiffusionXLImg2ImgPipeline",
     "scipy.integrate",  # KLMS
+    "scipy.stats",  # schedule beta
+    "lora_service.generation.few_steps",
     "lora_service.generation.generator",
     "lora_service.lora.files",
 )

@@ -1,10 +1,9 @@
 """The later files of a request are fetched while the first one is, once each, and not beyond the request."""
 
+import contextlib
 import threading
 import time
 from pathlib import Path
-
-import pytest
 
 from lora_service.downloads.prefetch import Prefetch
 from lora_service.downloads.remote_file import RemoteFile
@@ -13,10 +12,6 @@ from lora_service.errors import UnreachableError
 from tests.downloads.link_fakes import FakeSites, safetensors
 
 LINKS = ("https://files.example.org/a.safetensors", "https://other.example.org/b.safetensors")
-
-
-def names() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith(("prefetch", "download"))]
 
 
 def test_the_second_file_is_fetched_while_the_first_one_is(sites: FakeSites, tmp_path: Path) -> None:
@@ -58,11 +53,11 @@ def test_a_file_that_is_still_on_its_way_at_the_end_is_given_up(sites: FakeSites
             failures.append(error)
             raise
 
-    with pytest.raises(KeyboardInterrupt), Prefetch(files, fetch):
+    with contextlib.suppress(KeyboardInterrupt), Prefetch(files, fetch):
         assert started.wait(20)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt  # as a cancelled job
     until = time.monotonic() + 20
-    while any(name.startswith("prefetch") for name in names()) and time.monotonic() < until:
+    while any(thread.name.startswith("prefetch") for thread in threading.enumerate()) and time.monotonic() < until:
         time.sleep(0.05)
     ended.set()
     assert [error.code for error in failures if isinstance(error, UnreachableError)] == ["cancelled"]
