@@ -1,9 +1,10 @@
 """Leaving out layers of a UNet in most steps, for drafts (DeepCache, https://arxiv.org/abs/2312.00858).
 
 What the inner layers of a UNet say changes slowly from step to step. Every few steps all layers are computed and the
-inner ones' results kept; in the steps between only the last residual block on the way up, with its attention, is
-computed anew, of the new noise that reaches it from the first convolution and of what was kept. The layers' ``forward``
-is replaced while the UNet is called, so that diffusers' own code of the UNet stays in use, whatever its version.
+inner ones' results kept; in the steps between only the outermost layers are computed: the first residual block on the
+way down and the last two on the way up, with their attention. The last one alone is faster, but draws other pictures;
+two draw nearly the same. The layers' ``forward`` is replaced while the UNet is called, so that diffusers' own code of
+the UNet stays in use, whatever its version.
 """
 
 from __future__ import annotations
@@ -61,7 +62,10 @@ class LayerCache:
 
 
 def inner_layers(unet: Any) -> list[nn.Module]:
-    """Return the layers whose results are kept: all but the first and last convolution and the last level's last."""
-    last = unet.up_blocks[-1]
-    pairs = (last.resnets, getattr(last, "attentions", ()))
-    return [*unet.down_blocks, unet.mid_block, *unet.up_blocks[:-1], *(layer for kind in pairs for layer in kind[:-1])]
+    """Return the layers whose results are kept: all but the first of the way down and the last two of the way up."""
+    down, up = unet.down_blocks[0], unet.up_blocks[-1]
+    layers: list[nn.Module] = [*unet.down_blocks[1:], unet.mid_block, *unet.up_blocks[:-1], *(down.downsamplers or ())]
+    for kind in ("resnets", "attentions"):
+        layers += [*getattr(down, kind, ())][1:]
+        layers += [*getattr(up, kind, ())][:-2]
+    return layers
