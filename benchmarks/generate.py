@@ -7,7 +7,7 @@
 Bases but the embedded one are full-size with random weights. All sides draw with the same models in turn, with the same
 scheduler, steps, guidance and seed, and are checked to draw the same picture first. *First picture*: a LoRA that was
 never used, from its file to the picture, with what was there before taken out; *next*: the same LoRA again. *Step*: the
-median time between two passes of the UNet.
+median time between two passes of the UNet. On a CPU all are seconds of the processor, over all threads.
 
 ``--drafts`` adds pictures with `cache_interval` 2 and 3 and how far they are from the full ones; ``--compile`` draws
 ours compiled, at the end, and ``--fp8`` does so with weights in 8-bit floats. A ratio above 1 says that ours is faster.
@@ -174,10 +174,14 @@ def measure(sides: list[Side], job: Job, loras: Callable[[], Path], unet: nn.Mod
 
 
 def now(unet: nn.Module) -> float:
-    """Return the time at which all that was asked of the device is done."""
+    """Return the time at which all that was asked of the device is done: of the processor's work where it does it.
+
+    Other programs on the same processor do not count then.
+    """
     device = next(unet.parameters()).device
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
