@@ -25,8 +25,8 @@ class WeightedEncoder:
 
     A weight ``w`` moves the states of its tokens away from those of the empty prompt: ``empty + w · (states − empty)``,
     as compel does above 1 and ComfyUI always. (A1111 multiplies the states and then restores their mean, which changes
-    the other words too, and divides by nearly zero where the mean is nearly zero.) The pooled embedding of XL is that of
-    the text without weights.
+    the other words too, and divides by nearly zero where the mean is nearly zero.) XL's pooled embedding is that of the
+    text without weights.
 
     Attributes:
         text: the text encoders as the request wants them.
@@ -73,7 +73,7 @@ class WeightedEncoder:
         return PromptEmbeds(self._weighted(embeds.states, weights, chunks), embeds.pooled)
 
     def _weighted(self, states: Tensor, weights: Mapping[str, Tensor], chunks: int) -> Tensor:
-        """Return the states ``(1, n, width)``, each encoder's share of the width by the weights ``(n,)`` of its tokens."""
+        """Return the states ``(1, n, width)``; each encoder's share of the width has its tokens' weights ``(n,)``."""
         # Its real states, also where the base was trained with zeros for an empty prompt.
         no_text = TokenIds(self.text.tokenize([""]).by_encoder, torch.tensor([False]))
         empty = self.text.encode(no_text.to(self.device)).states.float().repeat(1, chunks, 1)
@@ -100,7 +100,7 @@ class WeightedEncoder:
         return max(1, -(-longest // self.text.chunk_tokens))
 
     def _chunked(self, prompt: ParsedPrompt, chunks: int) -> dict[str, list[_Token]]:
-        """Return each encoder's tokens in ``chunks`` chunks, each with its start and end, as ``TextEncoders`` has them."""
+        """Return each encoder's tokens in ``chunks`` chunks, each with its start and end as in training."""
         rows: dict[str, list[_Token]] = {name: [] for name in self.text.tokenizers}
         for part in prompt.parts:
             by_encoder = self._part_ids(part)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-AdapterType = Literal["sketch", "seg", "keypose", "depth", "canny", "lineart", "pose"]
-ADAPTER_TYPES: tuple[AdapterType, ...] = get_args(AdapterType)
-"""The inputs' choices; the first four are the predecessor's."""
-LINE_TYPES: tuple[AdapterType, ...] = ("sketch", "canny", "lineart")
-"""Types whose condition is white lines on black, which OpenCV can draw of any picture."""
+from lora_service.models.control_registry import LINE_TYPES, AdapterType
 
 Gray = NDArray[np.uint8]
 """``(h, w)``."""
