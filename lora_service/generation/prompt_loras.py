@@ -1,14 +1,16 @@
-"""``<lora:name:0.8>`` in prompts, as A1111 and Civitai write a LoRA with its scale; imports no torch."""
+"""``<lora:name:0.8>`` in prompts, as A1111 and Civitai write a LoRA with its scale."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lora_service.errors import InputError
+from lora_service.generation.request import GenerateRequest
 from lora_service.lora.safetensors_header import shortened
 from lora_service.lora.scale import Scale
+from lora_service.lora.weights import LoraWeights
 
 _TAG = re.compile(r"\s*<(?P<kind>lora|lyco|hypernet):(?P<name>[^<>:]{1,200})(?P<scales>(?::[^<>:]{0,30}){0,6})>")
 _MAX_SCALE = 2.0
@@ -27,6 +29,29 @@ class TaggedPrompt:
     prompt: str
     scales: Mapping[int, Scale] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+def follow_lora_tags(
+    request: GenerateRequest, loras: Sequence[tuple[LoraWeights, Scale]], log: Callable[[str], None]
+) -> tuple[GenerateRequest, list[tuple[LoraWeights, Scale]]]:
+    """Return the request with prompts without tags and the scales that they set, and its LoRAs with these scales.
+
+    Raises:
+        InputError: a tag has a scale that is none.
+    """
+    names = [weights.names for weights, _ in loras]
+    prompt = take_lora_tags(request.prompt, names)
+    negative = take_lora_tags(request.negative_prompt, names, "negative_prompt")
+    for note in (*prompt.notes, *negative.notes):
+        log(note)
+    scales = request.lora_scales.split("|")
+    scales *= len(loras) if len(scales) == 1 else 1
+    for index, scale in prompt.scales.items():
+        scales[index] = _shown(scale)
+    changed = {"prompt": prompt.prompt, "negative_prompt": negative.prompt}
+    changed |= {"lora_scales": "|".join(scales)} if prompt.scales else {}
+    scaled = [(weights, prompt.scales.get(index, scale)) for index, (weights, scale) in enumerate(loras)]
+    return request.model_copy(update=changed), scaled
 
 
 def take_lora_tags(prompt: str, names: Sequence[Sequence[str]], field: str = "prompt") -> TaggedPrompt:
@@ -62,8 +87,7 @@ def take_lora_tags(prompt: str, names: Sequence[Sequence[str]], field: str = "pr
             notes.append(f"warning: {shortened(tag)} was left out of the {_words(field)}, where it has no effect")
         elif scale is not None:
             scales[index] = scale
-            shown = f"{scale.unet:g}" if scale.unet == scale.text_encoder else f"{scale.unet:g}/{scale.text_encoder:g}"
-            notes.append(f"LoRA {index + 1} has the scale {shown}, as {shortened(tag)} in the prompt says")
+            notes.append(f"LoRA {index + 1} has the scale {_shown(scale)}, as {shortened(tag)} in the prompt says")
         return ""
 
     stripped, count = _TAG.subn(take, prompt)
@@ -86,6 +110,12 @@ def _scale(tag: str, text: str, field: str) -> Scale | None:
     if scale is None or not all(abs(factor) <= _MAX_SCALE for factor in (scale.unet, scale.text_encoder)):
         raise InputError(field, shortened(tag), "one whose tags have a scale from -2 to 2, like <lora:name:0.8>")
     return scale
+
+
+def _shown(scale: Scale) -> str:
+    """Return a scale as ``lora_scales`` takes it."""
+    same = scale.unet == scale.text_encoder
+    return f"{scale.unet:g}" if same else f"{scale.unet:g}/{scale.text_encoder:g}"
 
 
 def _key(name: str) -> str:

@@ -101,6 +101,11 @@ class Patcher:
         """The current tokenizer per text encoder: the original, or a copy with the LoRAs' tokens."""
         return self._token_embeddings.tokenizers
 
+    @property
+    def token_names(self) -> frozenset[str]:
+        """The names of the LoRAs' tokens, as they are written in prompts."""
+        return self._token_embeddings.names
+
     def with_all_rows(self, prompt: str) -> str:
         """Return a prompt in which the word of an embedding of several rows is followed by the names of the others."""
         return self._token_embeddings.with_all_rows(prompt)

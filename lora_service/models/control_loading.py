@@ -22,11 +22,16 @@ _CLASSES: dict[str, Any] = {"ControlNetModel": ControlNetModel, "T2IAdapter": T2
 _FAMILY_BY_WIDTH: dict[int, Family] = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 
 
-class AdapterStore:
-    """The adapters for a base, loaded on first use; the last one is kept, as each takes up to 2.5 GB."""
+class ControlModels:
+    """The ControlNets and T2I-Adapters for a base, loaded on first use; the last is kept, as one takes up to 2.5 GB.
 
-    def __init__(self, base: DiffusionBase, settings: Settings) -> None:
-        self._base, self._settings = base, settings
+    Args:
+        base: the base.
+        settings: name further ones, and the folder of downloads; those of the environment unless given.
+    """
+
+    def __init__(self, base: DiffusionBase, settings: Settings | None = None) -> None:
+        self._base, self._settings = base, settings or Settings.from_environment()
         self._loaded: tuple[str, Adapter] | None = None
 
     def get(self, adapter_type: AdapterType) -> Adapter:
