@@ -103,10 +103,11 @@ class GenerateRequest(BaseModel):
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Picture": (
             "prompt", "negative_prompt", "lora_urls", "lora_scales", "width", "height", "num_outputs", "seed",
-            "prompt_strength", "adapter_type", "adapter_scale", "embedding_urls", "disable_safety_checker",
+            "prompt_strength", "embedding_urls",
         ),
+        "Control": ("adapter_type", "adapter_scale"),
         "Sampling": ("num_inference_steps", "guidance_scale", "scheduler", "clip_skip"),
-        "Files": ("output_format", "output_quality"),
+        "Files": ("output_format", "output_quality", "disable_safety_checker"),
     }  # fmt: skip
     """The fields by group, in the order of ``lora-service generate --help``."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from lora_service.errors import InputError, SettingError
 from lora_service.models.registry import EMBEDDED
@@ -47,13 +47,13 @@ def adapters_of_setting(settings: Settings) -> dict[AdapterType, str]:
     Raises:
         SettingError: a part of it is not ``type=folder or hub id``.
     """
-    named = {}
+    named: dict[AdapterType, str] = {}
     for part in settings.adapters:
         adapter_type, _, where = (text.strip() for text in part.partition("="))
         if adapter_type not in ADAPTER_TYPES or not where:
             expected = f"TYPE=FOLDER or TYPE=OWNER/NAME, split by |, with a TYPE of {', '.join(ADAPTER_TYPES)}"
             raise SettingError("ADAPTERS", part, expected)
-        named[cast(AdapterType, adapter_type)] = where
+        named[adapter_type] = where
     return named
 
 
