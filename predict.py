@@ -109,6 +109,27 @@ class Predictor(BaseRunner):
             le=4294967295,
             description="Empty: random, and reported. The same seed gives the same pictures.",
         ),
+        adapter_condition_image: Path | None = Input(
+            default=None, description="A picture whose lines, depth or pose the result follows: see adapter_type."
+        ),
+        adapter_type: str = Input(
+            default="sketch",
+            choices=["sketch", "seg", "keypose", "depth", "canny", "lineart", "pose"],
+            description="With adapter_condition_image: what of it is followed. Lines are traced from any picture.",
+        ),
+        adapter_scale: float = Input(
+            default=1.0,
+            ge=0,
+            le=2,
+            description="With adapter_condition_image: how strictly it is followed. 0 ignores it.",
+        ),
+        embedding_urls: str = Input(
+            default="",
+            description="Links to textual inversions, split by |; the file's name is the word for the prompt.",
+        ),
+        disable_safety_checker: bool = Input(
+            default=False, description="Give out pictures unchecked, where this server allows it."
+        ),
         output_format: str = Input(default="png", choices=["png", "jpeg", "webp"], description="Format of the files."),
         output_quality: int = Input(default=90, ge=1, le=100, description="Quality of jpeg and webp."),
         replicate_weights: str = Input(
@@ -121,6 +142,6 @@ class Predictor(BaseRunner):
     ) -> list[Path]:
         inputs = {name: value for name, value in locals().items() if name not in ("self", "api_token")}
         token = api_token.get_secret_value() if api_token else None
-        uploads = {name: inputs.pop(name) for name in ("image", "lora", "replicate_weights")}
+        uploads = {name: inputs.pop(name) for name in ("image", "adapter_condition_image", "lora", "replicate_weights")}
         paths = self.service.run(inputs, **uploads, token=token, record_metric=self.record_metric)
         return [Path(path) for path in paths]

@@ -23,6 +23,7 @@ from tools import write_entries
 
 CASES = [("train", TrainConfig), ("predict", GenerateRequest)]
 NOT_CONFIG = {"instance_data", "instance_data_urls", "class_data", "image", "lora", "replicate_weights", "api_token"}
+NOT_CONFIG |= {"adapter_condition_image"}
 
 
 def parameters(mode: Any) -> dict[str, EntryParameter]:
@@ -128,7 +129,8 @@ def test_every_input_of_the_predecessors_is_there() -> None:
     }  # fmt: skip
     drawing = {
         "prompt", "negative_prompt", "width", "height", "num_outputs", "num_inference_steps", "guidance_scale",
-        "image", "prompt_strength", "scheduler", "lora_urls", "lora_scales", "seed",
+        "image", "prompt_strength", "scheduler", "lora_urls", "lora_scales", "seed", "adapter_condition_image",
+        "adapter_type",
     }  # fmt: skip
     assert trainers <= set(inspect.signature(train.train).parameters)
     assert drawing <= set(inspect.signature(predict.Predictor.run).parameters)

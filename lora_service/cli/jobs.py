@@ -35,7 +35,7 @@ from lora_service.lora.scale import SCALE_PATTERN
 from lora_service.services.inference_service import InferenceService
 from lora_service.services.model_service import Log
 from lora_service.services.training_service import TrainingService, TrainingUpload
-from lora_service.serving.form import IMAGE, INSTANCE_DATA_URLS
+from lora_service.serving.form import ADAPTER_CONDITION_IMAGE, IMAGE, INSTANCE_DATA_URLS
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.inputs.resolved_config import ResolvedConfig
 from lora_service.training.runs.run_folder import RunFolder, RunOptions
@@ -137,6 +137,10 @@ def train_command(
 @click.option(
     "--image", cls=GroupedOption, group="Picture", type=_EXISTING_PATH, help=IMAGE.description
 )  # fmt: skip
+@click.option(
+    "--adapter_condition_image", cls=GroupedOption, group="Control", type=_EXISTING_PATH,
+    help=ADAPTER_CONDITION_IMAGE.description,
+)  # fmt: skip
 @config_options(GenerateRequest, without=("prompt", "lora_urls", "lora_scales"))
 @click.option(
     "-o", "--output", cls=GroupedOption, group="Files", type=_PATH, default=Path("pictures"),
@@ -144,20 +148,28 @@ def train_command(
 )  # fmt: skip
 @force_option("Files")
 def generate_command(
-    prompt: str, loras: tuple[str, ...], output: Path, force: bool, image: Path | None, **inputs: Any
+    prompt: str,
+    loras: tuple[str, ...],
+    output: Path,
+    force: bool,
+    image: Path | None,
+    adapter_condition_image: Path | None,
+    **inputs: Any,
 ) -> None:
     """Draw PROMPT; <1> in it is what the first --lora learned."""
     links, scales = zip(*map(split_scale, loras), strict=True) if loras else ((), (_DEFAULT_SCALE,))
     inputs |= {"prompt": prompt, "lora_urls": "|".join(links), "lora_scales": "|".join(scales)}
     files = _named_pictures(output, inputs)
-    sources = [*map(Path, links), *([image] if image else [])]
+    pictures: dict[str, Any] = {"image": image, "adapter_condition_image": adapter_condition_image}
+    sources = [*map(Path, links), *(path for path in pictures.values() if path)]
     for file in files:
         check_output(file, force=force, inputs=sources)
     if not files:
         check_folder(output)
     with InferenceService(allow_local=True) as service, _lora_option(loras):
-        paths = service.run(inputs, image=image, log=click.echo)
-        for number, path in enumerate(paths):
+        paths = service.run(inputs, **pictures, log=click.echo)
+        for path in paths:
+            number = int(path.stem.rpartition("-")[2])  # those that were held back are not among them
             target = files[number] if files else free_path(output / f"picture-1{path.suffix}")
             with whole_file(target) as written:
                 shutil.copyfile(path, written)

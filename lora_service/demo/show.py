@@ -65,8 +65,10 @@ def show(folder: Path, log: Callable[[str], None] = print, on_progress: OnProgre
         PROMPTS, base_subject=f"a {CLASS_WORD}", similarity=lambda images: judge.similarity(images, pictures)
     )
     rows, metrics = evaluate(base, read_lora(lora_path), evaluation)
-    metrics.similarity["the pictures themselves"] = _ceiling(base, judge, pictures)
-    lines = metrics.lines("mean cosine with the pictures taught with, by the image judge; 0 is another creature")
+    lines = metrics.lines("by the image judge, −1 to 1; about 0 is another creature")
+    lines.insert(
+        1, f"the most that this base can draw, which is the pictures' own: {_ceiling(base, judge, pictures):.2f}"
+    )
     draw_grid([ImageRow("taught with", pictures[: len(PROMPTS)]), *rows], lines).save(folder / "demo.png")
     for line in lines:
         log(line)

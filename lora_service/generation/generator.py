@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from lora_service.errors import InputError
 from lora_service.generation.clip_skip import choose_clip_skip
+from lora_service.generation.control.condition_image import make_condition_image
+from lora_service.generation.control.structure_control import StructureControl
 from lora_service.generation.denoiser import Denoiser
 from lora_service.generation.denoising import DenoisingBatch, DenoisingCallback, DenoisingPlan, denoise
 from lora_service.generation.image_files import GeneratedImage
@@ -22,6 +25,8 @@ from lora_service.generation.input_images import InputImages
 from lora_service.generation.layer_cache import LayerCache
 from lora_service.generation.pipelines import PipelineTask, make_pipeline
 from lora_service.generation.prompt_cache import PromptCache
+from lora_service.generation.prompt_embeddings import EMBEDDING_SCALE, report_embeddings
+from lora_service.generation.prompt_loras import follow_lora_tags
 from lora_service.generation.prompts import PromptEncoder, Prompts
 from lora_service.generation.request import GenerateRequest
 from lora_service.generation.scheduler_classes import has_zero_terminal_snr, make_scheduler
@@ -31,6 +36,7 @@ from lora_service.generation.step_callbacks import FreshLayerCache, LoraSteps
 from lora_service.lora.patcher import Patcher, PatchReport
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraWeights
+from lora_service.models.control_loading import ControlModels
 from lora_service.models.diffusion_base import DiffusionBase
 
 ScaledLora = tuple[LoraWeights, Scale]
@@ -50,13 +56,19 @@ class ImageGenerator:
     Args:
         base: the base model.
         max_pixel_steps: most width × height × steps × images of a request; None: any.
+        controls: the ControlNets and T2I-Adapters for the base; None: those of the environment's settings.
         prompt_cache: keeps prompt embeds, where nothing but the patcher changes the text encoders; None: none are.
     """
 
     def __init__(
-        self, base: DiffusionBase, max_pixel_steps: int | None = None, prompt_cache: PromptCache | None = None
+        self,
+        base: DiffusionBase,
+        max_pixel_steps: int | None = None,
+        controls: ControlModels | None = None,
+        prompt_cache: PromptCache | None = None,
     ) -> None:
         self.base = base
+        self._controls = controls or ControlModels(base)
         self._max_pixel_steps = max_pixel_steps
         self._prompt_cache = prompt_cache
         self.patcher = Patcher(base.components, base.tokenizers, hold_addresses=base.compiled is not None)
@@ -66,6 +78,7 @@ class ImageGenerator:
         request: GenerateRequest,
         loras: list[ScaledLora],
         *,
+        embeddings: Sequence[LoraWeights] = (),
         images: InputImages | None = None,
         log: Log = lambda line: None,
     ) -> list[GeneratedImage]:
@@ -74,17 +87,21 @@ class ImageGenerator:
         Args:
             request: the inputs.
             loras: the LoRAs of ``request``, loaded, in its order.
+            embeddings: textual inversions, whose words the prompts may have.
             images: the pictures of the request, if it has any.
             log: called with lines for the person who waits.
 
         Raises:
             InputError: a size does not suit the base, or the prompt names a LoRA that the request does not have.
             WrongBaseError: a LoRA belongs to another base.
+            AdapterError: the model for ``adapter_type`` cannot be used.
         """
         images = images or InputImages()
-        size = choose_size(request, self.base, images.image)
+        size = choose_size(request, self.base, images.shape)
         check_work(request, self.base, size, self._max_pixel_steps)
-        with self._patched(loras) as report:
+        request, loras = follow_lora_tags(request, loras, log)
+        with self._patched([*loras, *((each, EMBEDDING_SCALE) for each in embeddings)]) as full_report:
+            report = report_embeddings(full_report, len(loras), request, log)
             if report.warning:
                 log(f"warning: {report.warning}")
             clip_skip = choose_clip_skip(request, loras, self.base, log)
@@ -93,6 +110,7 @@ class ImageGenerator:
             prompts = encoder.expand(request, report, [scale for _, scale in loras])
             with torch.inference_mode():
                 plan = self._plan(request, size, encoder, prompts, images)
+                plan = replace(plan, callbacks=[*plan.callbacks, *self._control(request, size, images, log)])
             settings = self._settings(request, size, prompts, images)
             if clip_skip is not None:
                 settings["clip_skip"] = clip_skip
@@ -134,6 +152,8 @@ class ImageGenerator:
             settings["guidance_rescale"] = rescale
         if request.cache_interval > 1:
             settings["cache_interval"] = request.cache_interval
+        if images.adapter_condition_image is not None:
+            settings |= {"adapter_type": request.adapter_type, "adapter_scale": request.adapter_scale}
         return settings
 
     def _guidance_rescale(self, request: GenerateRequest) -> float:
@@ -158,6 +178,17 @@ class ImageGenerator:
         if cache:
             callbacks.append(FreshLayerCache(cache))
         return pipeline, callbacks
+
+    def _control(
+        self, request: GenerateRequest, size: Size, images: InputImages, log: Log
+    ) -> Sequence[DenoisingCallback]:
+        """Return what makes the UNet follow the condition image, if the request has one."""
+        if images.adapter_condition_image is None or request.adapter_scale == 0:
+            return ()
+        adapter = self._controls.get(request.adapter_type)
+        condition = make_condition_image(images.adapter_condition_image, request.adapter_type, size)
+        log(condition.note)
+        return (StructureControl(self.base, adapter, condition.image, request.adapter_scale),)
 
     def _plan(
         self, request: GenerateRequest, size: Size, encoder: PromptEncoder, prompts: Prompts, images: InputImages

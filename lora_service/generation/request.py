@@ -12,12 +12,15 @@ from lora_service.downloads.resolve import MAX_LINK_LENGTH, is_data_uri, split
 from lora_service.errors import InputError, blame_input
 from lora_service.generation.schedulers import SCHEDULERS, check_scheduler
 from lora_service.lora.scale import Scale, parse_scale
+from lora_service.models.control_registry import AdapterType
 from lora_service.validation import Int, validate, without_surrogates
 
 LARGEST_SIDE = 2048
 """The most pixels of width and height."""
 MAX_LORAS = 8
 """The most LoRAs of one request."""
+MAX_EMBEDDINGS = 16
+"""The most textual inversions of one request."""
 PICTURE_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 """Suffix of a picture file -> ``output_format``."""
 
@@ -93,6 +96,17 @@ class GenerateRequest(BaseModel):
     seed: Int | None = Field(
         None, ge=0, le=2**32 - 1, description="Empty: random, and reported. The same seed gives the same pictures."
     )
+    adapter_type: AdapterType = Field(
+        "sketch",
+        description="With adapter_condition_image: what of it is followed. Lines are traced from any picture.",
+    )
+    adapter_scale: float = Field(
+        1.0, ge=0, le=2, description="With adapter_condition_image: how strictly it is followed. 0 ignores it."
+    )
+    embedding_urls: str = Field(
+        "", description="Links to textual inversions, split by |; the file's name is the word for the prompt."
+    )
+    disable_safety_checker: bool = Field(False, description="Give out pictures unchecked, where this server allows it.")
     output_format: Annotated[Literal["png", "jpeg", "webp"], BeforeValidator(_picture_format)] = Field(
         "png", description="Format of the files."
     )
@@ -101,13 +115,14 @@ class GenerateRequest(BaseModel):
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Picture": (
             "prompt", "negative_prompt", "lora_urls", "lora_scales", "width", "height", "num_outputs", "seed",
-            "prompt_strength",
+            "prompt_strength", "embedding_urls",
         ),
+        "Control": ("adapter_type", "adapter_scale"),
         "Sampling": (
             "num_inference_steps", "guidance_scale", "guidance_rescale", "scheduler", "schedule", "clip_skip",
             "cache_interval",
         ),
-        "Files": ("output_format", "output_quality"),
+        "Files": ("output_format", "output_quality", "disable_safety_checker"),
     }  # fmt: skip
     """The fields by group, in the order of ``lora-service generate --help``."""
 
@@ -127,28 +142,30 @@ class GenerateRequest(BaseModel):
         try:
             request = validate(GenerateRequest, values)
         except InputError as error:
-            if error.field != "lora_urls":
+            if error.field not in ("lora_urls", "embedding_urls"):
                 raise
             shown = redact_all(str(error.value).split("|"))  # links may carry tokens
-            raise InputError("lora_urls", shown, error.expected, code=error.code) from None
+            raise InputError(error.field, shown, error.expected, code=error.code) from None
         request.scales(more_loras)
         check_scheduler(request.scheduler, 1, request.schedule)
+        request.links("embedding_urls")
         return request
 
-    def links(self) -> tuple[str, ...]:
-        """Return the links of ``lora_urls``.
+    def links(self, field: Literal["lora_urls", "embedding_urls"] = "lora_urls") -> tuple[str, ...]:
+        """Return the links of ``lora_urls`` or ``embedding_urls``.
 
         Raises:
             InputError: there are too many, or one is longer than any link.
             LinkError: they begin as a JSON list and are none.
         """
-        with blame_input("lora_urls"):
-            links = split(self.lora_urls)
-        if len(links) > MAX_LORAS:
-            raise InputError("lora_urls", redact_all(links), f"at most {MAX_LORAS} links")
+        most = MAX_LORAS if field == "lora_urls" else MAX_EMBEDDINGS
+        with blame_input(field):
+            links = split(getattr(self, field))
+        if len(links) > most:
+            raise InputError(field, redact_all(links), f"at most {most} links")
         too_long = [link for link in links if len(link) > MAX_LINK_LENGTH and not is_data_uri(link)]
         if too_long:
-            raise InputError("lora_urls", redact(too_long[0]), f"links of at most {MAX_LINK_LENGTH} characters")
+            raise InputError(field, redact(too_long[0]), f"links of at most {MAX_LINK_LENGTH} characters")
         return links
 
     def scales(self, more_loras: int = 0) -> list[Scale]:

@@ -121,6 +121,11 @@ class Patcher:
         """A key that is equal for equal text encoders, tokens and tokenizers; () for the originals."""
         return self._text_state
 
+    @property
+    def token_names(self) -> frozenset[str]:
+        """The names of the LoRAs' tokens, as they are written in prompts."""
+        return self._token_embeddings.names
+
     def with_all_rows(self, prompt: str) -> str:
         """Return a prompt in which the word of an embedding of several rows is followed by the names of the others."""
         return self._token_embeddings.with_all_rows(prompt)

@@ -56,6 +56,11 @@ class TokenEmbeddings:
         """The tokenizers with the added tokens, per text encoder."""
         return dict(self._tokenizers)
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of the added tokens, as they are written in prompts."""
+        return frozenset(name for _, name, _ in self._added)
+
     def unique_names(self, tokens: Sequence[RowsByToken]) -> list[dict[str, str]]:
         """Return each LoRA's token names -> their names in prompts: the same, unless a name is taken already."""
         taken = set(self._taken)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Event
@@ -35,7 +35,9 @@ from lora_service.services.worker import COMMON_IMPORTS, Worker
 from lora_service.settings import Settings
 
 if TYPE_CHECKING:
-    from lora_service.generation.generator import ImageGenerator
+    from lora_service.generation.generator import ImageGenerator, ScaledLora
+    from lora_service.generation.image_files import GeneratedImage
+    from lora_service.generation.safety import SafetyChecker
     from lora_service.lora.weights import LoraWeights
     from lora_service.models.diffusion_base import DiffusionBase
 
@@ -52,6 +54,8 @@ _IMPORTS = (
     "scipy.stats",  # schedule beta
     "lora_service.generation.few_steps",
     "lora_service.generation.generator",
+    "diffusers.pipelines.stable_diffusion.safety_checker",
+    "lora_service.generation.safety",
     "lora_service.lora.files",
 )
 
@@ -104,6 +108,8 @@ class InferenceService(ModelService):
         generator = self._generator
         if self._weights:
             _ = self._trained_weights
+        if self.settings.safety_checker:
+            _ = self._safety_checker  # a server that cannot check is of no use
         if self.settings.warm_up or self.settings.compile:
             self._draw_once(generator)
 
@@ -120,13 +126,15 @@ class InferenceService(ModelService):
     def _generator(self) -> ImageGenerator:
         from lora_service.generation.generator import ImageGenerator
         from lora_service.generation.prompt_cache import PromptCache
+        from lora_service.models.control_loading import ControlModels
         from lora_service.models.loading import load_base, use_threads
 
         use_threads(self.settings)
         base = load_base(self.settings)
         if self.settings.compile:
             base.compile(cuda_graphs=self.settings.cuda_graphs and base.device.type == "cuda")
-        generator = ImageGenerator(base, self.settings.max_pixel_steps, PromptCache())
+        controls = ControlModels(base, self.settings)
+        generator = ImageGenerator(base, self.settings.max_pixel_steps, controls, PromptCache())
         self._modules = module_map(generator.base.components)
         return generator
 
@@ -154,6 +162,7 @@ class InferenceService(ModelService):
         inputs: Mapping[str, Any],
         *,
         image: object = None,
+        adapter_condition_image: object = None,
         lora: object = None,
         replicate_weights: str = "",
         token: str | None = None,
@@ -164,6 +173,7 @@ class InferenceService(ModelService):
 
         Args:
             image: the picture to start from, anything that Cog hands over.
+            adapter_condition_image: the picture whose structure is followed, likewise.
             lora: an uploaded LoRA, anything that Cog hands over.
             replicate_weights: link to a training's result, used in place of the service's own weights.
             token: sent to the links' own host only.
@@ -172,42 +182,73 @@ class InferenceService(ModelService):
             LoraServiceError: a mistake that the user can mend.
         """
         log = JobLog(log, record_metric)
-        uploads = [path for path in (image, lora) if isinstance(path, Path)]
+        uploads = [path for path in (image, adapter_condition_image, lora) if isinstance(path, Path)]
         with self._job(log, uploads), self._keeping_parsed():
             more_loras = bool(replicate_weights.strip() or self._weights) + (lora is not None)
             request = GenerateRequest.of(inputs, more_loras)
-            images = InputImages(open_image("image", image, self.settings))
+            images = InputImages(
+                open_image("image", image, self.settings),
+                open_image("adapter_condition_image", adapter_condition_image, self.settings),
+            )
             started = time.monotonic()
-            loras = self._loras(request, LoraSources(replicate_weights.strip(), lora), token, log)
+            sources = LoraSources(replicate_weights.strip(), lora)
+            loras, embeddings = self._loras(request, sources, token, log)
             fetched = time.monotonic()
-            generated = self._generator.generate(request, loras, images=images, log=log)
-            paths = self._save(request, generated)
+            generated = self._generator.generate(request, loras, embeddings=embeddings, images=images, log=log)
+            kept = self._without_held_back(request, generated, log)
+            paths = self._save(request, kept)
             record_metric("seed", generated[0].seed)
+            if len(kept) < len(generated):
+                record_metric("held_back", len(generated) - len(kept))
             record_metric("seconds_lora", round(fetched - started, 3))
             record_metric("seconds_drawing", round(time.monotonic() - fetched, 3))
             return paths
 
-    def _save(self, request: GenerateRequest, generated: list[Any]) -> list[Path]:
+    def _without_held_back(
+        self, request: GenerateRequest, generated: list[GeneratedImage], log: Log
+    ) -> list[tuple[int, GeneratedImage]]:
+        """Return the pictures that may be given out, with their places."""
+        from lora_service.generation.safety import is_check_wanted, without_held_back
+
+        if not is_check_wanted(self.settings, request.disable_safety_checker, log):
+            return list(enumerate(generated))
+        return without_held_back(generated, self._safety_checker, log)
+
+    @cached_property
+    def _safety_checker(self) -> SafetyChecker:
+        """The checker of ``SAFETY_CHECKER``."""
+        from lora_service.generation.safety import SafetyChecker
+
+        return SafetyChecker.load(self.settings, self._generator.base.device)
+
+    def _save(self, request: GenerateRequest, generated: list[tuple[int, GeneratedImage]]) -> list[Path]:
         from lora_service.generation.image_files import save_image
 
         folder = self._output.renew()
         suffix = "jpg" if request.output_format == "jpeg" else request.output_format
-        return [
-            save_image(image, folder / f"out-{i}.{suffix}", request.output_quality) for i, image in enumerate(generated)
-        ]
+        return [save_image(image, folder / f"out-{i}.{suffix}", request.output_quality) for i, image in generated]
 
-    def _loras(self, request: GenerateRequest, more: LoraSources, token: str | None, log: Log) -> list[Any]:
-        """Return the request's LoRAs, read, with their scales: trained weights, the upload, and those by link."""
-        links = {"replicate_weights": [more.replicate_weights] if more.replicate_weights else []}
-        links["lora_urls"] = list(request.links())
+    def _loras(
+        self, request: GenerateRequest, more: LoraSources, token: str | None, log: Log
+    ) -> tuple[list[ScaledLora], list[LoraWeights]]:
+        """Return the request's LoRAs, read, with their scales, and its textual inversions.
+
+        The LoRAs are the trained weights, the upload, and those by link, in this order.
+        """
+        links: dict[str, Sequence[str]] = {
+            "replicate_weights": [more.replicate_weights] if more.replicate_weights else [],
+            "lora_urls": request.links(),
+            "embedding_urls": request.links("embedding_urls"),
+        }
         files: list[tuple[str, RemoteFile]] = []
         for name in links:
             with blame_input(name):
-                files += [(name, resolve(link, allow_local=self._allow_local)) for link in links[name]]
+                found = [resolve(link, allow_local=self._allow_local) for link in links[name]]
+            files += [(name, replace(file, is_embedding=name == "embedding_urls")) for file in found]
         check_one_host([file for _, file in files], token, self.settings)
         weights = [self._trained_weights] if self._weights and not more.replicate_weights else []
         uploaded = [] if more.lora is None else [_read_upload(more.lora)]
-        fetched = []
+        fetched: dict[str, list[LoraWeights]] = {name: [] for name in links}
         until = time.monotonic() + self.settings.max_download_seconds
         version = self._generator.base.defaults.version
 
@@ -217,15 +258,15 @@ class InferenceService(ModelService):
         with Prefetch([file for _, file in files], fetch):
             for name, file in files:
                 with blame_input(name):
-                    fetched.append(self._lora(file, token, log, until))
-                _propose_settings(fetched[-1], file, request, self.base, log)
-        count = len(links["replicate_weights"])
-        loras = [*weights, *fetched[:count], *uploaded, *fetched[count:]]
+                    fetched[name].append(self._lora(file, token, log, until))
+                _propose_settings(fetched[name][-1], file, request, self.base, log)
+        loras = [*weights, *fetched["replicate_weights"], *uploaded, *fetched["lora_urls"]]
         for number, lora in enumerate(loras, start=1):
             log(_description(number, lora))
             for warning in lora.warnings:
                 log(f"warning: LoRA {number}: {warning}")
-        return list(zip(loras, request.scales(len(loras) - len(links["lora_urls"])), strict=True))
+        scales = request.scales(len(loras) - len(links["lora_urls"]))
+        return list(zip(loras, scales, strict=True)), [_checked_embedding(each) for each in fetched["embedding_urls"]]
 
     @cached_property
     def _trained_weights(self) -> LoraWeights:
@@ -255,7 +296,11 @@ class InferenceService(ModelService):
         stat = file.path.stat()
         # Each use sets the time of a file in the cache, whose name is the hash of its content.
         key = (file, stat.st_mtime_ns if remote.site == "local" else 0, stat.st_size)
-        weights = self._parsed.get(key) or self._used.get(key) or read_lora(file.path, file.name)
+        weights = (
+            self._parsed.get(key)
+            or self._used.get(key)
+            or read_lora(file.path, file.name, torch_embedding=remote.is_embedding)
+        )
         self._used[key] = weights
         return weights
 
@@ -298,6 +343,14 @@ def _propose_settings(
     advice = few_step_advice(kind, request, base.defaults) if kind else None
     if advice:
         log(f"{file.link}: {advice}")
+
+
+def _checked_embedding(weights: LoraWeights) -> LoraWeights:
+    """Return what was read from ``embedding_urls`` if it is a textual inversion."""
+    if weights.layers or not weights.embeddings:
+        expected = "links to textual inversions; a LoRA's link belongs into lora_urls"
+        raise InputError("embedding_urls", weights.name, expected, code="not_an_embedding")
+    return weights
 
 
 def _description(number: int, weights: LoraWeights) -> str:
