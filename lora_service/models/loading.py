@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -48,7 +48,7 @@ def prepare_for_drawing(base: DiffusionBase) -> None:
     """Lay the weights of convolutions out as a GPU's tensor cores compute them; on a CPU that gains nothing."""
     if base.device.type == "cuda":
         for model in (base.unet, base.vae):
-            nn.Module.to(model, memory_format=torch.channels_last)
+            cast(Any, nn.Module).to(model, memory_format=torch.channels_last)  # an argument that its types lack
 
 
 def choose_device(settings: Settings) -> torch.device:
