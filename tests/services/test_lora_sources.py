@@ -65,7 +65,7 @@ def prompt_of(service: InferenceService, inputs: dict[str, Any], **sources: Any)
     """Return the prompt after its references were expanded."""
     settings: list[dict[str, Any]] = []
     save = service._save
-    service._save = lambda request, images: settings.append(dict(images[0].settings)) or save(request, images)  # type: ignore
+    service._save = lambda request, images: settings.append(dict(images[0][1].settings)) or save(request, images)  # type: ignore
     service.run(INPUTS | inputs, **sources, log=lambda line: None)
     return str(settings[0]["prompt"])
 
