@@ -192,7 +192,7 @@ def test_the_same_link_is_parsed_once(service: Service, tmp_path: Path, monkeypa
 
     read: list[Path] = []
     read_lora = files.read_lora
-    monkeypatch.setattr(files, "read_lora", lambda path, name="": read.append(path) or read_lora(path, name))
+    monkeypatch.setattr(files, "read_lora", lambda path, name="", **more: read.append(path) or read_lora(path, name))
     made, link = service(), data_uri(file_of(tmp_path, "dog"))
     for _ in range(3):
         made.run(INPUTS | {"lora_urls": link}, log=lambda line: None)
