@@ -50,6 +50,7 @@ _IMPORTS = (
     "scipy.integrate",  # KLMS
     "lora_service.generation.generator",
     "diffusers.pipelines.stable_diffusion.safety_checker",
+    "lora_service.generation.control.condition_image",
     "lora_service.generation.safety",
     "lora_service.lora.files",
 )
