@@ -16,7 +16,6 @@ from torch import Tensor
 
 from lora_service.errors import InputError
 from lora_service.generation.clip_skip import choose_clip_skip
-from lora_service.generation.control.condition_image import make_condition_image
 from lora_service.generation.control.structure_control import StructureControl
 from lora_service.generation.denoiser import Denoiser
 from lora_service.generation.denoising import DenoisingBatch, DenoisingCallback, DenoisingPlan, denoise
@@ -185,6 +184,8 @@ class ImageGenerator:
         """Return what makes the UNet follow the condition image, if the request has one."""
         if images.adapter_condition_image is None or request.adapter_scale == 0:
             return ()
+        from lora_service.generation.control.condition_image import make_condition_image  # OpenCV, for this alone
+
         adapter = self._controls.get(request.adapter_type)
         condition = make_condition_image(images.adapter_condition_image, request.adapter_type, size)
         log(condition.note)

@@ -9,7 +9,7 @@ from diffusers import ControlNetModel, T2IAdapter
 from safetensors import SafetensorError
 
 from lora_service.errors import AdapterError, BaseModelError, InputError
-from lora_service.models.control_registry import AdapterType, Family, find_adapter
+from lora_service.models.control_registry import AdapterType, Family, adapters_of_setting, find_adapter
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.hub_download import local_folder
 from lora_service.models.hub_files import CONFIG, select_adapter
@@ -28,10 +28,14 @@ class ControlModels:
     Args:
         base: the base.
         settings: name further ones, and the folder of downloads; those of the environment unless given.
+
+    Raises:
+        SettingError: ``ADAPTERS`` cannot be used.
     """
 
     def __init__(self, base: DiffusionBase, settings: Settings | None = None) -> None:
         self._base, self._settings = base, settings or Settings.from_environment()
+        adapters_of_setting(self._settings)
         self._loaded: tuple[str, Adapter] | None = None
 
     def get(self, adapter_type: AdapterType) -> Adapter:

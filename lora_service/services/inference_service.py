@@ -55,6 +55,7 @@ _IMPORTS = (
     "lora_service.generation.few_steps",
     "lora_service.generation.generator",
     "diffusers.pipelines.stable_diffusion.safety_checker",
+    "lora_service.generation.control.condition_image",
     "lora_service.generation.safety",
     "lora_service.lora.files",
 )

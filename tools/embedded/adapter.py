@@ -25,7 +25,7 @@ from tools.embedded.pool import SIZE, load_pool, to_tensor
 from tools.embedded.vae import PATCH
 
 BATCH = 8
-CAPTION_DROPOUT = 0.3
+CAPTION_DROPOUT = 0.5
 """Share of empty captions: more than for the UNet, so that the adapter learns to tell shapes by the lines alone."""
 ENCODE_CHUNK = 64
 
@@ -86,6 +86,10 @@ def train(
     return adapter
 
 
+def _is_matrix(name: str, weights: torch.nn.Parameter) -> bool:
+    return weights.ndim > 1
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -93,13 +97,13 @@ def main() -> None:
     add("--work", type=Path, default=Path("build/embedded"), help="folder of the pictures and the checkpoint")
     add("--out", type=Path, default=Path("lora_service/models/embedded/adapters/lines"), help="folder of the adapter")
     add("--pictures", type=int, default=2500, help="number of different pictures")
-    add("--steps", type=int, default=1200)
+    add("--steps", type=int, default=900)
     add("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     pictures, metadata = load_pool("synthetic", arguments.pictures, arguments.work / "pictures")
     pipeline = StableDiffusionPipeline.from_pretrained(arguments.base, safety_checker=None, dtype=torch.float32)
-    plan = Plan(arguments.steps, 1.5e-3, warmup=30, decay_from=0.4, ema_decay=0.98, save_every=50)
+    plan = Plan(arguments.steps, 2e-3, 30, decay_from=0.4, ema_decay=0.98, uses_muon=_is_matrix, save_every=50)
     captions = [caption for caption, _ in metadata]
     train(pipeline, np.asarray(pictures), captions, plan, arguments.work).half().save_pretrained(arguments.out)
 
