@@ -64,11 +64,33 @@ class Predictor(BaseRunner):
                 "PNDM",
                 "KLMS",
                 "DPMSolverMultistepKarras",
+                "DPMSolverMultistepSDE",
+                "DPMSolverSinglestep",
+                "DPMSolverSinglestepSDE",
+                "KDPM2",
+                "KDPM2Ancestral",
                 "UniPC",
                 "Heun",
                 "LCM",
             ],
             description="The scheduler of the denoising steps.",
+        ),
+        schedule: str = Input(
+            default="default",
+            choices=["default", "karras", "exponential", "beta"],
+            description="Spacing of the noise levels. karras often shows more detail at few steps.",
+        ),
+        guidance_rescale: float | None = Input(
+            default=None,
+            ge=0,
+            le=1,
+            description="Empty: 0, or 0.7 for bases with zero terminal SNR. Against garish colours at high guidance.",
+        ),
+        cache_interval: int = Input(
+            default=1,
+            ge=1,
+            le=10,
+            description="For drafts: 2 to 5 computes most of the UNet in every so many steps only. 1: off.",
         ),
         lora_urls: str = Input(
             default="",
@@ -79,7 +101,7 @@ class Predictor(BaseRunner):
         ),
         lora_scales: str = Input(
             default="0.8",
-            max_length=500,
+            max_length=4000,
             description="One scale for all, or one each, split by |. 0.8/0.5: UNet 0.8, text encoder 0.5.",
         ),
         image: Path | None = Input(default=None, description="A picture to start from."),
@@ -105,6 +127,27 @@ class Predictor(BaseRunner):
             le=4294967295,
             description="Empty: random, and reported. The same seed gives the same pictures.",
         ),
+        adapter_condition_image: Path | None = Input(
+            default=None, description="A picture whose lines, depth or pose the result follows: see adapter_type."
+        ),
+        adapter_type: str = Input(
+            default="sketch",
+            choices=["sketch", "seg", "keypose", "depth", "canny", "lineart", "pose"],
+            description="With adapter_condition_image: what of it is followed. Lines are traced from any picture.",
+        ),
+        adapter_scale: float = Input(
+            default=1.0,
+            ge=0,
+            le=2,
+            description="With adapter_condition_image: how strictly it is followed. 0 ignores it.",
+        ),
+        embedding_urls: str = Input(
+            default="",
+            description="Links to textual inversions, split by |; the file's name is the word for the prompt.",
+        ),
+        disable_safety_checker: bool = Input(
+            default=False, description="Give out pictures unchecked, where this server allows it."
+        ),
         output_format: str = Input(default="png", choices=["png", "jpeg", "webp"], description="Format of the files."),
         output_quality: int = Input(default=90, ge=1, le=100, description="Quality of jpeg and webp."),
         preview_every: int = Input(
@@ -123,6 +166,7 @@ class Predictor(BaseRunner):
     ) -> list[Path]:
         inputs = {name: value for name, value in locals().items() if name not in ("self", "api_token")}
         token = api_token.get_secret_value() if api_token else None
-        uploads = {name: inputs.pop(name) for name in ("image", "mask", "lora", "replicate_weights")}
+        names = ("image", "mask", "adapter_condition_image", "lora", "replicate_weights")
+        uploads = {name: inputs.pop(name) for name in names}
         paths = self.service.run(inputs, **uploads, token=token, record_metric=self.record_metric)
         return [Path(path) for path in paths]

@@ -2,6 +2,8 @@
 
 train_step          a training step, compared with a reference loop
 full_size           whole jobs on a full-size base of random weights
+generate            pictures with a LoRA, compared with diffusers with PEFT's layers and with fused weights
+request_memory      memory, pictures and base over hundreds of mixed requests
 swap                applying, rescaling and removing a LoRA, compared with diffusers
 cold_start          the time of a new server to its first picture
 read_pictures       loading a dataset of large photographs

@@ -28,6 +28,7 @@ NOT_CONFIG = {
     "class_data",
     "image",
     "mask",
+    "adapter_condition_image",
     "lora",
     "replicate_weights",
     "api_token",
@@ -137,7 +138,8 @@ def test_every_input_of_the_predecessors_is_there() -> None:
     }  # fmt: skip
     drawing = {
         "prompt", "negative_prompt", "width", "height", "num_outputs", "num_inference_steps", "guidance_scale",
-        "image", "prompt_strength", "scheduler", "lora_urls", "lora_scales", "seed",
+        "image", "prompt_strength", "scheduler", "lora_urls", "lora_scales", "seed", "adapter_condition_image",
+        "adapter_type",
     }  # fmt: skip
     assert trainers <= set(inspect.signature(train.train).parameters)
     assert drawing <= set(inspect.signature(predict.Predictor.run).parameters)

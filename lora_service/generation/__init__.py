@@ -10,6 +10,17 @@
 ``scheduler_classes`` diffusers' schedulers with a base's scheduler config, and own ones
 ``pipelines``         diffusers' pipelines around the models of a base
 ``denoising``         from seeds to latents, with callbacks between the steps
+``denoiser``          stands in for the UNet: rescaled guidance, drafts
+``layer_cache``       leaves out layers in most steps
+``step_callbacks``    LoRAs that act in a share of the steps
+``prompt_cache``      prompt embeds kept from request to request
+``few_steps``         LoRAs that were distilled for few steps
+``prompt_syntax``     weights and breaks in prompts
+``prompt_loras``      ``<lora:name:0.8>`` in prompts
+``prompt_weights``    the states of weighted prompts
+``prompt_embeddings`` textual inversions of a request
+``control``           pictures that follow the structure of another one
+``safety``            the safety checker
 ``generator``         a base that generates images with LoRAs
 ``image_files``       generated images and their files
 ``image_grid``        labelled rows of images in one

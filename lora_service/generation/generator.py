@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,26 +15,37 @@ from PIL import Image
 from lora_service.errors import InputError
 from lora_service.generation.batches import draw_in_batches
 from lora_service.generation.clip_skip import choose_clip_skip
+from lora_service.generation.control.structure_control import StructureControl
+from lora_service.generation.denoiser import Denoiser
 from lora_service.generation.denoising import DenoisingCallback, DenoisingPlan
 from lora_service.generation.image_files import GeneratedImage
 from lora_service.generation.initial_image import InitialImage
 from lora_service.generation.input_images import InputImages
+from lora_service.generation.layer_cache import LayerCache
 from lora_service.generation.memory import check_memory
 from lora_service.generation.modes import choose_mode
-from lora_service.generation.pipelines import make_pipeline
+from lora_service.generation.pipelines import PipelineTask, make_pipeline
 from lora_service.generation.progress import Preview, Previews, Progress
+from lora_service.generation.prompt_cache import PromptCache
+from lora_service.generation.prompt_embeddings import EMBEDDING_SCALE, report_embeddings
+from lora_service.generation.prompt_loras import follow_lora_tags
 from lora_service.generation.prompts import PromptEncoder, Prompts
 from lora_service.generation.request import GenerateRequest
-from lora_service.generation.scheduler_classes import make_scheduler
+from lora_service.generation.scheduler_classes import has_zero_terminal_snr, make_scheduler
 from lora_service.generation.schedulers import check_scheduler
 from lora_service.generation.sizes import Size, check_work, choose_size
+from lora_service.generation.step_callbacks import FreshLayerCache, LoraSteps
 from lora_service.lora.patcher import Patcher, PatchReport
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraWeights
+from lora_service.models.control_loading import ControlModels
 from lora_service.models.diffusion_base import DiffusionBase
 
 ScaledLora = tuple[LoraWeights, Scale]
 Log = Callable[[str], None]
+
+ZERO_TERMINAL_RESCALE = 0.7
+"""Guidance rescale of bases whose noise ends without signal, as https://arxiv.org/abs/2305.08891 has it."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +74,29 @@ class ImageGenerator:
     Args:
         base: the base model.
         max_pixel_steps: most width × height × steps × images of a request; None: any.
+        controls: the ControlNets and T2I-Adapters for the base; None: those of the environment's settings.
+        prompt_cache: keeps prompt embeds, where nothing but the patcher changes the text encoders; None: none are.
     """
 
-    def __init__(self, base: DiffusionBase, max_pixel_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        base: DiffusionBase,
+        max_pixel_steps: int | None = None,
+        controls: ControlModels | None = None,
+        prompt_cache: PromptCache | None = None,
+    ) -> None:
         self.base = base
+        self._controls = controls or ControlModels(base)
         self._max_pixel_steps = max_pixel_steps
-        self.patcher = Patcher(base.components, base.tokenizers)
+        self._prompt_cache = prompt_cache
+        self.patcher = Patcher(base.components, base.tokenizers, hold_addresses=base.compiled is not None)
 
     def generate(
         self,
         request: GenerateRequest,
         loras: list[ScaledLora],
         *,
+        embeddings: Sequence[LoraWeights] = (),
         images: InputImages | None = None,
         on_preview: Callable[[Preview], None] | None = None,
         log: Log = lambda line: None,
@@ -86,6 +108,7 @@ class ImageGenerator:
         Args:
             request: the inputs.
             loras: the LoRAs of ``request``, loaded, in its order.
+            embeddings: textual inversions, whose words the prompts may have.
             images: the pictures of the request, if it has any.
             on_preview: called with the previews that the request asks for.
             log: called with lines for the person who waits.
@@ -94,22 +117,26 @@ class ImageGenerator:
             InputError: a size does not suit the base or the memory, a mask does not suit its image, or the prompt names
                 a LoRA that the request does not have.
             WrongBaseError: a LoRA belongs to another base.
+            AdapterError: the model for ``adapter_type`` cannot be used.
         """
         images = images or InputImages()
-        size = choose_size(request, self.base, images.image)
+        size = choose_size(request, self.base, images.shape)
         check_work(request, self.base, size, self._max_pixel_steps)
         check_memory(self.base, size)
         initial = InitialImage.fit(images, size, log)
-        with self._patched(loras) as report:
+        request, loras = follow_lora_tags(request, loras, log)
+        with self._patched([*loras, *((each, EMBEDDING_SCALE) for each in embeddings)]) as full_report:
+            report = report_embeddings(full_report, len(loras), request, log)
             if report.warning:
                 log(f"warning: {report.warning}")
             clip_skip = choose_clip_skip(request, loras, self.base, log)
             text = self.base.text.with_tokenizers(self.patcher.tokenizers).with_clip_skip(clip_skip)
-            encoder = PromptEncoder(text, self.patcher, self.base.device, log)
+            encoder = PromptEncoder(text, self.patcher, self.base.device, log, self._prompt_cache)
             prompts = encoder.expand(request, report, [scale for _, scale in loras])
             with torch.inference_mode():
                 plan = self._plan(request, size, encoder, prompts, initial)
-            callbacks: list[DenoisingCallback] = [*plan.callbacks, Progress(request.num_outputs, log)]
+                control = self._control(request, size, images, log)
+            callbacks: list[DenoisingCallback] = [*plan.callbacks, *control, Progress(request.num_outputs, log)]
             if request.preview_every and on_preview is not None:
                 callbacks.append(Previews(self.base, request.preview_every, on_preview))
             settings = self._settings(request, size, prompts, images)
@@ -152,7 +179,51 @@ class ImageGenerator:
             settings["keep_unmasked"] = request.keep_unmasked
             if request.keep_unmasked:
                 settings["mask_feather"] = self._feather(request)
+        if request.schedule != "default":
+            settings["schedule"] = request.schedule
+        if rescale := self._guidance_rescale(request):
+            settings["guidance_rescale"] = rescale
+        if request.cache_interval > 1:
+            settings["cache_interval"] = request.cache_interval
+        if images.adapter_condition_image is not None:
+            settings |= {"adapter_type": request.adapter_type, "adapter_scale": request.adapter_scale}
         return settings
+
+    def _guidance_rescale(self, request: GenerateRequest) -> float:
+        if request.guidance_rescale is not None:
+            return request.guidance_rescale
+        return ZERO_TERMINAL_RESCALE if has_zero_terminal_snr(self.base.scheduler_config) else 0.0
+
+    def _pipeline(
+        self, task: PipelineTask, request: GenerateRequest, scheduler: Any
+    ) -> tuple[Any, list[DenoisingCallback]]:
+        """Return a pipeline whose UNet does what the request asks of it, and the callbacks that go with it."""
+        pipeline = make_pipeline(self.base, task, scheduler)
+        callbacks: list[DenoisingCallback] = [] if self.patcher.is_constant else [LoraSteps(self.patcher)]
+        cache = LayerCache(self.base.unet, request.cache_interval) if request.cache_interval > 1 else None
+        pipeline.unet = Denoiser(
+            self.base.unet,
+            self.base.compiled,
+            guidance_scale=self._guidance_scale(request),
+            guidance_rescale=self._guidance_rescale(request),
+            layer_cache=cache,
+        )
+        if cache:
+            callbacks.append(FreshLayerCache(cache))
+        return pipeline, callbacks
+
+    def _control(
+        self, request: GenerateRequest, size: Size, images: InputImages, log: Log
+    ) -> Sequence[DenoisingCallback]:
+        """Return what makes the UNet follow the condition image, if the request has one."""
+        if images.adapter_condition_image is None or request.adapter_scale == 0:
+            return ()
+        from lora_service.generation.control.condition_image import make_condition_image  # OpenCV, for this alone
+
+        adapter = self._controls.get(request.adapter_type)
+        condition = make_condition_image(images.adapter_condition_image, request.adapter_type, size)
+        log(condition.note)
+        return (StructureControl(self.base, adapter, condition.image, request.adapter_scale),)
 
     def _plan(
         self,
@@ -164,20 +235,22 @@ class ImageGenerator:
     ) -> DenoisingPlan:
         """Choose pipeline and scheduler, and prepare what they are called with."""
         steps = self._steps(request)
-        check_scheduler(request.scheduler, steps)
+        check_scheduler(request.scheduler, steps, request.schedule)
         if initial is not None and int(request.prompt_strength * steps) < 1:
             expected = f"at least {1 / steps:.2g}, so that one of {steps} steps is taken"
             raise InputError("prompt_strength", request.prompt_strength, expected)
         mode = choose_mode(self.base, initial, request.prompt_strength if initial else 1.0, size)
-        scheduler = make_scheduler(request.scheduler, self.base.scheduler_config, img2img=mode.starts_in_middle)
+        scheduler = make_scheduler(
+            request.scheduler, self.base.scheduler_config, img2img=mode.starts_in_middle, schedule=request.schedule
+        )
         arguments: dict[str, Any] = {
             "num_inference_steps": steps,
             "guidance_scale": self._guidance_scale(request),
             **mode.arguments,
             **encoder.encode(prompts),
         }
-        pipeline = make_pipeline(self.base, mode.task, scheduler)
-        return DenoisingPlan(pipeline, arguments, mode.batch_arguments, mode.callbacks)
+        pipeline, callbacks = self._pipeline(mode.task, request, scheduler)
+        return DenoisingPlan(pipeline, arguments, mode.batch_arguments, [*mode.callbacks, *callbacks])
 
     def _draw(self, request: GenerateRequest, drawing: _Drawing, log: Log) -> list[GeneratedImage]:
         first_seed = random.SystemRandom().randrange(2**32 - 8) if request.seed is None else request.seed

@@ -96,6 +96,9 @@ REPLICATE_WEIGHTS = FormInput(
 )
 IMAGE = FormInput("image", "Path", "A picture to start from.")
 MASK = FormInput("mask", "Path", "With image: white where it is drawn anew, black where it stays.")
+ADAPTER_CONDITION_IMAGE = FormInput(
+    "adapter_condition_image", "Path", "A picture whose lines, depth or pose the result follows: see adapter_type."
+)
 API_TOKEN = FormInput("api_token", "Secret", "Token for a private link; it is sent to the link's own host only.")
 
 CONFIGS: Mapping[Mode, type[TrainConfig] | type[GenerateRequest]] = MappingProxyType(
@@ -105,7 +108,12 @@ _LAST = ""
 _ENTRY_ONLY: Mapping[Mode, Mapping[str, tuple[FormInput, ...]]] = MappingProxyType(
     {
         "train": {"task": (INSTANCE_DATA, INSTANCE_DATA_URLS), "class_prompt": (CLASS_DATA,)},
-        "predict": {"lora_scales": (LORA,), "prompt_strength": (IMAGE, MASK), _LAST: (REPLICATE_WEIGHTS, API_TOKEN)},
+        "predict": {
+            "lora_scales": (LORA,),
+            "prompt_strength": (IMAGE, MASK),
+            "adapter_type": (ADAPTER_CONDITION_IMAGE,),
+            _LAST: (REPLICATE_WEIGHTS, API_TOKEN),
+        },
     }
 )
 """The inputs that are no fields of a config, by the field that they precede."""

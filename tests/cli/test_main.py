@@ -186,6 +186,9 @@ def test_a_server_is_not_started_on_what_can_be_no_base(
         ("o/r@main", ("o/r@main", "0.8")),
         ("@0.5", ("@0.5", "0.8")),
         ("a@--1", ("a@--1", "0.8")),
+        ("a@0.8,unet.down:0.5,steps:0-0.6", ("a", "0.8,unet.down:0.5,steps:0-0.6")),
+        ("o/r@main@unet.mid:1", ("o/r@main", "unet.mid:1")),
+        ("https://me@host:8000/a", ("https://me@host:8000/a", "0.8")),
     ],
 )
 def test_a_scale_is_split_off_at_the_last_at_sign(text: str, parts: tuple[str, str]) -> None:

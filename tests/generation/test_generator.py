@@ -150,6 +150,18 @@ def test_every_scheduler_is_reproducible_by_seed(scheduler: str, predicted: str)
     assert pixels(again) == pixels(first)
 
 
+def alpha_of(scheduler: Any, timestep: Any) -> Any:
+    """Return the share of the latents' variance in what the UNet sees at a step."""
+    if scheduler.init_noise_sigma == 1:
+        return scheduler.alphas_cumprod[timestep]
+    index = scheduler.step_index  # the noise levels of these may stand between two timesteps
+    sigma = scheduler.sigmas[index]
+    if hasattr(scheduler, "sigmas_interpol") and not scheduler.state_in_first_order:
+        ancestral = "Ancestral" in type(scheduler).__name__
+        sigma = scheduler.sigmas_interpol[index - 1 if ancestral else index]
+    return 1 / (1 + sigma**2)
+
+
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_scheduler_samples_the_same_from_predicted_noise_and_predicted_latents(name: str) -> None:
     samples = []
@@ -160,8 +172,7 @@ def test_every_scheduler_samples_the_same_from_predicted_noise_and_predicted_lat
         x = torch.randn(1, 4, 4, 4, generator=rng) * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
             noisy = scheduler.scale_model_input(x, t)
-            in_sigmas = scheduler.init_noise_sigma != 1  # these may stand between two timesteps
-            alpha = 1 / (1 + scheduler.sigmas[scheduler.step_index] ** 2) if in_sigmas else scheduler.alphas_cumprod[t]
+            alpha = alpha_of(scheduler, t)
             latents = torch.tanh(noisy)
             noise = (noisy - alpha.sqrt() * latents) / (1 - alpha).sqrt()
             kwargs = {"generator": rng} if "generator" in inspect.signature(scheduler.step).parameters else {}
@@ -185,8 +196,7 @@ def test_a_run_that_starts_in_the_middle_ends_at_what_a_perfect_unet_sees(name: 
         x = scheduler.add_noise(latents, torch.randn(latents.shape, generator=rng), timesteps[:1])
         for t in timesteps:
             noisy = scheduler.scale_model_input(x, t)
-            in_sigmas = scheduler.init_noise_sigma != 1
-            alpha = 1 / (1 + scheduler.sigmas[scheduler.step_index] ** 2) if in_sigmas else scheduler.alphas_cumprod[t]
+            alpha = alpha_of(scheduler, t)
             noise = (noisy - alpha.sqrt() * latents) / (1 - alpha).sqrt()
             kwargs = {"generator": rng} if "generator" in inspect.signature(scheduler.step).parameters else {}
             x = scheduler.step(latents if predicted == "sample" else noise, t, x, **kwargs).prev_sample
@@ -227,6 +237,11 @@ def test_both_prompts_are_warned_about_when_they_are_cut_off(name: str) -> None:
     assert any(line.startswith(f"warning: the {name.replace('_', ' ')} has") for line in lines)
 
 
+IGNORING_ZERO_SNR = (
+    "PNDM", "KLMS", "DPMSolverSinglestep", "DPMSolverSinglestepSDE", "KDPM2", "KDPM2Ancestral", "Heun",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_a_scheduler_keeps_zero_terminal_snr_or_is_refused(scheduler: str) -> None:
     base = small_base("v_prediction")
@@ -234,10 +249,10 @@ def test_a_scheduler_keeps_zero_terminal_snr_or_is_refused(scheduler: str) -> No
     # diffusers would not pass on the keys that it lists as left at their defaults.
     base.scheduler_config = {k: v for k, v in base.scheduler_config.items() if k != "_use_default_values"}
     base.scheduler_config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    if scheduler in ("PNDM", "KLMS", "Heun"):  # diffusers' classes of these ignore it
+    if scheduler in IGNORING_ZERO_SNR:  # diffusers' classes of these ignore it
         with raises(InputError, code="unsupported_noise_schedule", field="scheduler") as caught:
             ImageGenerator(base).generate(request(scheduler=scheduler), [])
-        supported = [name for name in SCHEDULERS if name not in ("PNDM", "KLMS", "Heun")]
+        supported = [name for name in SCHEDULERS if name not in IGNORING_ZERO_SNR]
         assert ", ".join(supported) in caught.value.expected
     else:
         assert make_scheduler(scheduler, base.scheduler_config).alphas_cumprod[-1] < plain.alphas_cumprod[-1] / 10

@@ -93,6 +93,7 @@ def test_the_same_seed_is_the_same_picture_whatever_was_asked_before(
     generator: ImageGenerator, loras: list[ScaledLora], pictures: Mapping[str, InputImages], requests: int
 ) -> None:
     """Each kind is asked for at least twice, in a shuffled order, with errors and broken-off requests between."""
+    generator.patcher.restore()
     before = hashes(generator.base)
     rng = random.Random(0)
     kinds = [(*rng.choice(_CASES), rng.randrange(100), rng.choice((1, 1, 2, 3))) for _ in range(requests // 2)]
