@@ -104,7 +104,7 @@ class Bench:
         """Return the inputs of a training."""
         return {
             "task": subject.kind,
-            "class_word": subject.prompts.class_word,
+            "class_word": subject.prompts.class_word or ("picture" if "preservation" in method.inputs else ""),
             "trigger": TRIGGER,
             "seed": seed,
             "samples": 0,
