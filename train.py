@@ -7,6 +7,7 @@ change them there.
 
 from cog import Input, Path, current_scope
 
+from lora_service.services.kept_runs import train_or_resume
 from lora_service.services.training_service import TrainingService, TrainingUpload
 from lora_service.services.worker import Worker
 
@@ -305,5 +306,5 @@ def train(
 ) -> Path:
     inputs = dict(locals())
     upload = TrainingUpload(*(inputs.pop(name) for name in ("instance_data", "instance_data_urls", "class_data")))
-    result = service.train(upload, inputs, record_metric=current_scope().record_metric)
-    return Path(result.path)
+    scope = current_scope()
+    return Path(train_or_resume(service, upload, inputs, scope.context.get("run", ""), scope.record_metric))

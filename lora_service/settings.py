@@ -90,10 +90,12 @@ class Settings(BaseSettings):
     """``tensorboard``, ``wandb`` and ``comet``, comma-separated: where trainings are logged to besides."""
     tracker_folder: Path | None = None
     """A folder for what trackers keep on disk; none: ``trackers`` in each training's own, which a server removes."""
+    run_folders: Path | None = None
+    """A folder in which a training server keeps the runs that are named with their jobs; none: nothing is kept."""
     torch_threads: int = Field(default=0, ge=0)
     """CPU threads; 0: as many as there are cores. The same seed gives the same bytes at the same number."""
 
-    @field_validator("model_cache", "lora_cache", "class_image_cache", "face_model", "tracker_folder")
+    @field_validator("model_cache", "lora_cache", "class_image_cache", "face_model", "tracker_folder", "run_folders")
     @classmethod
     def _from_home(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         """Expand ``~``, as a shell would; a container's or a service's environment has none."""

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel
 
 from lora_service.cli.main import cli
+from lora_service.gateway.settings import GatewaySettings
 from lora_service.generation.request import GenerateRequest
 from lora_service.models.registry import EMBEDDED, REGISTRY, ModelDefaults
 from lora_service.serving import entries, signature
@@ -25,7 +26,9 @@ from lora_service.training.inputs.resolved_config import TASKS
 ROOT = Path(__file__).resolve().parents[1]
 NOT_OURS = {".venv", "build", ".git", "demo", "models"}
 MARKDOWN = sorted(
-    path for path in ROOT.rglob("*.md") if path.relative_to(ROOT).parts[0] not in NOT_OURS and ".cache" not in str(path)
+    path
+    for path in ROOT.rglob("*.md")
+    if path.relative_to(ROOT).parts[0] not in NOT_OURS and not {".cache", "node_modules"} & set(path.parts)
 )
 ENTRIES = [("Training", "train", TrainConfig), ("Inference", "predict", GenerateRequest)]
 WORDS_OF_THE_README = 900
@@ -120,12 +123,28 @@ def test_documented_defaults_by_base_are_those_of_the_bases() -> None:
         assert [value == "true" if value in ("true", "false") else float(value) for value in values] == expected
 
 
-def test_every_setting_is_documented_and_none_that_is_gone() -> None:
-    documented = [
-        name for cells in rows(section(text("docs/settings.md"), "Environment variables")) for name in cells[:1]
-    ]
-    names = {name.strip("`") for name in documented if name.startswith("`")}
-    assert names == {name.upper() for name in Settings.model_fields}
+SETTINGS = [("Environment variables", Settings), ("The gateway", GatewaySettings)]
+
+
+def documented_settings(title: str) -> dict[str, str]:
+    """The defaults of a table of settings by name, as they are written."""
+    table = rows(section(text("docs/settings.md"), title))
+    return {cells[0].strip("`"): cells[1] for cells in table if cells[0].startswith("`")}
+
+
+@pytest.mark.parametrize(("title", "settings"), SETTINGS)
+def test_every_setting_is_documented_and_none_that_is_gone(title: str, settings: type[BaseModel]) -> None:
+    assert set(documented_settings(title)) == {name.upper() for name in settings.model_fields}
+
+
+def test_documented_numbers_of_the_gateway_are_its_defaults() -> None:
+    units = {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+    defaults = {name.upper(): field.default for name, field in GatewaySettings.model_fields.items()}
+    numbers = {name: text for name, text in documented_settings("The gateway").items() if text[:1].isdigit()}
+    assert set(numbers) == {name for name, value in defaults.items() if type(value) in (int, float)}
+    for name, written in numbers.items():
+        number, _, unit = written.partition(" ")
+        assert int(number.replace(",", "")) * units.get(unit, 1) == defaults[name], name
 
 
 @pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: str(path.relative_to(ROOT)))
@@ -153,6 +172,7 @@ def test_documented_commands_and_their_options_exist(path: Path) -> None:
             assert command is not None, line
             if isinstance(command, click.Group) and rest:
                 assert set(rest[0].split("|")) <= set(command.list_commands(context)), line
+                command = command.get_command(context, rest[0].split("|")[0]) or command
             options = [option for p in command.params for option in (*p.opts, *p.secondary_opts)]
             known = {option.replace("-", "_") for option in (*options, "--help", "-h")}
             used = {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)}

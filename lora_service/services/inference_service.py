@@ -105,6 +105,7 @@ class InferenceService(ModelService):
         self._fetcher = Fetcher(self.settings)
         self._parsed: OrderedDict[_FileKey, LoraWeights] = OrderedDict()
         self._used: dict[_FileKey, LoraWeights] = {}
+        self._hits = 0
 
     def warm_up(self) -> None:
         """Load the base model and the trained weights; with ``WARM_UP`` also draw once, to have all kernels ready.
@@ -205,7 +206,7 @@ class InferenceService(ModelService):
                 mask=open_image("mask", mask, self.settings, background=_BLACK),
                 adapter_condition_image=open_image("adapter_condition_image", adapter_condition_image, self.settings),
             )
-            started = time.monotonic()
+            started, self._hits = time.monotonic(), 0
             sources = LoraSources(replicate_weights.strip(), lora)
             loras, embeddings = self._loras(request, sources, token, log)
             fetched = time.monotonic()
@@ -223,6 +224,8 @@ class InferenceService(ModelService):
                 record_metric("held_back", len(generated) - len(kept))
             if request.preview_every and on_preview is None:
                 record_metric("preview", "")  # the pictures are there
+            record_metric("loras", len(loras))
+            record_metric("loras_in_memory", self._hits)
             record_metric("seconds_lora", round(fetched - started, 3))
             record_metric("seconds_drawing", round(time.monotonic() - fetched, 3))
             return paths
@@ -324,11 +327,9 @@ class InferenceService(ModelService):
         stat = file.path.stat()
         # Each use sets the time of a file in the cache, whose name is the hash of its content.
         key = (file, stat.st_mtime_ns if remote.site == "local" else 0, stat.st_size)
-        weights = (
-            self._parsed.get(key)
-            or self._used.get(key)
-            or read_lora(file.path, file.name, torch_embedding=remote.is_embedding)
-        )
+        weights = self._parsed.get(key) or self._used.get(key)
+        self._hits += weights is not None
+        weights = weights or read_lora(file.path, file.name, torch_embedding=remote.is_embedding)
         self._used[key] = weights
         return weights
 

@@ -179,6 +179,7 @@ class TrainingService(ModelService):
         run_folder: Path,
         *,
         pictures: Path | None = None,
+        class_data: Path | None = None,
         stop: StopSignal | None = None,
         record_metric: RecordMetric = ignore_metric,
         log: Log = print,
@@ -187,7 +188,7 @@ class TrainingService(ModelService):
         """Go on with the run in ``run_folder``; the file is the one that it would have written without interruption.
 
         Args:
-            pictures: the place where its pictures are now; None: where they were.
+            pictures, class_data: the places where its pictures are now; None: where they were.
             stop: ends it after a step.
             record_metric, log, on_progress: as of :meth:`train`.
 
@@ -198,7 +199,7 @@ class TrainingService(ModelService):
         from lora_service.training.runs.starting_lora import StartingLora
 
         log, run = JobLog(log, record_metric), RunFolder(run_folder)
-        with self._job(log):
+        with self._job(log, [file for file in (pictures, class_data) if file]):
             record = RunRecord.read(run)
             if record.status == "finished":
                 expected = f"a run that is not finished; the file of this one is {run.lora}"
@@ -210,7 +211,9 @@ class TrainingService(ModelService):
                 trainer = self._trainer(run, log, show)
                 trainer.options, trainer.resumed = RunOptions(stop=stop or StopSignal()), record
                 trainer.start = StartingLora.read(run) if run.start.exists() else None
-                result = trainer.run(pictures or record.source(run), config, class_data=record.class_source(run))
+                result = trainer.run(
+                    pictures or record.source(run), config, class_data=class_data or record.class_source(run)
+                )
                 _remove_uploads(run, result)
             _report(result, record_metric, log)
             return result

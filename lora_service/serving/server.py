@@ -50,7 +50,8 @@ _POLL_INTERVAL = 0.05  # seconds between checks of a server that starts or ends
 _LOCK_NAME = "lock"
 _FOLDER_PREFIX = "lora-service-"
 _WEBHOOK_TIME = 1.0  # seconds that Cog gets after the last job to send its webhook
-_UPLOAD_TIME = 600.0  # seconds that Cog may take to upload a job's output, during which it is BUSY without a job
+UPLOADING = RestartPolicy(unexplained_busy=600.0)
+"""Of a server that uploads its output: it is BUSY without a job meanwhile."""
 _HEALTH_TIMEOUT = 10.0  # seconds; a job that holds the interpreter delays the worker's answer by 5
 
 
@@ -357,7 +358,7 @@ def _run_until_interrupted(server: CogServer) -> None:
     try:
         server.wait_ready(math.inf)
         print(_ready_message(server), flush=True)
-        supervise(server, policy=RestartPolicy(unexplained_busy=_UPLOAD_TIME) if server.upload_url else None)
+        supervise(server, policy=UPLOADING if server.upload_url else None)
     except KeyboardInterrupt:
         if server.health() is Health.BUSY:
             print("Stopping after the running job; interrupt once more to end it now.", flush=True)

@@ -1,0 +1,65 @@
+"""The commands of the gateway: ``up`` and ``token``."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from lora_service.models.registry import locate
+from lora_service.settings import Settings
+
+
+@click.command("up")
+@click.option("--host", default="127.0.0.1", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=int, default=8000, help="Port; 0 for any that is free.  [default: 8000]")
+@click.option("--predict-url", metavar="URL", default="", help="A Cog server elsewhere that draws.")
+@click.option("--train-url", metavar="URL", default="", help="A Cog server elsewhere that trains.")
+def up_command(host: str, port: int, predict_url: str, train_url: str) -> None:
+    """Serve Replicate's HTTP API v1, with a queue that outlives restarts, in front of both servers.
+
+    Replicate's clients work unchanged with REPLICATE_BASE_URL set to the address. The models are local/lora, which
+    draws, and local/lora-training, which teaches; Cog's servers are started when they are needed. /docs describes the
+    API.
+    """
+    from lora_service.gateway import server
+
+    settings = Settings.from_environment()
+    locate(settings.base_model, settings.model_cache)  # refuse what can be no base model here, not in every job
+    sys.exit(server.up(host, port, {"predict": predict_url, "train": train_url}, ready=click.echo))
+
+
+@click.group("token")
+def token_group() -> None:
+    """Make or remove the tokens of the gateway's users."""
+
+
+@token_group.command("add")
+@click.argument("user")
+@click.option("--scope", default="run", help="read, run or admin.  [default: run]")
+def add_command(user: str, scope: str) -> None:
+    """Make a token for USER and show it, for the only time."""
+    from lora_service.gateway.database import accounts
+    from lora_service.gateway.database.connection import Database
+    from lora_service.gateway.settings import GatewaySettings
+
+    database = Database(GatewaySettings.from_environment().database)
+    with database.write() as session:
+        token = accounts.add_token(session, user, scope)
+    database.close()
+    click.echo(token)
+
+
+@token_group.command("remove")
+@click.argument("user")
+def remove_command(user: str) -> None:
+    """Remove all tokens of USER; their jobs and models stay."""
+    from lora_service.gateway.database import accounts
+    from lora_service.gateway.database.connection import Database
+    from lora_service.gateway.settings import GatewaySettings
+
+    database = Database(GatewaySettings.from_environment().database)
+    with database.write() as session:
+        count = accounts.remove_tokens(session, user)
+    database.close()
+    click.echo(f"{count} removed")

@@ -1,0 +1,14 @@
+"""The HTTP API: Replicate's v1 as its clients use it, and what operating needs.
+
+``access``      who asks, and what they may do
+``requests``    the bodies of requests
+``creation``    from a request to a job in the queue
+``jobs``        predictions and trainings
+``models``      models, versions, deployments
+``files``       uploads, and the content of files
+``streams``     server-sent events of a job
+``account``     account, hardware, the webhooks' secret
+``internal``    what Cog's servers call
+``operations``  health, readiness, metrics
+``pagination``  cursors
+"""

@@ -1,0 +1,122 @@
+"""The gateway as an ASGI app, with what runs beside its requests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from fastapi import FastAPI
+
+from lora_service import __version__
+from lora_service.gateway import problems
+from lora_service.gateway.api import account, files, internal, jobs, models, operations, streams
+from lora_service.gateway.api.access import Gatekeeper
+from lora_service.gateway.database import catalog
+from lora_service.gateway.database import jobs as job_rows
+from lora_service.gateway.engine.jobs import EngineLostError, JobEngine
+from lora_service.gateway.gateway import QUEUE, Gateway
+from lora_service.gateway.guards import Guards
+from lora_service.gateway.metrics import Metrics
+from lora_service.gateway.queue.dispatcher import Dispatcher, end
+from lora_service.gateway.queue.janitor import Janitor
+from lora_service.gateway.webhooks import WebhookSender
+
+_log = logging.getLogger(__name__)
+_PLACES = {"predict": catalog.DRAWING, "train": catalog.TEACHING}
+_THREADS = 64
+_PAUSE_SECONDS = 5.0  # between two attempts to reach a server elsewhere
+_ABOUT = (
+    "A durable queue in front of Cog's servers, with Replicate's HTTP API v1: its clients work unchanged with "
+    "REPLICATE_BASE_URL set to this address."
+)
+
+
+def create_app(gateway: Gateway, engines: Sequence[JobEngine] = ()) -> FastAPI:
+    """Make the app.
+
+    Args:
+        gateway: its parts; it is closed with the app.
+        engines: what runs the jobs, each one at a time.
+
+    Raises:
+        SettingError: ``API_TOKENS`` cannot be read.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with _running(gateway, engines, app.state.metrics):
+            yield
+
+    app = FastAPI(title="lora-service", version=__version__, description=_ABOUT, lifespan=lifespan)
+    app.state.gateway = gateway
+    app.state.gatekeeper = Gatekeeper(gateway)
+    app.state.metrics = Metrics(gateway)
+    for router in (streams.router, jobs.router, models.router, files.router, account.router, operations.router):
+        app.include_router(router)
+    app.include_router(internal.router)
+    problems.install(app)
+    app.add_middleware(Guards, gateway=gateway)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def _running(gateway: Gateway, engines: Sequence[JobEngine], metrics: Metrics) -> AsyncIterator[None]:
+    """Put the queue in order, run jobs, send webhooks; at the end let running jobs finish."""
+    gateway.hub.bind()
+    # Of asyncio's own few threads, starts of servers and slow downloads could take all.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="gateway"))
+    recovered = await asyncio.to_thread(_recover, gateway)
+    if recovered:
+        _log.info("%d jobs that were running when the gateway ended are begun again", recovered)
+    known = await asyncio.gather(*(_make_known(gateway, engine) for engine in engines))
+    queue: list[asyncio.Task[Any]] = [
+        asyncio.create_task(_serve(Dispatcher(gateway, engine, metrics), is_known))
+        for engine, is_known in zip(engines, known, strict=True)
+    ]
+    beside = [asyncio.create_task(part.serve()) for part in (WebhookSender(gateway), Janitor(gateway))]
+    gateway.ready = True
+    try:
+        yield
+    finally:
+        gateway.draining = True
+        gateway.hub.notify(QUEUE)
+        await end(queue, gateway.settings.drain_seconds)
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
+        await asyncio.gather(*(engine.close() for engine in engines), return_exceptions=True)
+        await asyncio.to_thread(_recover, gateway)
+        gateway.database.close()
+
+
+async def _serve(dispatcher: Dispatcher, is_known: bool) -> None:
+    """Run the jobs of an engine, once its model is known."""
+    while not is_known and not dispatcher.gateway.draining:
+        await asyncio.sleep(_PAUSE_SECONDS)
+        is_known = await _make_known(dispatcher.gateway, dispatcher.engine)
+    await dispatcher.serve()
+
+
+async def _make_known(gateway: Gateway, engine: JobEngine) -> bool:
+    """Offer an engine's model; returns False where its server is elsewhere and does not answer."""
+    try:
+        document = await engine.document()
+    except EngineLostError as error:
+        _log.warning("the %s server is not there yet: %s", engine.kind, error)
+        return False
+    await asyncio.to_thread(_offer, gateway, engine, document)
+    return True
+
+
+def _offer(gateway: Gateway, engine: JobEngine, document: dict[str, Any]) -> None:
+    with gateway.database.write() as session:
+        catalog.offer(session, _PLACES[engine.kind], engine.kind, document, gateway.service.base_model)
+
+
+def _recover(gateway: Gateway) -> int:
+    with gateway.database.write() as session:
+        return job_rows.recover(session)

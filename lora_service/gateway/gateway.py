@@ -1,0 +1,106 @@
+"""What a gateway consists of, put together once and handed to the parts that need it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from lora_service.downloads.http.addresses import AddressPolicy
+from lora_service.downloads.http.network import Network
+from lora_service.gateway import views
+from lora_service.gateway.blobs import BlobStore
+from lora_service.gateway.database import deliveries
+from lora_service.gateway.database.connection import Database
+from lora_service.gateway.database.tables import Job
+from lora_service.gateway.events import EventHub
+from lora_service.gateway.identifiers import Signer, load_key
+from lora_service.gateway.settings import GatewaySettings, needs_tokens
+from lora_service.settings import Settings
+
+QUEUE, WEBHOOKS = "queue", "webhooks"
+"""Names in the hub beside jobs' identifiers: a job was added, a webhook was."""
+
+
+@dataclass
+class Gateway:
+    """The parts that all others share.
+
+    Attributes:
+        host, port: where it listens.
+        inboxes: of running jobs: what their servers tell, and that they are to be cancelled.
+        draining: True once no job is begun any more.
+        ready: True once the queue was put in order.
+    """
+
+    settings: GatewaySettings
+    service: Settings
+    database: Database
+    blobs: BlobStore
+    signer: Signer
+    host: str = "127.0.0.1"
+    port: int = 8000
+    hub: EventHub = field(default_factory=EventHub)
+    inboxes: dict[str, asyncio.Queue[Any]] = field(default_factory=dict)
+    draining: bool = False
+    ready: bool = False
+    started: float = field(default_factory=time.time)
+
+    @staticmethod
+    def open(settings: GatewaySettings, service: Settings, host: str = "127.0.0.1", port: int = 8000) -> Gateway:
+        """Open database and files.
+
+        Raises:
+            SettingError: they cannot be opened.
+        """
+        settings.gateway_folder.mkdir(parents=True, exist_ok=True)
+        signer = Signer(load_key(settings.gateway_folder), settings.output_link_seconds)
+        return Gateway(settings, service, Database(settings.database), BlobStore(settings.blobs), signer, host, port)
+
+    @property
+    def needs_tokens(self) -> bool:
+        """True if requests must bring a token."""
+        return needs_tokens(self.settings, self.host)
+
+    @property
+    def callback_url(self) -> str:
+        """The address under which Cog's servers reach the gateway."""
+        host = self.host if self.host not in ("0.0.0.0", "::", "localhost") else "127.0.0.1"
+        return self.settings.callback_url or f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
+    def upload_url(self) -> str:
+        """Where Cog's servers put their output files; a file's name follows."""
+        return f"{self.callback_url}/internal/uploads/{self.signer.sign('uploads')}/"
+
+    @property
+    def links(self) -> views.Links:
+        """Links for those who did not ask by themselves: receivers of webhooks."""
+        return views.Links(self.settings.public_url or self.callback_url, self.signer)
+
+    def network(self) -> Network:
+        """Return the guarded way to addresses that strangers name."""
+        return Network(AddressPolicy(self.service.allow_private_addresses))
+
+    def add_webhook(self, session: Session, job: Job, event: str) -> None:
+        """Add the webhook of an event of a job, in the transaction of that event."""
+        if job.webhook:
+            shown = views.job(session, job, self.links)
+            if deliveries.add(session, job, event, _json(shown)):
+                self.hub.notify(WEBHOOKS)
+
+    def tell(self, identifier: str, event: Any) -> bool:
+        """Put an event into the inbox of a running job; returns False if it does not run here."""
+        inbox = self.inboxes.get(identifier)
+        if inbox is not None:
+            inbox.put_nowait(event)
+        return inbox is not None
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)

@@ -1,0 +1,225 @@
+"""Takes the next job of the queue, runs it on its engine, and gives it its final state."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from lora_service.errors import LoraServiceError
+from lora_service.gateway.database import catalog, jobs
+from lora_service.gateway.database.jobs import Result
+from lora_service.gateway.database.tables import FINAL, Job
+from lora_service.gateway.engine.jobs import EngineJob, EngineLostError, JobEngine, RefusedError, ServerAwayError
+from lora_service.gateway.events import wait
+from lora_service.gateway.gateway import QUEUE, Gateway
+from lora_service.gateway.metrics import Metrics
+from lora_service.gateway.problems import Problem
+from lora_service.gateway.queue import inputs, outputs
+
+_log = logging.getLogger(__name__)
+_LOOK_SECONDS = 5.0  # a look at the queue although nobody said that something was added
+_PAUSE_SECONDS = 1.0  # after a server was lost
+_AWAY_SECONDS = 5.0  # until a server is tried again that was not there
+_DATABASE_IS_AWAY = (OperationalError, InterfaceError)
+
+
+class Dispatcher:
+    """Runs the jobs of one engine, one after another.
+
+    Args:
+        gateway: whose queue.
+        engine: the server.
+        metrics: where waits and runs are noted.
+    """
+
+    def __init__(self, gateway: Gateway, engine: JobEngine, metrics: Metrics) -> None:
+        self.gateway, self.engine, self.metrics = gateway, engine, metrics
+        self._taken: Job | None = None
+
+    async def serve(self) -> None:
+        """Run jobs until the gateway drains."""
+        with self.gateway.hub.waiting(QUEUE) as added:
+            while not self.gateway.draining:
+                try:
+                    job = await asyncio.to_thread(self._claim)
+                    if job is None:
+                        await wait(added, _LOOK_SECONDS)
+                        continue
+                    await self._run(job)
+                except Exception as error:  # a database that is away for a moment must not end the queue
+                    _log.exception("the queue of the %s server goes on after an error", self.engine.kind)
+                    await self._put_back(isinstance(error, _DATABASE_IS_AWAY))
+
+    def _claim(self) -> Job | None:
+        self._taken = None
+        with self.gateway.database.write() as session:
+            self._taken = jobs.claim(session, self.engine.kind)  # also where the commit fails, which may be done
+        return self._taken
+
+    async def _put_back(self, is_away: bool) -> None:
+        """Put the job of an attempt that an error ended back into the queue, as soon as the database can be reached.
+
+        An error of anything but the database's connection is counted as a loss, so that no job fails for ever.
+        """
+        job = self._taken
+        while not self.gateway.draining:
+            await asyncio.sleep(_PAUSE_SECONDS)
+            try:
+                if job is not None and not is_away and job.losses + 1 >= self.gateway.settings.max_job_attempts:
+                    result = Result("failed", error="The gateway failed at this job; its log says why.")
+                    await asyncio.to_thread(self._finish, job, result)
+                elif job is not None:
+                    await asyncio.to_thread(self._give_back, job, not is_away)
+            except _DATABASE_IS_AWAY as error:
+                _log.warning("the database cannot be reached: %s", str(error).splitlines()[0])
+            else:
+                return
+
+    async def _run(self, job: Job) -> None:
+        extra = {"job": job.id, "user": job.owner}
+        _log.info("job %s begins (attempt %d)", job.id, job.attempt, extra=extra)
+        self.metrics.wait.labels(job.engine).observe(max(0.0, time.time() - job.created_at))
+        begun = time.monotonic()
+        inbox: asyncio.Queue[Any] = asyncio.Queue()
+        self.gateway.inboxes[job.id] = inbox
+        try:
+            status = await self._attempt(job, inbox)
+        finally:
+            self.gateway.inboxes.pop(job.id, None)
+        self.metrics.run.labels(job.engine, status).observe(time.monotonic() - begun)
+        _log.info("job %s: %s after %.1f s", job.id, status, time.monotonic() - begun, extra=extra)
+
+    async def _attempt(self, job: Job, inbox: asyncio.Queue[Any]) -> str:
+        """Run a job once; returns what became of it."""
+        try:
+            prepared = await self._prepared(job)
+            if prepared is None:
+                return "canceled"
+            task = EngineJob(job.id, prepared, self._webhook(job), inbox)
+            begun = time.time()
+            told = await self.engine.run(task, lambda progress: asyncio.to_thread(self._note, job, progress))
+            result = await asyncio.to_thread(self._result, job, told, begun)
+            self.metrics.count_loras(result.metrics or {})
+        except EngineLostError as error:
+            return await self._lost(job, error)
+        except (RefusedError, LoraServiceError, Problem) as error:
+            result = Result("failed", error=str(error))
+        await asyncio.to_thread(self._finish, job, result)
+        return result.status
+
+    async def _prepared(self, job: Job) -> dict[str, Any] | None:
+        """Return a job's input for its server; None for a cancelled one, whose downloads must not hold up the next."""
+        with self.gateway.hub.waiting(job.id) as changed:
+            preparing = asyncio.create_task(asyncio.to_thread(inputs.prepare, self.gateway, job))
+            preparing.add_done_callback(lambda _: changed.set())
+            preparing.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may ask for it
+            while not preparing.done():
+                await changed.wait()
+                changed.clear()
+                if await asyncio.to_thread(self._has_ended, job):
+                    return None
+        return await preparing
+
+    def _has_ended(self, job: Job) -> bool:
+        with self.gateway.database.read() as session:
+            row = jobs.find(session, job.id)
+            return row is None or row.status in FINAL
+
+    def _webhook(self, job: Job) -> str:
+        return f"{self.gateway.callback_url}/internal/jobs/{job.id}/{self.gateway.signer.sign('job', job.id)}"
+
+    def _note(self, job: Job, told: Mapping[str, Any]) -> None:
+        """Store what a running job told, and tell those who wait."""
+        values: dict[str, Any] = {"logs": _text(told.get("logs"))}
+        metrics = told.get("metrics")
+        if isinstance(metrics, Mapping):
+            values["metrics"] = dict(metrics)
+        is_start = job.started_at is None
+        if is_start:
+            job.started_at = time.time()
+            values |= {"status": "processing", "started_at": job.started_at}
+        with self.gateway.database.write() as session:
+            if not jobs.note_progress(session, job, **values):
+                return
+            row = jobs.find(session, job.id)
+            if row is not None:
+                session.refresh(row)
+                self.gateway.add_webhook(session, row, "start" if is_start else "logs")
+        self.gateway.hub.notify(job.id)
+
+    def _result(self, job: Job, told: Mapping[str, Any], begun: float) -> Result:
+        """Return the end that a server told of, its output stored."""
+        status = told["status"]
+        metrics = told.get("metrics")
+        metrics = dict(metrics) if isinstance(metrics, Mapping) else {}
+        output = outputs.stored(self.gateway, job, told.get("output")) if status == "succeeded" else None
+        # Cog puts words of its own before the sentence of an error, and drops the logs; our entries note both apart.
+        error = metrics.pop("error_message", None) or told.get("error")
+        return Result(
+            status,
+            output=output,
+            error=None if error is None else _text(error),
+            logs=_text(told.get("logs") or metrics.get("log")),
+            metrics={name: value for name, value in metrics.items() if name != "log"},
+            started_at=job.started_at or begun,
+        )
+
+    def _finish(self, job: Job, result: Result) -> None:
+        with self.gateway.database.write() as session:
+            if jobs.finish(session, job, result):
+                row = jobs.find(session, job.id)
+                assert row is not None
+                session.refresh(row)
+                if result.status == "succeeded":
+                    if row.destination:
+                        row.output = outputs.make_version(session, row, row.output)
+                        session.flush()
+                    catalog.count_run(session, *row.model.split("/", 1))
+                if row.output is not None:
+                    self.gateway.add_webhook(session, row, "output")
+                self.gateway.add_webhook(session, row, "completed")
+        self.gateway.hub.notify(job.id)
+        if job.engine == "train":
+            shutil.rmtree(self.gateway.settings.runs / job.id, ignore_errors=True)
+
+    async def _lost(self, job: Job, error: EngineLostError) -> str:
+        """Put a job back into the queue, or fail it if its server was lost too often; returns what became of it."""
+        _log.warning("job %s: %s", job.id, error, extra={"job": job.id})
+        if self.gateway.draining or isinstance(error, ServerAwayError):
+            await asyncio.to_thread(self._give_back, job, False)
+            await asyncio.sleep(0 if self.gateway.draining else _AWAY_SECONDS)
+            return "put back"
+        if job.losses + 1 >= self.gateway.settings.max_job_attempts:
+            message = f"The server was lost under this job {job.losses + 1} times: {error}."
+            await asyncio.to_thread(self._finish, job, Result("failed", error=message))
+            return "failed"
+        await asyncio.to_thread(self._give_back, job, True)
+        await asyncio.sleep(_PAUSE_SECONDS)
+        return "put back"
+
+    def _give_back(self, job: Job, lost: bool) -> None:
+        with self.gateway.database.write() as session:
+            jobs.give_back(session, job, lost=lost)
+        self.gateway.hub.notify(QUEUE)
+
+
+def _text(value: object) -> str:
+    """Return a server's text as a database can store it: PostgreSQL has no NUL, and UTF-8 no half characters."""
+    return str(value or "").replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
+async def end(tasks: list[asyncio.Task[None]], seconds: float) -> None:
+    """Wait for dispatchers whose gateway drains; those that take longer are ended."""
+    if tasks:
+        _, late = await asyncio.wait(tasks, timeout=seconds)
+        for task in late:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(*late, return_exceptions=True)

@@ -1,0 +1,134 @@
+"""Runs the gateway on a port, with the engines of this machine."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from filelock import FileLock, Timeout
+
+from lora_service.errors import ServingError
+from lora_service.gateway.app import create_app
+from lora_service.gateway.connections import TimedProtocol
+from lora_service.gateway.engine.jobs import EngineKind, JobEngine
+from lora_service.gateway.engine.local import LocalEngine
+from lora_service.gateway.engine.remote import RemoteEngine
+from lora_service.gateway.gateway import Gateway
+from lora_service.gateway.settings import GatewaySettings
+from lora_service.serving import entries
+from lora_service.serving.server import ServerAddress
+from lora_service.settings import Settings
+
+_KINDS: tuple[EngineKind, ...] = ("predict", "train")
+
+
+def engines(
+    gateway: Gateway, client: httpx.AsyncClient, urls: Mapping[EngineKind, str], home: Path = entries.HOME
+) -> list[JobEngine]:
+    """Return the servers of a gateway: those elsewhere by their addresses, else a pair for each device.
+
+    Args:
+        home: the folder of the entries.
+    """
+    found: list[JobEngine] = []
+    for kind in _KINDS:
+        if urls.get(kind):
+            found.append(RemoteEngine(kind, client, urls[kind]))
+            continue
+        for device in gateway.settings.gateway_devices or ("",):
+            log = gateway.settings.gateway_folder / "logs" / f"{kind}{'-' if device else ''}{device}.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            found.append(LocalEngine(kind, client, _environment(gateway, device), gateway.upload_url, log, home))
+    return found
+
+
+def _environment(gateway: Gateway, device: str) -> dict[str, str]:
+    """Return the variables of a server: the gateway's own links may be fetched, and runs go on."""
+    own = gateway.callback_url.partition("://")[2]
+    allowed = (*gateway.service.allow_private_addresses, own)
+    values = {"ALLOW_PRIVATE_ADDRESSES": ",".join(allowed), "RUN_FOLDERS": str(gateway.settings.runs.resolve())}
+    return values | ({"CUDA_VISIBLE_DEVICES": device} if device else {})
+
+
+def up(
+    host: str,
+    port: int,
+    urls: Mapping[EngineKind, str] | None = None,
+    *,
+    home: Path = entries.HOME,
+    ready: Callable[[str], None] = print,
+) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit status.
+
+    Args:
+        host: the IP address to listen on.
+        port: 0 for any that is free.
+        urls: addresses of servers elsewhere.
+        home: the folder of the entries of this machine's servers.
+        ready: called with a line for the person who started it.
+
+    Raises:
+        InputError: host or port are invalid.
+        ServingError: the port is in use, or another gateway uses the folder.
+        SettingError: a setting cannot be used.
+    """
+    settings, service = GatewaySettings.from_environment(), Settings.from_environment()
+    set_up_logging(settings.log_json)
+    address = ServerAddress.claim(host, port)
+    with ExitStack() as stack:
+        _lock(stack, settings)
+        gateway = Gateway.open(settings, service, address.host, address.port)
+        client = httpx.AsyncClient(trust_env=False, limits=httpx.Limits(max_connections=None))
+        app = create_app(gateway, engines(gateway, client, urls or {}, home))
+        config = uvicorn.Config(
+            app, host=address.host, port=address.port, log_config=None, access_log=False, timeout_keep_alive=30,
+            timeout_graceful_shutdown=5, server_header=False, limit_concurrency=1000,
+            h11_max_incomplete_event_size=64 * 1024, http=TimedProtocol,
+        )  # fmt: skip
+        ready(f"The gateway listens on {address.url} (Replicate's API: REPLICATE_BASE_URL={address.url}).")
+        uvicorn.Server(config).run()
+    return 0
+
+
+def _lock(stack: ExitStack, settings: GatewaySettings) -> None:
+    settings.gateway_folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(settings.gateway_folder / "lock", timeout=0)
+    try:
+        stack.enter_context(lock)
+    except Timeout as error:
+        folder = settings.gateway_folder
+        message = f"Another gateway uses {str(folder)!r}: set GATEWAY_FOLDER to another folder, or end that one."
+        raise ServingError(message, code="gateway_folder_in_use") from error
+
+
+class _JsonLines(logging.Formatter):
+    """Log records as JSON objects, with the job's identifier where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: getattr(record, name) for name in ("job", "user") if hasattr(record, name)}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def set_up_logging(as_json: bool) -> None:
+    """Log to standard error: as lines for people, or as JSON objects."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=os.environ.get("LOG_LEVEL", "INFO").upper(), handlers=[handler], force=True)
+    for name in ("httpx", "alembic", "uvicorn.access"):
+        logging.getLogger(name).setLevel(logging.WARNING)

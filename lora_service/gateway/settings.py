@@ -1,0 +1,123 @@
+"""The environment's settings of the gateway, read once into one frozen object."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from lora_service.errors import SettingError
+from lora_service.settings import MEBIBYTE
+from lora_service.validation import first_error
+
+_DAY = 24 * 3600
+
+
+class GatewaySettings(BaseSettings):
+    """Every environment variable the gateway reads besides those of the service."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    gateway_folder: Path = Path("~/.local/share/lora-service").expanduser()
+    """The folder of the database, the files and the runs, where no other place is named for them."""
+    database_url: str = ""
+    """SQLAlchemy's URL of the database; empty: ``gateway.sqlite`` in the folder."""
+    blob_store: str = ""
+    """Where files are kept: a folder, or a URL that fsspec knows, like ``s3://bucket/prefix``."""
+    public_url: str = ""
+    """The address under which clients reach the gateway; empty: the one they asked."""
+    callback_url: str = ""
+    """The address under which Cog's servers reach the gateway; empty: its own on the loopback."""
+    api_tokens: SecretStr = SecretStr("")
+    """``user:scope:token``, comma-separated, besides those in the database; scope is read, run or admin."""
+    require_tokens: Literal["auto", "yes", "no"] = "auto"
+    """``auto``: wherever others than this machine can reach the gateway."""
+    gateway_devices: Annotated[tuple[str, ...], NoDecode] = ()
+    """GPUs, as ``CUDA_VISIBLE_DEVICES`` names them, comma-separated: a pair of servers for each."""
+    max_queue: int = Field(default=10_000, ge=1)
+    """Jobs that wait or run, of all users together."""
+    max_queue_per_user: int = Field(default=1_000, ge=1)
+    rate_limit: int = Field(default=600, ge=1)
+    """Requests of one user that are answered in a minute."""
+    max_body_bytes: int = Field(default=64 * MEBIBYTE, ge=1024)
+    max_upload_bytes: int = Field(default=1024 * MEBIBYTE, ge=1024)
+    output_link_seconds: int = Field(default=3600, ge=10)
+    """For how long the link to a file is valid."""
+    keep_uploads_seconds: int = Field(default=_DAY, ge=0)
+    """How long uploaded files are kept; 0: for ever."""
+    keep_jobs_seconds: int = Field(default=30 * _DAY, ge=0)
+    """How long inputs, logs and outputs of ended jobs are kept; 0: for ever."""
+    max_job_attempts: int = Field(default=3, ge=1)
+    """How often a job is begun whose server was lost under it."""
+    drain_seconds: float = Field(default=600.0, ge=0)
+    """How long running jobs may take to end after SIGTERM; those that do not are begun again at the next start."""
+    log_json: bool = False
+    """Whether each line of the log is a JSON object."""
+
+    @field_validator("gateway_folder")
+    @classmethod
+    def _from_home(cls, value: Path) -> Path:
+        return value.expanduser()
+
+    @field_validator("gateway_devices", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part for part in re.split(r"[\s,]+", value) if part) if isinstance(value, str) else value
+
+    @field_validator("public_url", "callback_url")
+    @classmethod
+    def _web_address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if value and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise ValueError("an http(s) address, or empty")
+        return value.rstrip("/")
+
+    @staticmethod
+    def from_environment() -> GatewaySettings:
+        """Read the settings of this process.
+
+        Raises:
+            SettingError: a variable's value cannot be used.
+        """
+        try:
+            return GatewaySettings()
+        except ValidationError as error:
+            first = first_error(error)
+            raise SettingError(first.field.upper(), first.value, first.expected) from error
+
+    @property
+    def database(self) -> str:
+        """The database's URL."""
+        return self.database_url or f"sqlite:///{self.gateway_folder / 'gateway.sqlite'}"
+
+    @property
+    def blobs(self) -> str:
+        """The folder or URL of the files."""
+        return self.blob_store or str(self.gateway_folder / "files")
+
+    @property
+    def runs(self) -> Path:
+        """The folder of the trainings' run folders."""
+        return self.gateway_folder / "runs"
+
+
+def needs_tokens(settings: GatewaySettings, host: str) -> bool:
+    """Return True if requests to a gateway that listens on ``host`` must bring a token."""
+    if settings.require_tokens != "auto":
+        return settings.require_tokens == "yes"
+    return not is_loopback(host)
+
+
+def is_loopback(host: str) -> bool:
+    """Return True for names and addresses of this machine that others cannot reach."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
