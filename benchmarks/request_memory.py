@@ -79,7 +79,7 @@ Kind = Literal["drawn", "repeated", "refused", "cancelled"]
 
 @dataclass(frozen=True)
 class Request:
-    """Inputs, the picture to start from, and what is to become of them.
+    """Inputs, the picture to start from with its mask, and what is to become of them.
 
     Attributes:
         passes: of the UNet, after which one that is to be cancelled is.
@@ -88,6 +88,7 @@ class Request:
     kind: Kind
     inputs: Inputs
     image: Path | None
+    mask: Path | None
     passes: int
 
 
@@ -111,6 +112,8 @@ class Requests:
             write_lora(path, random_lora(base, number))
         self._picture = folder / "start.png"
         Image.new("RGB", (80, 60), "red").save(self._picture)
+        self._mask = folder / "mask.png"
+        Image.linear_gradient("L").resize((80, 60)).save(self._mask)
         self._number = 0
 
     def __iter__(self) -> Iterator[Request]:
@@ -129,10 +132,11 @@ class Requests:
 
     def _request(self, kind: Kind) -> Request:
         inputs, image = self._inputs(), self._random.choice([self._picture, None])
+        mask = self._random.choice([self._mask, None]) if image else None
         if kind == "refused":
             links = inputs["lora_urls"]
             inputs |= self._mistake(links.split("|") if links else [])
-        return Request(kind, inputs, image, self._random.randint(1, 4))
+        return Request(kind, inputs, image, mask, self._random.randint(1, 4))
 
     def _inputs(self) -> Inputs:
         rng = self._random
@@ -226,14 +230,15 @@ class Campaign:
         """Ask the service, and count what came of it; ``wrong`` is what should not have."""
         try:
             with self._cancelled_after(request.passes if request.kind == "cancelled" else 0):
-                paths = self.service.run(request.inputs, image=request.image, log=lambda line: None)
+                paths = self.service.run(request.inputs, image=request.image, mask=request.mask, log=lambda line: None)
             outcome = "wrong" if request.kind == "refused" else "drawn"
             if request.kind == "repeated":
                 pictures = [Image.open(path).tobytes() for path in paths]
-                known = self._pictures.setdefault(json.dumps([request.inputs, str(request.image)]), pictures)
+                known = self._pictures.setdefault(
+                    json.dumps([request.inputs, str(request.image), str(request.mask)]), pictures
+                )
                 outcome = "repeated" if known == pictures else "wrong"
         except LoraServiceError as error:
-            # One that was to be cancelled or drawn may ask for a strength that takes no step; nothing else is refused.
             outcome = error.code if request.kind == "refused" else "wrong"
         except Cancelled:
             outcome = "cancelled"
