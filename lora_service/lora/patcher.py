@@ -93,8 +93,7 @@ class Patcher:
             for ending, parameter in (("", module.weight), (BIAS, module.bias))
             if parameter is not None
         }
-        # Of weights in 8-bit floats (lora_service.models.float8).
-        self._row_scales: dict[ModuleKey, Tensor] = {
+        self._row_scales: dict[ModuleKey, Tensor] = {  # of weights in 8-bit floats, as in lora_service.models.float8
             (component, strip_text_model(path)): scale
             for component, model in components.items()
             for path, module in model.named_modules()
