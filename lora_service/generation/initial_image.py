@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -78,6 +77,8 @@ class InitialImage:
             return drawn
         mask = np.asarray(self.mask)
         if feather:
+            import cv2  # requests without a mask start sooner
+
             # A mask without any edge is far from all edges.
             distance = cv2.distanceTransform((mask > 0).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
             ramp = np.clip(distance / (feather + 1), 0, 1)

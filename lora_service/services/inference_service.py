@@ -60,6 +60,7 @@ _IMPORTS = (
     "scipy.integrate",  # KLMS
     "scipy.stats",  # schedule beta
     "lora_service.generation.few_steps",
+    "cv2",  # masks
     "lora_service.generation.generator",
     "diffusers.pipelines.stable_diffusion.safety_checker",
     "lora_service.generation.control.condition_image",
