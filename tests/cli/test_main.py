@@ -54,6 +54,26 @@ def test_a_zip_becomes_a_lora_and_the_lora_pictures(
     assert read_settings(pictures / "picture-1.png")["lora_scales"] == "0.7/0.5"
 
 
+def test_a_masked_part_is_drawn_anew_and_previews_go_when_the_picture_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, mask = tmp_path / "image.png", tmp_path / "mask.png"
+    Image.new("RGB", (64, 64), "green").save(image)
+    with Image.new("L", (64, 64)) as white:
+        white.paste(255, (16, 16, 48, 48))
+        white.save(mask)
+    draw = ["generate", "a red ball", "--image", str(image), "--mask", str(mask), "--num_inference_steps", "3"]
+    more = ["--prompt_strength", "1", "--preview_every", "1", "--seed", "1", "-o"]
+    assert run(monkeypatch, *draw, *more, str(tmp_path / "out.png")) == 0
+    assert f"preview of step 2 of 3: {tmp_path / 'preview.png'}" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["image.png", "mask.png", "out.png"]
+    with Image.open(tmp_path / "out.png") as drawn:
+        assert drawn.getpixel((8, 8)) == (0, 128, 0)
+        assert drawn.getpixel((32, 32)) != (0, 128, 0)
+    assert run(monkeypatch, *draw, *more, str(mask), "--force") == 2
+    assert "another file than the input" in capsys.readouterr().err
+
+
 def test_class_pictures_are_an_option(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -92,7 +92,7 @@ def test_every_sampler_draws_in_every_mode_with_any_number_of_loras(
 def test_the_same_seed_is_the_same_picture_whatever_was_asked_before(
     generator: ImageGenerator, loras: list[ScaledLora], pictures: Mapping[str, InputImages], requests: int
 ) -> None:
-    """Each kind is asked for at least twice, in a shuffled order, with errors and broken-off requests between."""
+    """Each kind is asked for at least twice, in a shuffled order, with broken-off requests between."""
     generator.patcher.restore()
     before = hashes(generator.base)
     rng = random.Random(0)
