@@ -37,8 +37,9 @@ def read_torch_embedding(path: Path, name: str) -> LoraWeights:
     try:
         check_torch_file(path, name)
         # Older files of A1111 hold a ParameterDict, which is a dict of tensors.
-        with torch.serialization.safe_globals([nn.ParameterDict]):
-            stored = torch.load(path, map_location="cpu", weights_only=True)
+        # Opened here, as PyTorch goes by the name, and files in the cache are all called .safetensors.
+        with torch.serialization.safe_globals([nn.ParameterDict]), path.open("rb") as file:
+            stored = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise LoraFileError(
             f"{name} is damaged, or holds more than tensors, numbers and texts; give the embedding as .safetensors.",
