@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lora_service.errors import InputError
 from lora_service.generation.request import GenerateRequest
@@ -46,11 +47,13 @@ def follow_lora_tags(
         log(note)
     scales = request.lora_scales.split("|")
     scales *= len(loras) if len(scales) == 1 else 1
+    scaled = list(loras)
     for index, scale in prompt.scales.items():
-        scales[index] = _shown(scale)
+        weights, old = loras[index]
+        scaled[index] = weights, replace(old, unet=scale.unet, text_encoder=scale.text_encoder)
+        scales[index] = ",".join([_shown(scale), *(part for part in scales[index].split(",") if ":" in part)])
     changed = {"prompt": prompt.prompt, "negative_prompt": negative.prompt}
     changed |= {"lora_scales": "|".join(scales)} if prompt.scales else {}
-    scaled = [(weights, prompt.scales.get(index, scale)) for index, (weights, scale) in enumerate(loras)]
     return request.model_copy(update=changed), scaled
 
 
@@ -75,7 +78,6 @@ def take_lora_tags(prompt: str, names: Sequence[Sequence[str]], field: str = "pr
     def take(match: re.Match[str]) -> str:
         tag = match[0].strip()
         index = by_name.get(_key(match["name"])) if match["kind"] != "hypernet" else None
-        scale = _scale(tag, match["scales"], field)
         if match["kind"] == "hypernet":
             notes.append(f"warning: {shortened(tag)} was left out of the {_words(field)}: hypernetworks are not read")
         elif index is None:
@@ -85,7 +87,7 @@ def take_lora_tags(prompt: str, names: Sequence[Sequence[str]], field: str = "pr
             )
         elif field != "prompt":
             notes.append(f"warning: {shortened(tag)} was left out of the {_words(field)}, where it has no effect")
-        elif scale is not None:
+        elif scale := _scale(tag, match["scales"], field):
             scales[index] = scale
             notes.append(f"LoRA {index + 1} has the scale {_shown(scale)}, as {shortened(tag)} in the prompt says")
         return ""
@@ -104,12 +106,12 @@ def _scale(tag: str, text: str, field: str) -> Scale | None:
         return None
     second = named.get("unet") or (values[1] if len(values) > 1 else first)
     try:
-        scale = Scale(unet=float(second), text_encoder=float(first))
+        unet, text_encoder = float(second), float(first)
     except ValueError:
-        scale = None
-    if scale is None or not all(abs(factor) <= _MAX_SCALE for factor in (scale.unet, scale.text_encoder)):
+        unet = text_encoder = math.nan
+    if not (abs(unet) <= _MAX_SCALE and abs(text_encoder) <= _MAX_SCALE):
         raise InputError(field, shortened(tag), "one whose tags have a scale from -2 to 2, like <lora:name:0.8>")
-    return scale
+    return Scale(unet=unet, text_encoder=text_encoder)
 
 
 def _shown(scale: Scale) -> str:
