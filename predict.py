@@ -23,30 +23,55 @@ class Predictor(BaseRunner):
             max_length=5000,
             description="What to draw. <1>, <2>: what the first, second LoRA learned; trigger words work too.",
         ),
+        lora_urls: str = Input(
+            default="",
+            description="Links to LoRAs, split by |. Share links of Google Drive, Hugging Face, Civitai … work.",
+        ),
+        lora: Path | None = Input(
+            default=None, description="An uploaded LoRA, or a zip or tar with one; it comes before those of lora_urls."
+        ),
+        lora_scales: str = Input(
+            default="0.8",
+            max_length=4000,
+            description="One scale for all, or one each, split by |. 0.8/0.5: UNet 0.8, text encoder 0.5.",
+        ),
+        image: Path | None = Input(default=None, description="A picture to start from."),
+        mask: Path | None = Input(
+            default=None, description="With image: white where it is drawn anew, black where it stays."
+        ),
+        prompt_strength: float = Input(
+            default=0.8, ge=0, le=1, description="With image: how far the result may go from it. 1 ignores it."
+        ),
         negative_prompt: str = Input(default="", max_length=5000, description="What not to draw."),
-        width: int | None = Input(
-            default=None, ge=16, le=8192, description="Empty: the base model's own (SD 1.5: 512). Width in pixels."
-        ),
-        height: int | None = Input(
-            default=None, ge=16, le=8192, description="Empty: the base model's own (SD 1.5: 512). Height in pixels."
-        ),
+        num_outputs: int = Input(default=1, ge=1, le=8, description="How many pictures."),
         aspect_ratio: str = Input(
             default="auto",
             choices=["auto", "1:1", "5:4", "4:5", "4:3", "3:4", "3:2", "2:3", "16:9", "9:16", "21:9", "9:21"],
             description="Shape of the picture, of width, height or the base's size. auto: as image.",
         ),
-        num_outputs: int = Input(default=1, ge=1, le=8, description="How many pictures."),
-        num_inference_steps: int | None = Input(
+        seed: int | None = Input(
             default=None,
-            ge=1,
-            le=500,
-            description="Empty: the base model's own (SD 1.5: 30). Denoising steps of the scheduler.",
+            ge=0,
+            le=4294967295,
+            description="Empty: random, and reported. The same seed gives the same pictures.",
         ),
         guidance_scale: float | None = Input(
             default=None,
             ge=0,
             le=50,
             description="Empty: the base model's own (SD 1.5: 7.5). How strictly to follow the prompt.",
+        ),
+        width: int | None = Input(
+            default=None, ge=16, le=8192, description="Empty: the base model's own (SD 1.5: 512). Width in pixels."
+        ),
+        height: int | None = Input(
+            default=None, ge=16, le=8192, description="Empty: the base model's own (SD 1.5: 512). Height in pixels."
+        ),
+        num_inference_steps: int | None = Input(
+            default=None,
+            ge=1,
+            le=500,
+            description="Empty: the base model's own (SD 1.5: 30). Denoising steps of the scheduler.",
         ),
         clip_skip: int | None = Input(
             default=None,
@@ -92,25 +117,6 @@ class Predictor(BaseRunner):
             le=10,
             description="For drafts: 2 to 5 computes most of the UNet in every so many steps only. 1: off.",
         ),
-        lora_urls: str = Input(
-            default="",
-            description="Links to LoRAs, split by |. Share links of Google Drive, Hugging Face, Civitai … work.",
-        ),
-        lora: Path | None = Input(
-            default=None, description="An uploaded LoRA, or a zip or tar with one; it comes before those of lora_urls."
-        ),
-        lora_scales: str = Input(
-            default="0.8",
-            max_length=4000,
-            description="One scale for all, or one each, split by |. 0.8/0.5: UNet 0.8, text encoder 0.5.",
-        ),
-        image: Path | None = Input(default=None, description="A picture to start from."),
-        mask: Path | None = Input(
-            default=None, description="With image: white where it is drawn anew, black where it stays."
-        ),
-        prompt_strength: float = Input(
-            default=0.8, ge=0, le=1, description="With image: how far the result may go from it. 1 ignores it."
-        ),
         mask_feather: int | None = Input(
             default=None,
             ge=0,
@@ -120,12 +126,6 @@ class Predictor(BaseRunner):
         keep_unmasked: bool = Input(
             default=True,
             description="With mask: its black parts are the image's own pixels. Off: the whole picture is decoded.",
-        ),
-        seed: int | None = Input(
-            default=None,
-            ge=0,
-            le=4294967295,
-            description="Empty: random, and reported. The same seed gives the same pictures.",
         ),
         adapter_condition_image: Path | None = Input(
             default=None, description="A picture whose lines, depth or pose the result follows: see adapter_type."

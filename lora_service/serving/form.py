@@ -118,6 +118,17 @@ _ENTRY_ONLY: Mapping[Mode, Mapping[str, tuple[FormInput, ...]]] = MappingProxyTy
 )
 """The inputs that are no fields of a config, by the field that they precede."""
 
+FRONT: Mapping[Mode, tuple[str, ...]] = MappingProxyType(
+    {
+        "train": (),
+        "predict": (
+            "prompt", "lora_urls", "lora", "lora_scales", "image", "mask", "prompt_strength", "negative_prompt",
+            "num_outputs", "aspect_ratio", "seed", "guidance_scale",
+        ),
+    }
+)  # fmt: skip
+"""The inputs that most people need, which a form begins with; the others follow in the order of their config."""
+
 
 def config_inputs(config: type[BaseModel]) -> list[FormInput]:
     """Return the inputs of a config's fields, in their order."""
@@ -129,4 +140,6 @@ def form_inputs(mode: Mode) -> list[FormInput]:
     entry_only, inputs = _ENTRY_ONLY[mode], []
     for each in config_inputs(CONFIGS[mode]):
         inputs += [*entry_only.get(each.name, ()), each]
-    return [*inputs, *entry_only.get(_LAST, ())]
+    inputs += entry_only.get(_LAST, ())
+    by_name, front = {each.name: each for each in inputs}, FRONT[mode]
+    return [*(by_name[name] for name in front), *(each for each in inputs if each.name not in front)]
