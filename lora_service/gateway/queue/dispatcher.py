@@ -98,6 +98,7 @@ class Dispatcher:
 
     async def _attempt(self, job: Job, inbox: asyncio.Queue[Any]) -> str:
         """Run a job once; returns what became of it."""
+        job.logs = ""  # those of an attempt before are not of this one
         try:
             prepared = await self._prepared(job)
             if prepared is None:
@@ -137,7 +138,8 @@ class Dispatcher:
 
     def _note(self, job: Job, response: Mapping[str, Any]) -> None:
         """Store the state of a running job, and wake those who wait for it."""
-        values: dict[str, Any] = {"logs": _text(response.get("logs"))}
+        job.logs = _text(response.get("logs"))
+        values: dict[str, Any] = {"logs": job.logs}
         metrics = response.get("metrics")
         if isinstance(metrics, Mapping):
             values["metrics"] = dict(metrics)
@@ -160,13 +162,13 @@ class Dispatcher:
         metrics = response.get("metrics")
         metrics = dict(metrics) if isinstance(metrics, Mapping) else {}
         output = outputs.stored(self.gateway, job, response.get("output")) if status == "succeeded" else None
-        # Cog puts words of its own before the sentence of an error, and drops the logs; our entries note both apart.
+        # Cog puts words of its own before the sentence of an error, and drops the logs; our entries report both apart.
         error = metrics.pop("error_message", None) or response.get("error")
         return Result(
             status,
             output=output,
             error=None if error is None else _text(error),
-            logs=_text(response.get("logs") or metrics.get("log")),
+            logs=_text(response.get("logs")) or job.logs or _text(metrics.get("log")),
             metrics={name: value for name, value in metrics.items() if name != "log"},
             started_at=job.started_at or begun,
         )
