@@ -108,3 +108,18 @@ def test_sigterm_lets_the_running_job_end_and_keeps_the_waiting_ones(gateway: Ru
     ended = state(gateway, running)
     assert (ended["status"], ended["logs"]) == ("succeeded", "drawing a dog\n")
     assert wait_for(gateway, waiting, "succeeded")["started_at"] > ended["completed_at"]
+
+
+def test_a_second_sigterm_ends_at_once_and_keeps_the_running_job(gateway: RunningGateway) -> None:
+    job = draw(gateway, input={"seconds": 600})
+    wait_for(gateway, job, "processing")
+    assert gateway.process is not None
+    gateway.process.terminate()
+    while gateway.call("GET", "/readyz").status_code == 200:
+        time.sleep(0.05)
+    assert state(gateway, job)["status"] == "processing"  # requests are answered meanwhile
+    gateway.stop()
+    assert gateway.process.returncode == 0
+    gateway.start()
+    wait_for(gateway, job, "processing")
+    assert gateway.call("POST", f"/v1/predictions/{job['id']}/cancel").json()["status"] == "canceled"
