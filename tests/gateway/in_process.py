@@ -61,7 +61,7 @@ class ScriptedEngine:
                 return {"status": "canceled", "logs": logs}
         behaviour = job.input.get("behaviour")
         if behaviour == "fail":
-            metrics = {"error_code": "asked", "error_message": "It was asked to fail.", "log": logs}
+            metrics = {"error_code": "asked", "error_message": "It was asked to fail.", "log": "the last line"}
             return {"status": "failed", "error": "Prediction failed: ValueError", "logs": "", "metrics": metrics}
         if behaviour == "crash" or (behaviour == "crash once" and self.begun.count(job.id) == 1):
             raise EngineLostError("it was asked to be lost")

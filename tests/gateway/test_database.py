@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
 
 from lora_service.errors import SettingError
@@ -15,11 +18,32 @@ from lora_service.gateway.database import accounts, jobs
 from lora_service.gateway.database.connection import Database
 from lora_service.gateway.database.jobs import Result
 from lora_service.gateway.database.tables import Job, Table
+from tests.gateway.postgres import Cluster, programs
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Database:
-    return Database(f"sqlite:///{tmp_path / 'g.sqlite'}")
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """An empty database of each kind."""
+    if request.param == "postgresql":
+        if programs() is None:
+            pytest.skip("PostgreSQL is not installed")
+        url = request.getfixturevalue("cluster").url
+        engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+        with engine.begin() as connection:
+            connection.execute(text("DROP SCHEMA public CASCADE"))
+            connection.execute(text("CREATE SCHEMA public"))
+        engine.dispose()
+    else:
+        url = f"sqlite:///{tmp_path / 'g.sqlite'}"
+    database = Database(url)
+    yield database
+    database.close()
 
 
 def add_job(database: Database, identifier: str = "a" * 26) -> None:
@@ -56,6 +80,21 @@ def test_what_ran_when_the_gateway_was_killed_waits_again_and_ends_once(database
         row = jobs.find(session, "a" * 26)
         assert row is not None
         assert (row.status, row.output) == ("succeeded", 1)
+
+
+def test_servers_that_take_jobs_at_once_take_different_ones(database: Database) -> None:
+    identifiers = [f"{number:026}" for number in range(24)]
+    for identifier in identifiers:
+        add_job(database, identifier)
+
+    def claim(_: object) -> str:
+        with database.write() as session:
+            job = jobs.claim(session, "predict")
+            return job.id if job else ""
+
+    with ThreadPoolExecutor(6) as threads:
+        taken = list(threads.map(claim, range(60)))
+    assert sorted(filter(None, taken)) == identifiers
 
 
 def test_a_transaction_that_fails_leaves_nothing(database: Database) -> None:

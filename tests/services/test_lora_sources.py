@@ -194,6 +194,10 @@ def test_the_same_link_is_parsed_once(service: Service, tmp_path: Path, monkeypa
     read_lora = files.read_lora
     monkeypatch.setattr(files, "read_lora", lambda path, name="", **more: read.append(path) or read_lora(path, name))
     made, link = service(), data_uri(file_of(tmp_path, "dog"))
+    hits: list[object] = []
     for _ in range(3):
-        made.run(INPUTS | {"lora_urls": link}, log=lambda line: None)
+        metrics: dict[str, object] = {}
+        made.run(INPUTS | {"lora_urls": link}, log=lambda line: None, record_metric=metrics.__setitem__)
+        hits.append((metrics["loras"], metrics["loras_in_memory"]))
     assert len(read) == 1
+    assert hits == [(1, 0), (1, 1), (1, 1)]

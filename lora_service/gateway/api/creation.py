@@ -113,7 +113,7 @@ def _check_queue(gateway: Gateway, session: Session, caller: Caller) -> None:
 
 
 def check_webhook(gateway: Gateway, url: str | None) -> None:
-    """Refuse a webhook's address that could never be told: no http(s), a strange port, a private address.
+    """Refuse a webhook's address that could never be sent to: no http(s), a strange port, a private address.
 
     Raises:
         Problem: it is one (422).

@@ -30,7 +30,7 @@ from lora_service.gateway.problems import invalid, not_found
 from lora_service.gateway.queue.cancellation import cancel
 
 router = APIRouter(prefix="/v1")
-_FIXED = (catalog.DRAWING, catalog.TEACHING)
+_FIXED = (catalog.INFERENCE_MODEL, catalog.TRAINING_MODEL)
 """Models whose versions are those of the servers."""
 Prefer = Annotated[str, Header(description="wait, or wait=SECONDS: answer when the job has ended, after 60 s at most.")]
 CancelAfter = Annotated[str | None, Header(description="Cancel the job after so long, like 90s or 5m.")]
@@ -149,13 +149,13 @@ async def create_training(
 
     def find(session: Session) -> Target:
         found = creation.find_version(session, job.caller, f"{owner}/{name}:{version}")
-        teacher = found if found.engine == "train" else catalog.latest_version(session, *catalog.TEACHING)
-        if teacher is None or found.weights:
-            raise invalid("version", f"cannot be trained; {'/'.join(catalog.TEACHING)} can")
+        trainer = found if found.engine == "train" else catalog.latest_version(session, *catalog.TRAINING_MODEL)
+        if trainer is None or found.weights:
+            raise invalid("version", f"cannot be trained; {'/'.join(catalog.TRAINING_MODEL)} can")
         place = tuple(body.destination.split("/"))
         if (place[0] != job.caller.user and not job.caller.may("admin")) or place in _FIXED:
             raise invalid("destination", f"must be a model of yours, like {job.caller.user}/dog")
-        return Target("training", teacher, f"{owner}/{name}", destination=body.destination)
+        return Target("training", trainer, f"{owner}/{name}", destination=body.destination)
 
     return await job.create(find, body)
 

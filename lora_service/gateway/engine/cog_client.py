@@ -73,15 +73,15 @@ class CogClient:
         cancelled_at: float | None = None
         while True:
             with contextlib.suppress(TimeoutError):
-                told = await asyncio.wait_for(job.events.get(), _POLL_SECONDS)
+                event = await asyncio.wait_for(job.events.get(), _POLL_SECONDS)
                 quiet_since = time.monotonic()
-                if told == CANCEL:
+                if event == CANCEL:
                     cancelled_at = cancelled_at or time.monotonic()
                     await self._cancel(job.id)
-                elif told.get("status") in _ENDED:
-                    return dict(told)
+                elif event.get("status") in _ENDED:
+                    return dict(event)
                 else:
-                    await on_progress(told)
+                    await on_progress(event)
                 continue
             if cancelled_at and time.monotonic() - cancelled_at > _CANCEL_SECONDS:
                 raise EngineLostError("the server did not end a cancelled job")

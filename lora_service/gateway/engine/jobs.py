@@ -31,8 +31,8 @@ class EngineJob:
     Attributes:
         id: the job's identifier, which is also its name in the run folders of trainings.
         input: as Cog takes it: links that the server can open in place of files, no nulls.
-        webhook: where the server tells of its progress and end.
-        events: what it told, and ``CANCEL``.
+        webhook: where the server reports progress and end.
+        events: its reports, and ``CANCEL``.
     """
 
     id: str
@@ -42,9 +42,9 @@ class EngineJob:
 
 
 class OnProgress(Protocol):
-    """Called with what a running job has told: Cog's own document of it."""
+    """Called with each state of a running job, in the form of Cog's responses."""
 
-    async def __call__(self, told: Mapping[str, Any], /) -> None: ...
+    async def __call__(self, response: Mapping[str, Any], /) -> None: ...
 
 
 class JobEngine(Protocol):

@@ -98,14 +98,15 @@ class Dispatcher:
 
     async def _attempt(self, job: Job, inbox: asyncio.Queue[Any]) -> str:
         """Run a job once; returns what became of it."""
+        job.logs = ""  # those of an attempt before are not of this one
         try:
             prepared = await self._prepared(job)
             if prepared is None:
                 return "canceled"
             task = EngineJob(job.id, prepared, self._webhook(job), inbox)
             begun = time.time()
-            told = await self.engine.run(task, lambda progress: asyncio.to_thread(self._note, job, progress))
-            result = await asyncio.to_thread(self._result, job, told, begun)
+            response = await self.engine.run(task, lambda progress: asyncio.to_thread(self._note, job, progress))
+            result = await asyncio.to_thread(self._result, job, response, begun)
             self.metrics.count_loras(result.metrics or {})
         except EngineLostError as error:
             return await self._lost(job, error)
@@ -135,10 +136,11 @@ class Dispatcher:
     def _webhook(self, job: Job) -> str:
         return f"{self.gateway.callback_url}/internal/jobs/{job.id}/{self.gateway.signer.sign('job', job.id)}"
 
-    def _note(self, job: Job, told: Mapping[str, Any]) -> None:
-        """Store what a running job told, and tell those who wait."""
-        values: dict[str, Any] = {"logs": _text(told.get("logs"))}
-        metrics = told.get("metrics")
+    def _note(self, job: Job, response: Mapping[str, Any]) -> None:
+        """Store the state of a running job, and wake those who wait for it."""
+        job.logs = _text(response.get("logs"))
+        values: dict[str, Any] = {"logs": job.logs}
+        metrics = response.get("metrics")
         if isinstance(metrics, Mapping):
             values["metrics"] = dict(metrics)
         is_start = job.started_at is None
@@ -154,19 +156,19 @@ class Dispatcher:
                 self.gateway.add_webhook(session, row, "start" if is_start else "logs")
         self.gateway.hub.notify(job.id)
 
-    def _result(self, job: Job, told: Mapping[str, Any], begun: float) -> Result:
-        """Return the end that a server told of, its output stored."""
-        status = told["status"]
-        metrics = told.get("metrics")
+    def _result(self, job: Job, response: Mapping[str, Any], begun: float) -> Result:
+        """Return the end of a job as its server's response has it, with the output stored."""
+        status = response["status"]
+        metrics = response.get("metrics")
         metrics = dict(metrics) if isinstance(metrics, Mapping) else {}
-        output = outputs.stored(self.gateway, job, told.get("output")) if status == "succeeded" else None
-        # Cog puts words of its own before the sentence of an error, and drops the logs; our entries note both apart.
-        error = metrics.pop("error_message", None) or told.get("error")
+        output = outputs.stored(self.gateway, job, response.get("output")) if status == "succeeded" else None
+        # Cog puts words of its own before the sentence of an error, and drops the logs; our entries report both apart.
+        error = metrics.pop("error_message", None) or response.get("error")
         return Result(
             status,
             output=output,
             error=None if error is None else _text(error),
-            logs=_text(told.get("logs") or metrics.get("log")),
+            logs=_text(response.get("logs")) or job.logs or _text(metrics.get("log")),
             metrics={name: value for name, value in metrics.items() if name != "log"},
             started_at=job.started_at or begun,
         )
