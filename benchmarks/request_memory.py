@@ -163,7 +163,7 @@ class Requests:
         """Return inputs that make a request one that is refused."""
         makers: list[Callable[[], Inputs]] = [
             lambda: {"scheduler": "none"},
-            lambda: {"prompt": "<9>"},
+            lambda: {"prompt": "<9>", "lora_urls": "|".join(loras or [str(self._loras[0])])},
             lambda: {"lora_urls": "|".join([*loras, self._data_uri(random_bytes(self._random, 20_000))])},
             lambda: {"lora_urls": "|".join([*loras, str(self._other_base())])},
             lambda: {"lora_urls": "|".join([*loras, str(self._written(tiny_tensors(self._random)))])},
@@ -219,15 +219,21 @@ class Campaign:
     Args:
         service: with the embedded base.
         base: that of the service, which nothing else changes.
+
+    Attributes:
+        outcomes: codes of errors, ``drawn``, ``repeated``, ``cancelled`` or ``wrong`` -> their number.
+        wrong: the requests of which came what should not have, each with that.
     """
 
     service: InferenceService
     base: DiffusionBase
     outcomes: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
     _pictures: dict[str, list[bytes]] = field(default_factory=dict)
 
     def ask(self, request: Request) -> None:
-        """Ask the service, and count what came of it; ``wrong`` is what should not have."""
+        """Ask the service, and count what came of it."""
+        came = "pictures"
         try:
             with self._cancelled_after(request.passes if request.kind == "cancelled" else 0):
                 paths = self.service.run(request.inputs, image=request.image, mask=request.mask, log=lambda line: None)
@@ -239,10 +245,12 @@ class Campaign:
                 )
                 outcome = "repeated" if known == pictures else "wrong"
         except LoraServiceError as error:
-            outcome = error.code if request.kind == "refused" else "wrong"
+            outcome, came = (error.code if request.kind == "refused" else "wrong"), str(error)
         except Cancelled:
             outcome = "cancelled"
         self.outcomes[outcome] += 1
+        if outcome == "wrong":
+            self.wrong.append(f"{came} of {request}")
 
     @contextlib.contextmanager
     def _cancelled_after(self, passes: int) -> Iterator[None]:
@@ -285,7 +293,8 @@ def main(count: int) -> None:
             run.ask(next(requests))
             if number in (10, 50) or number % _REPORT == 0:
                 print(f"{number} requests: {resident():.0f} MiB ({dict(sorted(run.outcomes.items()))})", flush=True)
-        print(f"The base is {'bit-identical' if run.digest() == before else 'CHANGED'}; wrong: {run.outcomes['wrong']}")
+        print(f"The base is {'bit-identical' if run.digest() == before else 'CHANGED'}; wrong: {len(run.wrong)}")
+        print(*run.wrong, sep="\n")
 
 
 if __name__ == "__main__":

@@ -58,9 +58,20 @@ def draw_in_batches(
 
 def decode(base: DiffusionBase, latents: Tensor, size: Size, log: Log) -> list[Image.Image]:
     """Return the pictures of latents ``(b, c, h, w)``, as many at once as fit the memory, or else in tiles."""
-    at_once = decoded_at_once(base, size)
-    if not at_once:
-        log(f"The memory is short, so pictures of {size[0]} × {size[1]} pixels are decoded in tiles.")
+    at_once = min(len(latents), decoded_at_once(base, size))
+    while True:
+        if not at_once:
+            log(f"The memory is short, so pictures of {size[0]} × {size[1]} pixels are decoded in tiles.")
+        try:
+            return _decode(base, latents, at_once)
+        except torch.OutOfMemoryError:
+            if not at_once:
+                raise
+            at_once = 0 if at_once == 1 else 1
+        torch.cuda.empty_cache()
+
+
+def _decode(base: DiffusionBase, latents: Tensor, at_once: int) -> list[Image.Image]:
     images: list[Image.Image] = []
     with nullcontext() if at_once else tiled_decoding(base):
         for part in latents.split(max(1, at_once)):

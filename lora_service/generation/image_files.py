@@ -65,10 +65,11 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def _exif(text: str, settings: bytes) -> Image.Exif:
-    comment = text.encode("utf-16-be")[:_MAX_EXIF]
+    # Without half a letter at the end, of those that take two units.
+    comment = text.encode("utf-16-be")[:_MAX_EXIF].decode("utf-16-be", "ignore").encode("utf-16-be")
     exif = Image.Exif()
     ifd = exif.get_ifd(_EXIF_IFD)
-    ifd[_EXIF_USER_COMMENT] = b"UNICODE\0" + comment[: len(comment) // 2 * 2]
+    ifd[_EXIF_USER_COMMENT] = b"UNICODE\0" + comment
     if len(comment) + len(settings) <= _MAX_EXIF:
         ifd[_EXIF_MAKER_NOTE] = settings
     return exif

@@ -134,6 +134,24 @@ def test_latents_are_decoded_in_tiles_only_where_the_memory_is_short(monkeypatch
     assert again.image.tobytes() == whole.image.tobytes()
 
 
+def test_decoding_that_does_not_fit_is_tried_with_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator, tried = ImageGenerator(small_base()), list[tuple[int, bool]]()
+    expected = generator.generate(request(num_outputs=3), [])
+    decode = generator.base.decode
+
+    def short(latents: torch.Tensor) -> torch.Tensor:
+        tried.append((len(latents), generator.base.vae.use_tiling))
+        if len(latents) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(latents)
+
+    monkeypatch.setattr(generator.base, "decode", short)
+    monkeypatch.setattr(batches, "decoded_at_once", lambda base, size: 8)
+    drawn = generator.generate(request(num_outputs=3), [])
+    assert tried == [(3, False), (1, False), (1, False), (1, False)]
+    assert [each.image.tobytes() for each in drawn] == [each.image.tobytes() for each in expected]
+
+
 def test_the_free_memory_of_this_machine_is_plausible() -> None:
     free = memory.free_bytes(torch.device("cpu"))
     assert free is None or GIBIBYTE / 100 < free < 2**50

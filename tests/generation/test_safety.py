@@ -91,10 +91,18 @@ def test_a_request_gets_the_pictures_that_pass(tmp_path: Path, monkeypatch: pyte
     metrics: dict[str, Any] = {}
     settings = Settings(safety_checker=small_checker(tmp_path / "one", second, first))
     with InferenceService(settings) as service:
-        (path,) = service.run(inputs, log=lambda line: None, record_metric=metrics.__setitem__)
+        lines: list[str] = []
+        asked = inputs | {"preview_every": 1, "disable_safety_checker": True}
+        (path,) = service.run(asked, log=lines.append, record_metric=metrics.__setitem__)
         assert path.name == "out-0.png"
         assert Image.open(path).convert("RGB").tobytes() == first.tobytes()
     assert metrics["held_back"] == 1
+    assert not metrics["preview"]  # a preview would be given out unchecked
+    assert {word for line in lines if line.startswith("warning: ") for word in line.split()[1:2]} >= {
+        "preview_every",
+        "disable_safety_checker",
+        "image",
+    }
     with InferenceService(Settings(safety_checker=small_checker(tmp_path / "all", None, first))) as service:
         with raises(HeldBackError):
             service.run(inputs, log=lambda line: None, record_metric=metrics.__setitem__)
