@@ -29,6 +29,7 @@ _BUSY_SECONDS = 120.0  # a server that goes on saying 409
 _SILENT_SECONDS = 60.0
 _CANCEL_SECONDS = 30.0
 _ENDED = ("succeeded", "failed", "canceled")
+_CRASHED = "worker crashed"  # what Cog gives as the error of a job whose worker was killed, in both cases of letters
 
 
 class CogClient:
@@ -78,6 +79,10 @@ class CogClient:
                 if event == CANCEL:
                     cancelled_at = cancelled_at or time.monotonic()
                     await self._cancel(job.id)
+                elif (
+                    event.get("status") == "failed" and str(event.get("error")).lower() == _CRASHED and not cancelled_at
+                ):
+                    raise EngineLostError("the server lost its worker")
                 elif event.get("status") in _ENDED:
                     return dict(event)
                 else:
