@@ -109,7 +109,7 @@ class Dispatcher:
         except EngineLostError as error:
             return await self._lost(job, str(error))
         except (RefusedError, LoraServiceError, Problem) as error:
-            result = Result("failed", error=str(error))
+            result = Result("failed", error=_text(error))
         await asyncio.to_thread(self._finish, job, result)
         return result.status
 
@@ -151,8 +151,8 @@ class Dispatcher:
         return Result(
             status,
             output=output,
-            error=None if error is None else str(error),
-            logs=str(told.get("logs") or metrics.get("log") or ""),
+            error=None if error is None else _text(error),
+            logs=_text(told.get("logs") or metrics.get("log")),
             metrics={name: value for name, value in metrics.items() if name != "log"},
             started_at=job.started_at or begun,
         )
