@@ -28,6 +28,7 @@ _TITLES = {
     503: "Unavailable",
 }
 _TYPE = "application/problem+json"
+_MOST_FIELDS = 100
 
 
 class Problem(Exception):
@@ -60,8 +61,8 @@ class Problem(Exception):
         }
         if self.fields:
             body["invalid_fields"] = [
-                {"field": name, "type": "value_error", "description": shorten(text, 500)}
-                for name, text in self.fields.items()
+                {"field": shorten(name, 200), "type": "value_error", "description": shorten(text, 500)}
+                for name, text in list(self.fields.items())[:_MOST_FIELDS]
             ]
         return JSONResponse(body, self.status, headers=self.headers, media_type=_TYPE)
 

@@ -111,7 +111,7 @@ class Dispatcher:
         except EngineLostError as error:
             return await self._lost(job, error)
         except (RefusedError, LoraServiceError, Problem) as error:
-            result = Result("failed", error=str(error))
+            result = Result("failed", error=_text(error))
         await asyncio.to_thread(self._finish, job, result)
         return result.status
 
@@ -168,7 +168,7 @@ class Dispatcher:
             status,
             output=output,
             error=None if error is None else _text(error),
-            logs=_text(response.get("logs")) or job.logs or _text(metrics.get("log")),
+            logs=_text(response.get("logs") or metrics.get("log")) or job.logs,
             metrics={name: value for name, value in metrics.items() if name != "log"},
             started_at=job.started_at or begun,
         )
