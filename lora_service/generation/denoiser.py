@@ -38,7 +38,9 @@ class Denoiser:
         self._unet = unet
         self._whole = compiled or unet
         self._guidance_scale = guidance_scale
-        self._guidance_rescale = guidance_rescale if guidance_scale > 1 else 0.0
+        # UNets that were distilled to take the guidance scale as an input predict once, as pipelines know too.
+        predicts_twice = guidance_scale > 1 and unet.config.time_cond_proj_dim is None
+        self._guidance_rescale = guidance_rescale if predicts_twice else 0.0
         self.layer_cache = layer_cache
 
     def __getattr__(self, name: str) -> Any:
