@@ -52,12 +52,14 @@ class Progress(DenoisingCallback):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._images, self._log, self._interval, self._clock = images, log, interval, clock
-        self._drawn = 0
+        self._finished: list[int] = []
         self._started = self._logged = 0.0
 
     def on_batch_start(self, batch: DenoisingBatch) -> None:
         self._started = self._clock()
-        if not self._drawn:
+        if batch.seeds[0] in self._finished:  # a batch that could not be decoded is drawn again, from its first on
+            del self._finished[self._finished.index(batch.seeds[0]) :]
+        if not self._finished:
             self._logged = self._started
 
     def on_step_end(self, batch: DenoisingBatch, latents: Tensor) -> Tensor:
@@ -65,16 +67,16 @@ class Progress(DenoisingCallback):
         if now - self._logged >= self._interval and batch.step < batch.steps:
             self._logged = now
             rate = batch.step / max(now - self._started, 1e-6)
-            steps_left = batch.steps - batch.step + (self._images - self._drawn - size) * batch.steps / size
+            steps_left = batch.steps - batch.step + (self._images - len(self._finished) - size) * batch.steps / size
             of_images = f" of {self._pictures(size)}" if self._images > 1 else ""
             speed = f"{rate:.1f} steps/s" if rate >= 1 else f"{1 / rate:.1f} s/step"
             self._log(f"step {batch.step} of {batch.steps}{of_images}: {speed}, {_duration(steps_left / rate)} left")
         if batch.step == batch.steps:
-            self._drawn += size
+            self._finished.extend(batch.seeds)
         return latents
 
     def _pictures(self, size: int) -> str:
-        first, last = self._drawn + 1, self._drawn + size
+        first, last = len(self._finished) + 1, len(self._finished) + size
         return f"pictures {first}–{last} of {self._images}" if size > 1 else f"picture {first} of {self._images}"
 
 

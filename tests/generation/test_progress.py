@@ -40,6 +40,22 @@ def test_a_line_tells_speed_and_time_left_every_few_seconds() -> None:
     ]
 
 
+def test_a_batch_that_is_drawn_again_counts_once() -> None:
+    now, lines = [0.0], list[str]()
+    progress = Progress(4, lines.append, interval=1.0, clock=lambda: now[0])
+    for seeds in ([1, 2, 3, 4], [1, 2]):
+        batch = DenoisingBatch(seeds, [], None, steps=2)
+        progress.on_batch_start(batch)
+        for step in (1, 2):
+            now[0] += 1.0
+            batch.step = step
+            progress.on_step_end(batch, torch.zeros(1))
+    assert lines == [
+        "step 1 of 2 of pictures 1–4 of 4: 1.0 steps/s, 1 s left",
+        "step 1 of 2 of pictures 1–2 of 4: 1.0 steps/s, 3 s left",
+    ]
+
+
 def test_fast_and_long_runs_are_told_in_fitting_units() -> None:
     now, lines = [0.0], list[str]()
     progress = Progress(1, lines.append, clock=lambda: now[0])
