@@ -18,7 +18,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Skip campaigns where they are not asked for by their mark or that of all attacks."""
     if config.getoption("-m") in ("attack", "campaign"):
         return
-    skip = pytest.mark.skip(reason="a campaign: python -m tests.attacks runs it")
+    skip = pytest.mark.skip(reason="a campaign: pytest -m campaign runs it")
     for item in items:
         if item.get_closest_marker("campaign"):
             item.add_marker(skip)

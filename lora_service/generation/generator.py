@@ -201,6 +201,7 @@ class ImageGenerator:
         pipeline = make_pipeline(self.base, task, scheduler)
         callbacks: list[DenoisingCallback] = [] if self.patcher.is_constant else [LoraSteps(self.patcher)]
         cache = LayerCache(self.base.unet, request.cache_interval) if request.cache_interval > 1 else None
+        # After the pipeline's making, which takes diffusers' own classes only.
         pipeline.unet = Denoiser(
             self.base.unet,
             self.base.compiled,
