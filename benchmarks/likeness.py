@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from PIL import Image
 
 from benchmarks.bases import load_named_base
+from benchmarks.quality.subjects import PROMPTS_BY_KIND, REFERENCE_PICTURES, SHOWN_PICTURES, TRAINING_PICTURES
 from lora_service.demo.evaluation import Evaluation, Metrics, evaluate, reconstruct
-from lora_service.demo.show import PROMPTS
 from lora_service.generation.image_grid import ImageRow, draw_grid
 from lora_service.lora.files import read_lora
 from lora_service.lora.weights import LoraWeights
@@ -29,33 +28,6 @@ from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.trainer import Trainer
 from tools.synthetic.creatures import HELD_OUT_SUBJECTS
 from tools.synthetic.subjects import pictures, write_zip
-
-TRAINING_PICTURES, SHOWN_PICTURES, REFERENCE_PICTURES = 10, 6, 24
-STYLE_PROMPTS = (
-    "a red star on a blue background{}",
-    "a yellow car in a meadow{}",
-    "a green fish on a pink background{}",
-    "a brown house in the snow{}",
-    "a purple mug on a striped white background{}",
-    "a person with short black hair and a smile on the beach{}",
-)
-
-
-@dataclass(frozen=True)
-class EvaluationPrompts:
-    """The class word of a training, and the prompts of its evaluation; the fields are those of ``Evaluation``."""
-
-    class_word: str
-    prompts: Sequence[str]
-    base_subject: str
-    lora_subject: str = "{}"
-
-
-PROMPTS_BY_KIND = {
-    "object": EvaluationPrompts("monster", PROMPTS, "a monster"),
-    "face": EvaluationPrompts("person", PROMPTS, "a person"),
-    "style": EvaluationPrompts("", STYLE_PROMPTS, "", " in the style of {}"),
-}
 
 
 def train(base: DiffusionBase, kind: str, seed: int, folder: Path) -> Path:

@@ -10,6 +10,8 @@
     ├── LoraFileError         a file is no LoRA that can be read
     │   └── WrongBaseError    a LoRA belongs to another base model
     ├── BaseModelError        a base model cannot be loaded
+    ├── AdapterError          a ControlNet or T2I-Adapter cannot be loaded, or fits another base
+    ├── HeldBackError         the safety checker held back all pictures of a request
     ├── DivergedError         a training came to nothing
     ├── ServingError          Cog's server cannot be started or kept running
     └── EntryError            Cog's build would misread an entry's source
@@ -172,6 +174,18 @@ class BaseModelError(LoraServiceError):
     """A base model cannot be loaded."""
 
     default_code = "unusable_base"
+
+
+class AdapterError(LoraServiceError):
+    """A ControlNet or T2I-Adapter cannot be loaded, or was made for another base model."""
+
+    default_code = "unusable_adapter"
+
+
+class HeldBackError(LoraServiceError):
+    """The safety checker held back all pictures of a request."""
+
+    default_code = "all_held_back"
 
 
 class DivergedError(LoraServiceError):

@@ -15,7 +15,7 @@ from lora_service.validation import first_error
 
 MEBIBYTE = 1024**2
 Tracker = Literal["tensorboard", "wandb", "comet"]
-Quantization = Literal["none", "int8", "nf4"]
+Quantization = Literal["none", "int8", "nf4", "fp8"]
 _CACHE = Path("~/.cache/lora-service").expanduser()
 
 
@@ -71,11 +71,19 @@ class Settings(BaseSettings):
     hf_token: SecretStr = SecretStr("")
     civitai_token: SecretStr = SecretStr("")
     safety_checker: str = ""
-    """Reserved for a safety checker; there is none yet, so anything but empty is refused rather than ignored."""
+    """A folder or hub id of Stable Diffusion's safety checker; empty: pictures are not checked."""
+    allow_disabling_safety_checker: bool = False
+    """Whether the input ``disable_safety_checker`` is followed."""
+    adapters: Annotated[tuple[str, ...], NoDecode] = ()
+    """``type=folder`` or ``type=owner/name``, split by ``|``: ControlNets and T2I-Adapters beside the known ones."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     base_quantization: Quantization = "none"
-    """The format of the weights of the UNet's linear layers in trainings on CUDA."""
+    """The format of the weights of the UNet's linear layers on CUDA: int8 and nf4 for trainings, fp8 for drawing."""
+    compile: bool = False
+    """Whether the UNet and the VAE's decoder are compiled before a server that draws is READY."""
+    cuda_graphs: bool = False
+    """With ``compile``: whether the kernels of the base's own size are recorded and replayed."""
     warm_up: bool = False
     """Whether a server does before it is READY what the first job would wait for."""
     trackers: Annotated[tuple[Tracker, ...], NoDecode] = ()
@@ -86,13 +94,6 @@ class Settings(BaseSettings):
     """A folder in which a training server keeps the runs that are named with their jobs; none: nothing is kept."""
     torch_threads: int = Field(default=0, ge=0)
     """CPU threads; 0: as many as there are cores. The same seed gives the same bytes at the same number."""
-
-    @field_validator("safety_checker")
-    @classmethod
-    def _none_yet(cls, value: str) -> str:
-        if value:
-            raise SettingError("SAFETY_CHECKER", value, "empty: pictures are not checked here")
-        return value
 
     @field_validator("model_cache", "lora_cache", "class_image_cache", "face_model", "tracker_folder", "run_folders")
     @classmethod
@@ -120,6 +121,12 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part for part in re.split(r"[\s,|]+", value) if part) if isinstance(value, str) else value
+
+    @field_validator("adapters", mode="before")
+    @classmethod
+    def _split_paths(cls, value: object) -> object:
+        """Split at ``|`` alone: folders may have spaces and commas."""
+        return tuple(part.strip() for part in value.split("|") if part.strip()) if isinstance(value, str) else value
 
     @staticmethod
     def from_environment() -> Settings:

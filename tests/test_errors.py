@@ -40,7 +40,7 @@ def test_messages_are_one_line_and_bounded() -> None:
 
 @pytest.mark.attack("long error texts (G2)")
 def test_settings_are_cut_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SAFETY_CHECKER", "x" * 100_000)
+    monkeypatch.setenv("HF_ENDPOINT", "x" * 100_000)
     with raises(InputError) as caught:
         Settings.from_environment()
     assert len(str(caught.value)) < 400

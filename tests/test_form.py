@@ -16,13 +16,23 @@ from lora_service.generation.schedulers import SCHEDULERS
 from lora_service.models.registry import SD15
 from lora_service.serving import entries, signature
 from lora_service.serving.entries import EntryParameter, Mode
-from lora_service.serving.form import FormInput
+from lora_service.serving.form import FRONT, FormInput
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.inputs.resolved_config import TASKS
 from tools import write_entries
 
 CASES = [("train", TrainConfig), ("predict", GenerateRequest)]
-NOT_CONFIG = {"instance_data", "instance_data_urls", "class_data", "image", "lora", "replicate_weights", "api_token"}
+NOT_CONFIG = {
+    "instance_data",
+    "instance_data_urls",
+    "class_data",
+    "image",
+    "mask",
+    "adapter_condition_image",
+    "lora",
+    "replicate_weights",
+    "api_token",
+}
 
 
 def parameters(mode: Any) -> dict[str, EntryParameter]:
@@ -32,7 +42,15 @@ def parameters(mode: Any) -> dict[str, EntryParameter]:
 
 @pytest.mark.parametrize(("mode", "model"), CASES)
 def test_the_form_and_the_config_have_the_same_inputs_in_the_same_order(mode: str, model: type[BaseModel]) -> None:
-    assert list(parameters(mode)) == list(model.model_fields)
+    behind = [name for name in model.model_fields if name not in FRONT[mode]]  # type: ignore[index]
+    front = [name for name in FRONT[mode] if name not in NOT_CONFIG]  # type: ignore[index]
+    assert list(parameters(mode)) == [*front, *behind]
+
+
+def test_the_form_of_inference_begins_with_the_twelve_inputs_that_most_people_need() -> None:
+    names = [p.name for p in signature.read(entries.find("predict")).parameters]
+    assert tuple(names[:12]) == FRONT["predict"]
+    assert len(FRONT["predict"]) == 12
 
 
 @pytest.mark.parametrize(("mode", "model"), CASES)
@@ -128,7 +146,8 @@ def test_every_input_of_the_predecessors_is_there() -> None:
     }  # fmt: skip
     drawing = {
         "prompt", "negative_prompt", "width", "height", "num_outputs", "num_inference_steps", "guidance_scale",
-        "image", "prompt_strength", "scheduler", "lora_urls", "lora_scales", "seed",
+        "image", "prompt_strength", "scheduler", "lora_urls", "lora_scales", "seed", "adapter_condition_image",
+        "adapter_type",
     }  # fmt: skip
     assert trainers <= set(inspect.signature(train.train).parameters)
     assert drawing <= set(inspect.signature(predict.Predictor.run).parameters)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
 from lora_service.models.registry import locate
 from lora_service.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 
 @click.command("up")
@@ -40,13 +46,9 @@ def token_group() -> None:
 def add_command(user: str, scope: str) -> None:
     """Make a token for USER and show it, for the only time."""
     from lora_service.gateway.database import accounts
-    from lora_service.gateway.database.connection import Database
-    from lora_service.gateway.settings import GatewaySettings
 
-    database = Database(GatewaySettings.from_environment().database)
-    with database.write() as session:
+    with _database() as session:
         token = accounts.add_token(session, user, scope)
-    database.close()
     click.echo(token)
 
 
@@ -55,11 +57,21 @@ def add_command(user: str, scope: str) -> None:
 def remove_command(user: str) -> None:
     """Remove all tokens of USER; their jobs and models stay."""
     from lora_service.gateway.database import accounts
+
+    with _database() as session:
+        count = accounts.remove_tokens(session, user)
+    click.echo(f"{count} removed")
+
+
+@contextmanager
+def _database() -> Iterator[Session]:
+    """Yield a session of the gateway's database, which may be in use by a gateway."""
     from lora_service.gateway.database.connection import Database
     from lora_service.gateway.settings import GatewaySettings
 
     database = Database(GatewaySettings.from_environment().database)
-    with database.write() as session:
-        count = accounts.remove_tokens(session, user)
-    database.close()
-    click.echo(f"{count} removed")
+    try:
+        with database.write() as session:
+            yield session
+    finally:
+        database.close()

@@ -9,7 +9,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,19 +31,20 @@ from lora_service.cli.runs import (
 from lora_service.downloads.parsed_url import redact_all
 from lora_service.errors import InputError
 from lora_service.generation.request import PICTURE_FORMATS, GenerateRequest
+from lora_service.lora.scale import SCALE_PATTERN
 from lora_service.services.inference_service import InferenceService
 from lora_service.services.model_service import Log
 from lora_service.services.training_service import TrainingService, TrainingUpload
-from lora_service.serving.form import IMAGE, INSTANCE_DATA_URLS
+from lora_service.serving.form import ADAPTER_CONDITION_IMAGE, IMAGE, INSTANCE_DATA_URLS, MASK
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.inputs.resolved_config import ResolvedConfig
 from lora_service.training.runs.run_folder import RunFolder, RunOptions
 
-if TYPE_CHECKING:  # it imports torch
+if TYPE_CHECKING:  # they import torch
+    from lora_service.generation.progress import Preview
     from lora_service.training.callbacks.training_progress import OnProgress
 
 _DEFAULT_SCALE = "0.8"
-_NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
 _LONGEST_NAME = 50  # characters, of up to four bytes; file systems take 255
 _PATH = click.Path(path_type=Path)
 _EXISTING_PATH = click.Path(exists=True, path_type=Path)
@@ -137,6 +138,13 @@ def train_command(
 @click.option(
     "--image", cls=GroupedOption, group="Picture", type=_EXISTING_PATH, help=IMAGE.description
 )  # fmt: skip
+@click.option(
+    "--mask", cls=GroupedOption, group="Picture", type=_EXISTING_PATH, help=MASK.description
+)  # fmt: skip
+@click.option(
+    "--adapter_condition_image", cls=GroupedOption, group="Control", type=_EXISTING_PATH,
+    help=ADAPTER_CONDITION_IMAGE.description,
+)  # fmt: skip
 @config_options(GenerateRequest, without=("prompt", "lora_urls", "lora_scales"))
 @click.option(
     "-o", "--output", cls=GroupedOption, group="Files", type=_PATH, default=Path("pictures"),
@@ -144,20 +152,30 @@ def train_command(
 )  # fmt: skip
 @force_option("Files")
 def generate_command(
-    prompt: str, loras: tuple[str, ...], output: Path, force: bool, image: Path | None, **inputs: Any
+    prompt: str,
+    loras: tuple[str, ...],
+    output: Path,
+    force: bool,
+    image: Path | None,
+    mask: Path | None,
+    adapter_condition_image: Path | None,
+    **inputs: Any,
 ) -> None:
     """Draw PROMPT; <1> in it is what the first --lora learned."""
     links, scales = zip(*map(split_scale, loras), strict=True) if loras else ((), (_DEFAULT_SCALE,))
     inputs |= {"prompt": prompt, "lora_urls": "|".join(links), "lora_scales": "|".join(scales)}
     files = _named_pictures(output, inputs)
-    sources = [*map(Path, links), *([image] if image else [])]
+    pictures: dict[str, Any] = {"image": image, "mask": mask, "adapter_condition_image": adapter_condition_image}
+    sources = [*map(Path, links), *(path for path in pictures.values() if path)]
     for file in files:
         check_output(file, force=force, inputs=sources)
     if not files:
         check_folder(output)
     with InferenceService(allow_local=True) as service, _lora_option(loras):
-        paths = service.run(inputs, image=image, log=click.echo)
-        for number, path in enumerate(paths):
+        with _preview_file(output.parent if files else output) as on_preview:
+            paths = service.run(inputs, **pictures, on_preview=on_preview, log=click.echo)
+        for path in paths:
+            number = int(path.stem.rpartition("-")[2])  # those that were held back are not among them
             target = files[number] if files else free_path(output / f"picture-1{path.suffix}")
             with whole_file(target) as written:
                 shutil.copyfile(path, written)
@@ -183,6 +201,25 @@ def _training_output() -> Iterator[tuple[Log, OnProgress | None]]:
 
 
 @contextmanager
+def _preview_file(folder: Path) -> Iterator[Callable[[Preview], None]]:
+    """Yield what writes previews to one file in ``folder``, which is removed when the pictures are there."""
+    path: Path | None = None
+
+    def show(preview: Preview) -> None:
+        nonlocal path
+        path = path or free_path(folder / "preview.png")
+        with whole_file(path) as written:
+            preview.image.save(written, "PNG")
+        click.echo(f"preview of step {preview.step} of {preview.steps}: {path}")
+
+    try:
+        yield show
+    finally:
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
 def _lora_option(loras: Sequence[str]) -> Iterator[None]:
     """Name ``--lora`` in errors about the two inputs that it stands for."""
     try:
@@ -200,7 +237,7 @@ def split_scale(lora: str, default: str = _DEFAULT_SCALE) -> tuple[str, str]:
     """
     link, _, scale = lora.rpartition("@")
     is_version = scale.isdecimal() and re.search(r"civitai(:|\.\w+/([^@]*/)?models/)\d+$", link)
-    if not link or is_version or not re.fullmatch(rf"{_NUMBER}(/{_NUMBER})?", scale):
+    if not link or is_version or not re.fullmatch(SCALE_PATTERN, scale):
         return lora, default
     return link, scale
 

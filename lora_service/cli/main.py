@@ -55,7 +55,9 @@ COMMANDS = {
         "hosting", "serve_command", "Run Cog's own HTTP server without Docker, and restart its worker when it dies."
     ),
     "up": LazyCommand(
-        "gateway", "up_command", "Serve Replicate's HTTP API with a queue, files and webhooks in front of both servers."
+        "gateway",
+        "up_command",
+        "Serve Replicate's HTTP API v1, with a queue that outlives restarts, in front of both servers.",
     ),
     "token": LazyCommand("gateway", "token_group", "Make or remove the tokens of the gateway's users."),
     "download-base": LazyCommand("hosting", "download_base_command", "Fetch the base model NAME from the hub."),

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from lora_service.downloads.partial_file import PartialFile, safe_file_name
 from lora_service.downloads.remote_file import Listing, RemoteFile
 from lora_service.downloads.sites import direct_links, site_registry
 from lora_service.errors import LinkError, LoraFileError, UnreachableError
-from lora_service.lora.archive import is_archive, unpack_lora
+from lora_service.lora.archive import check_torch_file, is_archive, is_torch_file, unpack_lora
 from lora_service.lora.safetensors_header import MAX_HEADER_BYTES, read_header
 from lora_service.settings import Settings
 
@@ -70,7 +71,13 @@ class Fetcher:
         return self.fetch_file(remote, token=token).path
 
     def fetch_file(
-        self, remote: RemoteFile, *, token: str | None = None, base: str = "", until: float | None = None
+        self,
+        remote: RemoteFile,
+        *,
+        token: str | None = None,
+        base: str = "",
+        until: float | None = None,
+        cancelled: threading.Event | None = None,
     ) -> FetchedFile:
         """Return a LoRA in the cache, or an archive of one; it is downloaded, or revalidated, where needed.
 
@@ -81,6 +88,7 @@ class Fetcher:
             token: the ``api_token`` input; it goes to the link's own host only.
             base: the base that the LoRA is for, where a link offers several, as kohya names it: ``sd_v1``.
             until: time of :func:`time.monotonic` at which the fetch ends in any case: one for all links of a job.
+            cancelled: ends the fetch when it is set, for one in a thread that no cancellation reaches.
 
         Raises:
             LinkError: the link leads to nothing that is a LoRA, or nowhere.
@@ -90,7 +98,7 @@ class Fetcher:
         if remote.site == "local":
             return FetchedFile(remote.local_path, remote.local_path.name)
         bearer = select_token(remote, token, self._settings)
-        with Deadline(self._limits.total_timeout, until) as deadline:
+        with Deadline(self._limits.total_timeout, until, cancelled) as deadline:
             job = self._select_from_listing(DownloadJob(remote, bearer, deadline), base)
             try:
                 file = self._fetch(job)
@@ -170,7 +178,7 @@ class Fetcher:
                     f"The site's listing of {remote.link!r} cannot be read; paste the link of the file itself.",
                     code="unreadable_listing",
                 ) from error
-        selected = site_registry.select_file(remote, listing, base)
+        selected = replace(site_registry.select_file(remote, listing, base), is_embedding=remote.is_embedding)
         self._selected.put(key, selected)
         return replace(job, remote=selected)
 
@@ -296,7 +304,8 @@ def _inspect_head(remote: RemoteFile, partial: PartialFile) -> None:
     with partial.path.open("rb") as file:
         header_length = int.from_bytes(file.read(_HEADER_LENGTH_BYTES), "little")
     # Text, zips, pickles and pictures all begin with bytes that read as a huge length.
-    if header_length > MAX_HEADER_BYTES and not is_archive(partial.path):
+    may_be_other = is_archive(partial.path) or (remote.is_embedding and is_torch_file(partial.path))
+    if header_length > MAX_HEADER_BYTES and not may_be_other:
         _check_lora(remote, partial, 0)
 
 
@@ -304,7 +313,8 @@ def _check_lora(remote: RemoteFile, partial: PartialFile, max_unpacked_bytes: in
     """Read the header of a file, or of the one LoRA in an archive, and check that all tensors lie inside the file.
 
     Raises:
-        LinkError: it is a web page, a Git LFS pointer, a pickle, cut off, or anything else.
+        LinkError: it is a web page, a Git LFS pointer, a pickle other than a textual inversion, cut off, or anything
+            else.
     """
     if _is_git_lfs_pointer(partial.path):
         raise LinkError(
@@ -313,7 +323,9 @@ def _check_lora(remote: RemoteFile, partial: PartialFile, max_unpacked_bytes: in
             code="git_lfs_pointer",
         )
     try:
-        if is_archive(partial.path):
+        if remote.is_embedding and is_torch_file(partial.path):
+            check_torch_file(partial.path, partial.path.name)
+        elif is_archive(partial.path):
             _check_archive(partial.path, max_unpacked_bytes)
         else:
             read_header(partial.path)
@@ -339,7 +351,8 @@ def _check_archive(path: Path, max_bytes: int) -> None:
 def _lora_name(remote: RemoteFile, server_name: str) -> str:
     """Return a LoRA's name for people: the server's, or the link's where that alone looks like one."""
     link_name = "" if remote.site == "data" else unquote(urlsplit(remote.url).path.rpartition("/")[2])
-    suffixes = (".safetensors", ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
+    suffixes: tuple[str, ...] = (".safetensors", ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
+    suffixes += (".pt", ".bin") if remote.is_embedding else ()
     names = [name for name in (server_name, link_name) if name.lower().endswith(suffixes)]
     return safe_file_name(names[0] if names else server_name or "lora", "")
 

@@ -65,6 +65,7 @@ class RemoteFile:
         subfolder: the folder of the listing that was meant, with a slash at its end, or ''.
         sha256: the SHA-256 that the file must have, or ''.
         link_token: a token that was part of the link; it was taken out of ``url``.
+        is_embedding: a textual inversion is meant, which may be a file of PyTorch's own (``.pt``).
         note: a sentence for the user on why this file of a listing was taken, or ''.
         hints: the site's advice when the download fails.
     """
@@ -77,6 +78,7 @@ class RemoteFile:
     subfolder: str = ""
     sha256: str = ""
     link_token: str = field(default="", repr=False)
+    is_embedding: bool = False
     note: str = ""
     hints: ErrorHints = field(default=ErrorHints(), repr=False)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lora_service.downloads.parsed_url import ParsedUrl, redact
 from lora_service.downloads.remote_file import RemoteFile
-from lora_service.downloads.sites import civitai, hugging_face, site_registry
+from lora_service.downloads.sites import civitai, hugging_face, replicate, site_registry
 from lora_service.downloads.sites.direct_links import parse_data_uri
 from lora_service.errors import LinkError
 
@@ -25,7 +25,7 @@ def resolve(text: str, *, allow_local: bool = False) -> RemoteFile:
     """Return the file that a pasted link means.
 
     Args:
-        text: a link, ``owner/name`` on Hugging Face, a data URI, or a path.
+        text: a link, ``owner/name`` on Hugging Face, ``owner/name:version`` on Replicate, a data URI, or a path.
         allow_local: whether paths of this machine may be named (on the command line, never over the network).
 
     Raises:
@@ -48,6 +48,8 @@ def resolve(text: str, *, allow_local: bool = False) -> RemoteFile:
     text = _strip_trailing(text)
     if urn := civitai.parse_urn(text):
         return urn
+    if trained := replicate.parse_name(text):
+        return trained
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", text)
     if scheme and scheme.group(1).lower() in ("http", "https"):
         return site_registry.parse(_parse_link(text))

@@ -18,7 +18,7 @@ from lora_service.gateway.api.access import Gatekeeper
 from lora_service.gateway.database import catalog
 from lora_service.gateway.database import jobs as job_rows
 from lora_service.gateway.engine.jobs import EngineLostError, JobEngine
-from lora_service.gateway.gateway import QUEUE, Gateway
+from lora_service.gateway.gateway import Gateway
 from lora_service.gateway.guards import Guards
 from lora_service.gateway.metrics import Metrics
 from lora_service.gateway.queue.dispatcher import Dispatcher, end
@@ -26,8 +26,9 @@ from lora_service.gateway.queue.janitor import Janitor
 from lora_service.gateway.webhooks import WebhookSender
 
 _log = logging.getLogger(__name__)
-_PLACES = {"predict": catalog.DRAWING, "train": catalog.TEACHING}
+_PLACES = {"predict": catalog.INFERENCE_MODEL, "train": catalog.TRAINING_MODEL}
 _THREADS = 64
+_END_SECONDS = 5.0  # for results that were reported to be stored
 _PAUSE_SECONDS = 5.0  # between two attempts to reach a server elsewhere
 _ABOUT = (
     "A durable queue in front of Cog's servers, with Replicate's HTTP API v1: its clients work unchanged with "
@@ -65,7 +66,7 @@ def create_app(gateway: Gateway, engines: Sequence[JobEngine] = ()) -> FastAPI:
 
 @contextlib.asynccontextmanager
 async def _running(gateway: Gateway, engines: Sequence[JobEngine], metrics: Metrics) -> AsyncIterator[None]:
-    """Put the queue in order, run jobs, send webhooks; at the end let running jobs finish."""
+    """Put the queue in order, run jobs, send webhooks; what still runs at the end is begun again at the next start."""
     gateway.hub.bind()
     # Of asyncio's own few threads, starts of servers and slow downloads could take all.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="gateway"))
@@ -82,9 +83,8 @@ async def _running(gateway: Gateway, engines: Sequence[JobEngine], metrics: Metr
     try:
         yield
     finally:
-        gateway.draining = True
-        gateway.hub.notify(QUEUE)
-        await end(queue, gateway.settings.drain_seconds)
+        gateway.drain()
+        await end(queue, _END_SECONDS)
         for task in beside:
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)

@@ -33,7 +33,7 @@ class Gateway:
 
     Attributes:
         host, port: where it listens.
-        inboxes: of running jobs: what their servers tell, and that they are to be cancelled.
+        inboxes: of running jobs: the states that their servers report, and requests to cancel.
         draining: True once no job is begun any more.
         ready: True once the queue was put in order.
     """
@@ -93,6 +93,11 @@ class Gateway:
             shown = views.job(session, job, self.links)
             if deliveries.add(session, job, event, _json(shown)):
                 self.hub.notify(WEBHOOKS)
+
+    def drain(self) -> None:
+        """Begin no more jobs."""
+        self.draining = True
+        self.hub.notify(QUEUE)
 
     def tell(self, identifier: str, event: Any) -> bool:
         """Put an event into the inbox of a running job; returns False if it does not run here."""

@@ -38,19 +38,14 @@ class Guards:
             await problem.response()(scope, receive, send)
             return
         body = _Body(receive, self._limit(scope))
-        started = False
-
-        async def noting_send(message: Message) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
-            await send(message)
-
+        answer = _Answer(send, body)
         try:
-            await self._app(scope, body, noting_send)
-        except Problem as error:  # raised by the body, past what the app answers by itself
-            if started:
+            await self._app(scope, body, answer)
+        except Problem:
+            if body.problem is None or answer.is_begun:
                 raise
-            await error.response()(scope, receive, send)
+        if body.problem is not None and not answer.is_begun:
+            await body.problem.response()(scope, receive, send)
 
     def _limit(self, scope: Scope) -> int | None:
         settings = self._gateway.settings
@@ -87,8 +82,22 @@ def _too_slow() -> Problem:
     return Problem(408, "The body comes too slowly.", {"Connection": "close"})
 
 
+class _Answer:
+    """Sends an answer, unless the body was refused: of that, FastAPI would say only that it cannot be parsed."""
+
+    def __init__(self, send: Send, body: _Body) -> None:
+        self._send, self._body, self.is_begun = send, body, False
+
+    async def __call__(self, message: Message) -> None:
+        if self._body.problem is None or self.is_begun:
+            self.is_begun = True
+            await self._send(message)
+
+
 class _Body:
-    """Receives a body within limits of size and time."""
+    """Receives a body within limits of size and time; ``problem`` is why it was refused."""
+
+    problem: Problem | None = None
 
     def __init__(self, receive: Receive, limit: int | None) -> None:
         self._receive, self._limit = receive, limit
@@ -97,6 +106,13 @@ class _Body:
     async def __call__(self) -> Message:
         if not self._more:  # the end of the connection may be waited for as long as it takes
             return await self._receive()
+        try:
+            return await self._next()
+        except Problem as problem:
+            self.problem = problem
+            raise
+
+    async def _next(self) -> Message:
         try:
             message = await asyncio.wait_for(self._receive(), _PIECE_SECONDS)
         except TimeoutError as error:

@@ -6,9 +6,11 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import httpx
@@ -94,8 +96,34 @@ def up(
             h11_max_incomplete_event_size=64 * 1024, http=TimedProtocol,
         )  # fmt: skip
         ready(f"The gateway listens on {address.url} (Replicate's API: REPLICATE_BASE_URL={address.url}).")
-        uvicorn.Server(config).run()
+        _DrainingServer(config, gateway).run()
     return 0
+
+
+class _DrainingServer(uvicorn.Server):
+    """Goes on to answer after SIGTERM or SIGINT until the running jobs have ended: their servers report to it.
+
+    uvicorn by itself would first close its port, and then have the app wait for reports that cannot come. A second
+    signal ends it at once; jobs that run then are begun again at the next start.
+    """
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
+        super().__init__(config)
+        self._gateway, self._until = gateway, 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin no more jobs; at the second signal, end."""
+        self.should_exit = self._gateway.draining or not self.started
+        self._until = time.monotonic() + self._gateway.settings.drain_seconds
+        self._gateway.drain()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Return True when it is to end."""
+        # A job that was just taken is among the running ones a moment later.
+        is_idle = not self._gateway.inboxes and counter % 10 == 0
+        if self._gateway.draining and (is_idle or time.monotonic() > self._until):
+            self.should_exit = True
+        return await super().on_tick(counter)
 
 
 def _lock(stack: ExitStack, settings: GatewaySettings) -> None:

@@ -18,8 +18,8 @@ from lora_service.downloads.http.deadline import Deadline
 from lora_service.downloads.http.network import Network
 from lora_service.downloads.parsed_url import ParsedUrl
 from lora_service.errors import ForbiddenAddressError, LinkError, UnreachableError
-from lora_service.gateway.database import accounts, deliveries
-from lora_service.gateway.database.tables import Delivery
+from lora_service.gateway.database import deliveries
+from lora_service.gateway.database.tables import Delivery, User
 from lora_service.gateway.events import wait
 from lora_service.gateway.gateway import WEBHOOKS, Gateway
 from lora_service.gateway.identifiers import webhook_signature
@@ -104,8 +104,8 @@ class WebhookSender:
 
     def _post(self, delivery: Delivery) -> str:
         """Send a webhook; returns why it was not taken, ``""`` if it was."""
-        with self._gateway.database.write() as session:
-            secret = accounts.user(session, delivery.owner).webhook_secret
+        with self._gateway.database.read() as session:
+            secret = session.get_one(User, delivery.owner).webhook_secret
         now = int(time.time())
         headers = {
             "Content-Type": "application/json",

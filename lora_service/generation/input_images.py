@@ -13,6 +13,15 @@ class InputImages:
 
     Attributes:
         image: the initial image of img2img; None for text2img.
+        mask: white where the initial image is drawn anew; None: everywhere.
+        adapter_condition_image: the picture whose structure is followed; None for none.
     """
 
     image: Image.Image | None = None
+    mask: Image.Image | None = None
+    adapter_condition_image: Image.Image | None = None
+
+    @property
+    def shape(self) -> Image.Image | None:
+        """The picture whose shape the result has where no size is asked for."""
+        return self.image or self.adapter_condition_image

@@ -8,15 +8,18 @@ from typing import NamedTuple
 
 import torch
 
+from lora_service.generation.prompt_cache import PromptCache
+from lora_service.generation.prompt_syntax import ParsedPrompt, escaped, parse_prompt
+from lora_service.generation.prompt_weights import WeightedEncoder
 from lora_service.generation.references import expand_references
 from lora_service.generation.request import GenerateRequest
 from lora_service.lora.patcher import Patcher, PatchReport
 from lora_service.lora.scale import Scale
-from lora_service.models.text_encoders import MAX_CHUNKS, TextEncoders
+from lora_service.models.text_encoders import PromptEmbeds, TextEncoders
 
 
 class Prompts(NamedTuple):
-    """The two prompts of a request, without references; the fields are named as the inputs."""
+    """The two prompts of a request, without references but with weights; the fields are named as the inputs."""
 
     prompt: str
     negative_prompt: str
@@ -31,12 +34,14 @@ class PromptEncoder:
         patcher: has the request's LoRAs applied.
         device: that of the UNet.
         log: called with lines for the person who waits.
+        cache: keeps embeds; None: they are made anew.
     """
 
     text: TextEncoders
     patcher: Patcher
     device: torch.device
     log: Callable[[str], None]
+    cache: PromptCache | None = None
 
     def expand(self, request: GenerateRequest, report: PatchReport, scales: Sequence[Scale]) -> Prompts:
         """Return both prompts with their references expanded; the log gets notes, and warnings of what is cut off.
@@ -47,15 +52,20 @@ class PromptEncoder:
             scales: of these LoRAs; one at scale 0 has no subject.
 
         Raises:
-            InputError: a prompt refers to a LoRA that the request does not have.
+            InputError: a prompt refers to a LoRA that the request does not have, or has a weight out of range.
         """
-        subjects = [None if s.is_zero else name for name, s in zip(report.subjects, scales, strict=True)]
+        # A trigger with brackets, such as "jinx (arcane)", is no weight.
+        subjects = [
+            None if scale.is_zero else escaped(name) for name, scale in zip(report.subjects, scales, strict=True)
+        ]
+        named = [{key: escaped(text) for key, text in names.items()} for names in report.named_subjects]
         expanded = []
         for field_name in Prompts._fields:
-            result = expand_references(getattr(request, field_name), subjects, field_name, report.named_subjects)
-            for note in result.notes:
+            result = expand_references(getattr(request, field_name), subjects, field_name, named)
+            parsed = self._parse(result.prompt, field_name)
+            for note in (*result.notes, *parsed.notes):
                 self.log(note)
-            self._warn_of_truncation(field_name, result.prompt)
+            self._warn_of_truncation(field_name, parsed)
             expanded.append(result.prompt)
         return Prompts(*expanded)
 
@@ -64,16 +74,36 @@ class PromptEncoder:
 
         Both have the chunks of the longer prompt, as the UNet takes them in one batch.
         """
-        all_rows = [self.patcher.with_all_rows(prompt) for prompt in prompts]
-        chunks = self.text.chunks_for(max(map(self.text.count, all_rows)))
+        encoder = self._encoder
+        parsed = [self._parse(prompt, name) for name, prompt in zip(Prompts._fields, prompts, strict=True)]
+        chunks = max(map(encoder.chunks_for, parsed))
         # One at a time, as the pipelines do: a batch of two differs in the last bits.
         prompt_embeds, negative_embeds = (
-            self.text.encode(self.text.tokenize([prompt], chunks).to(self.device)) for prompt in all_rows
+            self._embeds(prompt, each, chunks) for prompt, each in zip(prompts, parsed, strict=True)
         )
         return {**prompt_embeds.as_kwargs(), **negative_embeds.as_kwargs("negative_")}
 
-    def _warn_of_truncation(self, name: str, prompt: str) -> None:
-        tokens = self.text.count(self.patcher.with_all_rows(prompt))
-        limit = MAX_CHUNKS * self.text.chunk_tokens
-        if tokens > limit:
-            self.log(f"warning: the {name.replace('_', ' ')} has {tokens} tokens and only the first {limit} are used")
+    def _embeds(self, prompt: str, parsed: ParsedPrompt, chunks: int) -> PromptEmbeds:
+        def encode() -> PromptEmbeds:
+            return self._encoder.encode(parsed, chunks)
+
+        if self.cache is None:
+            return encode()
+        return self.cache.get((self.patcher.text_state, self.text.clip_skip, chunks, prompt), encode)
+
+    @property
+    def _encoder(self) -> WeightedEncoder:
+        return WeightedEncoder(self.text, self.patcher.with_all_rows, self.device)
+
+    def _parse(self, prompt: str, field_name: str) -> ParsedPrompt:
+        return parse_prompt(prompt, field_name, self.patcher.token_names)
+
+    def _warn_of_truncation(self, name: str, prompt: ParsedPrompt) -> None:
+        encoder = self._encoder
+        if encoder.is_cut(prompt):
+            limit = encoder.limit(prompt)
+            read = f"{limit} chunks" if len(prompt.parts) > 1 else f"{limit * self.text.chunk_tokens}"
+            self.log(
+                f"warning: the {name.replace('_', ' ')} has {encoder.count(prompt)} tokens and only the first "
+                f"{read} are used"
+            )

@@ -11,13 +11,16 @@ from lora_service.downloads.parsed_url import redact, redact_all
 from lora_service.downloads.resolve import MAX_LINK_LENGTH, is_data_uri, split
 from lora_service.errors import InputError, blame_input
 from lora_service.generation.schedulers import SCHEDULERS, check_scheduler
-from lora_service.lora.scale import Scale
+from lora_service.lora.scale import Scale, parse_scale
+from lora_service.models.control_registry import AdapterType
 from lora_service.validation import Int, validate, without_surrogates
 
-LARGEST_SIDE = 2048
-"""The most pixels of width and height."""
+LARGEST_SIDE = 8192
+"""The most pixels of width and height that are asked about at all; memory and ``MAX_PIXEL_STEPS`` allow fewer."""
 MAX_LORAS = 8
 """The most LoRAs of one request."""
+MAX_EMBEDDINGS = 16
+"""The most textual inversions of one request."""
 PICTURE_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 """Suffix of a picture file -> ``output_format``."""
 
@@ -49,6 +52,9 @@ class GenerateRequest(BaseModel):
     height: Int | None = Field(
         None, ge=16, le=LARGEST_SIDE, description="Empty: the base model's own (SD 1.5: 512). Height in pixels."
     )
+    aspect_ratio: Literal["auto", "1:1", "5:4", "4:5", "4:3", "3:4", "3:2", "2:3", "16:9", "9:16", "21:9", "9:21"] = (
+        Field("auto", description="Shape of the picture, of width, height or the base's size. auto: as image.")
+    )
     num_outputs: Int = Field(1, ge=1, le=8, description="How many pictures.")
     num_inference_steps: Int | None = Field(
         None, ge=1, le=500, description="Empty: the base model's own (SD 1.5: 30). Denoising steps of the scheduler."
@@ -67,32 +73,71 @@ class GenerateRequest(BaseModel):
         description="The scheduler of the denoising steps.",
         json_schema_extra={"enum": [*SCHEDULERS]},
     )
+    schedule: Literal["default", "karras", "exponential", "beta"] = Field(
+        "default", description="Spacing of the noise levels. karras often shows more detail at few steps."
+    )
+    guidance_rescale: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Empty: 0, or 0.7 for bases with zero terminal SNR. Against garish colours at high guidance.",
+    )
+    cache_interval: Int = Field(
+        1, ge=1, le=10, description="For drafts: 2 to 5 computes most of the UNet in every so many steps only. 1: off."
+    )
     lora_urls: str = Field(
         "", description="Links to LoRAs, split by |. Share links of Google Drive, Hugging Face, Civitai … work."
     )
     lora_scales: str = Field(
         "0.8",
-        max_length=500,
+        max_length=4000,
         description="One scale for all, or one each, split by |. 0.8/0.5: UNet 0.8, text encoder 0.5.",
     )
     prompt_strength: float = Field(
         0.8, ge=0, le=1, description="With image: how far the result may go from it. 1 ignores it."
     )
+    mask_feather: Int | None = Field(
+        None,
+        ge=0,
+        le=512,
+        description="Empty: one latent (SD: 8). With mask: width in pixels of the soft edge, within the white.",
+    )
+    keep_unmasked: bool = Field(
+        True, description="With mask: its black parts are the image's own pixels. Off: the whole picture is decoded."
+    )
     seed: Int | None = Field(
         None, ge=0, le=2**32 - 1, description="Empty: random, and reported. The same seed gives the same pictures."
     )
+    adapter_type: AdapterType = Field(
+        "sketch",
+        description="With adapter_condition_image: what of it is followed. Lines are traced from any picture.",
+    )
+    adapter_scale: float = Field(
+        1.0, ge=0, le=2, description="With adapter_condition_image: how strictly it is followed. 0 ignores it."
+    )
+    embedding_urls: str = Field(
+        "", description="Links to textual inversions, split by |; the file's name is the word for the prompt."
+    )
+    disable_safety_checker: bool = Field(False, description="Give out pictures unchecked, where this server allows it.")
     output_format: Annotated[Literal["png", "jpeg", "webp"], BeforeValidator(_picture_format)] = Field(
         "png", description="Format of the files."
     )
     output_quality: Int = Field(90, ge=1, le=100, description="Quality of jpeg and webp.")
+    preview_every: Int = Field(
+        0, ge=0, le=500, description="Show a small preview of the first picture every so many steps. 0: none."
+    )
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Picture": (
-            "prompt", "negative_prompt", "lora_urls", "lora_scales", "width", "height", "num_outputs", "seed",
-            "prompt_strength",
+            "prompt", "negative_prompt", "lora_urls", "lora_scales", "width", "height", "aspect_ratio", "num_outputs",
+            "seed", "prompt_strength", "mask_feather", "keep_unmasked", "embedding_urls",
         ),
-        "Sampling": ("num_inference_steps", "guidance_scale", "scheduler", "clip_skip"),
-        "Files": ("output_format", "output_quality"),
+        "Control": ("adapter_type", "adapter_scale"),
+        "Sampling": (
+            "num_inference_steps", "guidance_scale", "guidance_rescale", "scheduler", "schedule", "clip_skip",
+            "cache_interval",
+        ),
+        "Files": ("output_format", "output_quality", "preview_every", "disable_safety_checker"),
     }  # fmt: skip
     """The fields by group, in the order of ``lora-service generate --help``."""
 
@@ -112,27 +157,30 @@ class GenerateRequest(BaseModel):
         try:
             request = validate(GenerateRequest, values)
         except InputError as error:
-            if error.field != "lora_urls":
+            if error.field not in ("lora_urls", "embedding_urls"):
                 raise
             shown = redact_all(str(error.value).split("|"))  # links may carry tokens
-            raise InputError("lora_urls", shown, error.expected, code=error.code) from None
+            raise InputError(error.field, shown, error.expected, code=error.code) from None
         request.scales(more_loras)
+        check_scheduler(request.scheduler, 1, request.schedule)
+        request.links("embedding_urls")
         return request
 
-    def links(self) -> tuple[str, ...]:
-        """Return the links of ``lora_urls``.
+    def links(self, field: Literal["lora_urls", "embedding_urls"] = "lora_urls") -> tuple[str, ...]:
+        """Return the links of ``lora_urls`` or ``embedding_urls``.
 
         Raises:
             InputError: there are too many, or one is longer than any link.
             LinkError: they begin as a JSON list and are none.
         """
-        with blame_input("lora_urls"):
-            links = split(self.lora_urls)
-        if len(links) > MAX_LORAS:
-            raise InputError("lora_urls", redact_all(links), f"at most {MAX_LORAS} links")
+        most = MAX_LORAS if field == "lora_urls" else MAX_EMBEDDINGS
+        with blame_input(field):
+            links = split(getattr(self, field))
+        if len(links) > most:
+            raise InputError(field, redact_all(links), f"at most {most} links")
         too_long = [link for link in links if len(link) > MAX_LINK_LENGTH and not is_data_uri(link)]
         if too_long:
-            raise InputError("lora_urls", redact(too_long[0]), f"links of at most {MAX_LINK_LENGTH} characters")
+            raise InputError(field, redact(too_long[0]), f"links of at most {MAX_LINK_LENGTH} characters")
         return links
 
     def scales(self, more_loras: int = 0) -> list[Scale]:
@@ -161,20 +209,3 @@ class GenerateRequest(BaseModel):
             InputError, LinkError: as of :meth:`links` and :meth:`scales`.
         """
         return list(zip(self.links(), self.scales(), strict=True))
-
-
-def parse_scale(text: str) -> Scale:
-    """Parse ``0.8``, or ``0.8/0.5`` for 0.8 in the UNet and 0.5 in the text encoder.
-
-    Raises:
-        InputError: it is neither one nor two numbers from −2 to 2.
-    """
-    try:
-        numbers = [float(part) for part in text.split("/")]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in (1, 2) or not all(-2 <= n <= 2 for n in numbers):
-        raise InputError(
-            "lora_scales", text, "a number from -2 to 2 like 0.8, or two for UNet and text encoder like 0.8/0.5"
-        )
-    return Scale(unet=numbers[0], text_encoder=numbers[-1])

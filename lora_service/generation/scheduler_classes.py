@@ -8,11 +8,17 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import EulerAncestralDiscreteScheduler, LMSDiscreteScheduler, PNDMScheduler
+from diffusers import (
+    EulerAncestralDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+)
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from lora_service.errors import InputError
-from lora_service.generation.schedulers import SCHEDULERS
+from lora_service.generation.schedulers import SCHEDULERS, scheduler_options
 
 _ADAMS_BASHFORTH = {
     1: (1.0,),
@@ -25,7 +31,7 @@ _ZERO_TERMINAL_SNR = "rescale_betas_zero_snr"
 """Key of a scheduler config whose last timestep has no signal (https://arxiv.org/abs/2305.08891, section 3.1)."""
 
 
-def make_scheduler(name: str, config: Mapping[str, Any], *, img2img: bool = False) -> Any:
+def make_scheduler(name: str, config: Mapping[str, Any], *, img2img: bool = False, schedule: str = "default") -> Any:
     """Make the scheduler that :data:`SCHEDULERS` lists as ``name``, with a base's own scheduler config.
 
     Args:
@@ -33,6 +39,7 @@ def make_scheduler(name: str, config: Mapping[str, Any], *, img2img: bool = Fals
         config: the base's scheduler config.
         img2img: whether the scheduler starts in the middle of its timesteps; diffusers' multistep schedulers with a
             history of their own start it wrongly there.
+        schedule: the spacing of its noise levels, one of :data:`~lora_service.generation.schedulers.SCHEDULES`.
 
     Raises:
         InputError: the config ends without signal and diffusers' class ignores that.
@@ -42,20 +49,29 @@ def make_scheduler(name: str, config: Mapping[str, Any], *, img2img: bool = Fals
         names = ", ".join(other for other, c in SCHEDULERS.items() if _supports(c.class_name, config))
         expected = f"one of {names} for a base whose noise schedule ends without signal"
         raise InputError("scheduler", name, expected, code="unsupported_noise_schedule")
+    options = scheduler_options(name, schedule)
+    if has_zero_terminal_snr(config):
+        # Sampling has to begin where there is no signal (https://arxiv.org/abs/2305.08891, section 3.3).
+        options["timestep_spacing"] = "trailing"
     if config.get("prediction_type") == "sample" and choice.class_name in _X0_SCHEDULERS:
         scheduler_class: Any = _X0_SCHEDULERS[choice.class_name]
-        scheduler = scheduler_class.from_config(config, **choice.options, prediction_type="epsilon")
+        options["prediction_type"] = "epsilon"
     else:
         scheduler_class = _OWN_SCHEDULERS.get(choice.class_name) or getattr(diffusers, choice.class_name)
-        scheduler = scheduler_class.from_config(config, **choice.options)
+    scheduler = scheduler_class.from_config(config, **options)
     if isinstance(scheduler, PLMSScheduler):
         scheduler.img2img = img2img
     return scheduler
 
 
+def has_zero_terminal_snr(config: Mapping[str, Any]) -> bool:
+    """Return whether the last timestep of a scheduler config has no signal."""
+    return bool(config.get(_ZERO_TERMINAL_SNR))
+
+
 def _supports(class_name: str, config: Mapping[str, Any]) -> bool:
     parameters = inspect.signature(getattr(diffusers, class_name).__init__).parameters
-    return not config.get(_ZERO_TERMINAL_SNR) or _ZERO_TERMINAL_SNR in parameters
+    return not has_zero_terminal_snr(config) or _ZERO_TERMINAL_SNR in parameters
 
 
 class X0EulerAncestralScheduler(EulerAncestralDiscreteScheduler):  # type: ignore[misc]
@@ -136,9 +152,42 @@ class X0PNDMScheduler(PLMSScheduler):
         return super().step(noise, timestep, sample, return_dict)
 
 
+class X0KDPM2Scheduler(KDPM2DiscreteScheduler):  # type: ignore[misc]
+    """DPM-Solver-2 for a UNet that predicts the latents x0 of ``x0 + σ · noise``; made with ``epsilon`` too."""
+
+    def step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, return_dict: bool = True) -> Any:
+        """Take half a step from ``sample``; ``model_output`` is the predicted latents."""
+        if self.step_index is None:
+            self._init_step_index(timestep)
+        sigmas = self.sigmas if self.state_in_first_order else self.sigmas_interpol
+        return super().step((sample - model_output) / sigmas[self.step_index], timestep, sample, return_dict)
+
+
+class X0KDPM2AncestralScheduler(KDPM2AncestralDiscreteScheduler):  # type: ignore[misc]
+    """The ancestral DPM-Solver-2 for a UNet that predicts latents; made with ``epsilon`` too."""
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: Any,
+        sample: torch.Tensor,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """Take half a step from ``sample``; ``model_output`` is the predicted latents."""
+        if self.step_index is None:
+            self._init_step_index(timestep)
+        first = self.state_in_first_order
+        sigma = self.sigmas[self.step_index] if first else self.sigmas_interpol[self.step_index - 1]
+        noise = (sample - model_output) / sigma
+        return super().step(noise, timestep, sample, generator=generator, return_dict=return_dict)
+
+
 _X0_SCHEDULERS: dict[str, Any] = {
     "EulerAncestralDiscreteScheduler": X0EulerAncestralScheduler,
     "PNDMScheduler": X0PNDMScheduler,
+    "KDPM2DiscreteScheduler": X0KDPM2Scheduler,
+    "KDPM2AncestralDiscreteScheduler": X0KDPM2AncestralScheduler,
 }
 """Schedulers for bases that predict the latents, by the diffusers class that cannot do that."""
 _OWN_SCHEDULERS: dict[str, Any] = {"PNDMScheduler": PLMSScheduler, "LMSDiscreteScheduler": LMSScheduler}

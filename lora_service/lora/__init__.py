@@ -8,6 +8,7 @@
     formats/               one module per file format
     layer_builder.py       tensors of one module -> its change
     key_mapping.py         keys of other tools <-> module paths of the diffusers model
+    pickled_embedding.py   textual inversions in PyTorch's own files
     safetensors_header.py  the header of a safetensors file, read within bounds; imports no torch
     safetensors_file.py    its tensors read, its bytes written
     base_detection.py      the base that a LoRA or a model belongs to

@@ -7,6 +7,7 @@ A ``trained_model.tar`` holds ``lora.safetensors``, the learned rows in ``embedd
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,8 @@ if TYPE_CHECKING:  # the package of datasets is imported for an archive alone
 
 MAX_UNPACKED_BYTES = 4096 * MEBIBYTE
 MAX_MEMBERS = 1000
+MAX_EMBEDDING_BYTES = 16 * MEBIBYTE
+"""Most of a textual inversion; 75 rows for XL take 0.6 MB."""
 _MAX_RATIO = 200
 _MAX_PARAMETERS_BYTES = 64 * 1024
 _HEAD_BYTES, _CHUNK_BYTES = 512, 256 * 1024
@@ -59,6 +62,34 @@ def is_archive(path: Path) -> bool:
     from lora_service.dataset.upload.members import archive_kind
 
     return archive_kind(head) in _READ_KINDS
+
+
+def is_torch_file(path: Path) -> bool:
+    """Return whether a file begins as one that PyTorch saved, which is a zip."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError:
+        return False
+    return head.startswith(b"PK\x03\x04") and (b"data.pkl" in head or b"/version" in head)
+
+
+def check_torch_file(path: Path, name: str) -> None:
+    """Check that a file of PyTorch's is no larger than any textual inversion, packed and unpacked.
+
+    Raises:
+        LoraFileError: it is (``embedding_too_large``), or it is damaged (``pickle``).
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise LoraFileError(f"{name} is damaged; download it again.", code="pickle") from error
+    if max(size, path.stat().st_size) > MAX_EMBEDDING_BYTES:
+        raise LoraFileError(
+            f"{name} is larger than any textual inversion; give a LoRA or model as .safetensors, and in its own input.",
+            code="embedding_too_large",
+        )
 
 
 def unpack_lora(path: Path, folder: Path, *, max_bytes: int = MAX_UNPACKED_BYTES) -> UnpackedLora:

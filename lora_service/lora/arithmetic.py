@@ -16,7 +16,7 @@ from torch import Tensor
 from lora_service.errors import InputError, LoraFileError, WrongBaseError
 from lora_service.lora.base_detection import detect_lora_base
 from lora_service.lora.lycoris import DoraLayer, FullDifference
-from lora_service.lora.scale import Scale
+from lora_service.lora.scale import Scale, block_of, with_outer_blocks
 from lora_service.lora.summary import block_of_module, block_order
 from lora_service.lora.weights import LoraLayer, LoraWeights, WeightChange
 
@@ -65,14 +65,19 @@ def merge_loras(loras: Sequence[ScaledLora]) -> LoraWeights:
     Tokens of one name become different ones: the second LoRA's ``<s1>`` is ``<lora2:s1>``.
 
     Raises:
+        InputError: a scale names a block that its LoRA does not change, or steps, which no file can hold.
         WrongBaseError: the LoRAs are of different bases.
         LoraFileError: a change depends on the base's weights (``unsupported_kind``).
     """
     _check_one_base([weights for weights, _ in loras])
     changes: dict[str, dict[str, list[tuple[WeightChange, float]]]] = {}
     for weights, scale in loras:
+        if not scale.is_constant:
+            expected = "without steps, as a file acts in all of them"
+            raise InputError("lora_scales", f"steps:{scale.start:g}-{scale.end:g}", expected)
+        scale.check_blocks(with_outer_blocks(block_of(component, path) for component, path, _ in weights))
         for component, path, change in weights:
-            changes.setdefault(component, {}).setdefault(path, []).append((change, scale.of(component)))
+            changes.setdefault(component, {}).setdefault(path, []).append((change, scale.of(component, path)))
     layers = {
         component: {path: _sum(f"{component}.{path}", parts) for path, parts in modules.items()}
         for component, modules in changes.items()

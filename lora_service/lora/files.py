@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from lora_service.errors import InputError, LoraFileError
-from lora_service.lora.archive import EMBEDDINGS_NAME, is_archive, unpack_lora
+from lora_service.lora.archive import EMBEDDINGS_NAME, is_archive, is_torch_file, unpack_lora
 from lora_service.lora.formats import adapter_config, cloneofsimo, diffusers, embedding, kohya
 from lora_service.lora.formats.named_modules import BUNDLE_PREFIX
 from lora_service.lora.formats.other_files import kind_of
 from lora_service.lora.formats.stored_tokens import TOKENS_KEY, tokens_from_training
+from lora_service.lora.pickled_embedding import read_torch_embedding
 from lora_service.lora.safetensors_file import KOHYA_HASHES, TensorFile, read_tensor_file, serialize
 from lora_service.lora.safetensors_header import read_header, shortened
 from lora_service.lora.weights import LoraWeights
@@ -56,25 +57,29 @@ FORMAT_NAMES = tuple(known.name for known in FORMATS)
 _FORMAT_STRINGS = (adapter_config.HEADER_KEY, TOKENS_KEY, *KOHYA_HASHES)
 
 
-def read_lora(path: Path, name: str = "") -> LoraWeights:
+def read_lora(path: Path, name: str = "", *, torch_embedding: bool = False) -> LoraWeights:
     """Read a LoRA file, or the one in a zip or tar; its format is recognised by keys and shapes.
 
     Args:
         path: the file.
         name: its name as people know it, which names an embedding too; '': that of ``path``.
+        torch_embedding: read a textual inversion in a file of PyTorch's own too.
 
     Raises:
         LoraFileError: the file is no LoRA, is damaged, or holds something that is not read; the message begins with
             the file's name.
     """
     name = name or path.name
+    if torch_embedding and is_torch_file(path):
+        return replace(read_torch_embedding(path, name), name=Path(name).stem)
     if is_archive(path):
         return _read_archive(path, name)
     header = read_header(path, name)  # its errors name the file
     try:
         find_format(header.tensors, header.metadata)  # what is no LoRA may be gigabytes
         file = read_tensor_file(path, header, Path(name).stem)
-        return parse_lora(replace(file, adapter_config=adapter_config.read_beside(path)))
+        weights = parse_lora(replace(file, adapter_config=adapter_config.read_beside(path)))
+        return replace(weights, name=Path(name).stem)
     except LoraFileError as error:
         raise LoraFileError(f"{name}: {error}", code=error.code) from error
 

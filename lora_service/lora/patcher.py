@@ -6,11 +6,13 @@ takes no time. Only weights that are patched exist twice: for the attention and 
 450 MB in fp16. Keeping the originals on the host would save those and cost every restore a trip over the bus.
 On a CPU the second tensors stay for the next LoRA: getting fresh memory from the system takes longer than merging.
 A GPU's memory is handed back to PyTorch's own cache, which gives it out again at once.
+
+Compiled models may have the addresses of weights in their code, CUDA graphs always do. With ``hold_addresses`` it is
+the original that is moved away, once, and what is merged is written where it was.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,11 +23,11 @@ from transformers import CLIPTokenizer
 from lora_service.errors import BaseModelError, LoraFileError, WrongBaseError
 from lora_service.lora.base_detection import detect_lora_base, detect_model_base
 from lora_service.lora.key_mapping import strip_text_model
-from lora_service.lora.lycoris import DoraLayer
+from lora_service.lora.merging import ScaledChange, fits, merge
 from lora_service.lora.safetensors_header import shortened
-from lora_service.lora.scale import Scale
-from lora_service.lora.token_embeddings import TokenEmbeddings, as_text
-from lora_service.lora.weights import BIAS, LoraLayer, LoraWeights, WeightChange
+from lora_service.lora.scale import Scale, block_of, with_outer_blocks
+from lora_service.lora.token_embeddings import TokenEmbeddings, named_subjects
+from lora_service.lora.weights import BIAS, LoraWeights
 
 ModuleKey = tuple[str, str]
 """(component, module path without ``text_model.``) of the weight of a linear layer, convolution or norm; of its bias,
@@ -60,15 +62,9 @@ class PatchReport:
         return f"{len(self.unmatched)} of {total} changes in the LoRAs fit no weight of this base: {named}"
 
 
-@dataclass(frozen=True)
-class _ScaledChange:
-    """One LoRA's change of one weight at a scale; equal only to the same object's at the same scale."""
-
-    change: WeightChange
-    scale: float
-
-
-_Plan = dict[ModuleKey, tuple[_ScaledChange, ...]]
+TextState = tuple[tuple[int, float, tuple[tuple[str, float], ...]], ...]
+"""Serial number, scale and the scales of blocks of each LoRA that reaches the text encoders."""
+_Plan = dict[ModuleKey, tuple[ScaledChange, ...]]
 """The changes of every weight that is to be patched."""
 
 
@@ -79,9 +75,16 @@ class Patcher:
         components: ``unet``, ``text_encoder`` and, for SDXL, ``text_encoder_2``. They may be moved and cast while
             nothing is applied.
         tokenizers: per text encoder, under the encoder's name.
+        hold_addresses: write changed weights where the originals were, for compiled models.
     """
 
-    def __init__(self, components: Mapping[str, nn.Module], tokenizers: Mapping[str, CLIPTokenizer]) -> None:
+    def __init__(
+        self,
+        components: Mapping[str, nn.Module],
+        tokenizers: Mapping[str, CLIPTokenizer],
+        *,
+        hold_addresses: bool = False,
+    ) -> None:
         self._weights: dict[ModuleKey, Tensor] = {
             (component, strip_text_model(path) + ending): parameter
             for component, model in components.items()
@@ -90,16 +93,37 @@ class Patcher:
             for ending, parameter in (("", module.weight), (BIAS, module.bias))
             if parameter is not None
         }
+        self._row_scales: dict[ModuleKey, Tensor] = {  # of weights in 8-bit floats, as in lora_service.models.float8
+            (component, strip_text_model(path)): scale
+            for component, model in components.items()
+            for path, module in model.named_modules()
+            if (scale := getattr(module, "weight_scale", None)) is not None
+        }
         self._token_embeddings = TokenEmbeddings(components, tokenizers)
         self._originals: dict[ModuleKey, Tensor] = {}
         self._applied: _Plan = {}
+        self._requested: _Plan = {}
+        self._scales: tuple[Scale, ...] = ()
+        self._text_state: TextState = ()
+        self._hold_addresses = hold_addresses
         self._buffers: dict[ModuleKey, Tensor] = {}
+        self._blocks = with_outer_blocks(block_of(component, path) for component, path in self._weights)
         self._base = detect_model_base(self._shapes("unet"), self._shapes("text_encoder"))
 
     @property
     def tokenizers(self) -> Mapping[str, CLIPTokenizer]:
         """The current tokenizer per text encoder: the original, or a copy with the LoRAs' tokens."""
         return self._token_embeddings.tokenizers
+
+    @property
+    def text_state(self) -> TextState:
+        """A key that is equal for equal text encoders, tokens and tokenizers; () for the originals."""
+        return self._text_state
+
+    @property
+    def token_names(self) -> frozenset[str]:
+        """The names of the LoRAs' tokens, as they are written in prompts."""
+        return self._token_embeddings.names
 
     def with_all_rows(self, prompt: str) -> str:
         """Return a prompt in which the word of an embedding of several rows is followed by the names of the others."""
@@ -108,46 +132,90 @@ class Patcher:
     def apply(self, loras: Sequence[tuple[LoraWeights, Scale]]) -> PatchReport:
         """Patch the models with these LoRAs at these scales, and no others; their changes are summed.
 
-        A LoRA whose scales are both 0 adds nothing, its tokens neither. After any exception, a cancellation too,
+        A LoRA whose scales are all 0 adds nothing, its tokens neither. One that acts in a share of the steps only is
+        in the UNet while :meth:`move_to` says so; at first that is step 0. After any exception, a cancellation too,
         the models are as if nothing had ever been applied.
 
         Raises:
+            InputError: a scale names a block that these models do not have (``unknown_block``).
             WrongBaseError: a LoRA's shapes do not fit these models.
             LoraFileError: no change of a LoRA has a weight in these models (``no_matching_keys``).
-        BaseModelError: a weight is in 8 or 4 bit (``quantized_base``).
+            BaseModelError: a weight is in 8 or 4 bit (``quantized_base``).
         """
         try:
+            self._text_state = ()
             active = [(weights, scale) for weights, scale in loras if not scale.is_zero]
             plan, matched, unmatched = self._plan(loras)
+            self._requested, self._scales = plan, tuple(scale for _, scale in loras)
             with torch.inference_mode(False), torch.no_grad():
-                self._patch(plan)
+                self._patch(self._plan_at(0.0))
                 names = iter(self._token_embeddings.set([weights.embeddings for weights, _ in active]))
-            named = tuple(_named_subjects(weights, {} if scale.is_zero else next(names)) for weights, scale in loras)
+            self._text_state = tuple(
+                (
+                    weights.serial,
+                    scale.text_encoder,
+                    tuple(named for named in scale.blocks if named[0].startswith("text")),
+                )
+                for weights, scale in active
+            )
+            named = tuple(named_subjects(weights, {} if scale.is_zero else next(names)) for weights, scale in loras)
             return PatchReport(matched, unmatched, tuple(by_name["1"] for by_name in named), named)
         except BaseException:
             self.restore()
             raise
 
+    @property
+    def is_constant(self) -> bool:
+        """True if all applied LoRAs act in all steps, so that :meth:`move_to` changes nothing."""
+        return all(scale.is_constant for scale in self._scales)
+
+    def move_to(self, progress: float) -> None:
+        """Patch the UNet with those of the applied LoRAs that act in the next step; the tokens stay.
+
+        It takes time only where a LoRA begins or ends to act: as much as merging the weights that it changes.
+
+        Args:
+            progress: the share of all steps that were taken, from 0 to 1.
+        """
+        if not self.is_constant:
+            with torch.inference_mode(False), torch.no_grad():
+                self._patch(self._plan_at(progress))
+
     def restore(self) -> None:
         """Put the exact originals back. Safe to call again if it was interrupted."""
-        for key in list(self._originals):
-            self._restore_weight(key)
+        self._requested, self._scales, self._text_state = {}, (), ()
+        with torch.inference_mode(False), torch.no_grad():
+            for key in list(self._originals):
+                self._restore_weight(key)
         self._token_embeddings.restore()
+
+    def _plan_at(self, progress: float) -> _Plan:
+        """Return the changes of the LoRAs that act when ``progress`` of the steps were taken."""
+        if self.is_constant:
+            return self._requested
+        acting = {number for number, scale in enumerate(self._scales) if scale.acts_at(progress)}
+        plan = {
+            key: tuple(change for change in changes if key[0] != "unet" or change.lora in acting)
+            for key, changes in self._requested.items()
+        }
+        return {key: changes for key, changes in plan.items() if changes}
 
     def _plan(self, loras: Sequence[tuple[LoraWeights, Scale]]) -> tuple[_Plan, dict[str, int], tuple[str, ...]]:
         """Return the changes per weight, the number of matches per component, and the changes without a weight."""
-        changes: dict[ModuleKey, list[_ScaledChange]] = {}
+        changes: dict[ModuleKey, list[ScaledChange]] = {}
         matched: dict[str, int] = {}
         unmatched: list[str] = []
-        for weights, scale in loras:
+        for number, (weights, scale) in enumerate(loras):
+            scale.check_blocks(self._blocks)
             missing = self._check(weights)
             unmatched += [f"{component}.{path}" for component, path in missing]
             for component, path, change in weights:
                 if (component, path) in missing:
                     continue
                 matched[component] = matched.get(component, 0) + 1
-                if scale.of(component) != 0:
-                    changes.setdefault((component, path), []).append(_ScaledChange(change, scale.of(component)))
+                factor = scale.of(component, path)
+                if factor != 0:
+                    changes.setdefault((component, path), []).append(ScaledChange(change, factor, number))
         return {key: tuple(scaled) for key, scaled in changes.items()}, matched, tuple(unmatched)
 
     def _check(self, weights: LoraWeights) -> set[ModuleKey]:
@@ -164,7 +232,7 @@ class Patcher:
                     code="quantized_base",
                     field="BASE_QUANTIZATION",
                 )
-            elif not _fits(change, tuple(weight.shape)):
+            elif not fits(change, tuple(weight.shape)):
                 raise WrongBaseError(
                     f"The LoRA was made for {made_for or 'another base'} and not for {self._base or 'this one'}: "
                     f"{component}.{path} is of the shape {change.shape} there and of {tuple(weight.shape)} here."
@@ -188,72 +256,45 @@ class Patcher:
             if self._applied.get(key) != changes:
                 self._patch_weight(key, changes)
 
-    def _patch_weight(self, key: ModuleKey, changes: tuple[_ScaledChange, ...]) -> None:
+    def _patch_weight(self, key: ModuleKey, changes: tuple[ScaledChange, ...]) -> None:
         weight = self._weights[key]
-        # Each line leaves a state that restore() mends: an original is stored before the parameter points elsewhere.
-        original = self._originals.setdefault(key, weight.data)
+        # Each line leaves a state that restore() mends: an original is stored before the parameter changes.
+        if key not in self._originals:
+            self._originals[key] = self._copy(key) if self._hold_addresses else weight.data
+        original = self._originals[key]
         self._applied.pop(key, None)
-        weight.data = merge(original, changes, self._buffer(key, original))
+        if self._hold_addresses:
+            merge(original, changes, weight.data)
+        else:
+            weight.data = merge(self._unscaled(key, original), changes, self._buffer(key, original))
         self._applied[key] = changes
+
+    def _copy(self, key: ModuleKey) -> Tensor:
+        return self._buffer(key, self._weights[key].data).copy_(self._weights[key].data)
+
+    def _unscaled(self, key: ModuleKey, original: Tensor) -> Tensor:
+        """Return an original as it counts: one in 8-bit floats is multiplied by its scales."""
+        scale = self._row_scales.get(key)
+        return original if scale is None else original.float() * scale.float()
 
     def _buffer(self, key: ModuleKey, original: Tensor) -> Tensor:
         buffer = self._buffers.get(key)
-        if buffer is None or (buffer.device, buffer.dtype) != (original.device, original.dtype):
-            buffer = self._buffers[key] = torch.empty_like(original)
+        dtype = self._row_scales.get(key, original).dtype
+        if buffer is None or (buffer.device, buffer.dtype) != (original.device, dtype):
+            buffer = self._buffers[key] = torch.empty_like(original, dtype=dtype)
         return buffer
 
     def _restore_weight(self, key: ModuleKey) -> None:
         weight, original = self._weights[key], self._originals[key]
-        weight.data = original.to(weight.device, weight.dtype)
         self._applied.pop(key, None)
+        if self._hold_addresses:
+            weight.data.copy_(original)
+        else:
+            dtype = original.dtype if key in self._row_scales else weight.dtype
+            weight.data = original.to(weight.device, dtype)
         if original.device.type != "cpu":
             self._buffers.pop(key, None)
         del self._originals[key]
 
     def _shapes(self, component: str) -> Iterable[tuple[str, tuple[int, ...]]]:
         return [(path, tuple(weight.shape)) for (name, path), weight in self._weights.items() if name == component]
-
-
-def merge(weight: Tensor, changes: Sequence[_ScaledChange], out: Tensor) -> Tensor:
-    """Write ``weight + Σ scale · delta`` to ``out``, summed in fp32 and cast once to its dtype; return ``out``."""
-    in_place = out.dtype == torch.float32 and out.is_contiguous()
-    total = out if in_place else torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
-    augend = weight.float()
-    for scaled in changes:
-        change = scaled.change
-        if isinstance(change, LoraLayer):
-            # Product and sum in one pass: the delta itself is never written to memory.
-            up, down = change.factors(weight.device)
-            factor = scaled.scale * change.alpha / change.rank
-            torch.addmm(augend.flatten(1), up, down, alpha=factor, out=total.flatten(1))
-        else:
-            torch.add(augend, change.delta(weight), alpha=scaled.scale, out=total)
-        augend = total
-    return out if in_place else out.copy_(total)
-
-
-def _fits(change: WeightChange, weight: tuple[int, ...]) -> bool:
-    """Return True if shapes agree; a 1 × 1 convolution is a linear layer, and a change may come flattened."""
-    if isinstance(change, DoraLayer) and not (len(weight) > 1 and change.fits(weight)):
-        return False
-    shape = change.shape
-    if len(shape) == len(weight):
-        return shape == weight
-    return shape[0] == weight[0] and math.prod(shape) == math.prod(weight)
-
-
-def _named_subjects(weights: LoraWeights, names: Mapping[str, str]) -> dict[str, str]:
-    """Return number, trigger, and first word of the trigger of each subject -> its text in prompts.
-
-    A word that several subjects share is the first one's.
-    """
-    texts = [
-        as_text([names.get(token, token) for token in subject.tokens]) or subject.trigger
-        for subject in weights.subjects
-    ]
-    by_name = {str(number): text for number, text in enumerate(texts, start=1)}
-    triggers = [subject.trigger.lower() for subject in weights.subjects]
-    for keys in (triggers, [trigger.split(" ")[0] for trigger in triggers]):
-        for key, text in zip(keys, texts, strict=True):
-            by_name.setdefault(key, text)
-    return by_name

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from lora_service.errors import WrongBaseError
+from lora_service.lora.weights import LoraWeights
 
 RowsByToken = Mapping[str, Mapping[str, Tensor]]
 """Token name -> component -> row ``(width,)``."""
@@ -54,6 +55,11 @@ class TokenEmbeddings:
     def tokenizers(self) -> Mapping[str, CLIPTokenizer]:
         """The tokenizers with the added tokens, per text encoder."""
         return dict(self._tokenizers)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of the added tokens, as they are written in prompts."""
+        return frozenset(name for _, name, _ in self._added)
 
     def unique_names(self, tokens: Sequence[RowsByToken]) -> list[dict[str, str]]:
         """Return each LoRA's token names -> their names in prompts: the same, unless a name is taken already."""
@@ -194,6 +200,23 @@ def _pattern(name: str) -> str:
 def as_text(names: Sequence[str]) -> str:
     """Join tokens to a piece of a prompt: ``<s1><s2>``, but ``word word_1`` where the names have no brackets."""
     return ("" if all(map(_bracketed, names)) else " ").join(names)
+
+
+def named_subjects(weights: LoraWeights, names: Mapping[str, str]) -> dict[str, str]:
+    """Return number, trigger, and first word of the trigger of each subject -> its text in prompts.
+
+    A word that several subjects share is the first one's.
+    """
+    texts = [
+        as_text([names.get(token, token) for token in subject.tokens]) or subject.trigger
+        for subject in weights.subjects
+    ]
+    by_name = {str(number): text for number, text in enumerate(texts, start=1)}
+    triggers = [subject.trigger.lower() for subject in weights.subjects]
+    for keys in (triggers, [trigger.split(" ")[0] for trigger in triggers]):
+        for key, text in zip(keys, texts, strict=True):
+            by_name.setdefault(key, text)
+    return by_name
 
 
 def _bracketed(name: str) -> bool:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import count
 from typing import Protocol
 
 import torch
@@ -138,6 +139,8 @@ class LoraWeights:
         metadata: the header's strings.
         format: name of the file format it was read from; "" if it was made in memory.
         warnings: what the file holds and could not be used, or had to be assumed.
+        name: the file's name as people know it, without its ending; "" if it has none.
+        serial: a number that no other object of this process has or had, for keys of caches.
     """
 
     layers: Mapping[str, Mapping[str, WeightChange]]
@@ -145,6 +148,8 @@ class LoraWeights:
     metadata: Mapping[str, str] = field(default_factory=dict)
     format: str = ""
     warnings: tuple[str, ...] = ()
+    name: str = ""
+    serial: int = field(default_factory=count().__next__, init=False, repr=False)
 
     def __iter__(self) -> Iterator[tuple[str, str, WeightChange]]:
         """Iterate over every change as (component, module path, change)."""
@@ -166,6 +171,12 @@ class LoraWeights:
     def trigger(self) -> str | None:
         """The plain word that calls the subject in any tool, if the header names one."""
         return self.metadata.get("modelspec.trigger_phrase", "").strip() or None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it may be called by in a prompt's ``<lora:name:0.8>``: file name, kohya's name, title, trigger."""
+        keys = ("ss_output_name", "modelspec.title", "modelspec.trigger_phrase")
+        return tuple(name for name in (self.name, *(self.metadata.get(key, "").strip() for key in keys)) if name)
 
     @property
     def clip_skip(self) -> int | None:

@@ -8,7 +8,11 @@
 ``components``        the models as loaded, and the checks that they are whole
 ``diffusers_folder``  loads them from a folder in diffusers' layout
 ``single_file``       loads them from one checkpoint in the original layout
+``compiled``          modules compiled once for each class of shapes
+``float8``            linear layers with weights in 8-bit floats, for drawing
 ``quantization``      puts 8- or 4-bit linear layers into the UNet, for trainings
+``control_registry``  ControlNets and T2I-Adapters by what they are conditioned on
+``control_loading``   loads them, and keeps the last one
 ``fingerprint``       a hash of a base's weights
 ``image_judge``       how alike pictures are
 ``loading``           chooses device and dtype, and loads whatever ``BASE_MODEL`` names

@@ -16,6 +16,8 @@ from lora_service.models.text_encoders import TextEncoder
 _VOCABULARY_ENTRY = "a</w>"
 """An entry of every vocabulary of CLIP's kind."""
 
+INPAINTING_CHANNELS = 9
+"""Input channels of a UNet that takes a mask and a masked picture's latents behind 4 channels of latents."""
 _MODELS_BY_CHANNELS = {5: "is a depth-to-image model", 8: "is an instruction editing model (pix2pix)"}
 
 
@@ -78,13 +80,13 @@ def check_components(name: str, components: Components) -> None:
 
 
 def check_channels(name: str, channels: int, latent_channels: int = 4) -> None:
-    """Check that a UNet of ``channels`` input channels takes the latents of a VAE and nothing else.
+    """Check that a UNet of ``channels`` input channels takes the latents of a VAE, or is an inpainting UNet.
 
     Raises:
-        BaseModelError: it is an inpainting, editing or depth-to-image model.
+        BaseModelError: it is an editing or depth-to-image model, or of no known kind.
     """
-    if channels != latent_channels:
-        model = _MODELS_BY_CHANNELS.get(channels, "is an inpainting model")
+    if channels not in (latent_channels, INPAINTING_CHANNELS):
+        model = _MODELS_BY_CHANNELS.get(channels, "has a UNet of no known kind")
         raise unusable(name, f"{model} ({channels} input channels)")
 
 

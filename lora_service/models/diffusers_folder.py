@@ -12,9 +12,13 @@ from lora_service.models.components import Components, unusable
 from lora_service.models.hub_files import INDEX
 from lora_service.models.text_encoders import TextEncoder
 
-_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+_PIPELINES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionXLInpaintPipeline",
+)
 _OTHER_PIPELINES = {
-    "Inpaint": "is an inpainting model",
     "InstructPix2Pix": "is an instruction editing model",
     "StableDiffusionXLImg2Img": "is Stable Diffusion XL's refiner",
     "Upscale": "is an upscaler",
@@ -43,7 +47,7 @@ def load_folder(folder: Path, name: str, dtype: torch.dtype) -> Components:
         reasons = (reason for part, reason in _OTHER_PIPELINES.items() if part in pipeline_class)
         raise unusable(name, next(reasons, f"is for diffusers' {pipeline_class}"))
     options: dict[str, Any] = {"dtype": dtype, "variant": _variant(folder)}
-    if pipeline_class == "StableDiffusionPipeline":
+    if "XL" not in pipeline_class:
         options |= {"safety_checker": None, "requires_safety_checker": False}
     components = Components.from_pipeline(getattr(diffusers, pipeline_class).from_pretrained(folder, **options))
     for encoder_name, encoder in components.text_encoders.items():

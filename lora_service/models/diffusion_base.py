@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from lora_service.errors import InputError
+from lora_service.models.compiled import Backend, CompiledModule
 from lora_service.models.registry import ModelDefaults
 from lora_service.models.text_encoders import PromptEmbeds, TextEncoders
 
@@ -28,6 +29,8 @@ class DiffusionBase:
         defaults: the defaults of inputs that depend on the base.
         dtype: that of the UNet and the text encoders; the VAE may have fp32
             (:func:`lora_service.models.loading.vae_dtype`).
+        compiled: the UNet compiled, for drawing; None: it is not.
+        compiled_decoder: the VAE's decoder compiled; None: it is not.
     """
 
     name: str
@@ -38,6 +41,8 @@ class DiffusionBase:
     defaults: ModelDefaults
     device: torch.device
     dtype: torch.dtype
+    compiled: CompiledModule | None = None
+    compiled_decoder: CompiledModule | None = None
 
     @property
     def components(self) -> dict[str, nn.Module]:
@@ -49,6 +54,16 @@ class DiffusionBase:
         """The tokenizer of each text encoder."""
         return self.text.tokenizers
 
+    def compile(self, *, backend: Backend = "inductor", cuda_graphs: bool = False) -> None:
+        """Have :attr:`compiled` and :attr:`compiled_decoder` used for drawing; they are compiled at the first calls.
+
+        Args:
+            backend: of ``torch.compile``.
+            cuda_graphs: replay recorded kernels for the first shapes, which saves launching them one by one.
+        """
+        self.compiled = CompiledModule(self.unet, backend=backend, cuda_graphs=cuda_graphs)
+        self.compiled_decoder = CompiledModule(self.vae, "decode", backend=backend, cuda_graphs=cuda_graphs)
+
     def to_device(self) -> None:
         """Move what a broken-off training may have left in the host's memory back to the device; mostly nothing."""
         for model in (self.vae, *self.text.encoders.values()):
@@ -58,6 +73,11 @@ class DiffusionBase:
     def is_xl(self) -> bool:
         """True for Stable Diffusion XL, whose UNet takes the pooled text and the pictures' sizes too."""
         return self.unet.config.addition_embed_type == "text_time"
+
+    @property
+    def is_inpainting(self) -> bool:
+        """True for a UNet that takes a mask and the latents of a masked picture behind those it denoises."""
+        return bool(self.unet.config.in_channels != self.vae.config.latent_channels)
 
     @cached_property
     def noise_schedule(self) -> DDPMScheduler:
@@ -96,6 +116,8 @@ class DiffusionBase:
     def decode(self, latents: Tensor) -> Tensor:
         """Decode the UNet's latents ``(b, c, h, w)`` to pictures ``(b, 3, h, w)``, about in [-1, 1]."""
         unscaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor + self._shift
+        if self.compiled_decoder is not None:
+            return self.compiled_decoder(unscaled, return_dict=False)[0]
         return self.vae.decode(unscaled).sample
 
     @property

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 RECEIPT = "hub.json"
 """Name of the file beside the weights with the model's hub id, revision and commit."""
+
+SelectFiles = Callable[[str, Iterable[HubFile]], list[HubFile]]
+"""Selects the files to download, by the hub id and the repository's files; raises BaseModelError."""
 
 _TIMEOUT = 30.0  # seconds
 _RETRY = "run the same again: it continues where it stopped"
@@ -71,7 +74,14 @@ def ensure_local(settings: Settings) -> tuple[Path, ModelDefaults | None]:
     return folder, locate(name, settings.model_cache)[1]
 
 
-def download_base(name: str, settings: Settings, *, to: Path | None = None, log: Callable[[str], None] = print) -> Path:
+def download_base(
+    name: str,
+    settings: Settings,
+    *,
+    to: Path | None = None,
+    log: Callable[[str], None] = print,
+    select: SelectFiles = select_files,
+) -> Path:
     """Download a model into a folder in diffusers' layout, unless it is there already.
 
     An interrupted download is continued. The folder appears when all files are there and have the hub's hashes.
@@ -81,6 +91,7 @@ def download_base(name: str, settings: Settings, *, to: Path | None = None, log:
         settings: the folder that models are kept in, and the address and token of the hub.
         to: the folder, in place of the one that ``BASE_MODEL=name`` is read from.
         log: called with a line for each file.
+        select: selects the files; those of a base model, unless given.
 
     Returns:
         The folder.
@@ -100,7 +111,7 @@ def download_base(name: str, settings: Settings, *, to: Path | None = None, log:
         lock = folder.with_name(f".{folder.name}.lock")
         with FileLock(lock):  # a second process waits here until the folder is complete
             if not _is_downloaded(ref, folder):
-                _Download(ref, folder, settings, log).run()
+                _Download(ref, folder, settings, log, select).run()
             lock.unlink(missing_ok=True)
     return folder
 
@@ -130,6 +141,27 @@ def _is_downloaded(ref: HubRef, folder: Path) -> bool:
     raise InputError("--to", str(folder), f"a new or empty folder, or one that {ref.hub_id} was downloaded to")
 
 
+def local_folder(where: str, settings: Settings, kind: str, select: SelectFiles) -> Path:
+    """Return the folder of a model that is no base; one on the hub is downloaded first.
+
+    Args:
+        where: a folder, or a hub id, ``owner/name`` or ``owner/name@revision``.
+        settings: the folder that models are kept in, and the address and token of the hub.
+        kind: the beginning of the name of the folder that it is downloaded to.
+        select: selects its files.
+
+    Raises:
+        InputError: it is neither.
+        BaseModelError: it cannot be downloaded.
+    """
+    with contextlib.suppress(OSError, RuntimeError):  # too long for a path, or the home of a user who does not exist
+        path = Path(where).expanduser()
+        if path.is_dir():
+            return path
+    folder = folder_of(where, settings.model_cache)
+    return download_base(where, settings, to=folder.with_name(f"{kind}--{folder.name}"), select=select)
+
+
 @dataclass(frozen=True)
 class _Download:
     """The download of one model; its folder is named with ``.part`` at the end until it is complete."""
@@ -138,6 +170,7 @@ class _Download:
     folder: Path
     settings: Settings
     log: Callable[[str], None]
+    select: SelectFiles
 
     def run(self) -> None:
         from huggingface_hub import HfApi
@@ -145,7 +178,7 @@ class _Download:
         endpoint, token = self.settings.hf_endpoint.rstrip("/"), self.settings.hf_token.get_secret_value()
         api = HfApi(endpoint=endpoint or None, token=token or None)
         commit, repository_files = _list_files(api, self.ref)
-        files = select_files(self.ref.hub_id, repository_files)
+        files = self.select(self.ref.hub_id, repository_files)
         missing = [file for file in files if not file.matches(self._part / file.local_path)]
         self._check_disk_space(sum(file.size for file in missing))
         for number, file in enumerate(missing, len(files) - len(missing) + 1):
@@ -198,7 +231,8 @@ class _Download:
         for path in self._part.rglob("*"):
             if path.is_file() and path not in expected:
                 path.unlink()  # of an unfinished download of another revision
-        remove_unselected_components(self._part / INDEX)
+        if (self._part / INDEX).exists():
+            remove_unselected_components(self._part / INDEX)
         receipt = {"id": self.ref.hub_id, "revision": self.ref.revision, "commit": commit}
         (self._part / RECEIPT).write_text(json.dumps(receipt, indent=2) + "\n", encoding="utf-8")
         self._part.replace(self.folder)

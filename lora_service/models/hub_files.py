@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -14,6 +14,9 @@ from lora_service.models.registry import DEFAULTS_FILE
 
 INDEX = "model_index.json"
 """diffusers' list of a model's components."""
+CONFIG = "config.json"
+SAFETY_CHECKER_FOLDERS = ("safety_checker", "feature_extractor")
+"""Folders of a Stable Diffusion with the safety checker and its preprocessing."""
 
 _REQUIRED = ("scheduler", "tokenizer", "text_encoder", "unet", "vae")
 _COMPONENTS = (*_REQUIRED, "tokenizer_2", "text_encoder_2")
@@ -25,6 +28,7 @@ _PREFERENCE = (
     rf"{_WEIGHTS}-\d+-of-\d+\.safetensors",
 )
 """Names of weights, best first. Half precision is half the bytes, and a GPU generates images in it anyway."""
+_PICKLED = rf"{_WEIGHTS}\.bin"
 
 
 @dataclass(frozen=True)
@@ -90,12 +94,47 @@ def select_files(hub_id: str, files: Iterable[HubFile]) -> list[HubFile]:
     return selected
 
 
-def _select_component_files(hub_id: str, component: str, files: list[HubFile]) -> list[HubFile]:
+def select_adapter(hub_id: str, files: Iterable[HubFile]) -> list[HubFile]:
+    """Select the files of a repository that is one model, a ControlNet or T2I-Adapter.
+
+    Those of Stable Diffusion 1.x are mostly pickled; they are taken where there are no others.
+
+    Raises:
+        BaseModelError: it is no such repository, or has no weights.
+    """
+    in_root = [file for file in files if "/" not in file.path]
+    if not any(file.path == CONFIG for file in in_root):
+        raise BaseModelError(f"{hub_id!r} has no {CONFIG}, so it is no model in diffusers' layout.", code="not_a_model")
+    return _select_component_files(hub_id, "model", in_root, (*_PREFERENCE, _PICKLED))
+
+
+def select_safety_checker(hub_id: str, files: Iterable[HubFile]) -> list[HubFile]:
+    """Select the safety checker and its preprocessing of a repository of it alone, or of a Stable Diffusion.
+
+    Raises:
+        BaseModelError: it has none, or only pickled weights.
+    """
+    files = list(files)
+    if not any(file.path == INDEX for file in files):
+        return select_adapter(hub_id, files)
+    selected = []
+    for folder in SAFETY_CHECKER_FOLDERS:
+        inside = [file for file in files if PurePosixPath(file.path).parent.as_posix() == folder]
+        if not inside:
+            raise BaseModelError(f"{hub_id!r} has no {folder!r}; choose another repository.", code="not_a_model")
+        has_weights = folder == SAFETY_CHECKER_FOLDERS[0]
+        selected += _select_component_files(hub_id, folder, inside) if has_weights else inside
+    return selected
+
+
+def _select_component_files(
+    hub_id: str, component: str, files: list[HubFile], preference: Sequence[str] = _PREFERENCE
+) -> list[HubFile]:
     by_name = {PurePosixPath(file.path).name: file for file in files}
     configs = [f for name, f in by_name.items() if name.endswith((".json", ".txt")) and ".index." not in name]
     if component in _WITHOUT_WEIGHTS:
         return configs
-    for pattern in _PREFERENCE:
+    for pattern in preference:
         weights = [file for name, file in by_name.items() if re.fullmatch(pattern, name)]
         if weights:
             sharded = len(weights) > 1

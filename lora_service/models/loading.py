@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -36,9 +36,22 @@ def load_base(settings: Settings, *, for_training: bool = False) -> DiffusionBas
     dtype = choose_dtype(settings, device, for_training=for_training)
     path, defaults = ensure_local(settings)
     components = _load_components(path, dtype, settings)
+    if for_training and components.unet.config.in_channels != components.vae.config.latent_channels:
+        reason = "is an inpainting model, which draws but cannot be trained; a LoRA of the plain base fits it"
+        raise unusable(settings.base_model, reason)
     if settings.base_quantization != "none":
         quantize_unet(components.unet, settings.base_quantization, dtype, device)
-    return assemble(settings.base_model, components, defaults, device, dtype)
+    base = assemble(settings.base_model, components, defaults, device, dtype)
+    if not for_training:
+        prepare_for_drawing(base)
+    return base
+
+
+def prepare_for_drawing(base: DiffusionBase) -> None:
+    """Lay the weights of convolutions out as a GPU's tensor cores compute them; on a CPU that gains nothing."""
+    if base.device.type == "cuda":
+        for model in (base.unet, base.vae):
+            cast(Any, nn.Module).to(model, memory_format=torch.channels_last)  # an argument that its types lack
 
 
 def choose_device(settings: Settings) -> torch.device:
@@ -114,6 +127,8 @@ def assemble(
     scheduler_config = dict(components.scheduler_config)
     if defaults and defaults.prediction_type:
         scheduler_config["prediction_type"] = defaults.prediction_type
+    if defaults and defaults.zero_terminal_snr is not None:
+        scheduler_config["rescale_betas_zero_snr"] = defaults.zero_terminal_snr
     prediction_type, supported = scheduler_config.get("prediction_type", "epsilon"), get_args(PredictionType)
     if prediction_type not in supported:
         reason = f"has the prediction type {prediction_type!r} and not {' or '.join(supported)}"

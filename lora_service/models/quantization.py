@@ -1,10 +1,11 @@
 """A UNet whose linear layers hold 8 or 4 bits a weight, so that trainings fit cards that are small for it.
 
 int8  one scale a row, outliers apart: LLM.int8(), https://arxiv.org/abs/2208.07339
+fp8   8-bit floats, one scale a row, for drawing: :mod:`lora_service.models.float8`
 nf4   16 levels, a scale for 64 weights: QLoRA, https://arxiv.org/abs/2305.14314; the scales are in 8 bit themselves
 
-The layers are bitsandbytes', and diffusers puts them in. Gradients pass through them to the LoRA; the weights never
-learn, and nothing is merged into them. Convolutions, the text encoders and the VAE stay as they are.
+Those for trainings are bitsandbytes', and diffusers puts them in. Gradients pass through them to the LoRA; the weights
+never learn, and nothing is merged into them. Convolutions, the text encoders and the VAE stay as they are.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import nn
 
 from lora_service.errors import SettingError
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.float8 import FLOAT8_CAPABILITY, to_float8
 from lora_service.settings import Quantization, Settings
 
 _KEPT = ("time_embedding", "add_embedding", "class_embedding")
@@ -36,10 +38,18 @@ def check_quantization(settings: Settings, device: torch.device, *, for_training
     asked = settings.base_quantization
     if asked == "none":
         return
-    if not for_training:
-        raise _refused(asked, "none where pictures are drawn: LoRAs cannot be merged into such weights")
+    if not for_training and asked != "fp8":
+        raise _refused(asked, "none where pictures are drawn, or fp8: LoRAs cannot be merged into such weights")
+    if for_training and asked == "fp8":
+        raise _refused(asked, "none, int8 or nf4 for trainings")
     if device.type != "cuda":
         raise _refused(asked, f"none on a {device.type} device: it is for CUDA alone")
+    if asked == "fp8":
+        if torch.cuda.get_device_capability(device) < FLOAT8_CAPABILITY:
+            raise _refused(asked, "none on this card, which has no 8-bit floats (Ada, Hopper and later have)")
+        if settings.compile:
+            raise _refused(asked, "none with COMPILE: merged weights are of another format, and compiled ones are not")
+        return
     if find_spec("bitsandbytes") is None:
         raise _refused(asked, "none, unless bitsandbytes is installed here (it is in the images for GPUs)")
 
@@ -65,6 +75,9 @@ def quantize_unet(unet: nn.Module, quantization: Quantization, dtype: torch.dtyp
     Args:
         dtype: that they compute in.
     """
+    if quantization == "fp8":
+        to_float8(unet, kept=_KEPT)
+        return
     import_bitsandbytes()
     from diffusers.quantizers.bitsandbytes.utils import replace_with_bnb_linear
 

@@ -43,6 +43,9 @@ class ModelDefaults:
     """kohya's ``ss_base_model_version``."""
     prediction_type: PredictionType | None = None
     """The UNet's prediction where the weights' own scheduler config is wrong about it; None: as that has it."""
+    zero_terminal_snr: bool | None = None
+    """Whether the last timestep has no signal (https://arxiv.org/abs/2305.08891), where the weights' own scheduler
+    config is wrong about it; None: as that has it."""
     resolution: PositiveInt = 512
     bucket_step: PositiveInt = 64
     """Sides of aspect-ratio buckets are multiples of this."""

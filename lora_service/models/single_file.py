@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from transformers import CLIPTokenizer
 
-from lora_service.models.components import Components, check_channels, unusable
+from lora_service.models.components import INPAINTING_CHANNELS, Components, check_channels, unusable
 from lora_service.settings import Settings
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -26,6 +26,7 @@ TOKENIZER_ID = "openai/clip-vit-large-patch14"
 Shapes = Mapping[str, tuple[int, ...]]
 
 _UNET = "model.diffusion_model."
+_CONV_IN = f"{_UNET}input_blocks.0.0.weight"
 _OPENCLIP_PAD = "!"
 """OpenCLIP pads with id 0, which is this character."""
 
@@ -82,9 +83,13 @@ def load_single_file(path: Path, name: str, dtype: torch.dtype, settings: Settin
     options["scheduler"] = diffusers.DDIMScheduler.from_config(scheduler_config(config, shapes, metadata))
     if family is not XL:
         options |= {"safety_checker": None, "requires_safety_checker": False}
-    pipeline = getattr(diffusers, pipeline_class).from_single_file(
-        str(path), config=str(config), dtype=dtype, local_files_only=True, **options
-    )
+    options |= {"config": str(config), "dtype": dtype, "local_files_only": True}
+    channels = shapes[_CONV_IN][1]
+    if channels == INPAINTING_CHANNELS:  # unlike the family's config
+        options["unet"] = diffusers.UNet2DConditionModel.from_single_file(
+            str(path), config=str(config), subfolder="unet", dtype=dtype, local_files_only=True, in_channels=channels
+        )
+    pipeline = getattr(diffusers, pipeline_class).from_single_file(str(path), **options)
     return Components.from_pipeline(pipeline)
 
 
@@ -103,7 +108,7 @@ def detect_family(name: str, shapes: Shapes) -> SingleFileFamily:
     Raises:
         BaseModelError: it belongs to no family, or is no base.
     """
-    conv_in = shapes.get(f"{_UNET}input_blocks.0.0.weight")
+    conv_in = shapes.get(_CONV_IN)
     width = next((shape[1] for key, shape in shapes.items() if key.endswith("attn2.to_k.weight")), None)
     if conv_in is None or width is None:
         reasons = (reason for prefix, reason in _OTHER_MODELS.items() if any(key.startswith(prefix) for key in shapes))

@@ -95,6 +95,10 @@ REPLICATE_WEIGHTS = FormInput(
     default="",
 )
 IMAGE = FormInput("image", "Path", "A picture to start from.")
+MASK = FormInput("mask", "Path", "With image: white where it is drawn anew, black where it stays.")
+ADAPTER_CONDITION_IMAGE = FormInput(
+    "adapter_condition_image", "Path", "A picture whose lines, depth or pose the result follows: see adapter_type."
+)
 API_TOKEN = FormInput("api_token", "Secret", "Token for a private link; it is sent to the link's own host only.")
 
 CONFIGS: Mapping[Mode, type[TrainConfig] | type[GenerateRequest]] = MappingProxyType(
@@ -104,10 +108,26 @@ _LAST = ""
 _ENTRY_ONLY: Mapping[Mode, Mapping[str, tuple[FormInput, ...]]] = MappingProxyType(
     {
         "train": {"task": (INSTANCE_DATA, INSTANCE_DATA_URLS), "class_prompt": (CLASS_DATA,)},
-        "predict": {"lora_scales": (LORA,), "prompt_strength": (IMAGE,), _LAST: (REPLICATE_WEIGHTS, API_TOKEN)},
+        "predict": {
+            "lora_scales": (LORA,),
+            "prompt_strength": (IMAGE, MASK),
+            "adapter_type": (ADAPTER_CONDITION_IMAGE,),
+            _LAST: (REPLICATE_WEIGHTS, API_TOKEN),
+        },
     }
 )
 """The inputs that are no fields of a config, by the field that they precede."""
+
+FRONT: Mapping[Mode, tuple[str, ...]] = MappingProxyType(
+    {
+        "train": (),
+        "predict": (
+            "prompt", "lora_urls", "lora", "lora_scales", "image", "mask", "prompt_strength", "negative_prompt",
+            "num_outputs", "aspect_ratio", "seed", "guidance_scale",
+        ),
+    }
+)  # fmt: skip
+"""The inputs that most people need, which a form begins with; the others follow in the order of their config."""
 
 
 def config_inputs(config: type[BaseModel]) -> list[FormInput]:
@@ -120,4 +140,6 @@ def form_inputs(mode: Mode) -> list[FormInput]:
     entry_only, inputs = _ENTRY_ONLY[mode], []
     for each in config_inputs(CONFIGS[mode]):
         inputs += [*entry_only.get(each.name, ()), each]
-    return [*inputs, *entry_only.get(_LAST, ())]
+    inputs += entry_only.get(_LAST, ())
+    by_name, front = {each.name: each for each in inputs}, FRONT[mode]
+    return [*(by_name[name] for name in front), *(each for each in inputs if each.name not in front)]

@@ -96,6 +96,7 @@ class Trainer:
         resumed: the record of the run in ``folder`` that is to go on; None: it begins.
         started: time of :func:`time.monotonic` at which the job began; 0: when :meth:`run` is called.
         judge: tells how like the training pictures the samples of the subject are; None: nobody does.
+        callbacks: makes further callbacks of what is trained; they come after all that measure.
     """
 
     base: DiffusionBase
@@ -108,6 +109,7 @@ class Trainer:
     resumed: RunRecord | None = None
     started: float = 0.0
     judge: ImageJudge | None = None
+    callbacks: Callable[[TrainingContext], Sequence[TrainingCallback]] = lambda context: ()
     _timer: PhaseTimer = field(default_factory=PhaseTimer, init=False)
     _processes: Processes = field(init=False)
 
@@ -359,7 +361,7 @@ class Trainer:
             watching.append(sampling)
         if config.stop_after_seconds:
             watching.append(TimeLimit(config.stop_after_seconds, self.started))
-        return watching
+        return [*watching, *self.callbacks(context)]
 
     def _callbacks(
         self,

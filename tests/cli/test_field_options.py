@@ -107,7 +107,7 @@ def test_the_help_begins_with_the_ten_inputs_that_matter() -> None:
         (train_command, "[default: <s1>|<s2>]"),
         (train_command, "[default: a new name, like dog-zumvek.safetensors]"),
         (generate_command, "[1 to 8; default: 1]"),
-        (generate_command, "[16 to 2048; default: the base model's own (SD 1.5: 512)]"),
+        (generate_command, "[16 to 8192; default: the base model's own (SD 1.5: 512)]"),
         (generate_command, "|DPMSolverMultistepKarras|"),
     ],
 )

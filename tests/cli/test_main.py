@@ -9,6 +9,7 @@ from PIL import Image
 
 from lora_service.cli import main
 from lora_service.cli.jobs import split_scale
+from lora_service.generation.image_files import read_settings
 from lora_service.lora.files import read_lora
 from tests.small_base import picture_zip
 
@@ -50,7 +51,27 @@ def test_a_zip_becomes_a_lora_and_the_lora_pictures(
     assert sorted(path.name for path in pictures.iterdir()) == ["picture-1.png", "picture-2.png"]
     with Image.open(pictures / "picture-1.png") as picture:
         assert picture.size == (64, 64)
-        assert '"lora_scales": "0.7/0.5"' in picture.text["parameters"]  # type: ignore[attr-defined]
+    assert read_settings(pictures / "picture-1.png")["lora_scales"] == "0.7/0.5"
+
+
+def test_a_masked_part_is_drawn_anew_and_previews_go_when_the_picture_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, mask = tmp_path / "image.png", tmp_path / "mask.png"
+    Image.new("RGB", (64, 64), "green").save(image)
+    with Image.new("L", (64, 64)) as white:
+        white.paste(255, (16, 16, 48, 48))
+        white.save(mask)
+    draw = ["generate", "a red ball", "--image", str(image), "--mask", str(mask), "--num_inference_steps", "3"]
+    more = ["--prompt_strength", "1", "--preview_every", "1", "--seed", "1", "-o"]
+    assert run(monkeypatch, *draw, *more, str(tmp_path / "out.png")) == 0
+    assert f"preview of step 2 of 3: {tmp_path / 'preview.png'}" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["image.png", "mask.png", "out.png"]
+    with Image.open(tmp_path / "out.png") as drawn:
+        assert drawn.getpixel((8, 8)) == (0, 128, 0)
+        assert drawn.getpixel((32, 32)) != (0, 128, 0)
+    assert run(monkeypatch, *draw, *more, str(mask), "--force") == 2
+    assert "another file than the input" in capsys.readouterr().err
 
 
 def test_class_pictures_are_an_option(
@@ -185,6 +206,9 @@ def test_a_server_is_not_started_on_what_can_be_no_base(
         ("o/r@main", ("o/r@main", "0.8")),
         ("@0.5", ("@0.5", "0.8")),
         ("a@--1", ("a@--1", "0.8")),
+        ("a@0.8,unet.down:0.5,steps:0-0.6", ("a", "0.8,unet.down:0.5,steps:0-0.6")),
+        ("o/r@main@unet.mid:1", ("o/r@main", "unet.mid:1")),
+        ("https://me@host:8000/a", ("https://me@host:8000/a", "0.8")),
     ],
 )
 def test_a_scale_is_split_off_at_the_last_at_sign(text: str, parts: tuple[str, str]) -> None:

@@ -36,6 +36,7 @@ NAMES = (
     "www.dropbox.com",
     "raw.githubusercontent.com",
     "media.githubusercontent.com",
+    "replicate.com",
     "replicate.delivery",
     "files.example.org",
     "other.example.org",

@@ -19,6 +19,7 @@ DRIVE_ID = "1a2B3c4D5e6F7g8H9i0J-_kLmNoPqRsTu"
 DRIVE = f"https://drive.usercontent.google.com/download?id={DRIVE_ID}&export=download&confirm=t"
 KEYED = f"{DRIVE}&resourcekey=0-AbC_dEf"
 HUB = "https://huggingface.co"
+VERSION = "0123456789abcdef" * 4
 HUB_API = f"{HUB}/api/models"
 CIVITAI = "https://civitai.com/api"
 RAW = "https://raw.githubusercontent.com"
@@ -152,6 +153,19 @@ RESOLVED = [
     # Replicate
     ("replicate", "https://replicate.delivery/pbxt/x/a.safetensors", "https://replicate.delivery/pbxt/x/a.safetensors"),
     ("replicate", "https://pbxt.replicate.delivery/x/a.bin", "https://pbxt.replicate.delivery/x/a.bin"),
+    ("replicate", "https://replicate.com/someone/model", "https://replicate.com/someone/model/_weights"),
+    ("replicate", "replicate:someone/model", "https://replicate.com/someone/model/_weights"),
+    ("replicate", f"someone/model:{VERSION}", f"https://replicate.com/someone/model/versions/{VERSION}/_weights"),
+    (
+        "replicate",
+        f"https://replicate.com/someone/model/versions/{VERSION}",
+        f"https://replicate.com/someone/model/versions/{VERSION}/_weights",
+    ),
+    (
+        "replicate",
+        f"replicate.com/someone/model:{VERSION}",
+        f"https://replicate.com/someone/model/versions/{VERSION}/_weights",
+    ),
     # anything else
     ("web", "https://example.org/a.safetensors", "https://example.org/a.safetensors"),
     ("web", "http://example.org/a.safetensors", "http://example.org/a.safetensors"),
@@ -197,7 +211,10 @@ REFUSED = [
     ("https://github.com/o/r", "page_link", "GitHub"),
     ("https://github.com/o/r/tree/main/loras", "page_link", "GitHub"),
     ("https://gist.github.com/someone/abc", "page_link", "Raw"),
-    ("https://replicate.com/someone/model", "page_link", "https://replicate.delivery/"),
+    ("https://replicate.com/docs/reference", "page_link", "https://replicate.delivery/"),
+    ("https://replicate.com/p/abcdef", "page_link", "owner/name:version"),
+    ("https://replicate.com/someone/model/train", "page_link", "owner/name:version"),
+    ("someone/model:abc", "not_a_link", "paste"),
     ("ftp://example.org/a.safetensors", "unsupported_scheme", "ftp:"),
     ("file:///etc/passwd", "unsupported_scheme", "file:"),
     ("javascript:alert(1)", "unsupported_scheme", "javascript:"),
@@ -256,6 +273,7 @@ def test_a_folder_of_a_repository_narrows_its_listing() -> None:
         (f"https://drive.google.com/open?id={DRIVE_ID}", ()),
         ("https://www.dropbox.com/s/abc/a.safetensors", ()),
         ("https://replicate.delivery/pbxt/x/a.safetensors", ()),
+        ("https://replicate.com/someone/model", ("Authorization",)),
     ],
 )
 def test_a_token_is_only_for_sites_that_take_one_and_never_sent_in_the_clear(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Received:
-    """A webhook that was taken."""
+    """A webhook as it came."""
 
     headers: dict[str, str]
     body: str
@@ -31,30 +32,39 @@ class Received:
 
 @dataclass
 class Receiver:
-    """What was taken, in the order of arrival."""
+    """What came and what of it was taken, in the order of arrival."""
 
     port: int = 0
+    came: list[Received] = field(default_factory=list)
     taken: list[Received] = field(default_factory=list)
-    refused: int = 0
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/hook"
 
+    def wait(self, count: int) -> list[Received]:
+        """Wait until so many have come, and return them."""
+        end = time.monotonic() + 60
+        while len(self.came) < count:
+            assert time.monotonic() < end, self.came
+            time.sleep(0.02)
+        return self.came
+
 
 @contextmanager
-def receiving(refuse: float = 0.0, seed: int = 0) -> Iterator[Receiver]:
-    """Yield a receiver that answers a share ``refuse`` of all webhooks with 500."""
+def receiving(refuse: float = 0.0, seed: int = 0, refuse_first: int = 0) -> Iterator[Receiver]:
+    """Yield a receiver that answers a share ``refuse`` of all webhooks, and the first so many, with 500."""
     receiver, chance = Receiver(), random.Random(seed)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"])).decode()
-            if chance.random() < refuse:
-                receiver.refused += 1
+            received = Received({name.lower(): value for name, value in self.headers.items()}, body)
+            receiver.came.append(received)
+            if len(receiver.came) <= refuse_first or chance.random() < refuse:
                 self.send_response(500)
             else:
-                receiver.taken.append(Received({name.lower(): value for name, value in self.headers.items()}, body))
+                receiver.taken.append(received)
                 self.send_response(200)
             self.send_header("Content-Length", "0")
             self.end_headers()

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from lora_service.cli.main import main
-from lora_service.errors import SettingError
+from lora_service.cli.gateway import token_group
+from lora_service.errors import InputError, SettingError
 from lora_service.gateway.api.access import RateLimit, known_hosts
 from lora_service.gateway.settings import GatewaySettings, needs_tokens
 from tests.gateway.in_process import DRAW, Running, run_gateway
@@ -79,18 +79,29 @@ def test_what_is_another_users_is_as_if_it_were_not_there(running: Running) -> N
     assert running.call("GET", f"/v1/predictions/{job['id']}", ADMIN).status_code == 200
 
 
+def test_an_open_link_to_another_users_file_is_an_input(running: Running) -> None:
+    link = running.draw(RUN, wait=20)["output"][0]
+    job = running.draw(OTHER, wait=20, input={"image": link})
+    assert job["status"] == "succeeded"
+    given = running.engine.inputs[-1]["image"]
+    assert running.call("GET", given.removeprefix(running.url)).content == running.call(
+        "GET", link.removeprefix(running.url)
+    ).content  # fmt: skip
+    assert "/files/" not in job["input"]["image"]  # nobody gets a new link to what is another's
+
+
 def test_tokens_are_made_and_removed_while_the_gateway_runs(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = running.gateway.settings.gateway_folder
     monkeypatch.setenv("GATEWAY_FOLDER", str(folder))
-    made = CliRunner().invoke(main, ["token", "add", "eve", "--scope", "read"])
+    made = CliRunner().invoke(token_group, ["add", "eve", "--scope", "read"])
     token = made.output.strip()
     assert running.call("GET", "/v1/account", token).json()["username"] == "eve"
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert not any(token.encode() in path.read_bytes() for path in files)
-    assert "1 removed" in CliRunner().invoke(main, ["token", "remove", "eve"]).output
+    assert "1 removed" in CliRunner().invoke(token_group, ["remove", "eve"]).output
     assert running.call("GET", "/v1/account", token).status_code == 401
-    assert CliRunner().invoke(main, ["token", "add", "a/b"]).exit_code == 2
-    assert CliRunner().invoke(main, ["token", "add", "eve", "--scope", "all"]).exit_code == 2
+    for arguments in (["add", "a/b"], ["add", "eve", "--scope", "all"]):
+        assert isinstance(CliRunner().invoke(token_group, arguments).exception, InputError)
 
 
 @pytest.mark.attack("token")

@@ -20,7 +20,7 @@ TOKENS = f"ann:run:{ANN},bob:run:{BOB},cat:run:{CAT}"
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with run_gateway(
         tmp_path_factory.mktemp("gateway"), require_tokens="yes", api_tokens=TOKENS, max_queue=3, max_queue_per_user=2,
-        max_body_bytes=250_000, max_upload_bytes=300_000, rate_limit=60,
+        max_body_bytes=250_000, max_upload_bytes=300_000, rate_limit=20,
     ) as running:  # fmt: skip
         yield running
 
@@ -60,7 +60,7 @@ def test_too_many_requests_have_to_wait(running: Running) -> None:
     answers = [running.call("GET", "/v1/account", CAT) for _ in range(65)]
     refused = [answer for answer in answers if answer.status_code == 429]
     assert refused
-    assert refused[0].headers["retry-after"] == "1" or int(refused[0].headers["retry-after"]) >= 1
+    assert int(refused[0].headers["retry-after"]) >= 1
     assert running.call("GET", "/v1/account", ANN).status_code == 200
 
 

@@ -12,7 +12,8 @@ from sqlalchemy import func, select
 
 from lora_service.gateway.database.tables import Delivery
 from lora_service.gateway.webhooks import pause
-from tests.gateway.in_process import Receiver, Running, run_gateway
+from tests.gateway.in_process import Running, run_gateway
+from tests.gateway.receiver import Receiver, receiving
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    with Receiver() as receiver:
+    with receiving() as receiver:
         yield receiver
 
 
@@ -40,7 +41,7 @@ def wait_until_none_waits(running: Running) -> None:
 
 
 def test_replicates_own_client_accepts_the_signature(running: Running, receiver: Receiver) -> None:
-    running.draw(webhook=f"http://{receiver.address}/told", webhook_events_filter=["completed"])
+    running.draw(webhook=receiver.url, webhook_events_filter=["completed"])
     [told] = receiver.wait(1)
     secret = running.client().webhooks.default.secret()
     Webhooks.validate(headers=told.headers, body=told.body, secret=secret, tolerance=60)
@@ -51,7 +52,7 @@ def test_replicates_own_client_accepts_the_signature(running: Running, receiver:
 
 
 def test_all_events_come_in_their_order_without_a_filter(running: Running, receiver: Receiver) -> None:
-    running.draw(webhook=f"http://{receiver.address}/told", input={"seconds": 0.3})
+    running.draw(webhook=receiver.url, input={"seconds": 0.3})
     told = receiver.wait(3)
     assert told[0].job["status"] == "processing"
     assert [each.job["status"] for each in told[1:]] == ["succeeded", "succeeded"]
@@ -59,25 +60,23 @@ def test_all_events_come_in_their_order_without_a_filter(running: Running, recei
 
 
 def test_a_filter_leaves_events_out(running: Running, receiver: Receiver) -> None:
-    running.draw(webhook=f"http://{receiver.address}/a", webhook_events_filter=["start"], wait=10)
-    running.draw(webhook_completed=f"http://{receiver.address}/b", wait=10)
+    running.draw(webhook=receiver.url, webhook_events_filter=["start"], wait=10)
+    running.draw(webhook_completed=receiver.url, wait=10)
     receiver.wait(2)
     wait_until_none_waits(running)
-    assert sorted(each.job["status"] for each in receiver.got) == ["processing", "succeeded"]
+    assert sorted(each.job["status"] for each in receiver.came) == ["processing", "succeeded"]
 
 
 def test_a_cancelled_job_tells_its_end(running: Running, receiver: Receiver) -> None:
-    job = running.draw(
-        webhook=f"http://{receiver.address}/a", webhook_events_filter=["completed"], input={"seconds": 60}
-    )
+    job = running.draw(webhook=receiver.url, webhook_events_filter=["completed"], input={"seconds": 60})
     running.call("POST", f"/v1/predictions/{job['id']}/cancel")
     [told] = receiver.wait(1)
     assert told.job["status"] == "canceled"
 
 
 def test_one_that_is_not_taken_comes_again_under_its_id(running: Running) -> None:
-    with Receiver(refusals=2) as receiver:
-        running.draw(webhook=f"http://{receiver.address}/a", webhook_events_filter=["completed"])
+    with receiving(refuse_first=2) as receiver:
+        running.draw(webhook=receiver.url, webhook_events_filter=["completed"])
         told = receiver.wait(3)
         assert len({each.headers["webhook-id"] for each in told}) == 1
         assert len({each.body for each in told}) == 1
@@ -85,14 +84,14 @@ def test_one_that_is_not_taken_comes_again_under_its_id(running: Running) -> Non
 
 
 def test_one_that_nobody_took_is_sent_after_a_restart(tmp_path: Path, receiver: Receiver) -> None:
-    with Receiver(refusals=1000) as refusing, run_gateway(tmp_path, private=["127.0.0.1:*"]) as running:
-        running.draw(webhook=f"http://{refusing.address}/a", webhook_events_filter=["completed"])
+    with receiving(refuse_first=1000) as refusing, run_gateway(tmp_path, private=["127.0.0.1:*"]) as running:
+        running.draw(webhook=refusing.url, webhook_events_filter=["completed"])
         refused = refusing.wait(1)[0]
         time.sleep(0.1)
     with run_gateway(tmp_path, private=["127.0.0.1:*"], port=running.gateway.port) as running:
         with running.gateway.database.write() as session:
             row = session.scalars(select(Delivery)).one()
-            row.url = f"http://{receiver.address}/a"
+            row.url = receiver.url
         assert receiver.wait(1)[0].headers["webhook-id"] == refused.headers["webhook-id"]
 
 

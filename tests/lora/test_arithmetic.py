@@ -12,7 +12,7 @@ from lora_service.errors import InputError, LoraFileError, WrongBaseError
 from lora_service.lora.arithmetic import check_target, compare_loras, merge_loras, resize_lora
 from lora_service.lora.files import read_lora, write_lora
 from lora_service.lora.lycoris import DoraLayer, Factor, FullDifference, LohaLayer
-from lora_service.lora.scale import Scale
+from lora_service.lora.scale import Scale, parse_scale
 from lora_service.lora.weights import LoraLayer, LoraWeights
 from tests.errors import raises
 from tests.lora.lora_fakes import TOKEN_NAMES, is_attention, is_convolution, random_lora
@@ -161,3 +161,17 @@ def test_a_comparison_is_that_of_the_dense_changes() -> None:
 def test_a_target_is_one_rank_or_one_share(rank: int | None, energy: float | None, field: str) -> None:
     with raises(InputError, field=field):
         check_target(rank, energy)
+
+
+def test_blocks_have_their_own_scale_in_a_sum() -> None:
+    layer = FullDifference(torch.ones(2, 3))
+    paths = ("down_blocks.0.a", "down_blocks.1.a", "mid_block.a")
+    merged = merge_loras([(LoraWeights({"unet": dict.fromkeys(paths, layer)}), parse_scale("0.5,unet.down.1:2"))])
+    assert [dense(merged)["unet", path][0, 0].item() for path in paths] == [0.5, 2, 0.5]
+
+
+@pytest.mark.parametrize("scale", ["unet.up:1", "steps:0-0.5"])
+def test_blocks_and_steps_that_a_sum_cannot_have_are_refused(scale: str) -> None:
+    weights = LoraWeights({"unet": {"mid_block.a": FullDifference(torch.ones(2, 3))}})
+    with raises(InputError, field="lora_scales"):
+        merge_loras([(weights, parse_scale(scale))])

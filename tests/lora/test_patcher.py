@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_service.errors import LoraFileError, WrongBaseError
+from lora_service.errors import InputError, LoraFileError, WrongBaseError
 from lora_service.lora import patcher as patcher_module
 from lora_service.lora.lycoris import DoraLayer, FullDifference
 from lora_service.lora.patcher import Patcher, PatchReport
-from lora_service.lora.scale import Scale
+from lora_service.lora.scale import Scale, parse_scale
 from lora_service.lora.weights import LoraLayer, LoraWeights
 from tests.errors import raises
 from tests.lora.lora_fakes import (
@@ -440,5 +440,91 @@ def test_norms_and_biases_are_changed_and_put_back(models: SmallModels, patcher:
     for path, change in lora.layers["unet"].items():
         name = f"unet.{path}" if path.endswith(".bias") else f"unet.{path}.weight"
         torch.testing.assert_close(after[name], before[name] + 0.5 * change.values)
+    patcher.restore()
+    assert_same_state(before, models.components)
+
+
+def test_blocks_have_their_own_scale(models: SmallModels, patcher: Patcher) -> None:
+    lora = random_lora(models.components, rank=3, seed=1)
+    before = {path: weight.clone() for path, weight in weights_of(models.components)["unet"].items()}
+    patcher.apply([(lora, parse_scale("0.5,unet.down:0,unet.up.1:1.5"))])
+    for path, layer in lora.layers["unet"].items():
+        scale = {"down_blocks": 0.0, "up_blocks": 0.5, "mid_block": 0.5}[path.split(".")[0]]
+        scale = 1.5 if path.startswith("up_blocks.1.") else scale
+        expected = formula(before[path], (layer, scale)).float()
+        torch.testing.assert_close(weights_of(models.components)["unet"][path], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_block_that_the_base_lacks_is_an_error_with_those_it_has(models: SmallModels, patcher: Patcher) -> None:
+    before = state_of(models.components)
+    with raises(InputError, code="unknown_block", field="lora_scales") as caught:
+        patcher.apply([(random_lora(models.components), parse_scale("1,unet.up.7:0.5"))])
+    assert caught.value.value == "unet.up.7"
+    for known in ("text_encoder", "unet", "unet.down.0", "unet.mid", "unet.up.1"):
+        assert known in caught.value.expected
+    assert_same_state(before, models.components)
+
+
+@pytest.mark.parametrize("hold_addresses", [False, True])
+def test_a_lora_acts_in_its_share_of_the_steps_and_its_tokens_in_all(models: SmallModels, hold_addresses: bool) -> None:
+    patcher = Patcher(models.components, models.tokenizers, hold_addresses=hold_addresses)
+    before = state_of(models.components)
+    early = random_lora(models.components, tokens=TOKEN_NAMES, seed=1)
+    late = random_lora(models.components, targets=is_convolution, seed=2)
+    unet = {name: value for name, value in before.items() if name.startswith("unet.")}
+    patcher.apply([(early, parse_scale("steps:0-0.5"))])
+    tokens, text = patcher.tokenizers, models.text_output()
+    only_early = state_of(models.components)
+    patcher.apply([(early, parse_scale("steps:0-0.5")), (late, parse_scale("0.7,steps:0.5-1"))])
+    assert_same_state(only_early, models.components)
+    patcher.move_to(0.4)
+    assert_same_state(only_early, models.components)
+    patcher.move_to(0.5)
+    then = state_of(models.components)
+    assert patcher.tokenizers == tokens
+    assert torch.equal(models.text_output(), text)
+    for name, value in unet.items():
+        changed = name.removesuffix(".weight").removeprefix("unet.") in late.layers["unet"]
+        assert torch.equal(then[name], value) is not changed
+    patcher.move_to(0)
+    assert_same_state(only_early, models.components)
+    patcher.apply([])
+    assert_same_state(before, models.components)
+
+
+def test_an_interrupted_change_between_steps_is_undone(
+    models: SmallModels, patcher: Patcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = state_of(models.components)
+    patcher.apply([(random_lora(models.components, tokens=TOKEN_NAMES), parse_scale("steps:0.5-1"))])
+    merge, calls = patcher_module.merge, iter(range(10**6))
+
+    def failing(*arguments: Any) -> Tensor:
+        if next(calls) == 10:
+            raise Cancelled
+        return merge(*arguments)
+
+    monkeypatch.setattr(patcher_module, "merge", failing)
+    with pytest.raises(Cancelled):
+        patcher.move_to(0.5)
+    patcher.restore()
+    assert_same_state(before, models.components)
+    assert patcher.tokenizers == models.tokenizers
+
+
+def test_addresses_are_held_where_it_is_asked_for(models: SmallModels) -> None:
+    patcher = Patcher(models.components, models.tokenizers, hold_addresses=True)
+    before = state_of(models.components)
+    addresses = {name: weight.data_ptr() for name, weight in models.unet.named_parameters()}
+    chance, plain = random.Random(1), small_models("sd1")
+    loras = [random_lora(models.components, rank=2, seed=seed) for seed in range(3)]
+    loras.append(random_lora(models.components, targets=is_convolution, seed=9))
+    reference = Patcher(plain.components, plain.tokenizers)
+    for _ in range(20):
+        swap = random_swap(models, chance, loras)
+        patcher.apply(swap)
+        reference.apply(swap)
+        assert_same_state(state_of(plain.components), models.components)
+        assert {name: weight.data_ptr() for name, weight in models.unet.named_parameters()} == addresses
     patcher.restore()
     assert_same_state(before, models.components)

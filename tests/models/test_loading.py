@@ -76,7 +76,6 @@ def test_the_vae_of_an_xl_stays_in_full_precision_unless_it_is_a_fixed_one(
 @pytest.mark.parametrize(
     ("pipeline", "model"),
     [
-        ("StableDiffusionInpaintPipeline", "inpainting"),
         ("StableDiffusionXLImg2ImgPipeline", "refiner"),
         ("StableDiffusionInstructPix2PixPipeline", "instruction editing"),
         ("StableDiffusionUpscalePipeline", "upscaler"),
@@ -135,15 +134,31 @@ def test_an_xl_without_its_second_text_encoder_is_refused(tmp_path: Path) -> Non
     assert "80" in str(caught.value)
 
 
+def save_with_channels(channels: int, folder: Path, family: str = "sd1") -> Settings:
+    original = small_base(family=family)
+    original.unet.conv_in = torch.nn.Conv2d(channels, 32, 3, padding=1)
+    original.unet.register_to_config(in_channels=channels)
+    pipeline_of(original).save_pretrained(folder)
+    return Settings(base_model=str(folder))
+
+
 def test_a_unet_that_takes_more_than_latents_is_refused(tmp_path: Path) -> None:
-    original = small_base()
-    original.unet.conv_in = torch.nn.Conv2d(9, 32, 3, padding=1)
-    original.unet.register_to_config(in_channels=9)
-    pipeline_of(original).save_pretrained(tmp_path / "base")
     with raises(BaseModelError, code="unsupported_model") as caught:
-        load_base(Settings(base_model=str(tmp_path / "base")))
+        load_base(save_with_channels(8, tmp_path / "base"))
+    assert "pix2pix" in str(caught.value)
+    assert "8 input channels" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "pipeline"), [("sd1", "StableDiffusionInpaintPipeline"), ("sdxl", "StableDiffusionXLInpaintPipeline")]
+)
+def test_an_inpainting_model_draws_and_is_not_trained(tmp_path: Path, family: str, pipeline: str) -> None:
+    settings = save_with_channels(9, tmp_path / "base", family)
+    edit_json(tmp_path / "base" / "model_index.json", _class_name=pipeline)
+    assert load_base(settings).is_inpainting
+    with raises(BaseModelError, code="unsupported_model") as caught:
+        load_base(settings, for_training=True)
     assert "inpainting" in str(caught.value)
-    assert "9 input channels" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,12 @@ def test_it_is_refused_where_it_cannot_be_done(monkeypatch: pytest.MonkeyPatch) 
     assert "must be none on a cpu device" in str(caught.value)
     with raises(SettingError, field="BASE_QUANTIZATION") as caught:
         load_base(settings)
-    assert "none where pictures are drawn: LoRAs cannot be merged" in str(caught.value)
+    assert "none where pictures are drawn, or fp8: LoRAs cannot be merged" in str(caught.value)
+    with raises(SettingError, field="BASE_QUANTIZATION") as caught:
+        load_base(Settings(base_quantization="fp8"), for_training=True)
+    assert "int8 or nf4" in str(caught.value)
+    with raises(SettingError, field="BASE_QUANTIZATION"):
+        load_base(Settings(base_quantization="fp8", device="cpu"))
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
     with raises(SettingError, field="BASE_QUANTIZATION") as caught:
         check_quantization(settings, CUDA, for_training=True)

@@ -71,6 +71,15 @@ def test_a_single_file_generates_the_images_of_its_models(family: str, write: An
     assert images[0] == images[1]
 
 
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_an_inpainting_checkpoint_has_a_unet_of_9_channels(family: str, write: Any) -> None:
+    conv_in = torch.randn(32, 9, 3, 3)
+    path = write(family, tensors={"model.diffusion_model.input_blocks.0.0.weight": conv_in})
+    base = load_base(Settings(base_model=str(path)))
+    assert base.is_inpainting
+    assert torch.equal(base.unet.conv_in.weight, conv_in)
+
+
 @pytest.mark.parametrize(
     ("family", "more", "expected"),
     [
@@ -139,7 +148,7 @@ def test_families_are_detected_by_their_shapes(folder: str, family: SingleFileFa
 @pytest.mark.parametrize(
     ("shapes", "model"),
     [
-        ({"model.diffusion_model.input_blocks.0.0.weight": (320, 9, 3, 3)}, "inpainting"),
+        ({"model.diffusion_model.input_blocks.0.0.weight": (320, 6, 3, 3)}, "no known kind (6 input channels)"),
         ({"model.diffusion_model.input_blocks.0.0.weight": (320, 8, 3, 3)}, "pix2pix"),
         ({"model.diffusion_model.input_blocks.0.0.weight": (320, 5, 3, 3)}, "depth-to-image"),
         ({"model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": (8, 1280)}, "refiner"),

@@ -65,7 +65,7 @@ def prompt_of(service: InferenceService, inputs: dict[str, Any], **sources: Any)
     """Return the prompt after its references were expanded."""
     settings: list[dict[str, Any]] = []
     save = service._save
-    service._save = lambda request, images: settings.append(dict(images[0].settings)) or save(request, images)  # type: ignore
+    service._save = lambda request, images: settings.append(dict(images[0][1].settings)) or save(request, images)  # type: ignore
     service.run(INPUTS | inputs, **sources, log=lambda line: None)
     return str(settings[0]["prompt"])
 
@@ -192,8 +192,12 @@ def test_the_same_link_is_parsed_once(service: Service, tmp_path: Path, monkeypa
 
     read: list[Path] = []
     read_lora = files.read_lora
-    monkeypatch.setattr(files, "read_lora", lambda path, name="": read.append(path) or read_lora(path, name))
+    monkeypatch.setattr(files, "read_lora", lambda path, name="", **more: read.append(path) or read_lora(path, name))
     made, link = service(), data_uri(file_of(tmp_path, "dog"))
+    hits: list[object] = []
     for _ in range(3):
-        made.run(INPUTS | {"lora_urls": link}, log=lambda line: None)
+        metrics: dict[str, object] = {}
+        made.run(INPUTS | {"lora_urls": link}, log=lambda line: None, record_metric=metrics.__setitem__)
+        hits.append((metrics["loras"], metrics["loras_in_memory"]))
     assert len(read) == 1
+    assert hits == [(1, 0), (1, 1), (1, 1)]

@@ -1,5 +1,7 @@
 """The frame of both services: one job's output at a time, and what a failed job leaves."""
 
+import base64
+import io
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image, ImageChops
 
 from lora_service.errors import InputError, LinkError, LoraServiceError, WrongBaseError
 from lora_service.lora.files import write_lora
@@ -81,6 +84,39 @@ def test_a_failed_job_leaves_nothing_and_the_next_one_succeeds(inference: Infere
         inference.run(DRAW | {"width": 17}, log=quiet)
     assert outputs(tmp_path) == []
     assert [path.read_bytes() for path in inference.run(DRAW, log=quiet)] == before
+
+
+def test_a_mask_may_be_transparent_where_the_picture_stays(inference: InferenceService, tmp_path: Path) -> None:
+    image, mask = Image.effect_noise((32, 32), 90).convert("RGB"), Image.new("RGBA", (32, 32))
+    mask.paste("white", (8, 8, 24, 24))
+    image.save(tmp_path / "image.png")
+    mask.save(tmp_path / "mask.png")
+    [path] = inference.run(
+        DRAW | {"num_inference_steps": 2}, image=tmp_path / "image.png", mask=tmp_path / "mask.png", log=quiet
+    )
+    with Image.open(path) as opened:
+        changed = ImageChops.difference(opened.convert("RGB"), image).getbbox()
+    assert changed is not None
+    assert changed[0] >= 8
+    assert changed[3] <= 24
+
+
+@pytest.mark.parametrize("value", ["/etc/passwd", "file:///etc/passwd"])
+def test_a_mask_that_is_no_upload_is_not_opened(inference: InferenceService, tmp_path: Path, value: str) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
+    with raises(InputError, field="mask"):
+        inference.run(DRAW, image=tmp_path / "image.png", mask=value, log=quiet)
+
+
+def test_each_pictures_seed_and_the_previews_asked_for_are_metrics(inference: InferenceService) -> None:
+    metrics: list[tuple[str, object]] = []
+    inputs = DRAW | {"num_outputs": 3, "seed": 2**32 - 1, "num_inference_steps": 3, "preview_every": 1}
+    inference.run(inputs, record_metric=lambda name, value: metrics.append((name, value)), log=quiet)
+    assert ("seeds", f"{2**32 - 1} 0 1") in metrics
+    previews = [str(value) for name, value in metrics if name == "preview"]
+    assert [value[:23] for value in previews] == ["data:image/jpeg;base64,"] * 2 + [""]
+    with Image.open(io.BytesIO(base64.b64decode(previews[0][23:]))) as preview:
+        assert preview.size == (32, 32)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a defect"), KeyboardInterrupt()], ids=["defect", "cancel"])

@@ -238,8 +238,13 @@ if kind == "train":
     steps = {"max_train_steps_ti": 1, "max_train_steps_tuning": 1}
     service.train(TrainingUpload(folder / "pictures.zip", ""), steps, log=quiet)
 else:
-    for inputs, image in (({"scheduler": "KLMS"}, None), ({"scheduler": "Heun"}, folder / "picture.png")):
-        service.run({"prompt": "a dog", "num_inference_steps": 2, **inputs}, image=image, log=quiet)
+    picture = folder / "picture.png"
+    for inputs, pictures in (
+        ({"scheduler": "KLMS"}, {}),
+        ({"scheduler": "Heun", "preview_every": 1, "num_outputs": 2}, {"image": picture}),
+        ({"output_format": "webp"}, {"image": picture, "mask": picture}),
+    ):
+        service.run({"prompt": "a dog", "num_inference_steps": 2, **inputs}, **pictures, log=quiet)
 service.close()
 print(json.dumps(sorted(set(sys.modules) - before)))
 """
@@ -251,7 +256,7 @@ def test_a_job_imports_nothing_that_its_worker_has_not_imported(kind: str, tmp_p
     from PIL import Image
 
     picture_zip(tmp_path / "pictures.zip")
-    Image.new("RGB", (64, 64)).save(tmp_path / "picture.png")
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "picture.png")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "BASE_MODEL": "embedded"}
     command = [sys.executable, "-c", _JOB, kind, str(tmp_path)]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

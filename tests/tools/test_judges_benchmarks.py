@@ -7,7 +7,8 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from benchmarks import prompt_following
-from benchmarks.likeness import PROMPTS_BY_KIND, likeness
+from benchmarks.likeness import likeness
+from benchmarks.quality.subjects import PROMPTS_BY_KIND
 from lora_service.demo import evaluation
 from lora_service.demo.evaluation import reconstruct
 from lora_service.generation.generator import ImageGenerator

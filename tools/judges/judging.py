@@ -33,6 +33,13 @@ class TextJudge:
             AutoImageProcessor.from_pretrained(source),
         )
 
+    def embed(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        """Return the pictures' embeddings ``(n, d)`` of unit length."""
+        pixels = self.processor([p.convert("RGB") for p in pictures], return_tensors="pt").pixel_values
+        with torch.inference_mode():
+            features = self.model.vision_model(pixel_values=pixels).pooler_output
+            return torch.nn.functional.normalize(self.model.visual_projection(features), dim=1)
+
     def similarities(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> torch.Tensor:
         """Return the cosines ``(pictures, texts)``, −1 to 1."""
         pixels = self.processor([p.convert("RGB") for p in pictures], return_tensors="pt").pixel_values

@@ -72,12 +72,13 @@ class Deadline:
     Args:
         seconds: time for the whole fetch.
         until: time of :func:`time.monotonic` at which it ends in any case.
+        cancelled: ends it when it is set.
     """
 
-    def __init__(self, seconds: float, until: float | None = None) -> None:
+    def __init__(self, seconds: float, until: float | None = None, cancelled: threading.Event | None = None) -> None:
         self._seconds = seconds
         self._end = min(time.monotonic() + seconds, math.inf if until is None else until)
-        self._cancelled = False
+        self._cancelled = cancelled or threading.Event()
         self._socket: socket.socket | None = None
         self._finished = threading.Event()
 
@@ -94,7 +95,7 @@ class Deadline:
         Raises:
             UnreachableError: the time is up.
         """
-        if self._cancelled:
+        if self._cancelled.is_set():
             raise UnreachableError("The download was cancelled.", code="cancelled", retry=False)
         if time.monotonic() > self._end:
             raise UnreachableError(
@@ -124,7 +125,7 @@ class Deadline:
             while thread.is_alive():
                 thread.join(_TICK)
         except BaseException:
-            self._cancelled = True
+            self._cancelled.set()
             thread.join(_CANCEL_TIMEOUT)
             raise
         if failures:
@@ -179,7 +180,7 @@ class Deadline:
 
     def _shut_down_in_time(self) -> None:
         while not self._finished.wait(_TICK):
-            if (self._cancelled or time.monotonic() > self._end) and self._socket is not None:
+            if (self._cancelled.is_set() or time.monotonic() > self._end) and self._socket is not None:
                 with contextlib.suppress(OSError):  # it was closed meanwhile, and nothing is blocked on it
                     # Not SSLSocket.shutdown, which takes the TLS object from under the reading thread.
                     socket.socket.shutdown(self._socket, socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""Links that lead straight to a file: Dropbox, GitHub, Replicate, any other web server, and data URIs."""
+"""Links that lead straight to a file: Dropbox, GitHub, any other web server, and data URIs."""
 
 from __future__ import annotations
 
@@ -31,14 +31,6 @@ _GITHUB_HINTS = ErrorHints(
     not_found="GitHub has no such file, or its repository is private; check the link, or give a token as api_token",
     web_page="GitHub sent a web page instead of the file; copy the link of the Raw button",
 )
-
-_REPLICATE_FILE_HOST = "replicate.delivery"
-REPLICATE_HOSTS = (_REPLICATE_FILE_HOST, "replicate.com", "www.replicate.com")
-_EXPIRED = (
-    "it has expired: Replicate deletes what its API gives out after an hour; "
-    "run the training again, or paste the link of a kept copy"
-)
-_REPLICATE_HINTS = ErrorHints(sign_in_required=_EXPIRED, token_rejected=_EXPIRED, not_found=_EXPIRED, code="expired")
 
 _DATA_URI = re.compile(r"data:([^;,]*)[^,]*?(;base64)?,(.*)", re.DOTALL | re.IGNORECASE)
 
@@ -87,24 +79,6 @@ def git_lfs_content(remote: RemoteFile) -> RemoteFile | None:
     if not remote.url.startswith(raw):
         return None
     return replace(remote, url=f"https://{_GITHUB_MEDIA_HOST}/media/{remote.url.removeprefix(raw)}")
-
-
-def parse_replicate(link: ParsedUrl) -> RemoteFile:
-    """Parse a link to a file that a prediction or training on Replicate gave out.
-
-    Raises:
-        LinkError: the link leads to a page.
-    """
-    if is_replicate_file_host(link.host):
-        return RemoteFile("replicate", link.url, link.redacted, hints=_REPLICATE_HINTS)
-    raise link.refusal(
-        "is a page of Replicate; paste the link of the output file, which begins with https://replicate.delivery/"
-    )
-
-
-def is_replicate_file_host(host: str) -> bool:
-    """Return whether Replicate gives out files there; it has one subdomain per region."""
-    return host == _REPLICATE_FILE_HOST or host.endswith(f".{_REPLICATE_FILE_HOST}")
 
 
 def parse_web(link: ParsedUrl) -> RemoteFile:

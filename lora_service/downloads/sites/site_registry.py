@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from lora_service.downloads.parsed_url import ParsedUrl
 from lora_service.downloads.remote_file import Listing, RemoteFile
-from lora_service.downloads.sites import civitai, direct_links, google_drive, hugging_face
+from lora_service.downloads.sites import civitai, direct_links, google_drive, hugging_face, replicate
 
 Parser = Callable[[ParsedUrl], RemoteFile]
 
@@ -16,7 +16,7 @@ PARSERS: dict[str, Parser] = {
         (civitai.HOSTS, civitai.parse),
         (direct_links.DROPBOX_HOSTS, direct_links.parse_dropbox),
         (direct_links.GITHUB_HOSTS, direct_links.parse_github),
-        (direct_links.REPLICATE_HOSTS, direct_links.parse_replicate),
+        (replicate.HOSTS, replicate.parse),
         (google_drive.HOSTS, google_drive.parse),
         (hugging_face.HOSTS, hugging_face.parse),
     )
@@ -35,8 +35,8 @@ def parse(link: ParsedUrl) -> RemoteFile:
     Raises:
         LinkError: the site's link names no file.
     """
-    if direct_links.is_replicate_file_host(link.host):
-        return direct_links.parse_replicate(link)
+    if replicate.is_file_host(link.host):
+        return replicate.parse(link)
     return PARSERS.get(link.host, direct_links.parse_web)(link)
 
 

@@ -113,7 +113,7 @@ def _check_queue(gateway: Gateway, session: Session, caller: Caller) -> None:
 
 
 def check_webhook(gateway: Gateway, url: str | None) -> None:
-    """Refuse a webhook's address that could never be told: no http(s), a strange port, a private address.
+    """Refuse a webhook's address that could never be sent to: no http(s), a strange port, a private address.
 
     Raises:
         Problem: it is one (422).
@@ -146,6 +146,8 @@ def own_files(session: Session, gateway: Gateway, caller: Caller, links: views.L
     """
     if isinstance(value, list):
         return [own_files(session, gateway, caller, links, item) for item in value]
+    if isinstance(value, dict):
+        return {key: own_files(session, gateway, caller, links, item) for key, item in value.items()}
     if not isinstance(value, str):
         return value
     if stored_files.marked(value):
@@ -204,7 +206,8 @@ def _check_inputs(document: Mapping[str, Any], inputs: Mapping[str, Any]) -> Non
         raise Problem(422, detail, fields={f"input.{name}": text for name, text in problems.items()})
     for name in file_inputs(document):
         value = given.get(name)
-        if isinstance(value, str) and not value.startswith(("http://", "https://", "data:", "gateway-file:")):
+        texts = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
+        if not all(text.startswith(("http://", "https://", "data:", "gateway-file:")) for text in texts):
             raise invalid(f"input.{name}", "must be an uploaded file, a data URI or an http(s) link")
 
 

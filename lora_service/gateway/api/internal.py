@@ -60,7 +60,7 @@ def _job(gateway: Gateway, identifier: str) -> Job:
 
 @router.post("/jobs/{job}/{key}")
 async def take_webhook(job: str, key: str, gateway: GatewayOf, request: Request) -> Response:
-    """Take what a server tells of a job."""
+    """Take the state of a job from its server."""
     if not gateway.signer.verify(key, "job", job):
         raise Problem(403, "This link is not valid.")
     size, parts = 0, []
@@ -70,11 +70,11 @@ async def take_webhook(job: str, key: str, gateway: GatewayOf, request: Request)
             raise Problem(413, "This webhook is too large.")
         parts.append(part)
     try:
-        told = json.loads(b"".join(parts))
+        response = json.loads(b"".join(parts))
     except ValueError as error:
         raise Problem(400, "This webhook is no JSON.") from error
-    if not isinstance(told, dict):
+    if not isinstance(response, dict):
         raise Problem(400, "This webhook is no JSON object.")
     # One of a job that does not run here any more is of no use to anybody, and must not be sent again.
-    gateway.tell(job, told)
+    gateway.tell(job, response)
     return Response(status_code=200)

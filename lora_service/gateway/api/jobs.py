@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Depends, Header, Response
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from lora_service.gateway import views
@@ -28,36 +30,45 @@ from lora_service.gateway.problems import invalid, not_found
 from lora_service.gateway.queue.cancellation import cancel
 
 router = APIRouter(prefix="/v1")
+_FIXED = (catalog.INFERENCE_MODEL, catalog.TRAINING_MODEL)
+"""Models whose versions are those of the servers."""
 Prefer = Annotated[str, Header(description="wait, or wait=SECONDS: answer when the job has ended, after 60 s at most.")]
 CancelAfter = Annotated[str | None, Header(description="Cancel the job after so long, like 90s or 5m.")]
 
 
-async def _create(
-    gateway: Gateway, caller: Caller, links: views.Links, target: Target, body: JobBody, after: str | None
-) -> str:
-    try:
-        seconds = None if after is None else cancel_seconds(after)
-    except ValueError as error:
-        raise invalid("Cancel-After", f"must be {error}") from error
-    job = await run_in_threadpool(creation.create, gateway, caller, links, target, body, seconds)
-    return job.id
+class JobCreation:
+    """A request that creates a job: who sent it, how long they wait for the job, and when it is to be cancelled."""
 
+    def __init__(
+        self, gateway: GatewayOf, caller: Runner, links: LinksOf, response: Response,
+        prefer: Prefer = "", cancel_after: CancelAfter = None,
+    ) -> None:  # fmt: skip
+        self.gateway, self.caller, self._links, self._response = gateway, caller, links, response
+        self._prefer, self._cancel_after = prefer, cancel_after
 
-async def _created(
-    gateway: Gateway, links: views.Links, identifier: str, response: Response, prefer: str
-) -> dict[str, Any]:
-    """Return a new job: at once, or when it has ended where the client prefers to wait."""
-    seconds = wait_seconds(prefer)
-    if seconds:
-        response.headers["Preference-Applied"] = f"wait={seconds:.0f}"
-        await wait_for_end(gateway, identifier, seconds)
-    shown = await run_in_threadpool(_show, gateway, links, identifier)
-    is_done = shown["status"] in FINAL
-    response.status_code = 201 if is_done or not seconds else 202
-    if seconds and not is_done:
-        # Replicate's clients take any other state for the end of a job that they waited for.
-        shown["status"] = "starting"
-    return shown
+    async def create(self, find: Callable[[Session], Target], body: JobBody) -> dict[str, Any]:
+        """Return a new job: at once, or when it has ended where the client prefers to wait."""
+        identifier = await run_in_threadpool(self._queue, find, body)
+        seconds = wait_seconds(self._prefer)
+        if seconds:
+            self._response.headers["Preference-Applied"] = f"wait={seconds:.0f}"
+            await wait_for_end(self.gateway, identifier, seconds)
+        shown = await run_in_threadpool(_show, self.gateway, self._links, identifier)
+        is_done = shown["status"] in FINAL
+        self._response.status_code = 201 if is_done or not seconds else 202
+        if seconds and not is_done:
+            # Replicate's clients take any other state for the end of a job that they waited for.
+            shown["status"] = "starting"
+        return shown
+
+    def _queue(self, find: Callable[[Session], Target], body: JobBody) -> str:
+        try:
+            seconds = None if self._cancel_after is None else cancel_seconds(self._cancel_after)
+        except ValueError as error:
+            raise invalid("Cancel-After", f"must be {error}") from error
+        with self.gateway.database.read() as session:
+            target = find(session)
+        return creation.create(self.gateway, self.caller, self._links, target, body, seconds).id
 
 
 async def wait_for_end(gateway: Gateway, identifier: str, seconds: float) -> None:
@@ -83,92 +94,70 @@ def _show(gateway: Gateway, links: views.Links, identifier: str) -> dict[str, An
         return views.job(session, row, links)
 
 
+JobCreationOf = Annotated[JobCreation, Depends()]
+
+
 @router.post("/predictions", status_code=201, tags=["predictions"])
-async def create_prediction(
-    body: VersionPredictionBody, gateway: GatewayOf, caller: Runner, links: LinksOf, response: Response,
-    prefer: Prefer = "", cancel_after: CancelAfter = None,
-) -> dict[str, Any]:  # fmt: skip
+async def create_prediction(body: VersionPredictionBody, job: JobCreationOf) -> dict[str, Any]:
     """Create a prediction of a version."""
 
-    def find() -> Target:
-        with gateway.database.read() as session:
-            version = creation.find_version(session, caller, body.version)
-            return Target("prediction", version, f"{version.owner}/{version.name}")
+    def find(session: Session) -> Target:
+        version = creation.find_version(session, job.caller, body.version)
+        return Target("prediction", version, f"{version.owner}/{version.name}")
 
-    target = await run_in_threadpool(find)
-    identifier = await _create(gateway, caller, links, target, body, cancel_after)
-    return await _created(gateway, links, identifier, response, prefer)
+    return await job.create(find, body)
 
 
 @router.post("/models/{owner}/{name}/predictions", status_code=201, tags=["predictions"])
-async def create_prediction_of_model(
-    owner: str, name: str, body: PredictionBody, gateway: GatewayOf, caller: Runner, links: LinksOf,
-    response: Response, prefer: Prefer = "", cancel_after: CancelAfter = None,
-) -> dict[str, Any]:  # fmt: skip
+async def create_prediction_of_model(owner: str, name: str, body: PredictionBody, job: JobCreationOf) -> dict[str, Any]:
     """Create a prediction of a model's newest version."""
 
-    def find() -> Target:
-        with gateway.database.read() as session:
-            creation.check_model(session, caller, owner, name)
-            version = catalog.latest_version(session, owner, name)
-            if version is None:
-                raise not_found("version")
-            return Target("prediction", version, f"{owner}/{name}")
+    def find(session: Session) -> Target:
+        creation.check_model(session, job.caller, owner, name)
+        version = catalog.latest_version(session, owner, name)
+        if version is None:
+            raise not_found("version")
+        return Target("prediction", version, f"{owner}/{name}")
 
-    target = await run_in_threadpool(find)
-    identifier = await _create(gateway, caller, links, target, body, cancel_after)
-    return await _created(gateway, links, identifier, response, prefer)
+    return await job.create(find, body)
 
 
 @router.post("/deployments/{owner}/{name}/predictions", status_code=201, tags=["predictions"])
 async def create_prediction_of_deployment(
-    owner: str, name: str, body: PredictionBody, gateway: GatewayOf, caller: Runner, links: LinksOf,
-    response: Response, prefer: Prefer = "", cancel_after: CancelAfter = None,
-) -> dict[str, Any]:  # fmt: skip
+    owner: str, name: str, body: PredictionBody, job: JobCreationOf
+) -> dict[str, Any]:
     """Create a prediction of a deployment's version."""
 
-    def find() -> Target:
-        with gateway.database.read() as session:
-            row = catalog.deployment(session, owner, name)
-            if row is None:
-                raise not_found("deployment")
-            caller.check_owner(owner, "deployment")
-            version = session.get(Version, row.version)
-            if version is None:
-                raise not_found("version")
-            return Target("prediction", version, f"{version.owner}/{version.name}", deployment=f"{owner}/{name}")
+    def find(session: Session) -> Target:
+        job.caller.check_owner(owner, "deployment")
+        row = catalog.deployment(session, owner, name)
+        if row is None:
+            raise not_found("deployment")
+        version = session.get(Version, row.version)
+        if version is None:
+            raise not_found("version")
+        return Target("prediction", version, f"{version.owner}/{version.name}", deployment=f"{owner}/{name}")
 
-    target = await run_in_threadpool(find)
-    identifier = await _create(gateway, caller, links, target, body, cancel_after)
-    return await _created(gateway, links, identifier, response, prefer)
+    return await job.create(find, body)
 
 
 @router.post("/models/{owner}/{name}/versions/{version}/trainings", status_code=201, tags=["trainings"])
 async def create_training(
-    owner: str, name: str, version: str, body: TrainingBody, gateway: GatewayOf, caller: Runner, links: LinksOf,
-    response: Response, cancel_after: CancelAfter = None,
-) -> dict[str, Any]:  # fmt: skip
+    owner: str, name: str, version: str, body: TrainingBody, job: JobCreationOf
+) -> dict[str, Any]:
     """Create a training, whose result becomes a version of its destination."""
 
-    def find() -> Target:
-        with gateway.database.read() as session:
-            found = creation.find_version(session, caller, f"{owner}/{name}:{version}")
-            teacher = found if found.engine == "train" else catalog.latest_version(session, *catalog.TEACHING)
-            if teacher is None or found.weights:
-                raise invalid("version", f"cannot be trained; {'/'.join(catalog.TEACHING)} can")
-            target_owner, _, target_name = body.destination.partition("/")
-            model = catalog.model(session, target_owner, target_name)
-            if (target_owner != caller.user and not caller.may("admin")) or (
-                (target_owner, target_name) in (catalog.DRAWING, catalog.TEACHING)
-            ):
-                raise invalid("destination", f"must be a model of yours, like {caller.user}/dog")
-            if model is not None:
-                caller.check_owner(model.owner, "model")
-            return Target("training", teacher, f"{owner}/{name}", destination=body.destination)
+    def find(session: Session) -> Target:
+        found = creation.find_version(session, job.caller, f"{owner}/{name}:{version}")
+        trainer = found if found.engine == "train" else catalog.latest_version(session, *catalog.TRAINING_MODEL)
+        if trainer is None or found.weights:
+            raise invalid("version", f"cannot be trained; {'/'.join(catalog.TRAINING_MODEL)} can")
+        place = tuple(body.destination.split("/"))
+        if (place[0] != job.caller.user and not job.caller.may("admin")) or place in _FIXED:
+            raise invalid("destination", f"must be a model of yours, like {job.caller.user}/dog")
+        return Target("training", trainer, f"{owner}/{name}", destination=body.destination)
 
-    target = await run_in_threadpool(find)
-    identifier = await _create(gateway, caller, links, target, body, cancel_after)
-    return await _created(gateway, links, identifier, response, "")
+    return await job.create(find, body)
 
 
 def _get(gateway: Gateway, caller: Caller, links: views.Links, kind: str, identifier: str) -> dict[str, Any]:

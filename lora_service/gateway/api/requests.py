@@ -18,9 +18,9 @@ class JobBody(BaseModel):
     """What predictions and trainings have in common."""
 
     input: dict[str, Any] = Field(default_factory=dict, description="The model's inputs.")
-    webhook: str | None = Field(default=None, max_length=4000, description="Where the job is told of.")
+    webhook: str | None = Field(default=None, max_length=4000, description="Receives the job at its events.")
     webhook_completed: str | None = Field(default=None, max_length=4000, description="The same for its end alone.")
-    webhook_events_filter: list[Event] | None = Field(default=None, description="Events that are told; none: all.")
+    webhook_events_filter: list[Event] | None = Field(default=None, description="Events that are sent; none: all.")
     priority: int = Field(default=0, ge=-10, le=10, description="Higher ones come first; above 0 for admins alone.")
 
     @field_validator("input")

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from lora_service.gateway.database.tables import Deployment, Job, Model, StoredFile, Version
 
-DRAWING, TEACHING = ("local", "lora"), ("local", "lora-training")
+INFERENCE_MODEL, TRAINING_MODEL = ("local", "lora"), ("local", "lora-training")
 """Owner and name of the models that are there from the beginning."""
 
 
@@ -55,7 +55,7 @@ def offer(session: Session, place: tuple[str, str], engine: str, document: dict[
     owner, name = place
     text = json.dumps([document, base, place], sort_keys=True)
     identifier = hashlib.sha256(text.encode()).hexdigest()
-    verb = "Draws" if engine == "predict" else "Teaches"
+    verb = "Draws" if engine == "predict" else "Trains LoRAs"
     add_model(session, owner, name, visibility="public", details={"description": f"{verb} with the base {base}."})
     version = session.get(Version, identifier)
     if version is None:
@@ -71,7 +71,7 @@ def offer(session: Session, place: tuple[str, str], engine: str, document: dict[
 def add_trained(session: Session, job: Job, file: StoredFile, document: dict[str, Any], cog_version: str) -> Version:
     """Make a training's result a version of the model that it was for."""
     owner, _, name = (job.destination or "").partition("/")
-    add_model(session, owner, name, visibility="private", details={"description": "Taught here."})
+    add_model(session, owner, name, visibility="private", details={"description": "Trained here."})
     identifier = hashlib.sha256(f"{job.id} {file.sha256}".encode()).hexdigest()
     version = Version(id=identifier, owner=owner, name=name, engine="predict", openapi_schema=document,
                       cog_version=cog_version, weights=file.id, training=job.id, created_at=time.time())  # fmt: skip

@@ -87,6 +87,8 @@ def _engine(url: str) -> Engine:
         engine = create_engine(parsed, pool_size=20, max_overflow=30, connect_args={"timeout": _BUSY_SECONDS})
     except (ArgumentError, NoSuchModuleError) as error:
         raise SettingError("DATABASE_URL", "…", "SQLAlchemy's URL of a database, like sqlite:////data/g.db") from error
+    except OSError as error:
+        raise SettingError("DATABASE_URL", url, f"a database whose folder can be made ({error.strerror})") from error
     except ImportError as error:
         raise SettingError("DATABASE_URL", url.partition(":")[0], "one whose driver is installed: psycopg") from error
     event.listen(engine, "connect", _prepare_sqlite)

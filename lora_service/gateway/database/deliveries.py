@@ -1,4 +1,4 @@
-"""Webhooks that wait to be sent: written together with what they tell of, removed when somebody took them."""
+"""Webhooks that wait to be sent: written together with the event, removed when somebody took them."""
 
 from __future__ import annotations
 

@@ -61,6 +61,7 @@ def claim(session: Session, engine: str) -> Job | None:
         .where(Job.status == "starting", Job.engine == engine, Job.claimed.is_(False))
         .order_by(Job.priority.desc(), User.served, Job.seq)
         .limit(1)
+        .with_for_update(of=Job, skip_locked=True)  # PostgreSQL's writers do not wait for each other, as SQLite's do
     )
     seq = session.scalar(query)
     if seq is None:

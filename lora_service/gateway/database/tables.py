@@ -40,7 +40,7 @@ class Token(Table):
 
 
 class Model(Table):
-    """A model; what is taught becomes versions of one."""
+    """A model; what is trained becomes versions of one."""
 
     __tablename__ = "models"
     owner: Mapped[str] = mapped_column(String(100), primary_key=True)
@@ -52,7 +52,7 @@ class Model(Table):
 
 
 class Version(Table):
-    """A version of a model: the server that runs it, and the LoRA that it draws with, if it was taught."""
+    """A version of a model: the server that runs it, and the LoRA that it draws with, if it was trained."""
 
     __tablename__ = "versions"
     id: Mapped[str] = mapped_column(String(64), primary_key=True)

@@ -14,7 +14,14 @@ from typing import Any
 
 import httpx
 
-from lora_service.gateway.engine.jobs import CANCEL, EngineJob, EngineLostError, OnProgress, RefusedError
+from lora_service.gateway.engine.jobs import (
+    CANCEL,
+    EngineJob,
+    EngineLostError,
+    OnProgress,
+    RefusedError,
+    ServerAwayError,
+)
 
 _POLL_SECONDS = 1.0
 _IDLE_SECONDS = 15.0  # an idle server without an end of its job; Cog repeats the last webhook for some seconds
@@ -67,17 +74,19 @@ class CogClient:
         cancelled_at: float | None = None
         while True:
             with contextlib.suppress(TimeoutError):
-                told = await asyncio.wait_for(job.events.get(), _POLL_SECONDS)
+                event = await asyncio.wait_for(job.events.get(), _POLL_SECONDS)
                 quiet_since = time.monotonic()
-                if told == CANCEL:
+                if event == CANCEL:
                     cancelled_at = cancelled_at or time.monotonic()
                     await self._cancel(job.id)
-                elif told.get("status") == "failed" and str(told.get("error")).lower() == _CRASHED and not cancelled_at:
+                elif (
+                    event.get("status") == "failed" and str(event.get("error")).lower() == _CRASHED and not cancelled_at
+                ):
                     raise EngineLostError("the server lost its worker")
-                elif told.get("status") in _ENDED:
-                    return dict(told)
+                elif event.get("status") in _ENDED:
+                    return dict(event)
                 else:
-                    await on_progress(told)
+                    await on_progress(event)
                 continue
             if cancelled_at and time.monotonic() - cancelled_at > _CANCEL_SECONDS:
                 raise EngineLostError("the server did not end a cancelled job")
@@ -104,13 +113,15 @@ class CogClient:
                 answer = await self._client.put(
                     f"{self.url}/predictions/{job.id}", json=body, headers={"Prefer": "respond-async"}, timeout=60
                 )
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                raise ServerAwayError("the server cannot be reached") from error
             except httpx.HTTPError as error:
                 raise EngineLostError(f"the server does not answer ({type(error).__name__})") from error
             if answer.status_code not in (409, 503):
                 break
             # The slot of the job before is freed a moment after its end.
             if self._is_lost() or time.monotonic() > end:
-                raise EngineLostError("the server stays busy with another job")
+                raise ServerAwayError("the server stays busy with another job")
             await asyncio.sleep(0.1)
         if answer.status_code == 422 or answer.status_code == 413:
             raise RefusedError(_reason(answer))

@@ -16,6 +16,10 @@ class EngineLostError(Exception):
     """The server of a job was lost under it; the job may be begun again."""
 
 
+class ServerAwayError(EngineLostError):
+    """The server cannot be reached or is busy with others' jobs; this one was not begun, and waits until it can be."""
+
+
 class RefusedError(Exception):
     """The server does not take the job; the message says why."""
 
@@ -27,8 +31,8 @@ class EngineJob:
     Attributes:
         id: the job's identifier, which is also its name in the run folders of trainings.
         input: as Cog takes it: links that the server can open in place of files, no nulls.
-        webhook: where the server tells of its progress and end.
-        events: what it told, and ``CANCEL``.
+        webhook: where the server reports progress and end.
+        events: its reports, and ``CANCEL``.
     """
 
     id: str
@@ -38,9 +42,9 @@ class EngineJob:
 
 
 class OnProgress(Protocol):
-    """Called with what a running job has told: Cog's own document of it."""
+    """Called with each state of a running job, in the form of Cog's responses."""
 
-    async def __call__(self, told: Mapping[str, Any], /) -> None: ...
+    async def __call__(self, response: Mapping[str, Any], /) -> None: ...
 
 
 class JobEngine(Protocol):
@@ -57,12 +61,9 @@ class JobEngine(Protocol):
 
         Raises:
             EngineLostError: the server was lost.
+            ServerAwayError: it was not there, or not free, from the beginning.
             RefusedError: it does not take the job.
         """
-        ...
-
-    def is_ready(self) -> bool:
-        """Return True if a job would begin at once."""
         ...
 
     async def close(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,17 @@ from lora_service.serving.supervisor import Health, supervise
 
 _log = logging.getLogger(__name__)
 _START_SECONDS = 900.0  # a base may have to be downloaded first
+
+
+class _CountedServer(CogServer):
+    """A server that counts how often the supervisor has started it."""
+
+    starts = 0
+
+    def start(self) -> None:
+        """Start the process."""
+        self.starts += 1
+        super().start()
 
 
 class LocalEngine:
@@ -47,28 +58,24 @@ class LocalEngine:
         self.kind: EngineKind = kind
         self._client, self._environment, self._upload_url = client, dict(environment), upload_url
         self._log, self._home = log, home
-        self._server: CogServer | None = None
+        self._server: _CountedServer | None = None
+        self._open = ExitStack()
         self._stop = threading.Event()
         self._watch: threading.Thread | None = None
-        self._starts = 0
         self._lock = asyncio.Lock()
 
     async def document(self) -> dict[str, Any]:
         """Return the document that the server is given, without starting it."""
         return await asyncio.to_thread(server_document, self.kind, self._home)
 
-    def is_ready(self) -> bool:
-        """Return True if the server runs."""
-        return self._server is not None
-
     async def run(self, job: EngineJob, on_progress: OnProgress) -> Mapping[str, Any]:
         """Run a job, after starting the server where it does not run."""
         server = await self._ready()
-        seen = self._starts
+        seen = server.starts
         try:
-            return await CogClient(server.url, self._client, lambda: self._starts != seen).run(job, on_progress)
+            return await CogClient(server.url, self._client, lambda: server.starts != seen).run(job, on_progress)
         except EngineLostError:
-            if self._starts == seen:  # the supervisor has not restarted it: it looks alive, and is of no use
+            if server.starts == seen:  # the supervisor has not restarted it: it looks alive, and is of no use
                 await asyncio.to_thread(self._end)
             raise
 
@@ -76,7 +83,7 @@ class LocalEngine:
         """End the server and what it runs."""
         await asyncio.to_thread(self._end)
 
-    async def _ready(self) -> CogServer:
+    async def _ready(self) -> _CountedServer:
         async with self._lock:
             try:
                 return await asyncio.to_thread(self._start)
@@ -84,25 +91,16 @@ class LocalEngine:
                 await asyncio.to_thread(self._end)
                 raise EngineLostError(str(error)) from error
 
-    def _start(self) -> CogServer:
+    def _start(self) -> _CountedServer:
         if self._watch is not None and not self._watch.is_alive():  # the supervisor has given up
             self._end()
         if self._server is None:
-            server = CogServer(
-                self.kind,
-                home=self._home,
-                log=self._log.open("ab"),
-                environment=self._environment,
-                upload_url=self._upload_url,
+            log = self._open.enter_context(self._log.open("ab"))
+            self._server = server = self._open.enter_context(
+                _CountedServer(
+                    self.kind, home=self._home, log=log, environment=self._environment, upload_url=self._upload_url
+                )
             )
-            start = server.start
-
-            def counted_start() -> None:
-                self._starts += 1
-                start()
-
-            server.start = counted_start  # type: ignore[method-assign]
-            self._server = server.__enter__()
             server.wait_ready(_START_SECONDS)
             self._stop = threading.Event()
             self._watch = threading.Thread(target=self._supervise, args=(server, self._stop), daemon=True)
@@ -118,10 +116,10 @@ class LocalEngine:
         self._stop.set()
         server, self._server = self._server, None
         watch, self._watch = self._watch, None
-        self._starts += 1
-        if server is not None:
-            if server.health() is Health.BUSY:
-                server.stop(grace=0)
-            server.close()
+        if server is not None and server.health() is Health.BUSY:
+            server.stop(grace=0)
+        self._open.close()
         if watch is not None:
             watch.join(timeout=60)
+        if server is not None:
+            server.stop(grace=0)  # where the supervisor was just starting it again

@@ -22,10 +22,6 @@ class RemoteEngine:
         """Return the server's OpenAPI document."""
         return await self._cog.document()
 
-    def is_ready(self) -> bool:
-        """Return True: what it says is seen when it is asked."""
-        return True
-
     async def run(self, job: EngineJob, on_progress: OnProgress) -> Mapping[str, Any]:
         """Run a job."""
         return await self._cog.run(job, on_progress)

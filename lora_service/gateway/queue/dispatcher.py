@@ -16,7 +16,7 @@ from lora_service.errors import LoraServiceError
 from lora_service.gateway.database import catalog, jobs
 from lora_service.gateway.database.jobs import Result
 from lora_service.gateway.database.tables import FINAL, Job
-from lora_service.gateway.engine.jobs import EngineJob, EngineLostError, JobEngine, RefusedError
+from lora_service.gateway.engine.jobs import EngineJob, EngineLostError, JobEngine, RefusedError, ServerAwayError
 from lora_service.gateway.events import wait
 from lora_service.gateway.gateway import QUEUE, Gateway
 from lora_service.gateway.metrics import Metrics
@@ -26,6 +26,7 @@ from lora_service.gateway.queue import inputs, outputs
 _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 5.0  # a look at the queue although nobody said that something was added
 _PAUSE_SECONDS = 1.0  # after a server was lost
+_AWAY_SECONDS = 5.0  # until a server is tried again that was not there
 _DATABASE_IS_AWAY = (OperationalError, InterfaceError)
 
 
@@ -97,21 +98,35 @@ class Dispatcher:
 
     async def _attempt(self, job: Job, inbox: asyncio.Queue[Any]) -> str:
         """Run a job once; returns what became of it."""
+        job.logs = ""  # those of an attempt before are not of this one
         try:
-            prepared = await asyncio.to_thread(inputs.prepare, self.gateway, job)
-            if await asyncio.to_thread(self._has_ended, job):  # cancelled before its inbox was there
+            prepared = await self._prepared(job)
+            if prepared is None:
                 return "canceled"
             task = EngineJob(job.id, prepared, self._webhook(job), inbox)
             begun = time.time()
-            told = await self.engine.run(task, lambda progress: asyncio.to_thread(self._note, job, progress))
-            result = await asyncio.to_thread(self._result, job, told, begun)
+            response = await self.engine.run(task, lambda progress: asyncio.to_thread(self._note, job, progress))
+            result = await asyncio.to_thread(self._result, job, response, begun)
             self.metrics.count_loras(result.metrics or {})
         except EngineLostError as error:
-            return await self._lost(job, str(error))
+            return await self._lost(job, error)
         except (RefusedError, LoraServiceError, Problem) as error:
             result = Result("failed", error=_text(error))
         await asyncio.to_thread(self._finish, job, result)
         return result.status
+
+    async def _prepared(self, job: Job) -> dict[str, Any] | None:
+        """Return a job's input for its server; None for a cancelled one, whose downloads must not hold up the next."""
+        with self.gateway.hub.waiting(job.id) as changed:
+            preparing = asyncio.create_task(asyncio.to_thread(inputs.prepare, self.gateway, job))
+            preparing.add_done_callback(lambda _: changed.set())
+            preparing.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may ask for it
+            while not preparing.done():
+                await changed.wait()
+                changed.clear()
+                if await asyncio.to_thread(self._has_ended, job):
+                    return None
+        return await preparing
 
     def _has_ended(self, job: Job) -> bool:
         with self.gateway.database.read() as session:
@@ -121,10 +136,11 @@ class Dispatcher:
     def _webhook(self, job: Job) -> str:
         return f"{self.gateway.callback_url}/internal/jobs/{job.id}/{self.gateway.signer.sign('job', job.id)}"
 
-    def _note(self, job: Job, told: Mapping[str, Any]) -> None:
-        """Store what a running job told, and tell those who wait."""
-        values: dict[str, Any] = {"logs": _text(told.get("logs"))}
-        metrics = told.get("metrics")
+    def _note(self, job: Job, response: Mapping[str, Any]) -> None:
+        """Store the state of a running job, and wake those who wait for it."""
+        job.logs = _text(response.get("logs"))
+        values: dict[str, Any] = {"logs": job.logs}
+        metrics = response.get("metrics")
         if isinstance(metrics, Mapping):
             values["metrics"] = dict(metrics)
         is_start = job.started_at is None
@@ -140,19 +156,19 @@ class Dispatcher:
                 self.gateway.add_webhook(session, row, "start" if is_start else "logs")
         self.gateway.hub.notify(job.id)
 
-    def _result(self, job: Job, told: Mapping[str, Any], begun: float) -> Result:
-        """Return the end that a server told of, its output stored."""
-        status = told["status"]
-        metrics = told.get("metrics")
+    def _result(self, job: Job, response: Mapping[str, Any], begun: float) -> Result:
+        """Return the end of a job as its server's response has it, with the output stored."""
+        status = response["status"]
+        metrics = response.get("metrics")
         metrics = dict(metrics) if isinstance(metrics, Mapping) else {}
-        output = outputs.stored(self.gateway, job, told.get("output")) if status == "succeeded" else None
-        # Cog puts words of its own before the sentence of an error, and drops the logs; our entries note both apart.
-        error = metrics.pop("error_message", None) or told.get("error")
+        output = outputs.stored(self.gateway, job, response.get("output")) if status == "succeeded" else None
+        # Cog puts words of its own before the sentence of an error, and drops the logs; our entries report both apart.
+        error = metrics.pop("error_message", None) or response.get("error")
         return Result(
             status,
             output=output,
             error=None if error is None else _text(error),
-            logs=_text(told.get("logs") or metrics.get("log")),
+            logs=_text(response.get("logs")) or job.logs or _text(metrics.get("log")),
             metrics={name: value for name, value in metrics.items() if name != "log"},
             started_at=job.started_at or begun,
         )
@@ -175,13 +191,15 @@ class Dispatcher:
         if job.engine == "train":
             shutil.rmtree(self.gateway.settings.runs / job.id, ignore_errors=True)
 
-    async def _lost(self, job: Job, reason: str) -> str:
-        _log.warning("job %s: %s", job.id, reason, extra={"job": job.id})
-        if self.gateway.draining:
+    async def _lost(self, job: Job, error: EngineLostError) -> str:
+        """Put a job back into the queue, or fail it if its server was lost too often; returns what became of it."""
+        _log.warning("job %s: %s", job.id, error, extra={"job": job.id})
+        if self.gateway.draining or isinstance(error, ServerAwayError):
             await asyncio.to_thread(self._give_back, job, False)
+            await asyncio.sleep(0 if self.gateway.draining else _AWAY_SECONDS)
             return "put back"
         if job.losses + 1 >= self.gateway.settings.max_job_attempts:
-            message = f"The server was lost under this job {job.losses + 1} times: {reason}."
+            message = f"The server was lost under this job {job.losses + 1} times: {error}."
             await asyncio.to_thread(self._finish, job, Result("failed", error=message))
             return "failed"
         await asyncio.to_thread(self._give_back, job, True)

@@ -39,7 +39,7 @@ def make_version(session: Session, job: Job, output: Any) -> Any:
     """Return the output of a training: the version that it made of its destination, and the file of the weights."""
     marks = stored_files.marked(output)
     file = stored_files.find(session, marks[0]) if marks else None
-    drawing = catalog.latest_version(session, *catalog.DRAWING)
+    drawing = catalog.latest_version(session, *catalog.INFERENCE_MODEL)
     if file is None or drawing is None:
         return output
     file.purpose = "weights"

@@ -323,6 +323,25 @@ class TestOthers:
         sites.route("replicate.delivery", "/pbxt/a", lambda e: e.send(b"", status))
         refusal(fetcher, "https://replicate.delivery/pbxt/a", "expired")
 
+    def test_a_trained_model_of_replicate_leads_to_its_weights_and_the_token_to_its_own_host(
+        self, sites: FakeSites, fetcher: Fetcher
+    ) -> None:
+        version = "0" * 64
+        path = f"/someone/model/versions/{version}/_weights"
+        sites.serve("https://replicate.delivery/pbxt/trained.safetensors", LORA)
+        sites.route("replicate.com", path, lambda e: e.redirect("https://replicate.delivery/pbxt/trained.safetensors"))
+        fetched = fetcher.fetch(resolve(f"someone/model:{version}"), token="r8_secret")
+        assert fetched.read_bytes() == LORA
+        (asked,), (given,) = sites.requests_to("replicate.com"), sites.requests_to("replicate.delivery")
+        assert (asked.token, given.token) == ("Bearer r8_secret", "")
+
+    @pytest.mark.parametrize(("status", "code"), [(404, "not_found"), (401, "sign_in_required")])
+    def test_a_model_of_replicate_without_trained_weights_is_named(
+        self, status: int, code: str, sites: FakeSites, fetcher: Fetcher
+    ) -> None:
+        sites.route("replicate.com", "/someone/model/_weights", lambda e: e.send(b"", status))
+        assert "someone/model" in refusal(fetcher, "https://replicate.com/someone/model", code)
+
     def test_a_web_page_with_status_200_is_no_file(self, sites: FakeSites, fetcher: Fetcher, tmp_path: Path) -> None:
         link = "https://files.example.org/a"
         sites.route("files.example.org", "/a", lambda e: e.page(200, "Welcome"))
