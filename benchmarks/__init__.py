@@ -5,6 +5,7 @@ full_size           whole jobs on a full-size base of random weights
 generate            pictures with a LoRA, compared with diffusers with PEFT's layers and with fused weights
 request_memory      memory, pictures and base over hundreds of mixed requests
 swap                applying, rescaling and removing a LoRA, compared with diffusers
+gateway             a request to the gateway against one to Cog, jobs queued in a second, memory with a queue
 cold_start          the time of a new server to its first picture
 read_pictures       loading a dataset of large photographs
 activations         the bytes that a training step saves for its backward pass

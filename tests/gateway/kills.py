@@ -137,6 +137,8 @@ class Campaign:
     def _kill(self) -> None:
         targets = {"gateway": 2.0, "Cog server": 2.0, "worker": 4.0} | ({"PostgreSQL": 3.0} if self._cluster else {})
         target = self._chance.choices(list(targets), list(targets.values()))[0]
+        if self._cluster and not self.report.kills:
+            target = "PostgreSQL"  # also in a short campaign
         assert self._gateway.process is not None
         servers = children(self._gateway.process.pid)
         workers = [pid for server in servers for pid in children(server)]

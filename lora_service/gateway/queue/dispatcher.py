@@ -168,7 +168,7 @@ class Dispatcher:
             status,
             output=output,
             error=None if error is None else _text(error),
-            logs=_text(response.get("logs") or metrics.get("log")) or job.logs,
+            logs=_text(response.get("logs")) or job.logs or _text(metrics.get("log")),
             metrics={name: value for name, value in metrics.items() if name != "log"},
             started_at=job.started_at or begun,
         )
