@@ -6,5 +6,6 @@ vae          the VAE, and the principal components that are its latents
 tokenizer    a small CLIP tokenizer trained on the captions
 diffusion    the UNet and the text encoder, their noise schedule and loss
 loop         the training loop, which can be interrupted and resumed
+adapter      the command that trains the T2I-Adapter for line drawings
 muon         the Muon optimizer for many small matrices
 """

@@ -97,7 +97,7 @@ def main() -> None:
     add("--work", type=Path, default=Path("build/embedded"), help="folder of the pictures and the checkpoint")
     add("--out", type=Path, default=Path("lora_service/models/embedded/adapters/lines"), help="folder of the adapter")
     add("--pictures", type=int, default=2500, help="number of different pictures")
-    add("--steps", type=int, default=900)
+    add("--steps", type=int, default=600)
     add("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
