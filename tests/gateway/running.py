@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
-import replicate
+from replicate.client import Client
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = Path(__file__).parent / "quick"
@@ -109,9 +109,9 @@ class RunningGateway:
                 self.kill()
                 raise
 
-    def client(self, token: str = "") -> replicate.Client:
+    def client(self, token: str = "") -> Client:
         """Replicate's own client."""
-        return replicate.Client(api_token=token or "any", base_url=self.url, timeout=httpx.Timeout(300))
+        return Client(api_token=token or "any", base_url=self.url, timeout=httpx.Timeout(300))
 
     def call(self, method: str, path: str, token: str = "", **options: Any) -> httpx.Response:
         """Send a request."""
