@@ -107,6 +107,7 @@ def sheet(rows: Rows, folder: Path, kind: str, path: Path) -> None:
         strip = Image.open(folder / f"{Run(row['method'], kind, int(row['subject']), int(row['seed'])).name}.png")
         side = strip.height
         pictures = [strip.crop((x, 0, x + side, side)) for x in range(0, strip.width, side)]
-        grid.append(ImageRow(f"{row['method']}: {row['likeness']:.2f}", pictures))
+        label = row["method"].replace("=", " ").replace(",", ", ").replace("_", " ")  # which can be wrapped
+        grid.append(ImageRow(f"{label}: {row['likeness']:.2f}", pictures))
     grid[-1] = ImageRow(grid[-1].label, grid[-1].images, captions)
     draw_grid(grid, []).save(path)
