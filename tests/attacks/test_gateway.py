@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from lora_service.gateway.identifiers import new_id
-from tests.gateway.in_process import DRAW, Receiver, Running, run_gateway
+from tests.gateway.in_process import DRAW, Running, run_gateway
+from tests.gateway.receiver import receiving
 
 ANN, EVE, ADMIN = ("anns" * 5, "eves" * 5, "admn" * 5)
 TOKENS = f"ann:run:{ANN},eve:run:{EVE},root:admin:{ADMIN}"
@@ -222,17 +223,17 @@ def test_no_webhook_reaches_a_private_address(tmp_path: Path, monkeypatch: pytes
         connected.append(address)
         real(self, address)
 
-    with run_gateway(tmp_path, rate_limit=100_000) as running, Receiver() as receiver:
+    with run_gateway(tmp_path, rate_limit=100_000) as running, receiving() as receiver:
         own = {running.gateway.port}
         monkeypatch.setattr(socket.socket, "connect", connect)
         with httpx.Client(base_url=running.url, timeout=60) as client:
-            for url in [*private_urls(), f"http://{receiver.address}/"]:
+            for url in [*private_urls(), receiver.url]:
                 answer = client.post(DRAW, json={"input": {}, "webhook": url})
                 assert answer.status_code in (201, 422), url
             last = running.finished(client.post(DRAW, json={"input": {}}).json())
         assert last["status"] == "succeeded"
         assert {address[1] for address in connected} <= own
-        assert not receiver.got
+        assert not receiver.came
 
 
 @pytest.mark.attack("idle connections", count=300)

@@ -56,7 +56,8 @@ def test_another_lora_scale_size_or_number_compiles_nothing_anew(backend: Counti
     before = hashes(base)
     base.compile(backend=backend)
     generator = ImageGenerator(base)
-    for inputs in ({}, {"num_outputs": 2, "width": 48}):
+    # A picture alone, several, and one of another size: the compiler takes a batch of one for a shape of its own.
+    for inputs in ({}, {"num_outputs": 2, "width": 48}, {"width": 40}):
         generator.generate(request(**inputs), [])
     programs = backend.programs
     loras = [random_lora(base.components, seed=seed) for seed in range(2)]

@@ -74,7 +74,7 @@ def test_it_is_refused_where_it_cannot_be_done(monkeypatch: pytest.MonkeyPatch) 
 def test_the_environment_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BASE_QUANTIZATION", "int8")
     assert Settings.from_environment().base_quantization == "int8"
-    monkeypatch.setenv("BASE_QUANTIZATION", "fp8")
+    monkeypatch.setenv("BASE_QUANTIZATION", "int2")
     with raises(SettingError, field="BASE_QUANTIZATION"):
         Settings.from_environment()
 
