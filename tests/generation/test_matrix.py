@@ -24,9 +24,9 @@ from lora_service.settings import Settings
 from tests.lora.lora_fakes import random_lora
 from tests.small_base import hashes
 
-MODES = ("text", "picture", "inpaint")
+MODES = ("text", "picture", "inpaint", "control")
 _CASES = list(product(SCHEDULERS, MODES, (0, 1, 2)))
-_SHORT = [_CASES[(9 * i) + (4 * i) % 9] for i in range(len(SCHEDULERS))]
+_SHORT = [_CASES[(12 * i) + (5 * i) % 12] for i in range(len(SCHEDULERS))]
 """One case of each sampler, and among them each mode and number of LoRAs."""
 
 
@@ -46,7 +46,12 @@ def pictures(generator: ImageGenerator) -> Mapping[str, InputImages]:
     image = Image.effect_noise((32, 32), 60).convert("RGB")
     white = Image.new("L", (32, 32))
     ImageDraw.Draw(white).ellipse((6, 8, 25, 27), fill=255)
-    return {"text": InputImages(), "picture": InputImages(image), "inpaint": InputImages(image, white)}
+    return {
+        "text": InputImages(),
+        "picture": InputImages(image),
+        "inpaint": InputImages(image, white),
+        "control": InputImages(adapter_condition_image=white),
+    }
 
 
 @pytest.fixture
