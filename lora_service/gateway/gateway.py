@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sqlalchemy.event import listen
 from sqlalchemy.orm import Session
 
 from lora_service.downloads.http.addresses import AddressPolicy
@@ -92,7 +93,8 @@ class Gateway:
         if job.webhook:
             shown = views.job(session, job, self.links)
             if deliveries.add(session, job, event, _json(shown)):
-                self.hub.notify(WEBHOOKS)
+                # Before, the sender would look and not see it.
+                listen(session, "after_commit", lambda _: self.hub.notify(WEBHOOKS), once=True)
 
     def drain(self) -> None:
         """Begin no more jobs."""

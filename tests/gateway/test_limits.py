@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import socket
 import time
 from collections.abc import Iterator
+from http.client import HTTPConnection
 
 import pytest
 
@@ -93,8 +95,12 @@ def test_a_body_that_does_not_come_is_answered(running: Running, monkeypatch: py
 
 def test_a_kept_connection_outlives_the_time_of_a_head(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
-    with socket.create_connection(("127.0.0.1", running.gateway.port), timeout=30) as connection:
+    with contextlib.closing(HTTPConnection("127.0.0.1", running.gateway.port, timeout=30)) as connection:
+        connection.connect()
+        kept = connection.sock
         for _ in range(2):
-            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+            connection.request("GET", "/healthz")
+            response = connection.getresponse()
+            assert (response.status, response.read()) == (200, b'{"status":"ok"}')
             time.sleep(0.5)
+        assert connection.sock is kept
