@@ -65,7 +65,7 @@ def show(folder: Path, log: Callable[[str], None] = print, on_progress: OnProgre
         PROMPTS, base_subject=f"a {CLASS_WORD}", similarity=lambda images: judge.similarity(images, pictures)
     )
     rows, metrics = evaluate(base, read_lora(lora_path), evaluation)
-    lines = metrics.lines("by the image judge, −1 to 1; about 0 is another creature")
+    lines = metrics.lines("by the image judge, at most 1; about 0 is another creature")
     lines.insert(
         1, f"the most that this base can draw, which is the pictures' own: {_ceiling(base, judge, pictures):.2f}"
     )
