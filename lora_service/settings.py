@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -19,7 +19,24 @@ Quantization = Literal["none", "int8", "nf4", "fp8"]
 _CACHE = Path("~/.cache/lora-service").expanduser()
 
 
-class Settings(BaseSettings):
+class EnvironmentSettings(BaseSettings):
+    """Settings whose errors name the environment variable."""
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Read the settings of this process.
+
+        Raises:
+            SettingError: a variable's value cannot be used.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            first = first_error(error)
+            raise SettingError(first.field.upper(), first.value, first.expected) from error
+
+
+class Settings(EnvironmentSettings):
     """Every environment variable the service reads; names are the variables' names in lower case."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore")
@@ -127,16 +144,3 @@ class Settings(BaseSettings):
     def _split_paths(cls, value: object) -> object:
         """Split at ``|`` alone: folders may have spaces and commas."""
         return tuple(part.strip() for part in value.split("|") if part.strip()) if isinstance(value, str) else value
-
-    @staticmethod
-    def from_environment() -> Settings:
-        """Read the settings of this process.
-
-        Raises:
-            SettingError: a variable's value cannot be used.
-        """
-        try:
-            return Settings()
-        except ValidationError as error:
-            first = first_error(error)
-            raise SettingError(first.field.upper(), first.value, first.expected) from error

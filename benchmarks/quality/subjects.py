@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -74,5 +75,11 @@ class Subject:
 
     def references(self, side: int, start: int = 0) -> list[Image.Image]:
         """Return pictures of it that are not trained on."""
-        series = pictures(self.number, side, "judge", self.kind)
-        return [picture.image for picture in islice(series, start, start + REFERENCE_PICTURES)]
+        return list(_held_out(self, side)[start : start + REFERENCE_PICTURES])
+
+
+@lru_cache
+def _held_out(subject: Subject, side: int) -> tuple[Image.Image, ...]:
+    """Draw them once: every measurement of a training compares with the same."""
+    series = pictures(subject.number, side, "judge", subject.kind)
+    return tuple(picture.image for picture in islice(series, 2 * REFERENCE_PICTURES))

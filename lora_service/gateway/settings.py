@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
 
-from lora_service.errors import SettingError
-from lora_service.settings import MEBIBYTE
-from lora_service.validation import first_error
+from lora_service.settings import MEBIBYTE, EnvironmentSettings
 
 _DAY = 24 * 3600
 
 
-class GatewaySettings(BaseSettings):
+class GatewaySettings(EnvironmentSettings):
     """Every environment variable the gateway reads besides those of the service."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore")
@@ -76,19 +74,6 @@ class GatewaySettings(BaseSettings):
         if value and (parts.scheme not in ("http", "https") or not parts.hostname):
             raise ValueError("an http(s) address, or empty")
         return value.rstrip("/")
-
-    @staticmethod
-    def from_environment() -> GatewaySettings:
-        """Read the settings of this process.
-
-        Raises:
-            SettingError: a variable's value cannot be used.
-        """
-        try:
-            return GatewaySettings()
-        except ValidationError as error:
-            first = first_error(error)
-            raise SettingError(first.field.upper(), first.value, first.expected) from error
 
     @property
     def database(self) -> str:

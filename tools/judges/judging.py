@@ -35,18 +35,20 @@ class TextJudge:
 
     def embed(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Return the pictures' embeddings ``(n, d)`` of unit length."""
-        pixels = self.processor([p.convert("RGB") for p in pictures], return_tensors="pt").pixel_values
         with torch.inference_mode():
-            features = self.model.vision_model(pixel_values=pixels).pooler_output
+            features = self.model.vision_model(pixel_values=self._pixels(pictures)).pooler_output
             return torch.nn.functional.normalize(self.model.visual_projection(features), dim=1)
 
     def similarities(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> torch.Tensor:
         """Return the cosines ``(pictures, texts)``, −1 to 1."""
-        pixels = self.processor([p.convert("RGB") for p in pictures], return_tensors="pt").pixel_values
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
         with torch.inference_mode():
-            outputs = self.model(pixel_values=pixels, **tokens)
+            outputs = self.model(pixel_values=self._pixels(pictures), **tokens)
         return outputs.image_embeds @ outputs.text_embeds.T
+
+    def _pixels(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        pixels: torch.Tensor = self.processor([p.convert("RGB") for p in pictures], return_tensors="pt").pixel_values
+        return pixels
 
     def top_1_accuracy(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> float:
         """Return the share of ``pictures`` that are most similar to the text at the same index in ``texts``."""
