@@ -36,7 +36,14 @@ def test_the_end_that_is_told_is_the_end() -> None:
     assert run({"status": "processing"}, error) == error
 
 
-@pytest.mark.parametrize("error", ["Worker crashed", "worker crashed"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        "Worker crashed",
+        "worker crashed",
+        "Failed to send request: Failed to send on slot socket: Broken pipe (os error 32)",
+    ],
+)
 def test_a_job_whose_worker_was_killed_has_not_failed_but_is_begun_again(error: str) -> None:
     with pytest.raises(EngineLostError):
         run({"status": "processing"}, {"status": "failed", "error": error})

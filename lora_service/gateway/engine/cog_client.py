@@ -29,7 +29,8 @@ _BUSY_SECONDS = 120.0  # a server that goes on saying 409
 _SILENT_SECONDS = 60.0
 _CANCEL_SECONDS = 30.0
 _ENDED = ("succeeded", "failed", "canceled")
-_CRASHED = "worker crashed"  # what Cog gives as the error of a job whose worker was killed, in both cases of letters
+_LOST_WORKER = ("worker crashed", "worker fatal", "failed to send request", "slot socket error", "prediction task lost")
+"""How the errors begin, in either case of letters, that Cog itself gives a job whose worker was killed."""
 
 
 class CogClient:
@@ -79,9 +80,7 @@ class CogClient:
                 if event == CANCEL:
                     cancelled_at = cancelled_at or time.monotonic()
                     await self._cancel(job.id)
-                elif (
-                    event.get("status") == "failed" and str(event.get("error")).lower() == _CRASHED and not cancelled_at
-                ):
+                elif _has_lost_worker(event) and not cancelled_at:
                     raise EngineLostError("the server lost its worker")
                 elif event.get("status") in _ENDED:
                     return dict(event)
@@ -131,6 +130,10 @@ class CogClient:
     async def _cancel(self, identifier: str) -> None:
         with contextlib.suppress(httpx.HTTPError):  # what it means is seen at the next health check
             await self._client.post(f"{self.url}/predictions/{identifier}/cancel", timeout=10)
+
+
+def _has_lost_worker(event: Mapping[str, Any]) -> bool:
+    return event.get("status") == "failed" and str(event.get("error")).lower().startswith(_LOST_WORKER)
 
 
 def _reason(answer: httpx.Response) -> str:
