@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from PIL import Image
 
@@ -14,7 +14,6 @@ from lora_service.generation.generator import ImageGenerator, ScaledLora
 from lora_service.generation.request import GenerateRequest
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.image_judge import ImageJudge
-from lora_service.training.callbacks.samples import SampleDrawer
 from lora_service.training.optimization.loop import StageRun, TrainingCallback
 from lora_service.training.stages import TrainingContext
 from tools.judges.judging import TextJudge
@@ -90,13 +89,17 @@ class Judges:
         """Draw ``prompts``; the base is bare afterwards."""
         generator = ImageGenerator(self.base)
         try:
-            requests = [GenerateRequest(prompt=prompt, seed=SEED) for prompt in prompts]
-            return [generator.generate(request, loras)[0].image for request in requests]
+            return _draw(generator, prompts, loras)
         finally:
             generator.patcher.restore()
 
     def _distance(self, before: Sequence[Image.Image], after: Sequence[Image.Image]) -> float:
         return float(1 - (self.text.embed(before) * self.text.embed(after)).sum(dim=1).mean())
+
+
+def _draw(generator: ImageGenerator, prompts: Sequence[str], loras: list[ScaledLora]) -> list[Image.Image]:
+    requests = [GenerateRequest(prompt=prompt, seed=SEED) for prompt in prompts]
+    return [generator.generate(request, loras)[0].image for request in requests]
 
 
 @dataclass(frozen=True)
@@ -116,8 +119,7 @@ class Curve(TrainingCallback):
 
     def __init__(self, context: TrainingContext, judges: Judges, subject: Subject, times: int) -> None:
         config = context.resolved.config
-        self._judges, self._subject = judges, subject
-        self._drawer = SampleDrawer(context, ())
+        self._context, self._judges, self._subject = context, judges, subject
         self._batch = config.train_batch_size * config.gradient_accumulation_steps
         self._stages = (config.max_train_steps_ti, config.max_train_steps_tuning)
         self._due = [round(sum(self._stages) * i / times) for i in range(1, times)]
@@ -153,8 +155,11 @@ class Curve(TrainingCallback):
         return self._offset * self._batch
 
     def _measure(self) -> Measures:
-        prompts = self._subject.prompts.of_lora("{}")
-        return self._judges.measure(self._subject, self._drawer.draw(prompts), self._drawer.draw(UNRELATED_PROMPTS))
+        prompts = self._subject.prompts.of_lora(self._context.resolved.subject_text)
+        # The noise is that of the floor and of the finished LoRA, so that nothing but the learning differs.
+        generator = ImageGenerator(replace(self._context.base, text=self._context.text))
+        pictures, others = (_draw(generator, asked, []) for asked in (prompts, UNRELATED_PROMPTS))
+        return self._judges.measure(self._subject, pictures, others)
 
 
 def flat(measures: Mapping[str, Measures]) -> dict[str, float]:
