@@ -40,7 +40,7 @@ def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Service
         settings = Settings(lora_cache=tmp_path / "cache", max_download_bytes=1024**2)
         made.append(InferenceService(settings, **options))
         if sites:
-            made[-1]._fetcher = sites.fetcher(tmp_path / "cache", QUICK)
+            made[-1].loras.fetcher = sites.fetcher(tmp_path / "cache", QUICK)
         return made[-1]
 
     yield make

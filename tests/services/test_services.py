@@ -233,7 +233,7 @@ def local_inference() -> InferenceService:
 
 
 def parsed_names(service: InferenceService) -> list[str]:
-    return [file.path.name for file, *_ in service._parsed]
+    return [file.path.name for file, *_ in service.loras._parsed]
 
 
 @pytest.mark.attack("refused LoRAs in memory (G6)")
@@ -246,7 +246,7 @@ def test_only_loras_that_were_drawn_with_stay_in_memory(tmp_path: Path) -> None:
         with raises(WrongBaseError):
             service.run(DRAW | {"lora_urls": f"{good}|{bad}"}, log=quiet)
         assert parsed_names(service) == []
-        assert service._used == {}
+        assert service.loras._used == {}
         service.run(DRAW | {"lora_urls": good}, log=quiet)
         assert parsed_names(service) == ["good.safetensors"]
 
@@ -258,7 +258,7 @@ def test_loras_of_many_small_tensors_count_with_the_memory_they_hold(
     base = small_base()
     lora = random_lora({"unet": base.unet}, rank=1)
     files = [lora_file(tmp_path / f"{number}.safetensors", lora) for number in range(3)]
-    monkeypatch.setattr("lora_service.services.inference_service.PARSED_BYTES", int(2.5 * lora.memory_bytes))
+    monkeypatch.setattr("lora_service.services.request_loras.PARSED_BYTES", int(2.5 * lora.memory_bytes))
     with local_inference() as service:
         for file in files:
             service.run(DRAW | {"lora_urls": file}, log=quiet)
