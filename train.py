@@ -291,7 +291,7 @@ def train(
     preset: str = Input(
         default="full",
         choices=["full", "fast"],
-        description="full: all steps. fast: a stage ends when its held-out loss no longer improves.",
+        description="full: as asked for. fast: a third of the time, without stage 1, by fewer steps of two pictures.",
     ),
     keep: str = Input(
         default="last",

@@ -23,7 +23,6 @@ from lora_service.training.adapters.lora_layers import LayerOptions, Layers, Lea
 from lora_service.training.adapters.lora_targets import learning_targets
 from lora_service.training.adapters.textual_inversion import added_tokens, initial_embeddings
 from lora_service.training.callbacks.best_checkpoint import BestCheckpoint
-from lora_service.training.callbacks.early_stopping import EarlyStopping
 from lora_service.training.callbacks.held_out import HeldOutEvaluation, HeldOutLoss, choose_held_out
 from lora_service.training.callbacks.samples import SampleDrawer, sample_prompts
 from lora_service.training.callbacks.sampling import Sampling
@@ -354,8 +353,6 @@ class Trainer:
         watching: list[TrainingCallback] = [HeldOutEvaluation(HeldOutLoss(context))]
         if config.keep == "best":
             watching.append(BestCheckpoint(self.log))
-        if config.preset == "fast":
-            watching.append(EarlyStopping(self.log))
         watching += [ProgressReporter(self.on_progress), TrackerCallback(trackers)]
         if sampling:
             watching.append(sampling)

@@ -3,7 +3,6 @@
 training_progress.py   what is told of a stage on the way
 held_out.py            the loss of fixed pictures, noise and timesteps
 best_checkpoint.py     the step of the lowest held-out loss
-early_stopping.py      the end of a stage that no longer improves
 samples.py             the prompts of samples, and drawing them
 sampling.py            samples now and then, in grids
 trackers.py            TensorBoard, Weights & Biases, Comet

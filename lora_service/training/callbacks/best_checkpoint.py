@@ -9,14 +9,17 @@ from lora_service.training.optimization.loop import Snapshot, StageRun, Training
 
 
 class BestCheckpoint(TrainingCallback):
-    """Ends the last stage with the parameters of the step whose smoothed held-out loss was the lowest."""
+    """Ends the last stage with the parameters of the step whose smoothed held-out loss was the lowest.
+
+    Steps of a stage's first half do not count: a loss that is lowest there is one of a subject not learned yet.
+    """
 
     def __init__(self, log: Callable[[str], None]) -> None:
         self._log = log
 
     def on_step_end(self, stage: StageRun) -> None:
         """Keep a copy of the parameters if they are the best so far."""
-        if stage.spec.later_steps or not stage.measured_now(HELD_OUT_LOSS):
+        if stage.spec.later_steps or not stage.measured_now(HELD_OUT_LOSS) or 2 * stage.step < stage.spec.steps:
             return
         loss = smoothed([value for _, value in stage.measurements[HELD_OUT_LOSS]])[-1]
         if stage.best is None or loss < stage.best.loss:

@@ -75,8 +75,8 @@ def choose_held_out(images: Sequence[TrainingImage], config: TrainConfig) -> Hel
         return HeldOutPictures(names[:MOST_HELD_OUT], are_excluded=False)
     held = min(MOST_HELD_OUT, count // PICTURES_PER_HELD_OUT)
     indices = sorted(random.Random(f"held out {config.seed}").sample(range(count), held))
-    decides = config.keep == "best" or config.preset == "fast"
-    return HeldOutPictures(tuple(names[i] for i in indices), are_excluded=decides and count >= FEWEST_TO_EXCLUDE)
+    are_excluded = config.keep == "best" and count >= FEWEST_TO_EXCLUDE
+    return HeldOutPictures(tuple(names[i] for i in indices), are_excluded)
 
 
 def evaluation_steps(steps: int, pictures_per_step: int) -> list[int]:

@@ -39,9 +39,11 @@ def warn_of_inputs(config: TrainConfig, report: DatasetReport) -> list[str]:
 
 def _of_stages(config: TrainConfig) -> Iterator[str]:
     for steps, names in _INPUTS_OF_STAGE.items():
-        unused = [name for name in names if _is_set(config, name)] if not getattr(config, steps) else []
+        is_left_out = steps == "max_train_steps_ti" and config.preset == "fast"
+        unused = [name for name in names if _is_set(config, name)] if is_left_out or not getattr(config, steps) else []
         if unused:
-            yield f"{', '.join(unused)} {_have(unused)} no effect, as {steps} is 0"
+            reason = "preset is fast, which has no stage 1" if is_left_out else f"{steps} is 0"
+            yield f"{', '.join(unused)} {_have(unused)} no effect, as {reason}"
     if config.continue_inversion is False and config.continue_inversion_lr is not None:
         yield "continue_inversion_lr has no effect, as continue_inversion is false"
     if config.continue_inversion and config.continue_inversion_lr == 0:

@@ -33,6 +33,44 @@ TASKS: dict[str, TaskDefaults] = {
 
 
 @dataclass(frozen=True)
+class FastPreset:
+    """What ``preset`` ``fast`` makes of a config; docs/recipe.md has the trainings it was chosen by.
+
+    There is no stage 1: the trigger alone calls the subject, and all captions of stage 2 teach it.
+
+    Attributes:
+        share: of stage 2's steps, one step at least.
+        batch_size: the pictures of a batch, where fewer are asked for.
+        unet, text: what the base's learning rates are multiplied by, where none are given.
+    """
+
+    share: float = 0.28
+    batch_size: int = 2
+    unet: float = 1.5
+    text: float = 0.5
+
+    def steps(self, config: TrainConfig) -> dict[str, Any]:
+        """Return the steps and the batch that take the place of those of ``config``."""
+        if not config.max_train_steps_tuning:
+            raise InputError("preset", config.preset, "full when max_train_steps_tuning is 0: fast has no stage 1")
+        return {
+            "max_train_steps_ti": 0,
+            "max_train_steps_tuning": max(1, round(self.share * config.max_train_steps_tuning)),
+            "train_batch_size": max(self.batch_size, config.train_batch_size),
+        }
+
+    def rates(self, defaults: ModelDefaults) -> dict[str, float]:
+        """Return the learning rates that take the place of those of ``defaults``."""
+        return {
+            "learning_rate_unet": self.unet * defaults.learning_rate_unet,
+            "learning_rate_text": self.text * defaults.learning_rate_text,
+        }
+
+
+FAST = FastPreset()
+
+
+@dataclass(frozen=True)
 class TaughtSubject:
     """One of the things that a training teaches.
 
@@ -158,6 +196,9 @@ def resolve_config(
         "continue_inversion": defaults.continue_inversion,
         "continue_inversion_lr": defaults.continue_inversion_lr,
     }
+    if config.preset == "fast":
+        values |= FAST.rates(defaults)
+        config = config.model_copy(update=FAST.steps(config))
     if config.preservation != "none":
         values["preservation_weight"] = 1.0
     if config.preservation == "prior":
@@ -176,9 +217,8 @@ def resolve_config(
         expected = f"at most {len(names)} words split by |, one for each of {config.placeholder_tokens}"
         raise InputError("initializer_tokens", config.initializer_tokens, expected)
     if config.initializer_tokens.strip() and not names:
-        raise InputError(
-            "initializer_tokens", config.initializer_tokens, "empty when max_train_steps_ti is 0: no token is new"
-        )
+        expected = "empty where there is no stage 1 (max_train_steps_ti 0, or preset fast): no token is new"
+        raise InputError("initializer_tokens", config.initializer_tokens, expected)
     return ResolvedConfig(config, _subjects(config, names, words, more_triggers), task.timestep_bias)
 
 

@@ -13,7 +13,6 @@ from lora_service.errors import DivergedError
 from lora_service.lora.files import read_lora
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.training.callbacks.best_checkpoint import BestCheckpoint
-from lora_service.training.callbacks.early_stopping import EarlyStopping, has_settled, no_longer_improves
 from lora_service.training.callbacks.held_out import (
     HELD_OUT_LOSS,
     HeldOutEvaluation,
@@ -103,15 +102,8 @@ def test_pictures_of_all_sizes_are_measured_and_memory_only_splits_the_batch(mon
     assert max(sizes) > 2
 
 
-def test_smoothing_settling_and_patience() -> None:
+def test_smoothing() -> None:
     assert smoothed([4.0, 2.0, 2.0]) == [4.0, 3.0, 2.5]
-    falling, level = [10.0 - i for i in range(10)], [10.0, 5.0, 3.0, 2.0, *[1.99] * 12]
-    assert not has_settled(falling, window=5, ratio=0.15)
-    assert has_settled(level, window=5, ratio=0.15)
-    assert not has_settled(level[:5], window=5, ratio=0.15)
-    assert not no_longer_improves(falling)
-    assert no_longer_improves(level)
-    assert no_longer_improves([3.0, 2.0, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0])
 
 
 def run_with_losses(losses: list[float], *callbacks: TrainingCallback, later_steps: float = 0) -> tuple[Any, float]:
@@ -138,12 +130,9 @@ def test_the_best_step_is_kept_and_said() -> None:
     assert (report.kept_step, weight, len(lines)) == (3, 3.0, 1)
 
 
-def test_a_stage_stops_when_its_held_out_loss_no_longer_improves() -> None:
-    lines: list[str] = []
-    report, _ = run_with_losses([4.0, 2.0, *[1.9] * 20], EarlyStopping(lines.append))
-    assert report.steps < 22
-    assert "no longer improves" in report.stop_reason
-    assert f"stopped at step {report.steps} of 22" in lines[0]
+def test_a_lowest_loss_in_the_first_half_is_not_the_best() -> None:
+    report, weight = run_with_losses([1.0, 4.0, 9.0, 5.0, 3.0, 3.0], BestCheckpoint(lambda line: None))
+    assert (report.kept_step, weight) == (6, 6.0)
 
 
 def test_a_held_out_loss_that_is_no_number_ends_the_training() -> None:
@@ -155,7 +144,7 @@ def test_a_held_out_loss_that_is_no_number_ends_the_training() -> None:
 
 def test_a_stage_goes_on_with_its_measurements_and_its_best_step() -> None:
     weight = nn.Parameter(torch.ones(1))
-    spec = LoopSpec("s", 4, 1, [{"params": [weight], "lr": 0.1}], lambda i: BatchLoss(weight.sum()))
+    spec = LoopSpec("s", 2, 1, [{"params": [weight], "lr": 0.1}], lambda i: BatchLoss(weight.sum()))
     first, second = StageRun(spec, TrainConfig()), StageRun(spec, TrainConfig())
     first.take_step()
     first.measure(HELD_OUT_LOSS, 0.5)
@@ -185,7 +174,7 @@ def test_what_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
     lines: list[str] = []
     inputs = {"task": "object", "seed": 1, "max_train_steps_ti": 0, "max_train_steps_tuning": 2, "samples": 0}
     Trainer(small_base(), tmp_path / "job", log=lines.append).run(
-        picture_zip(tmp_path / "p.zip", COLORS[:10]), TrainConfig.of(inputs | {"preset": "fast"})
+        picture_zip(tmp_path / "p.zip", COLORS[:10]), TrainConfig.of(inputs | {"keep": "best"})
     )
     line = next(line for line in lines if line.startswith("held-out loss"))
     assert line.count(".png") == 2

@@ -230,3 +230,24 @@ def test_inputs_of_another_schedule_are_warned_of_and_a_share_makes_constant_war
     assert warn_of_inputs(TrainConfig.of({"lr_cycles": 2, "lr_scheduler": "cosine_with_restarts"}), report) == []
     config = resolve_config(TrainConfig.of({"lr_warmup_ratio": 0.1}), SD15, "ohwx", 3).config
     assert config.lr_scheduler == "constant_with_warmup"
+
+
+def test_fast_has_fewer_steps_of_more_pictures_and_keeps_rates_that_are_given() -> None:
+    given = TrainConfig.of({"preset": "fast", "learning_rate_text": 3e-5})
+    resolved = resolve_config(given, SD15, "ohwx", 3)
+    config = resolved.config
+    assert (config.max_train_steps_ti, config.max_train_steps_tuning, config.train_batch_size) == (0, 196, 2)
+    assert (config.learning_rate_unet, config.learning_rate_text) == (1.5 * SD15.learning_rate_unet, 3e-5)
+    assert (resolved.tokens, resolved.subject_text) == ((), "ohwx")
+    larger = {"preset": "fast", "train_batch_size": 4, "max_train_steps_tuning": 1}
+    config = resolve_config(TrainConfig.of(larger), SD15, "ohwx", 3).config
+    assert (config.train_batch_size, config.max_train_steps_tuning) == (4, 1)
+
+
+def test_fast_says_what_it_has_no_use_for() -> None:
+    lines = warn_of_inputs(TrainConfig.of({"preset": "fast", "learning_rate_ti": 1e-3}), DatasetReport(()))
+    assert lines == ["warning: learning_rate_ti has no effect, as preset is fast, which has no stage 1"]
+    with raises(InputError, field="preset"):
+        resolve_config(TrainConfig.of({"preset": "fast", "max_train_steps_tuning": 0}), SD15, "ohwx", 3)
+    with raises(InputError, field="initializer_tokens"):
+        resolve_config(TrainConfig.of({"preset": "fast", "initializer_tokens": "dog"}), SD15, "ohwx", 3)
