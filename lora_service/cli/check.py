@@ -20,7 +20,8 @@ from lora_service.dataset.contact_sheet import contact_sheet
 from lora_service.dataset.load import load_dataset
 from lora_service.errors import InputError
 from lora_service.generation.request import PICTURE_FORMATS
-from lora_service.models.registry import SD15, locate
+from lora_service.models.families.sd1 import SD15
+from lora_service.models.registry import locate
 from lora_service.settings import Settings
 from lora_service.training.data.class_dataset import (
     PictureSources,

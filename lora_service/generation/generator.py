@@ -24,7 +24,7 @@ from lora_service.generation.input_images import InputImages
 from lora_service.generation.layer_cache import LayerCache
 from lora_service.generation.memory import check_memory
 from lora_service.generation.modes import choose_mode
-from lora_service.generation.pipelines import PipelineTask, make_pipeline
+from lora_service.generation.pipelines import make_pipeline
 from lora_service.generation.progress import Preview, Previews, Progress
 from lora_service.generation.prompt_cache import PromptCache
 from lora_service.generation.prompt_embeddings import EMBEDDING_SCALE, report_embeddings
@@ -40,6 +40,7 @@ from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraWeights
 from lora_service.models.control_loading import ControlModels
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.families.family import PipelineTask
 
 ScaledLora = tuple[LoraWeights, Scale]
 Log = Callable[[str], None]

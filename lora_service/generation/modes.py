@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lora_service.generation.denoising import DenoisingBatch, DenoisingCallback
 from lora_service.generation.initial_image import InitialImage
-from lora_service.generation.pipelines import PipelineTask
 from lora_service.generation.sizes import Size
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.families.family import PipelineTask
 
 _IMAGE_PROCESSOR = VaeImageProcessor()
 _PIPELINE_CHANNELS = 4

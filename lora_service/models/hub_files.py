@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from lora_service.errors import BaseModelError
-from lora_service.models.registry import DEFAULTS_FILE
+from lora_service.models.defaults import DEFAULTS_FILE
+from lora_service.models.registry import INDEX
 
-INDEX = "model_index.json"
-"""diffusers' list of a model's components."""
 CONFIG = "config.json"
 SAFETY_CHECKER_FOLDERS = ("safety_checker", "feature_extractor")
 """Folders of a Stable Diffusion with the safety checker and its preprocessing."""

@@ -23,7 +23,7 @@ from lora_service.dataset.options import (
     parse_prompts,
 )
 from lora_service.errors import InputError
-from lora_service.models.registry import ModelDefaults
+from lora_service.models.defaults import ModelDefaults
 from lora_service.settings import Settings
 from lora_service.validation import Int, validate, without_surrogates
 

@@ -46,9 +46,9 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from lora_service.errors import InputError
+from lora_service.models.clip_text_encoders import TextEncoder
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.quantization import weight_shape
-from lora_service.models.text_encoders import TextEncoder
 from lora_service.training.adapters.lora_layers import parameter_count
 from lora_service.training.adapters.lora_targets import TargetLayers, learning_targets, targets_in
 from lora_service.training.data.batches import CAPTIONS_PER_BLOCK

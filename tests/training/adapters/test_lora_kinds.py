@@ -33,7 +33,7 @@ def output(base: DiffusionBase) -> tuple[torch.Tensor, torch.Tensor]:
     """What the UNet makes of noise, and the states of a caption."""
     generator = torch.Generator().manual_seed(0)
     x, t = torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([500, 20])
-    sizes = torch.tensor([[32.0, 32, 0, 0, 32, 32]] * 2) if base.is_xl else None
+    sizes = torch.tensor([[32.0, 32, 0, 0, 32, 32]] * 2) if base.family.name == "sdxl" else None
     with torch.no_grad():
         text = base.text.encode(base.text.tokenize(["a photo of a dog", "the cat"]))
         return base.denoise(x, t, text, sizes).clone(), text.states.clone()
