@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.random_models import bare_text_encoder, bare_unet
+from lora_service.models.families.sd1 import SD1
 from lora_service.training.adapters.lora_layers import LayerOptions, lora_layers
 from lora_service.training.adapters.lora_targets import targets_in
 from lora_service.training.inputs.config import ORIGINAL_TARGETS, LoraKind, LoraTargets
@@ -49,7 +50,8 @@ class _CudaEmulation(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            return _Attention.apply(*(_cast(x, self.dtype) for x in args[:3]))
+            inputs = (*args, *(kwargs[name] for name in ("query", "key", "value")[len(args) :]))
+            return _Attention.apply(*(_cast(x, self.dtype) for x in inputs[:3]))
         if func in (F.layer_norm, F.group_norm):
             args, kwargs = self._cast_all(args, kwargs, torch.float32)
         elif func in (F.linear, F.conv2d, torch.conv2d, torch.addmm):
@@ -89,7 +91,7 @@ def count_unet(
     with ExitStack() as stack:
         saved = stack.enter_context(_saved_storages(unet, dtype))
         if lora:
-            paths = targets_in("unet", unet, targets)
+            paths = targets_in("unet", unet, targets, SD1)
             stack.enter_context(lora_layers(unet, paths, LayerOptions(RANK, RANK, kind), torch.Generator()))
         if checkpointing:
             unet.train()
@@ -101,7 +103,7 @@ def count_unet(
 def count_encoder(family: str, part: str, *, dtype: torch.dtype, targets: LoraTargets = ORIGINAL_TARGETS) -> int:
     """Return the bytes that a text encoder with LoRA layers saves in one step on one caption."""
     encoder = _frozen(bare_text_encoder(family, part), dtype)
-    paths = targets_in(part, encoder, targets)
+    paths = targets_in(part, encoder, targets, SD1)
     options = LayerOptions(RANK, RANK)
     with _saved_storages(encoder, dtype) as saved, lora_layers(encoder, paths, options, torch.Generator()):
         encoder(torch.zeros(1, 77, device=META, dtype=torch.long))

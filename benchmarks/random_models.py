@@ -84,7 +84,7 @@ def random_components(family: str, dtype: torch.dtype, device: torch.device, *, 
         text_encoders={part: text_encoder(dtype, device, family, part) for part in encoders},
         tokenizers={part: full_size_tokenizer() for part in encoders},
         scheduler_config=json.loads((CONFIGS / family / "scheduler" / "scheduler_config.json").read_text()),
-        zeros_for_empty_prompt=family == "sdxl",
+        pipeline_config={"force_zeros_for_empty_prompt": family == "sdxl"},
     )
 
 

@@ -62,7 +62,7 @@ def small_components(prediction_type: str = "epsilon", family: str = "sd1") -> C
         text_encoders={name: model for name, model in models.components.items() if name != "unet"},
         tokenizers=models.tokenizers,
         scheduler_config=dict(scheduler.config),
-        zeros_for_empty_prompt=family == "sdxl",
+        pipeline_config={"force_zeros_for_empty_prompt": family == "sdxl"},
     )
 
 

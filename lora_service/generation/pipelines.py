@@ -22,6 +22,8 @@ def make_pipeline(base: DiffusionBase, task: PipelineTask, scheduler: Any) -> An
     pipeline that decodes latents itself casts the VAE's weights back and forth.
     """
     components = {"vae": base.vae, base.family.backbone: base.backbone, "scheduler": scheduler}
-    pipeline = getattr(diffusers, base.family.pipelines[task])(**components, **base.family.pipeline_options())
+    pipeline = getattr(diffusers, base.family.pipelines[task])(
+        **components, **base.family.pipeline_options(base.defaults)
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

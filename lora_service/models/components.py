@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lora_service.errors import BaseModelError
@@ -26,7 +26,7 @@ class Components:
         text_encoders: text encoders by the names of diffusers' folders: ``text_encoder``, ``text_encoder_2`` …
         tokenizers: tokenizers by the names of their text encoders.
         scheduler_config: the base's own, as in diffusers' ``scheduler_config.json``.
-        zeros_for_empty_prompt: diffusers' ``force_zeros_for_empty_prompt``.
+        pipeline_config: that of diffusers' pipeline, such as ``force_zeros_for_empty_prompt``.
     """
 
     family: Family
@@ -35,7 +35,7 @@ class Components:
     text_encoders: Mapping[str, Any]
     tokenizers: Mapping[str, Any]
     scheduler_config: Mapping[str, Any]
-    zeros_for_empty_prompt: bool = False
+    pipeline_config: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def from_pipeline(pipeline: Any, family: Family) -> Components:
@@ -48,7 +48,7 @@ class Components:
             text_encoders={f"text_encoder{end}": getattr(pipeline, f"text_encoder{end}") for end in suffixes},
             tokenizers={f"text_encoder{end}": getattr(pipeline, f"tokenizer{end}") for end in suffixes},
             scheduler_config=pipeline.scheduler.config,
-            zeros_for_empty_prompt=bool(pipeline.config.get("force_zeros_for_empty_prompt")),
+            pipeline_config=pipeline.config,
         )
 
 

@@ -50,6 +50,10 @@ class ModelDefaults:
     token_std: PositiveFloat | None = 0.017
     guidance_scale: NonNegativeFloat = 7.5
     num_inference_steps: PositiveInt = 30
+    draws_with: str = ""
+    """The short name of a distilled twin that LoRAs of this base are drawn with too."""
+    trains_on: str = ""
+    """The short name of the base that LoRAs for this distilled one are trained on."""
 
     @staticmethod
     def read(path: Path) -> ModelDefaults:
@@ -74,7 +78,13 @@ class ModelDefaults:
 
 @dataclass(frozen=True)
 class RegisteredBase:
-    """A base model with a short name: its id on the hub and its defaults."""
+    """A base model with a short name.
+
+    Attributes:
+        hub_id: its id on the hub.
+        licence: the name of the weights' licence.
+    """
 
     hub_id: str
     defaults: ModelDefaults
+    licence: str

@@ -12,7 +12,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
-from lora_service.errors import InputError
+from lora_service.errors import InputError, SettingError
 from lora_service.models.compiled import Backend, CompiledModule
 from lora_service.models.defaults import ModelDefaults
 from lora_service.models.families.family import Family
@@ -72,7 +72,12 @@ class DiffusionBase:
         Args:
             backend: of ``torch.compile``.
             cuda_graphs: replay recorded kernels for the first shapes, which saves launching them one by one.
+
+        Raises:
+            SettingError: its family is not compiled.
         """
+        if self.family.objective == "flow":
+            raise SettingError("COMPILE", True, f"0 for {self.family.title}, which is drawn uncompiled")
         self.compiled = CompiledModule(self.backbone, backend=backend, cuda_graphs=cuda_graphs)
         self.compiled_decoder = CompiledModule(self.vae, "decode", backend=backend, cuda_graphs=cuda_graphs)
 
@@ -88,12 +93,14 @@ class DiffusionBase:
 
     @cached_property
     def noise_schedule(self) -> DDPMScheduler:
-        """The forward process that the base was trained on."""
+        """The forward process that a base of diffusion was trained on."""
         return DDPMScheduler.from_config(self.scheduler_config)
 
     @property
     def prediction_type(self) -> str:
-        """``epsilon``, ``v_prediction`` or ``sample`` (the latents)."""
+        """``epsilon``, ``v_prediction``, ``sample`` (the latents), or of flow matching ``flow``: noise less latents."""
+        if self.family.objective == "flow":
+            return "flow"
         return str(self.noise_schedule.config.prediction_type)
 
     def denoise(self, noisy: Tensor, timesteps: Tensor, text: PromptEmbeds, sizes: Tensor | None = None) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -12,11 +12,13 @@ from torch import nn
 
 from lora_service.errors import BaseModelError
 from lora_service.models.components import Components, check_components, unusable
-from lora_service.models.defaults import ModelDefaults, PredictionType
+from lora_service.models.defaults import ModelDefaults
 from lora_service.models.diffusers_folder import load_folder
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.families.family import Family
 from lora_service.models.hub_download import ensure_local
 from lora_service.models.quantization import check_quantization, quantize_backbone
+from lora_service.models.registry import family_in
 from lora_service.models.single_file import load_single_file
 from lora_service.settings import Settings
 
@@ -31,8 +33,9 @@ def load_base(settings: Settings, *, for_training: bool = False) -> DiffusionBas
     _disable_progress_bars()
     device = choose_device(settings)
     check_quantization(settings, device, for_training=for_training)
-    dtype = choose_dtype(settings, device, for_training=for_training)
     path, defaults = ensure_local(settings)
+    half_precision = family.half_precision if (family := _family_in(path)) else ""
+    dtype = choose_dtype(settings, device, half_precision, for_training=for_training)
     components = _load_components(path, dtype, settings)
     if for_training and components.family.is_inpainting(components.vae, components.backbone):
         reason = "is an inpainting model, which draws but cannot be trained; a LoRA of the plain base fits it"
@@ -82,14 +85,21 @@ def _own_device(name: str) -> torch.device:
     return torch.device(name, int(number))
 
 
-def choose_dtype(settings: Settings, device: torch.device, *, for_training: bool = False) -> torch.dtype:
-    """Return the dtype of ``DTYPE``; ``auto`` is fp32, on CUDA fp16, and for training bf16 on cards that have it."""
+def choose_dtype(
+    settings: Settings, device: torch.device, half_precision: str = "", *, for_training: bool = False
+) -> torch.dtype:
+    """Return the dtype of ``DTYPE``; ``auto`` is fp32, on CUDA fp16, and for training bf16 on cards that have it.
+
+    Args:
+        half_precision: the family's own, which is taken for drawing too.
+    """
     if settings.dtype == "auto":
         if device.type != "cuda":
             return torch.float32
         # Emulated bf16, which older cards claim to have, is slower than fp16.
         real_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if for_training and real_bf16 else torch.float16
+        wants_bf16 = for_training or half_precision == "bfloat16"
+        return torch.bfloat16 if wants_bf16 and real_bf16 else torch.float16
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[settings.dtype]
 
 
@@ -114,15 +124,7 @@ def assemble(
         BaseModelError: it has a prediction type that is not supported.
     """
     family = components.family
-    scheduler_config = dict(components.scheduler_config)
-    if defaults and defaults.prediction_type:
-        scheduler_config["prediction_type"] = defaults.prediction_type
-    if defaults and defaults.zero_terminal_snr is not None:
-        scheduler_config["rescale_betas_zero_snr"] = defaults.zero_terminal_snr
-    prediction_type, supported = scheduler_config.get("prediction_type", "epsilon"), get_args(PredictionType)
-    if prediction_type not in supported:
-        reason = f"has the prediction type {prediction_type!r} and not {' or '.join(supported)}"
-        raise unusable(name, reason, code="unsupported_prediction")
+    scheduler_config = family.scheduler_config(name, components.scheduler_config, defaults)
     base = DiffusionBase(
         name=name,
         family=family,
@@ -130,7 +132,7 @@ def assemble(
         vae=components.vae,
         text=family.text_encoders(components),
         scheduler_config=scheduler_config,
-        defaults=defaults or family.defaults(scheduler_config),
+        defaults=defaults or family.defaults(scheduler_config, components.pipeline_config),
         device=device,
         dtype=dtype,
     )
@@ -141,6 +143,14 @@ def assemble(
     # nn.Module's own method: that of diffusers warns of every cast.
     nn.Module.to(base.vae, device, family.vae_dtype(base.vae.config, dtype))
     return base
+
+
+def _family_in(path: Path) -> Family | None:
+    """Return the family of a folder; None of a file, or where loading will say what is wrong."""
+    try:
+        return family_in(path) if path.is_dir() else None
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
 
 
 def _load_components(path: Path, dtype: torch.dtype, settings: Settings) -> Components:

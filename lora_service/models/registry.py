@@ -11,9 +11,11 @@ from typing import Any
 from lora_service.errors import BaseModelError
 from lora_service.models.defaults import DEFAULTS_FILE, ModelDefaults
 from lora_service.models.families.family import Family
+from lora_service.models.families.flux2_klein import FLUX2_KLEIN
 from lora_service.models.families.sd1 import SD1
 from lora_service.models.families.sd2 import SD2
 from lora_service.models.families.sdxl import SDXL
+from lora_service.models.families.zimage import ZIMAGE
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """The base model that the package carries."""
@@ -24,12 +26,12 @@ INDEX = "model_index.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_ID_MAX_LENGTH = 96  # the hub's own limit
 
-FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL)
+FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL, FLUX2_KLEIN, ZIMAGE)
 """All families; the first that matches a model is its own."""
 REGISTRY = {name: base for family in FAMILIES for name, base in family.bases.items()}
 ACCEPTED = (
     f"embedded, {', '.join(REGISTRY)}, a hub id (owner/name or owner/name@revision), a folder in diffusers' layout "
-    "or a single .safetensors file, of a Stable Diffusion 1.x, 2.x or XL"
+    f"or a single .safetensors file of a Stable Diffusion; of the families {', '.join(f.title for f in FAMILIES)}"
 )
 """The values of ``BASE_MODEL``, as the end of "it must be …"."""
 
@@ -61,6 +63,7 @@ def locate(name: str, model_cache: Path) -> tuple[Path | None, ModelDefaults | N
                 field="BASE_MODEL",
             )
         path = folder_of(name, model_cache)
+        registered = registered or next((b.defaults for b in REGISTRY.values() if b.hub_id == short_name), None)
     if not path.exists():
         return None, registered
     own = path / DEFAULTS_FILE if path.is_dir() else path.with_name(f"{path.stem}.{DEFAULTS_FILE}")
@@ -112,6 +115,8 @@ def _defaults_in(folder: Path) -> ModelDefaults | None:
     """Return the defaults of the family that the configurations in ``folder`` show; None without any, as in a file."""
     try:
         family = family_in(folder)
-        return family.defaults(_read_json(folder / "scheduler" / "scheduler_config.json")) if family else None
+        if family is None:
+            return None
+        return family.defaults(_read_json(folder / "scheduler" / "scheduler_config.json"), _read_json(folder / INDEX))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # loading the model reports what is wrong with it

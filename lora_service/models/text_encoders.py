@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -19,46 +19,69 @@ class TokenIds:
     Attributes:
         by_encoder: text encoder -> token ids ``(b, chunks · positions)``; each chunk has its start and end.
         is_empty: ``(b,)``, True for an empty text.
+        masks: text encoder -> ``(b, chunks · positions)``, False for padding; of those that are told so.
     """
 
     by_encoder: Mapping[str, Tensor]
     is_empty: Tensor
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.is_empty)
 
     def __getitem__(self, rows: Tensor | slice) -> TokenIds:
         """Return the texts ``rows``, in that order."""
-        return TokenIds({name: ids[rows] for name, ids in self.by_encoder.items()}, self.is_empty[rows])
+        return self._each(lambda tensor: tensor[rows], self.is_empty[rows])
+
+    def first(self, positions: int) -> TokenIds:
+        """Return the first ``positions`` of each text."""
+        return self._each(lambda tensor: tensor[:, :positions], self.is_empty)
 
     def split(self, size: int) -> Iterator[TokenIds]:
         """Yield all texts, ``size`` at a time."""
         return (self[start : start + size] for start in range(0, len(self), size))
 
     def to(self, device: torch.device) -> TokenIds:
-        return TokenIds({name: ids.to(device) for name, ids in self.by_encoder.items()}, self.is_empty.to(device))
+        return self._each(lambda tensor: tensor.to(device), self.is_empty.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor], is_empty: Tensor) -> TokenIds:
+        ids, masks = ({n: change(t) for n, t in each.items()} for each in (self.by_encoder, self.masks))
+        return TokenIds(ids, is_empty, masks)
 
 
 @dataclass(frozen=True, eq=False)
 class PromptEmbeds:
-    """The embeddings of a batch of prompts, which condition the UNet.
+    """The embeddings of a batch of prompts, which condition the backbone.
 
     Attributes:
         states: hidden states ``(b, n, width)``.
-        pooled: Stable Diffusion XL's pooled embeddings ``(b, w)``; None for 1.x and 2.x.
+        pooled: pooled embeddings ``(b, w)``; None for bases without.
+        mask: ``(b, n)``, False for positions that are no part of a prompt; None where all of them are.
     """
 
     states: Tensor
     pooled: Tensor | None = None
+    mask: Tensor | None = None
 
     def __getitem__(self, rows: Tensor) -> PromptEmbeds:
-        return PromptEmbeds(self.states[rows], None if self.pooled is None else self.pooled[rows])
+        pooled, mask = (None if each is None else each[rows] for each in (self.pooled, self.mask))
+        return PromptEmbeds(self.states[rows], pooled, mask)
+
+    def first(self, positions: int) -> PromptEmbeds:
+        """Return the first ``positions`` of each prompt."""
+        mask = None if self.mask is None else self.mask[:, :positions]
+        return PromptEmbeds(self.states[:, :positions], self.pooled, mask)
 
     @staticmethod
     def concatenate(batches: Sequence[PromptEmbeds]) -> PromptEmbeds:
         """Return ``batches`` as one batch."""
         pooled = [batch.pooled for batch in batches if batch.pooled is not None]
-        return PromptEmbeds(torch.cat([batch.states for batch in batches]), torch.cat(pooled) if pooled else None)
+        masks = [batch.mask for batch in batches if batch.mask is not None]
+        return PromptEmbeds(
+            torch.cat([batch.states for batch in batches]),
+            torch.cat(pooled) if pooled else None,
+            torch.cat(masks) if masks else None,
+        )
 
     def as_kwargs(self, prefix: str = "") -> dict[str, Tensor]:
         """Return the keyword arguments of a diffusers pipeline; ``prefix`` is ``negative_`` or nothing."""

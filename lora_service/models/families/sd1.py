@@ -10,6 +10,8 @@ from lora_service.models.families.family import Bases, Config, Pipelines
 from lora_service.models.families.sd2 import StableDiffusion2
 from lora_service.models.families.stable_diffusion import StableDiffusion
 
+OPEN_RAIL = "CreativeML Open RAIL-M"
+
 SD15 = ModelDefaults()
 
 
@@ -19,14 +21,14 @@ class StableDiffusion1(StableDiffusion):
     name = "sd1"
     title = "Stable Diffusion 1.x"
     pipelines: ClassVar[Pipelines] = StableDiffusion2.pipelines
-    bases: ClassVar[Bases] = {"sd15": RegisteredBase("stable-diffusion-v1-5/stable-diffusion-v1-5", SD15)}
+    bases: ClassVar[Bases] = {"sd15": RegisteredBase("stable-diffusion-v1-5/stable-diffusion-v1-5", SD15, OPEN_RAIL)}
     control_width = text_width = 768
     pad_tokens: ClassVar[Mapping[str, str | None]] = {"text_encoder": None}
 
     def matches(self, backbone: Config) -> bool:
         return backbone.get("cross_attention_dim", StableDiffusion2.text_width) != StableDiffusion2.text_width
 
-    def defaults(self, scheduler: Config) -> ModelDefaults:
+    def defaults(self, scheduler: Config, pipeline: Config) -> ModelDefaults:
         return SD15
 
 

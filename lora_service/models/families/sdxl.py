@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_service.models.defaults import ModelDefaults, RegisteredBase
 from lora_service.models.families.family import Bases, Config, Pipelines
-from lora_service.models.families.sd2 import OPENCLIP_PAD
+from lora_service.models.families.sd2 import OPEN_RAIL_PLUS, OPENCLIP_PAD
 from lora_service.models.families.stable_diffusion import StableDiffusion
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ class StableDiffusionXL(StableDiffusion):
         "img2img": "StableDiffusionXLImg2ImgPipeline",
         "inpaint": "StableDiffusionXLInpaintPipeline",
     }
-    bases: ClassVar[Bases] = {"sdxl": RegisteredBase("stabilityai/stable-diffusion-xl-base-1.0", SDXL_BASE)}
+    bases: ClassVar[Bases] = {
+        "sdxl": RegisteredBase("stabilityai/stable-diffusion-xl-base-1.0", SDXL_BASE, OPEN_RAIL_PLUS)
+    }
     own_clip_skip = 2
     control_width = text_width = 2048
     t2i_adapter_end = "_adapter_xl"
@@ -49,7 +51,7 @@ class StableDiffusionXL(StableDiffusion):
     def matches(self, backbone: Config) -> bool:
         return backbone.get("addition_embed_type") == "text_time"
 
-    def defaults(self, scheduler: Config) -> ModelDefaults:
+    def defaults(self, scheduler: Config, pipeline: Config) -> ModelDefaults:
         return SDXL_BASE
 
     def predict(
@@ -63,7 +65,7 @@ class StableDiffusionXL(StableDiffusion):
     def takes_sizes(self) -> bool:
         return True
 
-    def pipeline_options(self) -> dict[str, Any]:
+    def pipeline_options(self, defaults: ModelDefaults) -> dict[str, Any]:
         none = {"text_encoder": None, "tokenizer": None, "text_encoder_2": None, "tokenizer_2": None}
         return {**none, "add_watermarker": False}
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
+from lora_service.models.defaults import ModelDefaults, PredictionType
 from lora_service.models.families.family import Config, Family, TargetNames
 
 if TYPE_CHECKING:
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 _VOCABULARY_ENTRY = "a</w>"
 """An entry of every vocabulary of CLIP's kind."""
+
+
+_WORKING_WIDTHS = 12
+"""Largest tensors of a UNet's block that live at once, in widths of its first level: the feed-forward has 8 of them."""
 
 
 class StableDiffusion(Family):
@@ -37,6 +42,7 @@ class StableDiffusion(Family):
     )
     kept = ("time_embedding", "add_embedding", "class_embedding")
     learns_text = True
+    drawing_step = 8  # one latent of the published bases; their UNets pad what does not halve evenly
     text_width: ClassVar[int]
     pad_tokens: ClassVar[Mapping[str, str | None]]
 
@@ -61,7 +67,7 @@ class StableDiffusion(Family):
         return ClipTextEncoders(
             components.text_encoders,
             components.tokenizers,
-            zeros_for_empty_prompt=components.zeros_for_empty_prompt,
+            zeros_for_empty_prompt=bool(components.pipeline_config.get("force_zeros_for_empty_prompt")),
         )
 
     def predict(
@@ -70,12 +76,37 @@ class StableDiffusion(Family):
         prediction: Tensor = backbone(noisy.to(backbone.dtype), timesteps, text.states).sample
         return prediction
 
-    def pipeline_options(self) -> dict[str, Any]:
+    def pipeline_options(self, defaults: ModelDefaults) -> dict[str, Any]:
         none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        return {**super().pipeline_options(), **none}
+        return {**super().pipeline_options(defaults), **none}
 
     def loading_options(self) -> dict[str, Any]:
         return {"safety_checker": None, "requires_safety_checker": False}
+
+    def scheduler_config(self, name: str, config: Config, defaults: ModelDefaults | None) -> dict[str, Any]:
+        from lora_service.models.components import unusable
+
+        scheduler_config = dict(config)
+        if defaults and defaults.prediction_type:
+            scheduler_config["prediction_type"] = defaults.prediction_type
+        if defaults and defaults.zero_terminal_snr is not None:
+            scheduler_config["rescale_betas_zero_snr"] = defaults.zero_terminal_snr
+        prediction_type, supported = scheduler_config.get("prediction_type", "epsilon"), get_args(PredictionType)
+        if prediction_type not in supported:
+            reason = f"has the prediction type {prediction_type!r} and not {' or '.join(supported)}"
+            raise unusable(name, reason, code="unsupported_prediction")
+        return scheduler_config
+
+    def drawing_bytes(self, backbone: Any, height: int, width: int) -> float:
+        """Return the skips, and the largest tensors of a block that live at once, in widths of the first level."""
+        config = backbone.config
+        layers = config.layers_per_block
+        skips = sum(
+            ((layers if isinstance(layers, int) else layers[level]) + 1) * channels / 4**level
+            for level, channels in enumerate(config.block_out_channels)
+        )
+        widths = skips + _WORKING_WIDTHS * config.block_out_channels[0]
+        return float(height * width * widths * backbone.dtype.itemsize)
 
     def is_inpainting(self, vae: Any, backbone: Any) -> bool:
         return bool(backbone.config.in_channels != vae.config.latent_channels)

@@ -206,7 +206,7 @@ def layer_bytes(
     Args:
         side: of the latents.
     """
-    known = targets_in(component, base.components[component], ORIGINAL_TARGETS)
+    known = targets_in(component, base.components[component], ORIGINAL_TARGETS, base.family)
     dora = (_FULL if base.dtype == torch.float32 else _HALF).dora if config.lora_kind == "dora" else 0.0
     saved = dict[str, float]()
     for path, layer in layers.items():
