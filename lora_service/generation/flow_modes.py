@@ -32,9 +32,8 @@ def choose_flow_mode(
 
 
 def noise_levels(strength: float, steps: int) -> list[float]:
-    """Return the noise levels σ before they are shifted, of the last ``strength`` of ``steps`` steps."""
-    taken = min(steps, int(steps * strength))
-    levels: list[float] = np.linspace(1.0, 1 / steps, steps)[steps - taken :].tolist()
+    """Return the noise levels σ before they are shifted, of the last ``strength`` of ``steps`` steps, as diffusers."""
+    levels: list[float] = np.linspace(1.0, 1 / steps, steps)[int(steps - steps * strength) :].tolist()
     return levels
 
 

@@ -83,12 +83,12 @@ def pixels(image: Image.Image) -> Tensor:
 
 def cells(base: DiffusionBase, initial: InitialImage) -> Tensor:
     """Return 1 for latents that are drawn anew, ``(1, 1, h, w)``."""
-    return torch.from_numpy(initial.repaintedcells(base.vae_scale_factor))[None, None].to(base.device, torch.float32)
+    return torch.from_numpy(initial.repainted_cells(base.vae_scale_factor))[None, None].to(base.device, torch.float32)
 
 
 def _mask_image(base: DiffusionBase, initial: InitialImage) -> Image.Image:
     """Return a mask of whole latents: the pipelines look at one pixel of each, and would miss thin lines."""
-    cells = initial.repaintedcells(base.vae_scale_factor) * np.uint8(255)
+    cells = initial.repainted_cells(base.vae_scale_factor) * np.uint8(255)
     return Image.fromarray(cells).resize(initial.image.size, Image.Resampling.NEAREST)
 
 

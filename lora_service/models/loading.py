@@ -15,10 +15,9 @@ from lora_service.models.components import Components, check_components, unusabl
 from lora_service.models.defaults import ModelDefaults
 from lora_service.models.diffusers_folder import load_folder
 from lora_service.models.diffusion_base import DiffusionBase
-from lora_service.models.families.family import Family
 from lora_service.models.hub_download import ensure_local
 from lora_service.models.quantization import check_quantization, quantize_backbone
-from lora_service.models.registry import family_in
+from lora_service.models.registry import family_at
 from lora_service.models.single_file import load_single_file
 from lora_service.settings import Settings
 
@@ -34,7 +33,7 @@ def load_base(settings: Settings, *, for_training: bool = False) -> DiffusionBas
     device = choose_device(settings)
     check_quantization(settings, device, for_training=for_training)
     path, defaults = ensure_local(settings)
-    half_precision = family.half_precision if (family := _family_in(path)) else ""
+    half_precision = family.half_precision if (family := family_at(settings.base_model, path)) else ""
     dtype = choose_dtype(settings, device, half_precision, for_training=for_training)
     components = _load_components(path, dtype, settings)
     if for_training and components.family.is_inpainting(components.vae, components.backbone):
@@ -143,14 +142,6 @@ def assemble(
     # nn.Module's own method: that of diffusers warns of every cast.
     nn.Module.to(base.vae, device, family.vae_dtype(base.vae.config, dtype))
     return base
-
-
-def _family_in(path: Path) -> Family | None:
-    """Return the family of a folder; None of a file, or where loading will say what is wrong."""
-    try:
-        return family_in(path) if path.is_dir() else None
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
 
 
 def _load_components(path: Path, dtype: torch.dtype, settings: Settings) -> Components:

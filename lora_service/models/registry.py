@@ -77,6 +77,17 @@ def folder_of(name: str, model_cache: Path) -> Path:
     return model_cache / f"{hub_id}{at}{revision}".replace("/", "--")
 
 
+def family_at(name: str, path: Path | None) -> Family | None:
+    """Return the family of the base ``name``, which lies at ``path`` if at all; None where only loading shows it."""
+    if path is not None and path.is_dir():
+        try:
+            return family_in(path)
+        except (OSError, ValueError, TypeError, AttributeError):
+            return None  # loading the model reports what is wrong with it
+    hub_id = name.partition("@")[0]
+    return next((f for f in FAMILIES for short, b in f.bases.items() if hub_id in (short, b.hub_id)), None)
+
+
 def find_family(pipeline_class: str, backbone: Mapping[str, Any]) -> Family | None:
     """Return the family of a model, by diffusers' class of its pipeline and its backbone's config; None: of none."""
     of_class = (family for family in FAMILIES if pipeline_class in family.pipelines.values())
