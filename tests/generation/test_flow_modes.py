@@ -57,11 +57,10 @@ def test_an_initial_image_is_drawn_as_diffusers_draws_it() -> None:
 @pytest.mark.parametrize("family", FLOW_FAMILIES)
 def test_the_result_is_the_nearer_to_the_image_the_less_strength(family: str) -> None:
     base = small_flow_base(family)
-    latents = base.scale_latents(
-        base.posterior(torch.from_numpy(np.asarray(photo())).permute(2, 0, 1)[None] / 127.5 - 1).mean
-    )
-    [restored] = [base.decode(latents)]
-    target = ((restored[0].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1) * 255).detach().numpy()
+    pixels = torch.from_numpy(np.array(photo())).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        [restored] = base.decode(base.scale_latents(base.posterior(pixels).mean))
+    target = ((restored.permute(1, 2, 0) / 2 + 0.5).clamp(0, 1) * 255).numpy()
     distances = [
         np.abs(np.asarray(draw(base, InputImages(photo()), prompt_strength=strength), float) - target).mean()
         for strength in (0.25, 1.0)
