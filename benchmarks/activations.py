@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from benchmarks.flow_models import BARE, bare_base
 from benchmarks.random_models import bare_text_encoder, bare_unet
 from lora_service.models.families.sd1 import SD1
+from lora_service.models.text_encoders import PromptEmbeds
 from lora_service.training.adapters.lora_layers import LayerOptions, lora_layers
 from lora_service.training.adapters.lora_targets import targets_in
 from lora_service.training.inputs.config import ORIGINAL_TARGETS, LoraKind, LoraTargets
 from lora_service.training.memory.estimate import encoder_bytes, unet_bytes
+from lora_service.training.memory.transformers import transformer_bytes
 
 META = torch.device("meta")
 RANK = 16
@@ -110,6 +113,28 @@ def count_encoder(family: str, part: str, *, dtype: torch.dtype, targets: LoraTa
     return sum(storage.nbytes() for storage in saved.values())
 
 
+def count_transformer(
+    name: str, side: int, *, dtype: torch.dtype, checkpointing: bool, targets: LoraTargets = ORIGINAL_TARGETS
+) -> int:
+    """Return the bytes that a transformer with LoRA layers saves in one step on one picture; as :func:`count_unet`."""
+    base = bare_base(name, dtype)
+    transformer, family = _frozen(base.backbone, dtype), base.family
+    channels = base.vae.config.latent_channels * (base.vae_scale_factor // 8) ** 2
+    n, texts = side // base.vae_scale_factor, base.text.positions
+    noisy, timesteps = torch.empty(1, channels, n, n, device=META, dtype=dtype), torch.empty(1, device=META)
+    states = torch.empty(1, texts, base.text.width, device=META, dtype=dtype)
+    text = PromptEmbeds(states, mask=torch.ones(1, texts, dtype=torch.bool))
+    with ExitStack() as stack:
+        saved = stack.enter_context(_saved_storages(transformer, dtype))
+        paths = targets_in(family.backbone, transformer, targets, family)
+        stack.enter_context(lora_layers(transformer, paths, LayerOptions(RANK, RANK), torch.Generator()))
+        if checkpointing:
+            transformer.train()
+            transformer.enable_gradient_checkpointing(_checkpoint(saved))
+        family.predict(transformer, noisy, timesteps, text, None)
+    return sum(storage.nbytes() for storage in saved.values())
+
+
 def _frozen(model: Any, dtype: torch.dtype) -> Any:
     return nn.Module.to(model, dtype).requires_grad_(False)
 
@@ -161,6 +186,15 @@ def main() -> None:
         counted = count_encoder(family, part, dtype=torch.bfloat16)
         estimated = encoder_bytes(bare_text_encoder(family, part), 77, torch.bfloat16)
         print(f"{family} {part} bf16: {counted / 2**30:.3f} ({estimated / 2**30:.3f})")
+    for name in BARE:
+        for side in (512, 1024):
+            base, cells = bare_base(name), []
+            for checkpointing in (False, True):
+                counted = count_transformer(name, side, dtype=torch.bfloat16, checkpointing=checkpointing)
+                latents = side // base.vae_scale_factor
+                estimated = transformer_bytes(base, latents, torch.bfloat16, checkpointing=checkpointing)
+                cells.append(f"{counted / 2**30:.2f} ({estimated / 2**30:.2f})")
+            print(f"{name} {side}² bf16: {cells[0]}, checkpointed {cells[1]}")
 
 
 if __name__ == "__main__":

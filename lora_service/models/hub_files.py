@@ -20,7 +20,10 @@ SAFETY_CHECKER_FOLDERS = ("safety_checker", "feature_extractor")
 _BACKBONES = tuple(dict.fromkeys(family.backbone for family in FAMILIES))
 _REQUIRED = ("scheduler", "tokenizer", "text_encoder", "vae")
 _WITHOUT_WEIGHTS = ("scheduler", "tokenizer", "tokenizer_2", "tokenizer_3")
-_COMPONENTS = (*_REQUIRED, *_BACKBONES, *_WITHOUT_WEIGHTS[2:], "text_encoder_2", "text_encoder_3")
+_COMPONENTS = (
+    *("scheduler", "tokenizer", "text_encoder", *_BACKBONES, "vae"),
+    *("tokenizer_2", "text_encoder_2", "tokenizer_3", "text_encoder_3"),
+)
 _CONFIGS = (".json", ".txt", ".jinja", ".model")
 """Ends of the names of configurations and tokenizers: ``.jinja`` are chat templates, ``.model`` SentencePiece's."""
 _WEIGHTS = r"(?:model|diffusion_pytorch_model)"

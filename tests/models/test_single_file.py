@@ -44,7 +44,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         scheduler = CONFIGS / FOLDERS[family] / "scheduler" / "scheduler_config.json"
         (configs / "scheduler").mkdir()
         (configs / "scheduler" / scheduler.name).write_text(scheduler.read_text())
-        published = next(f for f in (SD1, SD2, SDXL) if f.name == FOLDERS[family])
+        published = next(f for f in (SD1, SD2, SDXL) if f.name == family)
         monkeypatch.setattr(single_file, "CONFIGS", tmp_path / "configs")
         monkeypatch.setattr(single_file, "_BY_TEXT_WIDTH", {SMALL_WIDTHS[family]: published})
         if tokenizer:
