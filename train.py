@@ -57,7 +57,7 @@ def train(
         default=700,
         ge=0,
         le=20000,
-        description="Steps of stage 1, which learns new tokens. 0: only the trigger is taught.",
+        description="Steps of stage 1, which learns new tokens on bases with a CLIP. 0: only the trigger is taught.",
     ),
     max_train_steps_tuning: int = Input(
         default=700,
@@ -228,6 +228,11 @@ def train(
         ge=0,
         le=1,
         description="Empty: 0.03 for styles and locations, else 0. Helps with very dark and bright pictures.",
+    ),
+    timestep_sampling: str = Input(
+        default="auto",
+        choices=["auto", "logit_normal", "uniform", "cubic", "mode"],
+        description="For bases of flow matching: how noise levels are drawn. auto: logit_normal.",
     ),
     preservation: str = Input(
         default="none",

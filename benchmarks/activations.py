@@ -18,11 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from benchmarks.flow_models import BARE, bare_base
 from benchmarks.random_models import bare_text_encoder, bare_unet
+from lora_service.models.families.sd1 import SD1
+from lora_service.models.text_encoders import PromptEmbeds
 from lora_service.training.adapters.lora_layers import LayerOptions, lora_layers
 from lora_service.training.adapters.lora_targets import targets_in
 from lora_service.training.inputs.config import ORIGINAL_TARGETS, LoraKind, LoraTargets
 from lora_service.training.memory.estimate import encoder_bytes, unet_bytes
+from lora_service.training.memory.transformers import transformer_bytes
 
 META = torch.device("meta")
 RANK = 16
@@ -49,7 +53,8 @@ class _CudaEmulation(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            return _Attention.apply(*(_cast(x, self.dtype) for x in args[:3]))
+            inputs = (*args, *(kwargs[name] for name in ("query", "key", "value")[len(args) :]))
+            return _Attention.apply(*(_cast(x, self.dtype) for x in inputs[:3]))
         if func in (F.layer_norm, F.group_norm):
             args, kwargs = self._cast_all(args, kwargs, torch.float32)
         elif func in (F.linear, F.conv2d, torch.conv2d, torch.addmm):
@@ -89,7 +94,7 @@ def count_unet(
     with ExitStack() as stack:
         saved = stack.enter_context(_saved_storages(unet, dtype))
         if lora:
-            paths = targets_in("unet", unet, targets)
+            paths = targets_in("unet", unet, targets, SD1)
             stack.enter_context(lora_layers(unet, paths, LayerOptions(RANK, RANK, kind), torch.Generator()))
         if checkpointing:
             unet.train()
@@ -101,10 +106,32 @@ def count_unet(
 def count_encoder(family: str, part: str, *, dtype: torch.dtype, targets: LoraTargets = ORIGINAL_TARGETS) -> int:
     """Return the bytes that a text encoder with LoRA layers saves in one step on one caption."""
     encoder = _frozen(bare_text_encoder(family, part), dtype)
-    paths = targets_in(part, encoder, targets)
+    paths = targets_in(part, encoder, targets, SD1)
     options = LayerOptions(RANK, RANK)
     with _saved_storages(encoder, dtype) as saved, lora_layers(encoder, paths, options, torch.Generator()):
         encoder(torch.zeros(1, 77, device=META, dtype=torch.long))
+    return sum(storage.nbytes() for storage in saved.values())
+
+
+def count_transformer(
+    name: str, side: int, *, dtype: torch.dtype, checkpointing: bool, targets: LoraTargets = ORIGINAL_TARGETS
+) -> int:
+    """Return the bytes that a transformer with LoRA layers saves in one step on one picture; as :func:`count_unet`."""
+    base = bare_base(name, dtype)
+    transformer, family = _frozen(base.backbone, dtype), base.family
+    channels = base.vae.config.latent_channels * (base.vae_scale_factor // 8) ** 2
+    n, texts = side // base.vae_scale_factor, base.text.positions
+    noisy, timesteps = torch.empty(1, channels, n, n, device=META, dtype=dtype), torch.empty(1, device=META)
+    states = torch.empty(1, texts, base.text.width, device=META, dtype=dtype)
+    text = PromptEmbeds(states, mask=torch.ones(1, texts, dtype=torch.bool))
+    with ExitStack() as stack:
+        saved = stack.enter_context(_saved_storages(transformer, dtype))
+        paths = targets_in(family.backbone, transformer, targets, family)
+        stack.enter_context(lora_layers(transformer, paths, LayerOptions(RANK, RANK), torch.Generator()))
+        if checkpointing:
+            transformer.train()
+            transformer.enable_gradient_checkpointing(_checkpoint(saved))
+        family.predict(transformer, noisy, timesteps, text, None)
     return sum(storage.nbytes() for storage in saved.values())
 
 
@@ -159,6 +186,15 @@ def main() -> None:
         counted = count_encoder(family, part, dtype=torch.bfloat16)
         estimated = encoder_bytes(bare_text_encoder(family, part), 77, torch.bfloat16)
         print(f"{family} {part} bf16: {counted / 2**30:.3f} ({estimated / 2**30:.3f})")
+    for name in BARE:
+        for side in (512, 1024):
+            base, cells = bare_base(name), []
+            for checkpointing in (False, True):
+                counted = count_transformer(name, side, dtype=torch.bfloat16, checkpointing=checkpointing)
+                latents = side // base.vae_scale_factor
+                estimated = transformer_bytes(base, latents, torch.bfloat16, checkpointing=checkpointing)
+                cells.append(f"{counted / 2**30:.2f} ({estimated / 2**30:.2f})")
+            print(f"{name} {side}² bf16: {cells[0]}, checkpointed {cells[1]}")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraLayer, LoraWeights
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.loading import load_base, prepare_for_drawing
-from lora_service.models.quantization import quantize_unet
+from lora_service.models.quantization import quantize_backbone
 from lora_service.settings import Settings
 
 PROMPT, NEGATIVE, GUIDANCE, SEED = "a red star", "grey", 5.0, 3
@@ -111,7 +111,7 @@ class Diffusers:
         parts: dict[str, Any] = {"vae": base.vae, "unet": base.unet, "scheduler": DDIMScheduler.from_config(config)}
         parts |= base.text.encoders
         parts |= {name.replace("text_encoder", "tokenizer"): tokenizer for name, tokenizer in base.tokenizers.items()}
-        if base.is_xl:
+        if base.family.name == "sdxl":
             self._pipeline: Any = StableDiffusionXLPipeline(**parts, add_watermarker=False)
         else:
             none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -279,7 +279,7 @@ def main() -> None:
             report(measure([Ours(base)], job, new_lora, base.unet, options.repeats), job)
             base.compiled = base.compiled_decoder = None
         if options.fp8:
-            quantize_unet(base.unet, "fp8", base.dtype, base.device)
+            quantize_backbone(base.backbone, "fp8", base.dtype, base.device, base.family.kept)
             print("\nIn 8-bit floats:", end="")
             report(measure([Ours(base)], job, new_lora, base.unet, options.repeats), job)
 

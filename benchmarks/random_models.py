@@ -18,14 +18,18 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from lora_service.models.components import Components
 from lora_service.models.diffusion_base import DiffusionBase
-from lora_service.models.loading import assemble, vae_dtype
-from lora_service.models.registry import SD15, SD21, SDXL
+from lora_service.models.families.sd1 import SD1, SD15
+from lora_service.models.families.sd2 import SD2, SD21
+from lora_service.models.families.sdxl import SDXL, SDXL_BASE
+from lora_service.models.loading import assemble
 from lora_service.models.single_file import CONFIGS
 
 Model = TypeVar("Model", bound=nn.Module)
 
-DEFAULTS = {"sd15": SD15, "sd21": SD21, "sdxl": SDXL}
-"""The defaults of each family; its name is that of the folder of its configurations."""
+DEFAULTS = {"sd15": SD15, "sd21": SD21, "sdxl": SDXL_BASE}
+"""The defaults of each model; its name is that of the folder of its configurations."""
+FAMILY = {"sd15": SD1, "sd21": SD2, "sdxl": SDXL}
+"""The family of each."""
 
 
 def bare_unet(family: str = "sd15") -> UNet2DConditionModel:
@@ -74,19 +78,20 @@ def random_components(family: str, dtype: torch.dtype, device: torch.device, *, 
     """
     encoders = _encoders(family)
     return Components(
-        unet=unet(dtype, device, family),
+        family=FAMILY[family],
+        backbone=unet(dtype, device, family),
         vae=_small_vae() if small_vae else vae(dtype, device, family),
         text_encoders={part: text_encoder(dtype, device, family, part) for part in encoders},
         tokenizers={part: full_size_tokenizer() for part in encoders},
         scheduler_config=json.loads((CONFIGS / family / "scheduler" / "scheduler_config.json").read_text()),
-        zeros_for_empty_prompt=family == "sdxl",
+        pipeline_config={"force_zeros_for_empty_prompt": family == "sdxl"},
     )
 
 
 def vae(dtype: torch.dtype, device: torch.device, family: str = "sd15") -> AutoencoderKL:
     """Return a VAE of random weights, in the dtype that the service uses beside a UNet of ``dtype``."""
     bare = bare_vae(family)
-    return _with_random_weights(bare, vae_dtype(bare.config, dtype, is_xl=family == "sdxl"), device)
+    return _with_random_weights(bare, FAMILY[family].vae_dtype(bare.config, dtype), device)
 
 
 def write_folder(family: str, folder: Path, dtype: torch.dtype) -> None:

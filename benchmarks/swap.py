@@ -93,7 +93,7 @@ def _pipeline(base: DiffusionBase) -> Any:
     """Return diffusers' pipeline of the same models."""
     parts: dict[str, Any] = {"vae": base.vae, "unet": base.unet, "scheduler": DDIMScheduler(), **base.text.encoders}
     parts |= {name.replace("text_encoder", "tokenizer"): tokenizer for name, tokenizer in base.tokenizers.items()}
-    if base.is_xl:
+    if base.family.name == "sdxl":
         return StableDiffusionXLPipeline(**parts)
     return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 

@@ -27,6 +27,7 @@ from torch import nn
 from benchmarks import random_models
 from lora_service.dataset.training_images import TrainingImage
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.families.sd1 import SD1
 from lora_service.models.loading import load_base
 from lora_service.settings import Settings
 from lora_service.training.adapters.lora_layers import LayerOptions, lora_layers
@@ -110,8 +111,8 @@ class ReferenceLoop:
         ids = base.text.tokenize(["a photo of it"] * len(latents)).to(base.device)
         self.ids, self.sizes = list(ids.by_encoder.values()), sizes
         # Before PEFT wraps them for good: a deleted adapter leaves its layers behind.
-        self.targets = [list(targets_in("unet", self.unet, ORIGINAL_TARGETS))]
-        self.targets += [list(targets_in("text_encoder", encoder, ORIGINAL_TARGETS)) for encoder in self.encoders]
+        self.targets = [list(targets_in("unet", self.unet, ORIGINAL_TARGETS, SD1))]
+        self.targets += [list(targets_in("text_encoder", encoder, ORIGINAL_TARGETS, SD1)) for encoder in self.encoders]
 
     def tokens(self, steps: int) -> float:
         """Train two token embeddings, and return seconds per step."""

@@ -49,7 +49,7 @@ def checkpoint(parts: Any, family: str) -> dict[str, Tensor]:
             **_open_clip(encoders["text_encoder_2"], "conditioner.embedders.1.model."),
         },
     }[family]()
-    return {**unet(parts.unet.state_dict()), **_vae(parts.vae.state_dict()), **text}
+    return {**unet(parts.backbone.state_dict()), **_vae(parts.vae.state_dict()), **text}
 
 
 def unet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

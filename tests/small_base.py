@@ -18,9 +18,10 @@ from PIL import Image
 
 from lora_service.dataset.training_images import TrainingImage
 from lora_service.models.components import Components
+from lora_service.models.defaults import ModelDefaults
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.loading import assemble
-from lora_service.models.registry import ModelDefaults
+from lora_service.models.registry import FAMILIES
 from tests.small_models import small_models
 
 DEFAULTS = ModelDefaults(
@@ -55,12 +56,13 @@ def small_components(prediction_type: str = "epsilon", family: str = "sd1") -> C
         steps_offset=1,
     )
     return Components(
-        unet=models.unet,
+        family=next(each for each in FAMILIES if each.name == family),
+        backbone=models.unet,
         vae=vae,
         text_encoders={name: model for name, model in models.components.items() if name != "unet"},
         tokenizers=models.tokenizers,
         scheduler_config=dict(scheduler.config),
-        zeros_for_empty_prompt=family == "sdxl",
+        pipeline_config={"force_zeros_for_empty_prompt": family == "sdxl"},
     )
 
 
@@ -69,7 +71,7 @@ def pipeline_of(base: DiffusionBase, scheduler_class: type = DDPMScheduler, **op
     scheduler = scheduler_class.from_config(base.scheduler_config, **options)  # type: ignore[attr-defined]
     components = {"vae": base.vae, "unet": base.unet, "scheduler": scheduler, **base.text.encoders}
     components |= {name.replace("text_encoder", "tokenizer"): tokenizer for name, tokenizer in base.tokenizers.items()}
-    if base.is_xl:
+    if base.family.name == "sdxl":
         pipeline = StableDiffusionXLPipeline(**components, add_watermarker=False)
     else:
         none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}

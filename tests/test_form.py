@@ -13,7 +13,7 @@ import predict
 import train
 from lora_service.generation.request import GenerateRequest
 from lora_service.generation.schedulers import SCHEDULERS
-from lora_service.models.registry import SD15
+from lora_service.models.families.sd1 import SD15
 from lora_service.serving import entries, signature
 from lora_service.serving.entries import EntryParameter, Mode
 from lora_service.serving.form import FRONT, FormInput

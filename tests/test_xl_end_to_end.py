@@ -14,7 +14,7 @@ from PIL import Image
 
 from lora_service.cli.main import cli
 from lora_service.lora.files import read_lora
-from lora_service.models.registry import SDXL
+from lora_service.models.families.sdxl import SDXL_BASE
 from tests.small_base import DEFAULTS, picture_zip, pipeline_of, small_base
 
 STEPS = {"task": "object", "class_word": "dog", "seed": 7, "max_train_steps_ti": 2, "max_train_steps_tuning": 2}
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small XL in diffusers' layout that says of itself what suits it."""
     folder = tmp_path_factory.mktemp("bases") / "small-xl"
     pipeline_of(small_base(family="sdxl")).save_pretrained(folder)
-    defaults = replace(SDXL, resolution=DEFAULTS.resolution, bucket_step=8, num_inference_steps=2)
+    defaults = replace(SDXL_BASE, resolution=DEFAULTS.resolution, bucket_step=8, num_inference_steps=2)
     (folder / "base.json").write_text(json.dumps(asdict(defaults)))
     return folder
 

@@ -20,7 +20,9 @@ from lora_service.dataset.contact_sheet import contact_sheet
 from lora_service.dataset.load import load_dataset
 from lora_service.errors import InputError
 from lora_service.generation.request import PICTURE_FORMATS
-from lora_service.models.registry import SD15, locate
+from lora_service.models.families.family import Family
+from lora_service.models.families.sd1 import SD1, SD15
+from lora_service.models.registry import family_at, locate
 from lora_service.settings import Settings
 from lora_service.training.data.class_dataset import (
     PictureSources,
@@ -29,6 +31,7 @@ from lora_service.training.data.class_dataset import (
     given_class_pictures,
 )
 from lora_service.training.inputs.config import TrainConfig
+from lora_service.training.inputs.family_inputs import fit_to_family
 from lora_service.training.inputs.input_warnings import warn_of_inputs
 from lora_service.training.inputs.resolved_config import resolve_config
 
@@ -37,14 +40,18 @@ if TYPE_CHECKING:
 
 
 _CLIP_POSITIONS = 77
+_LANGUAGE_MODEL_POSITIONS = 480
+"""Tokens of a caption beside the template of a chat, of 512."""
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
-def _token_window(base: Path | None, chunks: int) -> TokenWindow:
+def _token_window(base: Path | None, chunks: int, family: Family) -> TokenWindow:
     """Return the tokens of a caption that the base reads, by the tokenizer in its folder.
 
     Words and marks are counted where it is not on this machine: CLIP has a token or more for each of them.
     """
+    if not family.learns_text:  # a language model reads more than any caption file holds
+        return TokenWindow(lambda text: len(_WORD.findall(text)), _LANGUAGE_MODEL_POSITIONS, subject_tokens=3)
     folder = base / "tokenizer" if base and base.is_dir() else base.with_name("tokenizer") if base else None
     if folder is None or not folder.is_dir():
         return TokenWindow(lambda text: len(_WORD.findall(text)), _CLIP_POSITIONS - 2, subject_tokens=2, chunks=chunks)
@@ -87,11 +94,11 @@ def check_command(
         if sheet.suffix.lower() not in PICTURE_FORMATS:
             raise InputError("--output", str(sheet), f"a picture that ends in {', '.join(PICTURE_FORMATS)}")
         check_output(sheet, force=force, inputs=source)
-    config = TrainConfig.of(inputs)
-    check_class_data(class_data, config)
     settings = Settings.from_environment()
     base_path, defaults = locate(settings.base_model, settings.model_cache)
-    defaults = defaults or SD15
+    defaults, family = defaults or SD15, family_at(settings.base_model, base_path) or SD1
+    config = fit_to_family(TrainConfig.of(inputs), family, lambda line: click.echo(line, err=True))
+    check_class_data(class_data, config)
     resolved = resolve_config(config, defaults, config.trigger, config.seed or 0)
     options = resolved.config.dataset_options(
         defaults,
@@ -99,7 +106,7 @@ def check_command(
         resolved.trigger,
         "".join(resolved.tokens),
         takes_folder_word=not config.trigger,
-        token_window=_token_window(base_path, config.chunks).for_subject("trigger", config.trigger),
+        token_window=_token_window(base_path, config.chunks, family).for_subject("trigger", config.trigger),
     )
     with tempfile.TemporaryDirectory() as folder:
         dataset = load_dataset(source, options, Path(folder))

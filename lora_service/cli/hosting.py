@@ -9,7 +9,7 @@ import click
 
 from lora_service.errors import InputError
 from lora_service.models.hub_download import download_base
-from lora_service.models.registry import locate
+from lora_service.models.registry import REGISTRY, locate
 from lora_service.serving import server
 from lora_service.serving.entries import Mode
 from lora_service.settings import Settings
@@ -34,12 +34,18 @@ def serve_command(mode: Mode, port: int | None, host: str, upload_url: str | Non
 def download_base_command(name: str, to: Path | None, revision: str) -> None:
     """Fetch the base model NAME from the hub.
 
-    NAME is sd15, sd21, sdxl or owner/name. Only the files that are needed are fetched, and checked; a download that
-    was interrupted goes on where it stopped.
+    NAME is sd15, sdxl, klein, zimage … or owner/name. Only the files that are needed are fetched, and checked; a
+    download that was interrupted goes on where it stopped.
     """
     if revision and "@" in name:
         raise InputError("--revision", revision, f"left out beside {name!r}, which names a revision already")
     name_at_revision = f"{name}@{revision}" if revision else name
     folder = download_base(name_at_revision, Settings.from_environment(), to=to, log=click.echo)
     click.echo(f"{name_at_revision} is in {folder}")
+    if registered := REGISTRY.get(name.partition("@")[0]):
+        click.echo(f"licence of the weights: {registered.licence}")
+        if twin := registered.defaults.draws_with:
+            click.echo(f"LoRAs that are trained on it are drawn with {twin} too: lora-service download-base {twin}")
+        if trained := registered.defaults.trains_on:
+            click.echo(f"LoRAs for it are trained on {trained}: lora-service download-base {trained}")
     click.echo(f"next: BASE_MODEL={to or name_at_revision} lora-service generate 'a photo of a dog'")

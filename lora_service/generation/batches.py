@@ -45,7 +45,7 @@ def draw_in_batches(
                 images = decode(base, denoise(plan, batch), size, log)
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
-                raise too_large(size, denoising_bytes(base, size), free_bytes(base.device) or 0) from error
+                raise too_large(base, size, denoising_bytes(base, size), free_bytes(base.device) or 0) from error
             batch_size = len(batch) // 2
             log(f"The memory is not enough for {len(batch)} pictures at once, so {batch_size} are drawn at once.")
         else:

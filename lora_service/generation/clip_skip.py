@@ -21,17 +21,17 @@ def choose_clip_skip(
     """Return the request's ``clip_skip``, else that which its LoRAs were trained with; None: the base's own.
 
     A LoRA at scale 0 does not count. LoRAs that disagree, or that not all have one, are drawn with the base's own, and
-    the log says so. kohya's trainer writes the setting for Stable Diffusion XL too, where it has no effect, so there
-    only a LoRA of this package counts.
+    the log says so. kohya's trainer writes the setting for Stable Diffusion XL too, where it has no effect, so where
+    another layer than the last is the base's own, only a LoRA of this package counts.
     """
     if request.clip_skip is not None:
         return request.clip_skip
+    own = base.family.own_clip_skip
     asked = [
-        weights.clip_skip if not base.is_xl or _OWN_VERSION in weights.metadata else None
+        weights.clip_skip if own == 1 or _OWN_VERSION in weights.metadata else None
         for weights, scale in loras
         if not scale.is_zero
     ]
-    own = 2 if base.is_xl else 1
     layers = {layer or own for layer in asked}
     if len(layers) > 1:
         shown = ", ".join(str(layer or own) for layer in asked)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lora_service.models.families.family import Family
+
 
 @dataclass
 class DenoisingBatch:
@@ -51,16 +53,37 @@ class DenoisingCallback:
 
 
 @dataclass(frozen=True)
+class LatentLayout:
+    """How a family's pipelines hold the latents ``(b, c, h, w)`` of pictures of one size between steps.
+
+    Attributes:
+        height, width: of the latents.
+    """
+
+    family: Family
+    height: int
+    width: int
+
+    def pack(self, latents: Tensor) -> Tensor:
+        return self.family.pack(latents)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        return self.family.unpack(packed, self.height, self.width)
+
+
+@dataclass(frozen=True)
 class DenoisingPlan:
     """All that a request has settled before any noise is drawn.
 
     Attributes:
+        layout: of the pictures' latents.
         pipeline: of :func:`lora_service.generation.pipelines.make_pipeline`, with its scheduler.
         arguments: the pipeline's arguments that all batches share, prompt embeds among them, of one image.
         batch_arguments: returns those that come from a batch's generators, such as the initial latents.
         callbacks: called in this order; ended in the opposite one.
     """
 
+    layout: LatentLayout
     pipeline: Any
     arguments: Mapping[str, Any]
     batch_arguments: Callable[[DenoisingBatch], Mapping[str, Any]] = lambda batch: {}
@@ -75,24 +98,29 @@ def denoise(plan: DenoisingPlan, seeds: Sequence[int]) -> Tensor:
 
     def on_step_end(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         batch.step, batch.steps = step + 1, pipeline.num_timesteps
+        latents = plan.layout.unpack(tensors["latents"])
         for callback in plan.callbacks:
-            tensors["latents"] = callback.on_step_end(batch, tensors["latents"])
+            latents = callback.on_step_end(batch, latents)
+        last.append(latents)
+        del last[:-1]
+        tensors["latents"] = plan.layout.pack(latents)
         return tensors
 
+    last: list[Tensor] = []
     started: list[DenoisingCallback] = []
     try:
         for callback in plan.callbacks:
             started.append(callback)
             callback.on_batch_start(batch)
         arguments = {**plan.arguments, **plan.batch_arguments(batch)}
-        latents: Tensor = plan.pipeline(
+        plan.pipeline(
             **arguments,
             num_images_per_prompt=len(seeds),
             generator=generators,
             output_type="latent",
-            callback_on_step_end=on_step_end if plan.callbacks else None,
-        ).images
-        return latents
+            callback_on_step_end=on_step_end,
+        )
+        return last[0]  # not the pipeline's result, which some pipelines give as the VAE takes it
     finally:
         for callback in reversed(started):
             callback.on_batch_end(batch)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lora_service.generation.request import GenerateRequest
 from lora_service.lora.weights import LoraWeights
-from lora_service.models.registry import ModelDefaults
+from lora_service.models.defaults import ModelDefaults
 
 _NAMES_IN_HEADER = ("modelspec.title", "ss_output_name", "modelspec.architecture", "name", "title")
 

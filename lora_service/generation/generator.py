@@ -17,21 +17,23 @@ from lora_service.generation.batches import draw_in_batches
 from lora_service.generation.clip_skip import choose_clip_skip
 from lora_service.generation.control.structure_control import StructureControl
 from lora_service.generation.denoiser import Denoiser
-from lora_service.generation.denoising import DenoisingCallback, DenoisingPlan
+from lora_service.generation.denoising import DenoisingCallback, DenoisingPlan, LatentLayout
+from lora_service.generation.family_inputs import fit_to_family
+from lora_service.generation.flow_modes import choose_flow_mode
 from lora_service.generation.image_files import GeneratedImage
 from lora_service.generation.initial_image import InitialImage
 from lora_service.generation.input_images import InputImages
 from lora_service.generation.layer_cache import LayerCache
 from lora_service.generation.memory import check_memory
 from lora_service.generation.modes import choose_mode
-from lora_service.generation.pipelines import PipelineTask, make_pipeline
-from lora_service.generation.progress import Preview, Previews, Progress
+from lora_service.generation.pipelines import make_pipeline
+from lora_service.generation.progress import FlowPreviews, Preview, Previews, Progress
 from lora_service.generation.prompt_cache import PromptCache
 from lora_service.generation.prompt_embeddings import EMBEDDING_SCALE, report_embeddings
 from lora_service.generation.prompt_loras import follow_lora_tags
 from lora_service.generation.prompts import PromptEncoder, Prompts
 from lora_service.generation.request import GenerateRequest
-from lora_service.generation.scheduler_classes import has_zero_terminal_snr, make_scheduler
+from lora_service.generation.scheduler_classes import has_zero_terminal_snr, make_flow_scheduler, make_scheduler
 from lora_service.generation.schedulers import check_scheduler
 from lora_service.generation.sizes import Size, check_work, choose_size
 from lora_service.generation.step_callbacks import FreshLayerCache, LoraSteps
@@ -40,6 +42,7 @@ from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraWeights
 from lora_service.models.control_loading import ControlModels
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.families.family import PipelineTask
 
 ScaledLora = tuple[LoraWeights, Scale]
 Log = Callable[[str], None]
@@ -120,6 +123,7 @@ class ImageGenerator:
             AdapterError: the model for ``adapter_type`` cannot be used.
         """
         images = images or InputImages()
+        request = fit_to_family(request, self.base.family, log)
         size = choose_size(request, self.base, images.shape)
         check_work(request, self.base, size, self._max_pixel_steps)
         check_memory(self.base, size)
@@ -138,7 +142,8 @@ class ImageGenerator:
                 control = self._control(request, size, images, log)
             callbacks: list[DenoisingCallback] = [*plan.callbacks, *control, Progress(request.num_outputs, log)]
             if request.preview_every and on_preview is not None:
-                callbacks.append(Previews(self.base, request.preview_every, on_preview))
+                previews = FlowPreviews if self.base.family.objective == "flow" else Previews
+                callbacks.append(previews(self.base, request.preview_every, on_preview))
             settings = self._settings(request, size, prompts, images)
             if clip_skip is not None:
                 settings["clip_skip"] = clip_skip
@@ -200,6 +205,8 @@ class ImageGenerator:
         """Return a pipeline whose UNet does what the request asks of it, and the callbacks that go with it."""
         pipeline = make_pipeline(self.base, task, scheduler)
         callbacks: list[DenoisingCallback] = [] if self.patcher.is_constant else [LoraSteps(self.patcher)]
+        if self.base.family.objective == "flow":
+            return pipeline, callbacks
         cache = LayerCache(self.base.unet, request.cache_interval) if request.cache_interval > 1 else None
         # After the pipeline's making, which takes diffusers' own classes only.
         pipeline.unet = Denoiser(
@@ -240,10 +247,15 @@ class ImageGenerator:
         if initial is not None and int(request.prompt_strength * steps) < 1:
             expected = f"at least {1 / steps:.2g}, so that one of {steps} steps is taken"
             raise InputError("prompt_strength", request.prompt_strength, expected)
-        mode = choose_mode(self.base, initial, request.prompt_strength if initial else 1.0, size)
-        scheduler = make_scheduler(
-            request.scheduler, self.base.scheduler_config, img2img=mode.starts_in_middle, schedule=request.schedule
-        )
+        strength = request.prompt_strength if initial else 1.0
+        if self.base.family.objective == "flow":
+            mode = choose_flow_mode(self.base, initial, strength, steps, size)
+            scheduler = make_flow_scheduler(request.scheduler, self.base.scheduler_config)
+        else:
+            mode = choose_mode(self.base, initial, strength, size)
+            scheduler = make_scheduler(
+                request.scheduler, self.base.scheduler_config, img2img=mode.starts_in_middle, schedule=request.schedule
+            )
         arguments: dict[str, Any] = {
             "num_inference_steps": steps,
             "guidance_scale": self._guidance_scale(request),
@@ -251,7 +263,9 @@ class ImageGenerator:
             **encoder.encode(prompts),
         }
         pipeline, callbacks = self._pipeline(mode.task, request, scheduler)
-        return DenoisingPlan(pipeline, arguments, mode.batch_arguments, [*mode.callbacks, *callbacks])
+        width, height = (side // self.base.vae_scale_factor for side in size)
+        layout = LatentLayout(self.base.family, height, width)
+        return DenoisingPlan(layout, pipeline, arguments, mode.batch_arguments, [*mode.callbacks, *callbacks])
 
     def _draw(self, request: GenerateRequest, drawing: _Drawing, log: Log) -> list[GeneratedImage]:
         first_seed = random.SystemRandom().randrange(2**32 - 8) if request.seed is None else request.seed

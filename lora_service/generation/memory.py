@@ -12,11 +12,9 @@ from pathlib import Path
 import torch
 
 from lora_service.errors import InputError
-from lora_service.generation.sizes import SIZE_STEP, Size
+from lora_service.generation.sizes import Size, size_step
 from lora_service.models.diffusion_base import DiffusionBase
 
-_WORKING_WIDTHS = 12
-"""Largest tensors of a UNet's block that live at once, in widths of its first level: the feed-forward has 8 of them."""
 _DECODER_WIDTHS = 3
 """Tensors of the decoder's last but one width that live at once at the picture's size: before, after, and normed."""
 _SAFETY = 3.0
@@ -41,14 +39,8 @@ def free_bytes(device: torch.device) -> int | None:
 
 def denoising_bytes(base: DiffusionBase, size: Size) -> float:
     """Estimate what denoising one picture takes beside the weights, with guidance and memory-efficient attention."""
-    config, positions = base.unet.config, size[0] * size[1] / base.vae_scale_factor**2
-    layers = config.layers_per_block
-    skips = sum(
-        ((layers if isinstance(layers, int) else layers[level]) + 1) * width / 4**level
-        for level, width in enumerate(config.block_out_channels)
-    )
-    widths = skips + _WORKING_WIDTHS * config.block_out_channels[0]
-    return _SAFETY * 2 * positions * widths * base.unet.dtype.itemsize
+    width, height = (side // base.vae_scale_factor for side in size)
+    return _SAFETY * 2 * base.family.drawing_bytes(base.backbone, height, width)
 
 
 def decoding_bytes(base: DiffusionBase, size: Size) -> float:
@@ -66,13 +58,14 @@ def check_memory(base: DiffusionBase, size: Size) -> None:
     """
     free, need = free_bytes(base.device), denoising_bytes(base, size)
     if free is not None and need > free:
-        raise too_large(size, need, free)
+        raise too_large(base, size, need, free)
 
 
-def too_large(size: Size, need: float, free: float) -> InputError:
+def too_large(base: DiffusionBase, size: Size, need: float, free: float) -> InputError:
     """Make the error for pictures of ``size`` that need more memory than there is, with a size that would do."""
     factor = min(0.9, (_USABLE * free / need) ** 0.5)
-    fitting = " × ".join(str(max(SIZE_STEP, int(side * factor) // SIZE_STEP * SIZE_STEP)) for side in size)
+    step = size_step(base)
+    fitting = " × ".join(str(max(step, int(side * factor) // step * step)) for side in size)
     expected = (
         f"smaller: a picture of {size[0]} × {size[1]} pixels takes about {need / 2**30:.1f} GiB of memory, of which "
         f"{free / 2**30:.1f} are free; {fitting} would do"

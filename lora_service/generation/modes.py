@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lora_service.generation.denoising import DenoisingBatch, DenoisingCallback
 from lora_service.generation.initial_image import InitialImage
-from lora_service.generation.pipelines import PipelineTask
 from lora_service.generation.sizes import Size
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.families.family import PipelineTask
 
 _IMAGE_PROCESSOR = VaeImageProcessor()
 _PIPELINE_CHANNELS = 4
@@ -75,13 +75,13 @@ def choose_mode(base: DiffusionBase, initial: InitialImage | None, strength: flo
     return Mode("img2img", True, {"strength": strength}, _initial_latents(base, initial.image), callbacks)
 
 
-def _pixels(image: Image.Image) -> Tensor:
+def pixels(image: Image.Image) -> Tensor:
     """Return ``(1, 3, h, w)`` in [-1, 1]."""
     pixels: Tensor = _IMAGE_PROCESSOR.preprocess(image)
     return pixels
 
 
-def _cells(base: DiffusionBase, initial: InitialImage) -> Tensor:
+def cells(base: DiffusionBase, initial: InitialImage) -> Tensor:
     """Return 1 for latents that are drawn anew, ``(1, 1, h, w)``."""
     return torch.from_numpy(initial.repainted_cells(base.vae_scale_factor))[None, None].to(base.device, torch.float32)
 
@@ -96,7 +96,7 @@ def _initial_latents(base: DiffusionBase, image: Image.Image) -> BatchArguments:
     """Return the pipelines' argument ``image`` as a function of the batch."""
     if base.vae.config.latent_channels != _PIPELINE_CHANNELS:
         return lambda batch: {"image": image}  # the pipeline takes them for a picture and encodes it for each generator
-    posterior = base.posterior(_pixels(image))
+    posterior = base.posterior(pixels(image))
     return lambda batch: {"image": torch.cat([base.scale_latents(posterior.sample(g)) for g in batch.generators])}
 
 
@@ -104,7 +104,7 @@ def _inpainting_latents(base: DiffusionBase, initial: InitialImage) -> BatchArgu
     """Return the inpainting pipelines' arguments as a function of the batch: the picture, with and without its hole."""
     image_latents = _initial_latents(base, initial.image)
     hole = torch.from_numpy(np.array(_mask_image(base, initial)) > 0)
-    posterior = base.posterior(_pixels(initial.image).masked_fill(hole, 0)) if base.is_inpainting else None
+    posterior = base.posterior(pixels(initial.image).masked_fill(hole, 0)) if base.is_inpainting else None
 
     def batch_arguments(batch: DenoisingBatch) -> Mapping[str, Any]:
         image = masked = image_latents(batch)["image"]
@@ -129,8 +129,8 @@ class LatentBlending(DenoisingCallback):
 
     def __init__(self, base: DiffusionBase, initial: InitialImage, *, noise_first: bool) -> None:
         self._base, self._noise_first = base, noise_first
-        self._posterior = base.posterior(_pixels(initial.image))
-        self._cells = _cells(base, initial)
+        self._posterior = base.posterior(pixels(initial.image))
+        self._cells = cells(base, initial)
         self._latents: Tensor | None = None
         self._noise: Tensor | None = None
 

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import diffusers
 
 from lora_service.models.diffusion_base import DiffusionBase
-
-PipelineTask = Literal["text2img", "img2img", "inpaint"]
-
-_PIPELINES: dict[tuple[PipelineTask, bool], str] = {
-    ("text2img", False): "StableDiffusionPipeline",
-    ("text2img", True): "StableDiffusionXLPipeline",
-    ("img2img", False): "StableDiffusionImg2ImgPipeline",
-    ("img2img", True): "StableDiffusionXLImg2ImgPipeline",
-    ("inpaint", False): "StableDiffusionInpaintPipeline",
-    ("inpaint", True): "StableDiffusionXLInpaintPipeline",
-}
-"""Class names, as importing a class takes a second; True: of XL."""
+from lora_service.models.families.family import PipelineTask
 
 
 def make_pipeline(base: DiffusionBase, task: PipelineTask, scheduler: Any) -> Any:
@@ -32,12 +21,9 @@ def make_pipeline(base: DiffusionBase, task: PipelineTask, scheduler: Any) -> An
     Call it with :meth:`~lora_service.models.text_encoders.PromptEmbeds.as_kwargs` and ``output_type="latent"``: a
     pipeline that decodes latents itself casts the VAE's weights back and forth.
     """
-    components: dict[str, Any] = {"vae": base.vae, "unet": base.unet, "scheduler": scheduler}
-    components |= {"text_encoder": None, "tokenizer": None}
-    if base.is_xl:
-        components |= {"text_encoder_2": None, "tokenizer_2": None, "add_watermarker": False}
-    else:
-        components |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    pipeline = getattr(diffusers, _PIPELINES[task, base.is_xl])(**components)
+    components = {"vae": base.vae, base.family.backbone: base.backbone, "scheduler": scheduler}
+    pipeline = getattr(diffusers, base.family.pipelines[task])(
+        **components, **base.family.pipeline_options(base.defaults)
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

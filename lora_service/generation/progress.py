@@ -110,9 +110,7 @@ class Previews(DenoisingCallback):
             # The predictions without the prompt, if any, come first.
             first = len(self._watched.sample) - len(batch.seeds)
             predicted = self._predicted_latents(self._watched, first)
-            [image] = _IMAGE_PROCESSOR.postprocess(self._base.decode(predicted))
-            image.thumbnail((_LARGEST_PREVIEW, _LARGEST_PREVIEW))
-            self._show(Preview(image, batch.step, batch.steps))
+            self._show(_preview(self._base, predicted, batch))
         return latents
 
     def on_batch_end(self, batch: DenoisingBatch) -> None:
@@ -130,6 +128,37 @@ class Previews(DenoisingCallback):
         if self._base.prediction_type == "v_prediction":
             return alpha.sqrt() * noisy - (1 - alpha).sqrt() * output
         return (noisy - (1 - alpha).sqrt() * output) / alpha.sqrt().clamp(min=1e-3)
+
+
+class FlowPreviews(DenoisingCallback):
+    """The same for bases of flow matching, whose Euler steps tell what was predicted; there is none of the first step.
+
+    Args: as of :class:`Previews`.
+    """
+
+    def __init__(self, base: DiffusionBase, every: int, show: Callable[[Preview], None]) -> None:
+        self._base, self._every, self._show = base, every, show
+        self._before: Tensor | None = None
+
+    def on_batch_start(self, batch: DenoisingBatch) -> None:
+        self._before = None
+
+    def on_step_end(self, batch: DenoisingBatch, latents: Tensor) -> Tensor:
+        before, self._before = self._before, latents[:1].float()
+        if before is not None and batch.step % self._every == 0 and batch.step < batch.steps:
+            earlier, sigma = batch.pipeline.scheduler.sigmas[batch.step - 1 : batch.step + 1].to(before)
+            velocity = (self._before - before) / (sigma - earlier)
+            self._show(_preview(self._base, self._before - sigma * velocity, batch))
+        return latents
+
+    def on_batch_end(self, batch: DenoisingBatch) -> None:
+        self._before = None
+
+
+def _preview(base: DiffusionBase, latents: Tensor, batch: DenoisingBatch) -> Preview:
+    [image] = _IMAGE_PROCESSOR.postprocess(base.decode(latents))
+    image.thumbnail((_LARGEST_PREVIEW, _LARGEST_PREVIEW))
+    return Preview(image, batch.step, batch.steps)
 
 
 class _WatchedUnet:

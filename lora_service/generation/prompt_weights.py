@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lora_service.generation.prompt_syntax import ParsedPrompt, WeightedText
-from lora_service.models.text_encoders import MAX_CHUNKS, PromptEmbeds, TextEncoders, TokenIds
+from lora_service.models.text_encoders import PromptEmbeds, TextEncoders, TokenIds
 
 MAX_CHUNKS_WITH_BREAKS = 8
 """Most chunks of a prompt with ``BREAK``, which begins one whether the one before is full or not."""
@@ -52,12 +52,12 @@ class WeightedEncoder:
 
     def limit(self, prompt: ParsedPrompt) -> int:
         """Return the most chunks that are read of ``prompt``."""
-        return MAX_CHUNKS if len(prompt.parts) == 1 else MAX_CHUNKS_WITH_BREAKS
+        return self.text.max_chunks if len(prompt.parts) == 1 else MAX_CHUNKS_WITH_BREAKS
 
     def is_cut(self, prompt: ParsedPrompt) -> bool:
         """Return True if ``prompt`` is longer than what is read of it."""
         if prompt.plain is not None:
-            return self.count(prompt) > MAX_CHUNKS * self.text.chunk_tokens
+            return self.count(prompt) > self.text.max_chunks * self.text.chunk_tokens
         return sum(self._chunks_of(self._part_ids(part)) for part in prompt.parts) > self.limit(prompt)
 
     def encode(self, prompt: ParsedPrompt, chunks: int) -> PromptEmbeds:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from lora_service.generation.prompt_cache import PromptCache
-from lora_service.generation.prompt_syntax import ParsedPrompt, escaped, parse_prompt
+from lora_service.generation.prompt_syntax import ParsedPrompt, WeightedText, escaped, parse_prompt
 from lora_service.generation.prompt_weights import WeightedEncoder
 from lora_service.generation.references import expand_references
 from lora_service.generation.request import GenerateRequest
@@ -55,10 +55,11 @@ class PromptEncoder:
             InputError: a prompt refers to a LoRA that the request does not have, or has a weight out of range.
         """
         # A trigger with brackets, such as "jinx (arcane)", is no weight.
+        escape = escaped if self.text.reads_weights else str
         subjects = [
-            None if scale.is_zero else escaped(name) for name, scale in zip(report.subjects, scales, strict=True)
+            None if scale.is_zero else escape(name) for name, scale in zip(report.subjects, scales, strict=True)
         ]
-        named = [{key: escaped(text) for key, text in names.items()} for names in report.named_subjects]
+        named = [{key: escape(text) for key, text in names.items()} for names in report.named_subjects]
         expanded = []
         for field_name in Prompts._fields:
             result = expand_references(getattr(request, field_name), subjects, field_name, named)
@@ -69,7 +70,7 @@ class PromptEncoder:
             expanded.append(result.prompt)
         return Prompts(*expanded)
 
-    def encode(self, prompts: Prompts) -> dict[str, torch.Tensor]:
+    def encode(self, prompts: Prompts) -> dict[str, Any]:
         """Return both prompt embeds as a pipeline's keyword arguments.
 
         Both have the chunks of the longer prompt, as the UNet takes them in one batch.
@@ -81,7 +82,7 @@ class PromptEncoder:
         prompt_embeds, negative_embeds = (
             self._embeds(prompt, each, chunks) for prompt, each in zip(prompts, parsed, strict=True)
         )
-        return {**prompt_embeds.as_kwargs(), **negative_embeds.as_kwargs("negative_")}
+        return {**self.text.arguments(prompt_embeds), **self.text.arguments(negative_embeds, "negative_")}
 
     def _embeds(self, prompt: str, parsed: ParsedPrompt, chunks: int) -> PromptEmbeds:
         def encode() -> PromptEmbeds:
@@ -96,6 +97,8 @@ class PromptEncoder:
         return WeightedEncoder(self.text, self.patcher.with_all_rows, self.device)
 
     def _parse(self, prompt: str, field_name: str) -> ParsedPrompt:
+        if not self.text.reads_weights:  # a language model reads brackets as any text
+            return ParsedPrompt(((WeightedText(prompt),),))
         return parse_prompt(prompt, field_name, self.patcher.token_names)
 
     def _warn_of_truncation(self, name: str, prompt: ParsedPrompt) -> None:

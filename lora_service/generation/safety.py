@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from lora_service.errors import BaseModelError, HeldBackError, InputError, SettingError
 from lora_service.generation.image_files import GeneratedImage
 from lora_service.models.hub_download import local_folder
-from lora_service.models.hub_files import INDEX, SAFETY_CHECKER_FOLDERS, select_safety_checker
+from lora_service.models.hub_files import SAFETY_CHECKER_FOLDERS, select_safety_checker
+from lora_service.models.registry import INDEX
 from lora_service.settings import Settings
 
 _EXPECTED = (

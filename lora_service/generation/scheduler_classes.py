@@ -64,6 +64,11 @@ def make_scheduler(name: str, config: Mapping[str, Any], *, img2img: bool = Fals
     return scheduler
 
 
+def make_flow_scheduler(name: str, config: Mapping[str, Any]) -> Any:
+    """Make the scheduler ``name``, one of a family's, for a base of flow matching, with its scheduler config."""
+    return getattr(diffusers, SCHEDULERS[name].flow_class_name).from_config(config)
+
+
 def has_zero_terminal_snr(config: Mapping[str, Any]) -> bool:
     """Return whether the last timestep of a scheduler config has no signal."""
     return bool(config.get(_ZERO_TERMINAL_SNR))

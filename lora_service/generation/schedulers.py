@@ -19,6 +19,7 @@ class SchedulerChoice:
         max_steps: the most inference steps.
         schedules: whether its noise levels can be spaced otherwise (:data:`SCHEDULES`).
         schedule: the spacing that its name stands for.
+        flow_class_name: the name of diffusers' class for bases of flow matching; "" where there is none.
         webui_name: A1111's name of the sampler, without the schedule; "" where it has none.
     """
 
@@ -28,13 +29,16 @@ class SchedulerChoice:
     schedules: bool = True
     schedule: str = "default"
     webui_name: str = ""
+    flow_class_name: str = ""
 
 
 SCHEDULERS: dict[str, SchedulerChoice] = {
     "DDIM": SchedulerChoice(
         "DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}, schedules=False, webui_name="DDIM"
     ),
-    "K_EULER": SchedulerChoice("EulerDiscreteScheduler", webui_name="Euler"),
+    "K_EULER": SchedulerChoice(
+        "EulerDiscreteScheduler", webui_name="Euler", flow_class_name="FlowMatchEulerDiscreteScheduler"
+    ),
     "DPMSolverMultistep": SchedulerChoice("DPMSolverMultistepScheduler", webui_name="DPM++ 2M"),
     "K_EULER_ANCESTRAL": SchedulerChoice("EulerAncestralDiscreteScheduler", schedules=False, webui_name="Euler a"),
     "PNDM": SchedulerChoice("PNDMScheduler", {"skip_prk_steps": True}, schedules=False, webui_name="PLMS"),

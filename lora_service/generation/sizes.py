@@ -13,8 +13,6 @@ from lora_service.models.diffusion_base import DiffusionBase
 Size = tuple[int, int]
 """Width and height in pixels."""
 
-SIZE_STEP = 8
-"""Sides are multiples of it: a latent of the published bases, whose UNets pad what does not halve evenly."""
 _LONGEST = 4
 """The longest side that an initial image's shape leads to, in sides of the base's own square."""
 
@@ -23,42 +21,47 @@ def choose_size(request: GenerateRequest, base: DiffusionBase, image: Image.Imag
     """Return width and height: the request's, else those of its aspect ratio or initial image, else the base's.
 
     Raises:
-        InputError: a side is no multiple of :data:`SIZE_STEP`, or there is nothing left for ``aspect_ratio`` to say.
+        InputError: a side is no multiple of :func:`size_step`, or there is nothing left for ``aspect_ratio`` to say.
     """
-    native = base.defaults.resolution
+    native, step = base.defaults.resolution, size_step(base)
     given = {"width": request.width, "height": request.height}
     for name, value in given.items():
-        if value is not None and value % SIZE_STEP:
-            raise InputError(name, value, f"a multiple of {SIZE_STEP}, like {_nearest(value)}")
+        if value is not None and value % step:
+            raise InputError(name, value, f"a multiple of {step}, like {_nearest(value, step)}")
     if request.aspect_ratio != "auto":
-        return _by_ratio(request, native)
+        return _by_ratio(request, native, step)
     if image is not None and request.width is None and request.height is None:
         scale = native / min(image.size)
-        width, height = (min(_LONGEST * native, _nearest(side * scale)) for side in image.size)
+        width, height = (min(_LONGEST * native, _nearest(side * scale, step)) for side in image.size)
         return width, height
     return request.width or native, request.height or native
 
 
-def _by_ratio(request: GenerateRequest, native: int) -> Size:
+def _by_ratio(request: GenerateRequest, native: int, step: int) -> Size:
     """Return the side that is given and the one that follows; where none is, the base's own number of pixels."""
     across, down = map(int, request.aspect_ratio.split(":"))
     if request.width and request.height:
         expected = "auto where both width and height are given"
         raise InputError("aspect_ratio", request.aspect_ratio, expected, code="size_given_twice")
     if request.width:
-        width, height = request.width, _nearest(request.width * down / across)
+        width, height = request.width, _nearest(request.width * down / across, step)
     elif request.height:
-        width, height = _nearest(request.height * across / down), request.height
+        width, height = _nearest(request.height * across / down, step), request.height
     else:
-        width, height = _nearest(native * math.sqrt(across / down)), _nearest(native * math.sqrt(down / across))
+        width, height = (_nearest(native * math.sqrt(ratio), step) for ratio in (across / down, down / across))
     if max(width, height) > LARGEST_SIDE:
         expected = f"one whose longer side has at most {LARGEST_SIDE} pixels, not {max(width, height)}"
         raise InputError("aspect_ratio", request.aspect_ratio, expected)
     return width, height
 
 
-def _nearest(pixels: float) -> int:
-    return max(SIZE_STEP, round(pixels / SIZE_STEP) * SIZE_STEP)
+def size_step(base: DiffusionBase) -> int:
+    """Return the factor of the sides of what ``base`` draws."""
+    return base.family.drawing_step or base.size_step
+
+
+def _nearest(pixels: float, step: int) -> int:
+    return max(step, round(pixels / step) * step)
 
 
 def check_work(request: GenerateRequest, base: DiffusionBase, size: Size, max_pixel_steps: int | None) -> None:

@@ -1,16 +1,19 @@
 """Base models: which one, where its weights are, and how they are loaded.
 
-``registry``          the names of ``BASE_MODEL``, and the defaults that suit each base
-``hub_files``         the files of a hub repository that make up a Stable Diffusion
+``defaults``          the defaults that suit a base
+``families``          what differs between Stable Diffusion 1.x, 2.x, XL and the others, one file each
+``registry``          all families, the names of ``BASE_MODEL``, and where weights lie
+``hub_files``         the files of a hub repository that make up a base
 ``hub_download``      fetches them, checked against the hub's hashes
-``text_encoders``     token ids and prompt embeds of one CLIP text encoder or XL's two
+``text_encoders``     token ids, prompt embeds, and the interface of text encoders
+``clip_text_encoders``  one of CLIP's text encoders, or XL's two
 ``diffusion_base``    a base in memory, the same for all families
 ``components``        the models as loaded, and the checks that they are whole
 ``diffusers_folder``  loads them from a folder in diffusers' layout
 ``single_file``       loads them from one checkpoint in the original layout
 ``compiled``          modules compiled once for each class of shapes
 ``float8``            linear layers with weights in 8-bit floats, for drawing
-``quantization``      puts 8- or 4-bit linear layers into the UNet, for trainings
+``quantization``      puts 8- or 4-bit linear layers into the backbone, for trainings
 ``control_registry``  ControlNets and T2I-Adapters by what they are conditioned on
 ``control_loading``   loads them, and keeps the last one
 ``fingerprint``       a hash of a base's weights

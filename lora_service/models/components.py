@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTokenizer
-
 from lora_service.errors import BaseModelError
+from lora_service.models.families.family import Family
 from lora_service.models.registry import ACCEPTED
-from lora_service.models.text_encoders import TextEncoder
-
-_VOCABULARY_ENTRY = "a</w>"
-"""An entry of every vocabulary of CLIP's kind."""
 
 INPAINTING_CHANNELS = 9
 """Input channels of a UNet that takes a mask and a masked picture's latents behind 4 channels of latents."""
@@ -26,32 +20,35 @@ class Components:
     """A base's models as loaded.
 
     Attributes:
-        unet: the UNet.
+        family: of the base.
+        backbone: the UNet or transformer.
         vae: the VAE.
-        text_encoders: text encoders by the names of diffusers' folders: ``text_encoder``, XL's ``text_encoder_2`` too.
+        text_encoders: text encoders by the names of diffusers' folders: ``text_encoder``, ``text_encoder_2`` …
         tokenizers: tokenizers by the names of their text encoders.
         scheduler_config: the base's own, as in diffusers' ``scheduler_config.json``.
-        zeros_for_empty_prompt: diffusers' ``force_zeros_for_empty_prompt``.
+        pipeline_config: that of diffusers' pipeline, such as ``force_zeros_for_empty_prompt``.
     """
 
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL
-    text_encoders: Mapping[str, TextEncoder]
-    tokenizers: Mapping[str, CLIPTokenizer]
+    family: Family
+    backbone: Any
+    vae: Any
+    text_encoders: Mapping[str, Any]
+    tokenizers: Mapping[str, Any]
     scheduler_config: Mapping[str, Any]
-    zeros_for_empty_prompt: bool = False
+    pipeline_config: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
-    def from_pipeline(pipeline: Any) -> Components:
-        """Take the components out of one of diffusers' pipelines."""
-        suffixes = [end for end in ("", "_2") if getattr(pipeline, f"text_encoder{end}", None) is not None]
+    def from_pipeline(pipeline: Any, family: Family) -> Components:
+        """Take the components of a base of ``family`` out of one of diffusers' pipelines."""
+        suffixes = [end for end in ("", "_2", "_3") if getattr(pipeline, f"text_encoder{end}", None) is not None]
         return Components(
-            unet=pipeline.unet,
+            family=family,
+            backbone=getattr(pipeline, family.backbone),
             vae=pipeline.vae,
             text_encoders={f"text_encoder{end}": getattr(pipeline, f"text_encoder{end}") for end in suffixes},
             tokenizers={f"text_encoder{end}": getattr(pipeline, f"tokenizer{end}") for end in suffixes},
             scheduler_config=pipeline.scheduler.config,
-            zeros_for_empty_prompt=bool(pipeline.config.get("force_zeros_for_empty_prompt")),
+            pipeline_config=pipeline.config,
         )
 
 
@@ -61,22 +58,14 @@ def check_components(name: str, components: Components) -> None:
     The libraries load a model that lacks weights, and a tokenizer without a vocabulary, without an error.
 
     Raises:
-        BaseModelError: weights or a vocabulary are missing, or widths differ.
+        BaseModelError: weights or a vocabulary are missing, or the models do not fit together.
     """
-    unet, encoders = components.unet, components.text_encoders
-    check_channels(name, unet.config.in_channels, components.vae.config.latent_channels)
-    models = {"unet": unet, "vae": components.vae, **encoders}
+    family = components.family
+    models = {family.backbone: components.backbone, "vae": components.vae, **components.text_encoders}
     missing = (f"{part}.{key}" for part, model in models.items() for key, p in model.named_parameters() if p.is_meta)
     if first := next(missing, None):
         raise unusable(name, f"lacks weights, like {first}", code="incomplete_model")
-    for encoder, tokenizer in components.tokenizers.items():
-        if _VOCABULARY_ENTRY not in tokenizer.get_vocab():
-            tokenizer_name = encoder.replace("text_encoder", "tokenizer")
-            raise unusable(name, f"has a {tokenizer_name} without a vocabulary", code="incomplete_model")
-    encoder_width = sum(encoder.config.hidden_size for encoder in encoders.values())
-    if encoder_width != unet.config.cross_attention_dim:
-        reason = f"has text encoders of width {encoder_width} and a UNet that reads {unet.config.cross_attention_dim}"
-        raise unusable(name, reason, code="incomplete_model")
+    family.check(name, components)
 
 
 def check_channels(name: str, channels: int, latent_channels: int = 4) -> None:

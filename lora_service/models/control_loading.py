@@ -9,17 +9,17 @@ from diffusers import ControlNetModel, T2IAdapter
 from safetensors import SafetensorError
 
 from lora_service.errors import AdapterError, BaseModelError, InputError
-from lora_service.models.control_registry import AdapterType, Family, adapters_of_setting, find_adapter
+from lora_service.models.control_registry import AdapterType, adapters_of_setting, find_adapter
+from lora_service.models.defaults import ModelDefaults
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.hub_download import local_folder
 from lora_service.models.hub_files import CONFIG, select_adapter
-from lora_service.models.registry import EMBEDDED, ModelDefaults
+from lora_service.models.registry import EMBEDDED
 from lora_service.settings import Settings
 
 Adapter: TypeAlias = ControlNetModel | T2IAdapter
 
 _CLASSES: dict[str, Any] = {"ControlNetModel": ControlNetModel, "T2IAdapter": T2IAdapter}
-_FAMILY_BY_WIDTH: dict[int, Family] = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 
 
 class ControlModels:
@@ -55,11 +55,12 @@ class ControlModels:
         return self._loaded[1]
 
 
-def family_of(base: DiffusionBase) -> Family | None:
-    """Return the family whose adapters fit ``base``; None for one of no known family."""
+def family_of(base: DiffusionBase) -> str | None:
+    """Return the name of the family whose adapters fit ``base``; None where there are none."""
     if base.defaults.version == ModelDefaults.read(EMBEDDED / "base.json").version:
         return "embedded"
-    return _FAMILY_BY_WIDTH.get(base.unet.config.cross_attention_dim)
+    fits = base.text.width == base.family.control_width
+    return base.family.name if fits else None
 
 
 def load_adapter(where: str, settings: Settings) -> Adapter:
@@ -106,7 +107,8 @@ def check_adapter(where: str, adapter: Adapter, base: DiffusionBase) -> None:
             and config.addition_embed_type == unet.addition_embed_type
         )
     else:
-        fits = tuple(config.channels[: len(widths)]) == widths and base.is_xl == config.adapter_type.endswith("_xl")
+        is_of_family = config.adapter_type.endswith(base.family.t2i_adapter_end)
+        fits = tuple(config.channels[: len(widths)]) == widths and is_of_family
     if not fits:
         raise _unusable(where, f"was made for another base than {base.name!r}", "wrong_base")
 

@@ -15,10 +15,8 @@ ADAPTER_TYPES: tuple[AdapterType, ...] = get_args(AdapterType)
 LINE_TYPES: tuple[AdapterType, ...] = ("sketch", "canny", "lineart")
 """Types whose condition is white lines on black."""
 
-Family = Literal["embedded", "sd1", "sd2", "sdxl"]
-
 _LINES = str(EMBEDDED / "adapters" / "lines")
-ADAPTERS: Mapping[Family, Mapping[AdapterType, str]] = {
+ADAPTERS: Mapping[str, Mapping[AdapterType, str]] = {
     "embedded": dict.fromkeys(LINE_TYPES, _LINES),
     "sd1": {
         "sketch": "TencentARC/t2iadapter_sketch_sd15v2",
@@ -29,7 +27,6 @@ ADAPTERS: Mapping[Family, Mapping[AdapterType, str]] = {
         "lineart": "lllyasviel/control_v11p_sd15_lineart",
         "pose": "TencentARC/t2iadapter_openpose_sd14v1",
     },
-    "sd2": {},
     "sdxl": {
         "sketch": "TencentARC/t2i-adapter-sketch-sdxl-1.0",
         "depth": "TencentARC/t2i-adapter-depth-midas-sdxl-1.0",
@@ -57,14 +54,14 @@ def adapters_of_setting(settings: Settings) -> dict[AdapterType, str]:
     return named
 
 
-def find_adapter(adapter_type: AdapterType, family: Family | None, settings: Settings) -> str:
+def find_adapter(adapter_type: AdapterType, family: str | None, settings: Settings) -> str:
     """Return the folder or hub id of the adapter for a base of ``family``; None: of no known one.
 
     Raises:
         InputError: there is none (``no_adapter``).
         SettingError: as of :func:`adapters_of_setting`.
     """
-    known = {**(ADAPTERS[family] if family else {}), **adapters_of_setting(settings)}
+    known = {**ADAPTERS.get(family or "", {}), **adapters_of_setting(settings)}
     if adapter_type not in known:
         names = ", ".join(known) or "none"
         expected = f"one that there are weights for ({names} for this base); the setting ADAPTERS takes more"

@@ -9,15 +9,8 @@ import torch
 from safetensors import safe_open
 
 from lora_service.models.components import Components, unusable
-from lora_service.models.hub_files import INDEX
-from lora_service.models.text_encoders import TextEncoder
+from lora_service.models.registry import INDEX, family_in
 
-_PIPELINES = (
-    "StableDiffusionPipeline",
-    "StableDiffusionXLPipeline",
-    "StableDiffusionInpaintPipeline",
-    "StableDiffusionXLInpaintPipeline",
-)
 _OTHER_PIPELINES = {
     "InstructPix2Pix": "is an instruction editing model",
     "StableDiffusionXLImg2Img": "is Stable Diffusion XL's refiner",
@@ -34,7 +27,7 @@ def load_folder(folder: Path, name: str, dtype: torch.dtype) -> Components:
     """Load the models in ``folder``, on the CPU.
 
     Raises:
-        BaseModelError: it is no Stable Diffusion 1.x, 2.x or XL base.
+        BaseModelError: it is no base of any family.
         OSError, ValueError: it cannot be read.
     """
     import diffusers
@@ -43,20 +36,20 @@ def load_folder(folder: Path, name: str, dtype: torch.dtype) -> Components:
     if not isinstance(index, dict):
         raise unusable(name, f"has a {INDEX} that is no JSON object of its components", code="unreadable_model")
     pipeline_class = str(index.get("_class_name"))
-    if pipeline_class not in _PIPELINES:
-        reasons = (reason for part, reason in _OTHER_PIPELINES.items() if part in pipeline_class)
-        raise unusable(name, next(reasons, f"is for diffusers' {pipeline_class}"))
-    options: dict[str, Any] = {"dtype": dtype, "variant": _variant(folder)}
-    if "XL" not in pipeline_class:
-        options |= {"safety_checker": None, "requires_safety_checker": False}
-    components = Components.from_pipeline(getattr(diffusers, pipeline_class).from_pretrained(folder, **options))
+    other = next((reason for part, reason in _OTHER_PIPELINES.items() if part in pipeline_class), None)
+    family = None if other else family_in(folder)
+    if family is None:
+        raise unusable(name, other or f"is for diffusers' {pipeline_class}")
+    options = {"dtype": dtype, "variant": _variant(folder / family.backbone), **family.loading_options()}
+    pipeline = getattr(diffusers, pipeline_class).from_pretrained(folder, **options)
+    components = Components.from_pipeline(pipeline, family)
     for encoder_name, encoder in components.text_encoders.items():
         if missing := _missing_parameter(folder / encoder_name, encoder):
             raise unusable(name, f"lacks weights, like {encoder_name}.{missing}", code="incomplete_model")
     return components
 
 
-def _missing_parameter(folder: Path, encoder: TextEncoder) -> str | None:
+def _missing_parameter(folder: Path, encoder: Any) -> str | None:
     """Return a parameter that the safetensors files of ``folder``, if any, lack: transformers leaves it random."""
     keys = set()
     for path in folder.glob("*.safetensors"):
@@ -68,5 +61,5 @@ def _missing_parameter(folder: Path, encoder: TextEncoder) -> str | None:
 
 def _variant(folder: Path) -> str | None:
     """Return ``fp16`` for a folder that has no other weights."""
-    weights = [path.name for path in (folder / "unet").glob("diffusion_pytorch_model*")]
+    weights = [path.name for path in folder.glob("diffusion_pytorch_model*")]
     return "fp16" if weights and all(".fp16" in name for name in weights) else None

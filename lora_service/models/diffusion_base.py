@@ -1,4 +1,4 @@
-"""A base model in memory, with one interface for Stable Diffusion 1.x, 2.x and XL."""
+"""A base model in memory, with one interface for all families."""
 
 from __future__ import annotations
 
@@ -8,34 +8,36 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
 
-from lora_service.errors import InputError
+from lora_service.errors import InputError, SettingError
 from lora_service.models.compiled import Backend, CompiledModule
-from lora_service.models.registry import ModelDefaults
+from lora_service.models.defaults import ModelDefaults
+from lora_service.models.families.family import Family
 from lora_service.models.text_encoders import PromptEmbeds, TextEncoders
 
 
 @dataclass
 class DiffusionBase:
-    """The models of a Stable Diffusion, all in eval mode and without gradients.
+    """The models of a base, all in eval mode and without gradients.
 
     Attributes:
         name: the value of ``BASE_MODEL``, for messages.
+        family: knows whatever depends on it.
+        backbone: the UNet or transformer that denoises.
         scheduler_config: the base's own; every sampling scheduler and the noise schedule of the training follow it.
         defaults: the defaults of inputs that depend on the base.
-        dtype: that of the UNet and the text encoders; the VAE may have fp32
-            (:func:`lora_service.models.loading.vae_dtype`).
-        compiled: the UNet compiled, for drawing; None: it is not.
+        dtype: that of the backbone and the text encoders; the VAE may have another.
+        compiled: the backbone compiled, for drawing; None: it is not.
         compiled_decoder: the VAE's decoder compiled; None: it is not.
     """
 
     name: str
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL
+    family: Family
+    backbone: Any
+    vae: Any
     text: TextEncoders
     scheduler_config: dict[str, Any]
     defaults: ModelDefaults
@@ -47,12 +49,22 @@ class DiffusionBase:
     @property
     def components(self) -> dict[str, nn.Module]:
         """The models that a LoRA can change, by their names in LoRA files."""
-        return {"unet": self.unet, **self.text.encoders}
+        return {self.family.backbone: self.backbone, **(self.text.encoders if self.family.learns_text else {})}
 
     @property
-    def tokenizers(self) -> Mapping[str, CLIPTokenizer]:
-        """The tokenizer of each text encoder."""
-        return self.text.tokenizers
+    def tokenizers(self) -> Mapping[str, Any]:
+        """The tokenizers of the text encoders among the :attr:`components`, which can learn new tokens."""
+        return self.text.tokenizers if self.family.learns_text else {}
+
+    @property
+    def models(self) -> dict[str, nn.Module]:
+        """All models, by the names of diffusers' folders."""
+        return {self.family.backbone: self.backbone, "vae": self.vae, **self.text.encoders}
+
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        """The backbone of a family whose backbone is a UNet."""
+        return self.backbone
 
     def compile(self, *, backend: Backend = "inductor", cuda_graphs: bool = False) -> None:
         """Have :attr:`compiled` and :attr:`compiled_decoder` used for drawing; they are compiled at the first calls.
@@ -60,8 +72,13 @@ class DiffusionBase:
         Args:
             backend: of ``torch.compile``.
             cuda_graphs: replay recorded kernels for the first shapes, which saves launching them one by one.
+
+        Raises:
+            SettingError: its family is not compiled.
         """
-        self.compiled = CompiledModule(self.unet, backend=backend, cuda_graphs=cuda_graphs)
+        if self.family.objective == "flow":
+            raise SettingError("COMPILE", True, f"0 for {self.family.title}, which is drawn uncompiled")
+        self.compiled = CompiledModule(self.backbone, backend=backend, cuda_graphs=cuda_graphs)
         self.compiled_decoder = CompiledModule(self.vae, "decode", backend=backend, cuda_graphs=cuda_graphs)
 
     def to_device(self) -> None:
@@ -70,27 +87,24 @@ class DiffusionBase:
             nn.Module.to(model, self.device)
 
     @property
-    def is_xl(self) -> bool:
-        """True for Stable Diffusion XL, whose UNet takes the pooled text and the pictures' sizes too."""
-        return self.unet.config.addition_embed_type == "text_time"
-
-    @property
     def is_inpainting(self) -> bool:
-        """True for a UNet that takes a mask and the latents of a masked picture behind those it denoises."""
-        return bool(self.unet.config.in_channels != self.vae.config.latent_channels)
+        """True for a backbone that takes a mask and the latents of a masked picture behind those it denoises."""
+        return self.family.is_inpainting(self.vae, self.backbone)
 
     @cached_property
     def noise_schedule(self) -> DDPMScheduler:
-        """The forward process that the base was trained on."""
+        """The forward process that a base of diffusion was trained on."""
         return DDPMScheduler.from_config(self.scheduler_config)
 
     @property
     def prediction_type(self) -> str:
-        """``epsilon``, ``v_prediction`` or ``sample`` (the latents)."""
+        """``epsilon``, ``v_prediction``, ``sample`` (the latents), or of flow matching ``flow``: noise less latents."""
+        if self.family.objective == "flow":
+            return "flow"
         return str(self.noise_schedule.config.prediction_type)
 
     def denoise(self, noisy: Tensor, timesteps: Tensor, text: PromptEmbeds, sizes: Tensor | None = None) -> Tensor:
-        """Run the UNet on noisy latents.
+        """Run the backbone on noisy latents.
 
         Args:
             noisy: latents ``(b, c, h, w)``.
@@ -102,37 +116,36 @@ class DiffusionBase:
         Returns:
             The prediction ``(b, c, h, w)``, of :attr:`prediction_type`.
         """
-        added = {"text_embeds": text.pooled, "time_ids": sizes} if self.is_xl else None
-        return self.unet(noisy.to(self.unet.dtype), timesteps, text.states, added_cond_kwargs=added).sample
+        return self.family.predict(self.backbone, noisy, timesteps, text, sizes)
 
     def posterior(self, pixels: Tensor) -> DiagonalGaussianDistribution:
         """Encode pictures ``(b, 3, h, w)`` in [-1, 1]; samples of it need :meth:`scale_latents`."""
         return self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
 
     def scale_latents(self, latents: Tensor) -> Tensor:
-        """Scale latents of the VAE to the UNet's, which have about unit variance."""
-        return (latents - self._shift) * self.vae.config.scaling_factor
+        """Scale latents of the VAE to the backbone's, which have about unit variance."""
+        return self.family.to_backbone(self.vae, latents)
+
+    def scale_deviation(self, deviation: Tensor) -> Tensor:
+        """Scale the standard deviation of latents as :meth:`scale_latents` scales these."""
+        return self.family.deviation_to_backbone(self.vae, deviation)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode the UNet's latents ``(b, c, h, w)`` to pictures ``(b, 3, h, w)``, about in [-1, 1]."""
-        unscaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor + self._shift
+        """Decode the backbone's latents ``(b, c, h, w)`` to pictures ``(b, 3, h, w)``, about in [-1, 1]."""
+        unscaled = self.family.to_vae(self.vae, latents.to(self.vae.dtype))
         if self.compiled_decoder is not None:
             return self.compiled_decoder(unscaled, return_dict=False)[0]
         return self.vae.decode(unscaled).sample
 
     @property
-    def _shift(self) -> float:
-        return self.vae.config.shift_factor or 0.0
-
-    @property
     def vae_scale_factor(self) -> int:
         """Side of a picture in pixels divided by that of its latents."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        return self.family.latent_factor(self.vae)
 
     @property
     def size_step(self) -> int:
-        """The factor of widths and heights in pixels: the VAE's downsampling times the UNet's."""
-        return int(self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1))
+        """The factor of widths and heights in pixels."""
+        return self.family.size_step(self.vae, self.backbone)
 
     def nearest_side(self, pixels: float) -> int:
         """Return the multiple of :attr:`size_step` nearest to ``pixels``."""

@@ -16,7 +16,7 @@ takes longer than some trainings."""
 def fingerprint(base: DiffusionBase) -> str:
     """Return a hash of a base's weights and their dtypes, the same on every device."""
     digest = hashlib.sha256()
-    for name, model in sorted({**base.components, "vae": base.vae}.items()):
+    for name, model in sorted(base.models.items()):
         for key, tensor in model.state_dict().items():
             digest.update(f"{name}.{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
             flat = tensor.detach().flatten()

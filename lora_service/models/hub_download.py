@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_service.errors import BaseModelError, InputError
-from lora_service.models.hub_files import INDEX, HubFile, remove_unselected_components, select_files
-from lora_service.models.registry import REGISTRY, ModelDefaults, folder_of, locate
+from lora_service.models.defaults import ModelDefaults
+from lora_service.models.hub_files import HubFile, remove_unselected_components, select_files
+from lora_service.models.registry import INDEX, REGISTRY, folder_of, locate
 from lora_service.settings import Settings
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The files of a hub repository that make up a Stable Diffusion, with their sizes and hashes."""
+"""The files of a hub repository that make up a base, with their sizes and hashes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from lora_service.errors import BaseModelError
-from lora_service.models.registry import DEFAULTS_FILE
+from lora_service.models.defaults import DEFAULTS_FILE
+from lora_service.models.registry import FAMILIES, INDEX
 
-INDEX = "model_index.json"
-"""diffusers' list of a model's components."""
 CONFIG = "config.json"
 SAFETY_CHECKER_FOLDERS = ("safety_checker", "feature_extractor")
 """Folders of a Stable Diffusion with the safety checker and its preprocessing."""
 
-_REQUIRED = ("scheduler", "tokenizer", "text_encoder", "unet", "vae")
-_COMPONENTS = (*_REQUIRED, "tokenizer_2", "text_encoder_2")
-_WITHOUT_WEIGHTS = ("scheduler", "tokenizer", "tokenizer_2")
+_BACKBONES = tuple(dict.fromkeys(family.backbone for family in FAMILIES))
+_REQUIRED = ("scheduler", "tokenizer", "text_encoder", "vae")
+_WITHOUT_WEIGHTS = ("scheduler", "tokenizer", "tokenizer_2", "tokenizer_3")
+_COMPONENTS = (
+    *("scheduler", "tokenizer", "text_encoder", *_BACKBONES, "vae"),
+    *("tokenizer_2", "text_encoder_2", "tokenizer_3", "text_encoder_3"),
+)
+_CONFIGS = (".json", ".txt", ".jinja", ".model")
+"""Ends of the names of configurations and tokenizers: ``.jinja`` are chat templates, ``.model`` SentencePiece's."""
 _WEIGHTS = r"(?:model|diffusion_pytorch_model)"
 _PREFERENCE = (
     rf"{_WEIGHTS}\.fp16\.safetensors",
@@ -72,7 +77,7 @@ def select_files(hub_id: str, files: Iterable[HubFile]) -> list[HubFile]:
     """Select the files to load a model from: configurations, tokenizers, and one set of safetensors per component.
 
     Raises:
-        BaseModelError: the repository holds no Stable Diffusion in diffusers' layout, or only pickled weights.
+        BaseModelError: the repository holds no base in diffusers' layout, or only pickled weights.
     """
     by_path = {file.path: file for file in files}
     if INDEX not in by_path:
@@ -88,9 +93,14 @@ def select_files(hub_id: str, files: Iterable[HubFile]) -> list[HubFile]:
             selected += _select_component_files(hub_id, component, component_files)
         elif component in _REQUIRED:
             raise BaseModelError(
-                f"{hub_id!r} has no {component!r}, so it is no Stable Diffusion; choose another model.",
+                f"{hub_id!r} has no {component!r}, so it is no base model; choose another one.",
                 code="unsupported_model",
             )
+    if not any(file.path.startswith(f"{backbone}/") for file in selected for backbone in _BACKBONES):
+        missing = " or ".join(map(repr, _BACKBONES))
+        raise BaseModelError(
+            f"{hub_id!r} has no {missing}, so it is no base model; choose another one.", code="unsupported_model"
+        )
     return selected
 
 
@@ -131,7 +141,7 @@ def _select_component_files(
     hub_id: str, component: str, files: list[HubFile], preference: Sequence[str] = _PREFERENCE
 ) -> list[HubFile]:
     by_name = {PurePosixPath(file.path).name: file for file in files}
-    configs = [f for name, f in by_name.items() if name.endswith((".json", ".txt")) and ".index." not in name]
+    configs = [f for name, f in by_name.items() if name.endswith(_CONFIGS) and ".index." not in name]
     if component in _WITHOUT_WEIGHTS:
         return configs
     for pattern in preference:

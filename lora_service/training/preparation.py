@@ -15,6 +15,7 @@ from lora_service.dataset.options import DatasetOptions
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.settings import Settings
+from lora_service.training.adapters.lora_targets import check_targets
 from lora_service.training.data.class_dataset import (
     ClassPictures,
     PictureSources,
@@ -25,6 +26,7 @@ from lora_service.training.data.class_dataset import (
 from lora_service.training.data.class_image_cache import ClassImageCache
 from lora_service.training.data.class_images import ClassImageArtist
 from lora_service.training.inputs.config import CLASS_IMAGES, TrainConfig
+from lora_service.training.inputs.family_inputs import fit_to_family
 from lora_service.training.inputs.resolved_config import ResolvedConfig, resolve_config, with_trigger
 from lora_service.training.inputs.trigger_words import choose_trigger_word
 from lora_service.training.optimization.processes import Processes
@@ -89,6 +91,8 @@ class Preparation:
         Raises:
             InputError: an input cannot be used on this base.
         """
+        config = fit_to_family(config, self.base.family)
+        check_targets(self.base, config.lora_targets)
         drawn = random.SystemRandom().randrange(2**32)
         seed = self.processes.agree(drawn) if config.seed is None else config.seed
         word = choose_trigger_word(self.base.text, random.Random(seed))

@@ -162,14 +162,14 @@ def _token_group(tokens: AddedTokens, lr: float | None, weight_decay: float) -> 
 
 
 def _layer_groups(resolved: ResolvedConfig, layers: Layers) -> list[dict[str, Any]]:
-    """Return an optimiser's group per component, the UNet at its rate and every text encoder at the text's.
+    """Return an optimiser's group per component, the backbone at its rate and every text encoder at the text's.
 
     A component whose rate is 0 has none; its layers, of a LoRA to go on from, stay as they are. With a
     ``lora_plus_ratio`` (https://arxiv.org/abs/2402.12354) the up matrices are a group of their own.
     """
     config, groups = resolved.config, []
     for component, by_path in layers.items():
-        rate = config.learning_rate_unet if component == "unet" else config.learning_rate_text
+        rate = config.learning_rate_text if component.startswith("text_encoder") else config.learning_rate_unet
         if not rate:
             continue
         parts = [([p for layer in by_path.values() for p in layer.parameters.values()], rate)]
@@ -207,7 +207,7 @@ def _encode_once(text: TextEncoders, plan: BatchPlan) -> EncodeCaptions:
             encoded.clear()  # first: two blocks' embeds need not fit
             encoded[block.first] = _encode_block(text, block)
         embeds = encoded[block.first]
-        return PromptEmbeds(embeds.states[:, : batch.chunks * text.positions], embeds.pooled)[batch.captions[share]]
+        return embeds.first(batch.chunks * text.positions)[batch.captions[share]]
 
     return encode
 

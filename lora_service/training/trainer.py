@@ -36,6 +36,7 @@ from lora_service.training.data.class_dataset import (
 from lora_service.training.data.latent_cache import cache_latents
 from lora_service.training.export import TrainedAdapter, export_lora, job_state
 from lora_service.training.inputs.config import TrainConfig
+from lora_service.training.inputs.family_inputs import fit_to_family
 from lora_service.training.inputs.input_warnings import warn_of_inputs
 from lora_service.training.inputs.resolved_config import ResolvedConfig
 from lora_service.training.losses.preservation import ClassSet
@@ -138,6 +139,7 @@ class Trainer:
         preparation = Preparation(
             self.base, self.folder, self.settings, self._processes, self.log, self.start, self._timer
         )
+        fit_to_family(config, self.base.family, self.log)  # says what is left out
         resolved = preparation.resolve(config)
         check_optimizer(resolved.config, self.base.device)
         check_kind(resolved.config, self.base)
@@ -382,7 +384,8 @@ class Trainer:
         layers: dict[str, Mapping[str, LearnedLayer]] = {}
         for component, model in self.base.components.items():
             starts = self.start.starts(component, self.base) if self.start else {}
-            learn = bool(config.learning_rate_unet if component == "unet" else config.learning_rate_text)
+            is_backbone = component == self.base.family.backbone
+            learn = bool(config.learning_rate_unet if is_backbone else config.learning_rate_text)
             if learn or starts:
                 targets = learning_targets(self.base, component, config.lora_targets)
                 paths = targets if learn else ()

@@ -1,6 +1,6 @@
 """Batches: each image is that of its seed, whatever is drawn beside it, and memory decides how many there are."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Batches:
     denoise = batches.denoise
 
     def with_callback(plan: DenoisingPlan, seeds: Any) -> Any:
-        plan = DenoisingPlan(plan.pipeline, plan.arguments, plan.batch_arguments, [*plan.callbacks, callback])
+        plan = replace(plan, callbacks=[*plan.callbacks, callback])
         return denoise(plan, seeds)
 
     monkeypatch.setattr(batches, "denoise", with_callback)

@@ -18,7 +18,7 @@ from lora_service.generation.prompt_cache import PromptCache
 from lora_service.generation.request import GenerateRequest
 from lora_service.lora.scale import Scale, parse_scale
 from lora_service.lora.weights import LoraWeights
-from lora_service.models.registry import SD15
+from lora_service.models.families.sd1 import SD15
 from tests.lora.lora_fakes import random_lora
 from tests.small_base import hashes, pipeline_of, small_base
 from tests.small_models import FAMILIES

@@ -52,7 +52,7 @@ def inpainting_base(family: str) -> DiffusionBase:
 
 def theirs(base: DiffusionBase, pictures: InputImages, strength: float, **more: Any) -> Image.Image:
     plain = pipeline_of(base, DDIMScheduler, clip_sample=False, set_alpha_to_one=False)
-    name = "StableDiffusionXLInpaintPipeline" if base.is_xl else "StableDiffusionInpaintPipeline"
+    name = "StableDiffusionXLInpaintPipeline" if base.family.name == "sdxl" else "StableDiffusionInpaintPipeline"
     image = (
         getattr(diffusers, name)
         .from_pipe(plain)(
@@ -101,7 +101,7 @@ def test_inpainting_on_a_unet_of_9_channels_is_that_of_diffusers(family: str, st
         masked = base.scale_latents(base.posterior(pixels.masked_fill(hole, 0)).sample(rng))
     more = {"generator": rng, "image": image, "masked_image_latents": masked}
     plain = pipeline_of(base, DDIMScheduler, clip_sample=False, set_alpha_to_one=False)
-    name = "StableDiffusionXLInpaintPipeline" if base.is_xl else "StableDiffusionInpaintPipeline"
+    name = "StableDiffusionXLInpaintPipeline" if base.family.name == "sdxl" else "StableDiffusionInpaintPipeline"
     expected = (
         getattr(diffusers, name)
         .from_pipe(plain)(

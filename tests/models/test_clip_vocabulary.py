@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from lora_service.lora.token_embeddings import TokenEmbeddings
+from lora_service.models.clip_text_encoders import ClipTextEncoders
 from lora_service.models.diffusion_base import DiffusionBase
-from lora_service.models.single_file import SD2, XL, load_tokenizers
-from lora_service.models.text_encoders import TextEncoders, TokenIds
+from lora_service.models.families.sd2 import SD2
+from lora_service.models.families.sdxl import SDXL
+from lora_service.models.single_file import load_tokenizers
+from lora_service.models.text_encoders import TokenIds
 from lora_service.settings import Settings
 from lora_service.training.adapters.textual_inversion import added_tokens
 from tests.clip_vocabulary import ENTRIES, clip_folder
@@ -33,8 +36,8 @@ def base(checkpoint: Path) -> DiffusionBase:
     for encoder in base.text.encoders.values():
         encoder.resize_token_embeddings(ENTRIES, mean_resizing=False)
         encoder.requires_grad_(False)
-    base.text = TextEncoders(
-        base.text.encoders, load_tokenizers(XL, checkpoint, "any", Settings()), zeros_for_empty_prompt=True
+    base.text = ClipTextEncoders(
+        base.text.encoders, load_tokenizers(SDXL, checkpoint, "any", Settings()), zeros_for_empty_prompt=True
     )
     return base
 

@@ -7,8 +7,9 @@ from torch import nn
 
 from lora_service.lora.patcher import Patcher
 from lora_service.lora.scale import Scale
+from lora_service.models.families.sd1 import SD1
 from lora_service.models.float8 import FLOAT8, Float8Linear
-from lora_service.models.quantization import quantize_unet
+from lora_service.models.quantization import quantize_backbone
 from tests.lora.lora_fakes import random_lora
 from tests.small_models import small_models
 
@@ -19,7 +20,7 @@ def test_the_linear_layers_hold_a_byte_a_weight_and_predict_nearly_the_same() ->
     models = small_models("sd1")
     expected = models.unet_output()
     plain = {path: layer.weight.clone() for path, layer in models.unet.named_modules() if type(layer) is nn.Linear}
-    quantize_unet(models.unet, "fp8", torch.float32, CPU)
+    quantize_backbone(models.unet, "fp8", torch.float32, CPU, SD1.kept)
     layers = {path: layer for path, layer in models.unet.named_modules() if isinstance(layer, Float8Linear)}
     assert plain.keys() - layers.keys() == {path for path in plain if path.startswith("time_embedding")}
     for path, layer in layers.items():
@@ -33,7 +34,7 @@ def test_the_linear_layers_hold_a_byte_a_weight_and_predict_nearly_the_same() ->
 
 def test_a_lora_is_merged_in_full_and_taken_out_to_the_bit() -> None:
     models = small_models("sd1")
-    quantize_unet(models.unet, "fp8", torch.float32, CPU)
+    quantize_backbone(models.unet, "fp8", torch.float32, CPU, SD1.kept)
     before = {key: (value.dtype, value.clone()) for key, value in models.unet.state_dict().items()}
     bare = models.unet_output()
     patcher = Patcher(models.components, models.tokenizers)

@@ -10,8 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_service.errors import BaseModelError
+from lora_service.models.defaults import ModelDefaults
+from lora_service.models.families.sd1 import SD15
+from lora_service.models.families.sd2 import SD21, SD21_BASE
+from lora_service.models.families.sdxl import SDXL_BASE
 from lora_service.models.loading import choose_device, choose_dtype, load_base
-from lora_service.models.registry import EMBEDDED, SD15, SD21, SD21_BASE, SDXL, ModelDefaults, locate
+from lora_service.models.registry import EMBEDDED, locate
 from lora_service.settings import Settings
 from tests.errors import raises
 from tests.small_base import pipeline_of, small_base
@@ -49,7 +53,7 @@ def test_a_folder_of_an_xl_is_loaded_whole(tmp_path: Path, variant: str | None) 
     for name, model in original.components.items():
         for key, value in model.state_dict().items():
             assert torch.equal(loaded.components[name].state_dict()[key], value), (name, key)
-    assert (loaded.defaults, loaded.prediction_type, loaded.is_xl) == (SDXL, "v_prediction", True)
+    assert (loaded.defaults, loaded.prediction_type, loaded.family.name) == (SDXL_BASE, "v_prediction", "sdxl")
     assert loaded.text.zeros_for_empty_prompt
 
 
@@ -167,7 +171,7 @@ def test_an_inpainting_model_draws_and_is_not_trained(tmp_path: Path, family: st
         ({"cross_attention_dim": 768}, "epsilon", SD15),
         ({"cross_attention_dim": 1024}, "v_prediction", SD21),
         ({"cross_attention_dim": 1024}, "epsilon", SD21_BASE),
-        ({"cross_attention_dim": 2048, "addition_embed_type": "text_time"}, "epsilon", SDXL),
+        ({"cross_attention_dim": 2048, "addition_embed_type": "text_time"}, "epsilon", SDXL_BASE),
         ({}, "epsilon", None),
     ],
 )
@@ -180,6 +184,8 @@ def test_a_folders_defaults_are_its_familys_before_anything_is_loaded(
     ):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(json.dumps(content))
+    pipeline = "StableDiffusionXLPipeline" if "addition_embed_type" in config else "StableDiffusionPipeline"
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
     assert locate(str(tmp_path), tmp_path / "cache") == (tmp_path, defaults)
 
 

@@ -20,7 +20,7 @@ from lora_service.models.quantization import (
     check_quantization,
     is_quantized,
     quantization_of,
-    quantize_unet,
+    quantize_backbone,
     weight_shape,
 )
 from lora_service.settings import Quantization, Settings
@@ -42,8 +42,8 @@ quantizations = pytest.mark.parametrize("kind", QUANTIZED)
 def quantized_base(kind: Quantization, family: str = "sd1") -> DiffusionBase:
     """small_base with a quantized UNet, on the CPU, where bitsandbytes computes too, slowly."""
     components = small_components(family=family)
-    quantize_unet(components.unet, kind, torch.float32, CPU)
-    for layer in components.unet.modules():
+    quantize_backbone(components.backbone, kind, torch.float32, CPU, components.family.kept)
+    for layer in components.backbone.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):  # a kernel for inference, which repacks the weight in place
             layer.support_avx512bf16_for_cpu = False
     return assemble("small", components, DEFAULTS, CPU, torch.float32)

@@ -14,8 +14,12 @@ from lora_service.generation.generator import ImageGenerator
 from lora_service.generation.request import GenerateRequest
 from lora_service.generation.scheduler_classes import make_scheduler
 from lora_service.models import single_file
+from lora_service.models.families.sd1 import SD1
+from lora_service.models.families.sd2 import SD2
+from lora_service.models.families.sdxl import SDXL
+from lora_service.models.families.stable_diffusion import StableDiffusion
 from lora_service.models.loading import load_base
-from lora_service.models.single_file import CONFIGS, SD1, SD2, XL, SingleFileFamily, detect_family, scheduler_config
+from lora_service.models.single_file import CONFIGS, detect_family, scheduler_config
 from lora_service.settings import Settings
 from tests import original_layout
 from tests.errors import raises
@@ -40,7 +44,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         scheduler = CONFIGS / FOLDERS[family] / "scheduler" / "scheduler_config.json"
         (configs / "scheduler").mkdir()
         (configs / "scheduler" / scheduler.name).write_text(scheduler.read_text())
-        published = next(f for f in (SD1, SD2, XL) if f.name == FOLDERS[family])
+        published = next(f for f in (SD1, SD2, SDXL) if f.name == family)
         monkeypatch.setattr(single_file, "CONFIGS", tmp_path / "configs")
         monkeypatch.setattr(single_file, "_BY_TEXT_WIDTH", {SMALL_WIDTHS[family]: published})
         if tokenizer:
@@ -56,7 +60,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_single_file_generates_the_images_of_its_models(family: str, write: Any) -> None:
     loaded, original = load_base(Settings(base_model=str(write(family)))), small_base(family=family)
-    assert loaded.is_xl == (family == "sdxl")
+    assert loaded.family.name == family
     for name, model in {**original.components, "vae": original.vae}.items():
         state = (loaded.vae if name == "vae" else loaded.components[name]).state_dict()
         for key, value in model.state_dict().items():
@@ -140,8 +144,8 @@ def full_size_shapes(family: str) -> dict[str, tuple[int, ...]]:
     return {key: tuple(t.shape) for key, t in original_layout.unet(bare_unet(family).state_dict()).items()}
 
 
-@pytest.mark.parametrize(("folder", "family"), [("sd15", SD1), ("sd21", SD2), ("sdxl", XL)])
-def test_families_are_detected_by_their_shapes(folder: str, family: SingleFileFamily) -> None:
+@pytest.mark.parametrize(("folder", "family"), [("sd15", SD1), ("sd21", SD2), ("sdxl", SDXL)])
+def test_families_are_detected_by_their_shapes(folder: str, family: StableDiffusion) -> None:
     assert detect_family("any", full_size_shapes(folder)) is family
 
 

@@ -163,4 +163,4 @@ def encoded_by_diffusers(base: DiffusionBase, text: str, clip_skip: int | None =
         do_classifier_free_guidance=False,
         clip_skip=clip_skip or None,
     )
-    return encoded[0], encoded[2] if base.is_xl else encoded[0]
+    return encoded[0], encoded[2] if base.family.name == "sdxl" else encoded[0]

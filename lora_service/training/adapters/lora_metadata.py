@@ -13,8 +13,13 @@ from typing import Literal
 from lora_service.lora.weights import LoraSubject, subjects_to_header
 
 PredictionType = Literal["epsilon", "v", ""]
-MODELSPEC_PREDICTIONS: Mapping[str, PredictionType] = {"epsilon": "epsilon", "v_prediction": "v", "sample": ""}
-"""diffusers' ``prediction_type`` -> ModelSpec's name of it; there is none for predicting the latents themselves."""
+MODELSPEC_PREDICTIONS: Mapping[str, PredictionType] = {
+    "epsilon": "epsilon",
+    "v_prediction": "v",
+    "sample": "",
+    "flow": "",
+}
+"""diffusers' ``prediction_type`` -> ModelSpec's name of it; there is none for the latents and for flow matching."""
 
 
 @dataclass(frozen=True)

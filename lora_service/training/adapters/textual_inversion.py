@@ -15,8 +15,9 @@ from torch import nn
 
 from lora_service.errors import InputError
 from lora_service.lora.token_embeddings import TokenEmbeddings
+from lora_service.models.clip_text_encoders import TextEncoder
 from lora_service.models.diffusion_base import DiffusionBase
-from lora_service.models.text_encoders import TextEncoder, TextEncoders
+from lora_service.models.text_encoders import TextEncoders
 
 
 class LearnedTokens(nn.Module):

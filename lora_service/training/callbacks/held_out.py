@@ -139,12 +139,12 @@ class HeldOutLoss:
         variants = torch.zeros_like(images)
         latents = bucket.mean[0, images]
         noise = torch.randn(latents.shape, generator=generator).to(latents.device)  # the same on every device
-        timesteps = (torch.tensor(items) + 0.5) / self._count * self._denoising.num_timesteps
+        shares = (torch.tensor(items) + 0.5) / self._count
         subjects = [context.resolved.subjects[image.subject].text for image in context.held_out_images]
         captions = [fill_template(templates[k % len(templates)], subjects[k % len(templates)]) for k in items]
         chunks = max(min(context.resolved.config.chunks, text.chunks_for(text.count(caption))) for caption in captions)
         return _Batch(
-            noisy=self._denoising.at(latents, noise, timesteps.long().to(latents.device)),
+            noisy=self._denoising.at(latents, noise, shares),
             captions=text.tokenize(captions, chunks).to(latents.device),
             sizes=bucket.time_ids(variants, images),
             masks=bucket.masks(variants, images),

@@ -136,8 +136,7 @@ class BatchPlan:
         """Return the captions of batch ``i``, or of a share of its pictures, tokenized."""
         batch, ids = self[i], self.block_of(i).token_ids
         positions, captions = batch.chunks * self._text.positions, batch.captions[share]
-        by_encoder = {name: rows[captions, :positions] for name, rows in ids.by_encoder.items()}
-        return TokenIds(by_encoder, ids.is_empty[captions])
+        return ids[captions].first(positions)
 
     def _make_block(self, first: int) -> BatchBlock:
         if not first or first != self._block.first + len(self._block.batches):

@@ -122,7 +122,7 @@ def _encode_bucket(
         torch.stack(stds),
         torch.stack(masks).to(base.device) if has_masks else None,
         members,
-        torch.tensor(sizes, dtype=torch.float32, device=base.device) if base.is_xl else None,
+        torch.tensor(sizes, dtype=torch.float32, device=base.device) if base.family.takes_sizes else None,
     )
 
 
@@ -149,7 +149,7 @@ def _posterior(images: list[Image.Image], base: DiffusionBase) -> tuple[torch.Te
             means.append(posterior.mean.float())
             stds.append(posterior.std.float())
     # Clones leave inference mode, so that autograd may save them for its backward.
-    return base.scale_latents(torch.cat(means)).clone(), torch.cat(stds).mul(base.vae.config.scaling_factor).clone()
+    return base.scale_latents(torch.cat(means)).clone(), base.scale_deviation(torch.cat(stds)).clone()
 
 
 def _mask(mask: Image.Image | None, mirror: bool, size: tuple[int, int]) -> torch.Tensor:

@@ -23,7 +23,7 @@ from lora_service.dataset.options import (
     parse_prompts,
 )
 from lora_service.errors import InputError
-from lora_service.models.registry import ModelDefaults
+from lora_service.models.defaults import ModelDefaults
 from lora_service.settings import Settings
 from lora_service.validation import Int, validate, without_surrogates
 
@@ -40,6 +40,7 @@ LoraTargets = Literal[
     "attention", "attention+geglu", "attention+ff", "attention+ff+conv", "all-linear", "kohya", "kohya+conv"
 ]
 LoraKind = Literal["lora", "dora", "rslora", "lokr"]
+TimestepSampling = Literal["auto", "logit_normal", "uniform", "cubic", "mode"]
 OptimizerName = Literal["adamw", "adamw8bit", "prodigy", "adamw_schedule_free", "muon"]
 ORIGINAL_TARGETS: LoraTargets = "attention+geglu"
 """What the original trainers taught, and all that the cloneofsimo format has numbers for."""
@@ -85,7 +86,10 @@ class TrainConfig(BaseModel):
         description="Further sides in pixels, split by commas: every picture is taught at each of them too.",
     )
     max_train_steps_ti: Int = Field(
-        700, ge=0, le=20000, description="Steps of stage 1, which learns new tokens. 0: only the trigger is taught."
+        700,
+        ge=0,
+        le=20000,
+        description="Steps of stage 1, which learns new tokens on bases with a CLIP. 0: only the trigger is taught.",
     )
     max_train_steps_tuning: Int = Field(
         700, ge=0, le=20000, description="Steps of stage 2, which learns the LoRA. 0: only new tokens are learned."
@@ -209,6 +213,9 @@ class TrainConfig(BaseModel):
         le=1,
         description="Empty: 0.03 for styles and locations, else 0. Helps with very dark and bright pictures.",
     )
+    timestep_sampling: TimestepSampling = Field(
+        "auto", description="For bases of flow matching: how noise levels are drawn. auto: logit_normal."
+    )
     preservation: Literal["none", "prior", "output"] = Field(
         "none",
         description="Keep what the base knows of the class: prior, by class pictures; output, by what it predicts.",
@@ -288,7 +295,7 @@ class TrainConfig(BaseModel):
             "custom_prompts", "caption_dropout", "shuffle_tags", "keep_tokens", "max_token_length", "clip_skip",
             "mask_mode", "aspect_ratio_buckets", "more_resolutions", "random_crop", "flip", "color_jitter",
         ),
-        "Noise and loss": ("noise_offset", "snr_gamma"),
+        "Noise and loss": ("noise_offset", "snr_gamma", "timestep_sampling"),
         "Preservation": ("preservation", "preservation_weight", "class_prompt", "num_class_images"),
         "Memory and precision": ("gradient_checkpointing", "mixed_precision"),
         "Tokens": (

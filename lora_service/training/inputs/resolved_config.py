@@ -9,7 +9,7 @@ from itertools import chain, repeat
 from typing import Any
 
 from lora_service.errors import InputError
-from lora_service.models.registry import ModelDefaults
+from lora_service.models.defaults import ModelDefaults
 from lora_service.training.inputs.config import CLASS_IMAGES, PRODIGY_RATE, TrainConfig
 
 

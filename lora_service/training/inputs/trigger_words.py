@@ -15,7 +15,8 @@ MAX_PIECES = 3
 """Tokens of a trigger word: about 3.4 million words of the patterns have at most these in CLIP's vocabulary."""
 _TRIES = 200
 _SHORTEST_WORD = 4
-_END_OF_WORD = "</w>"
+_WHOLE_WORDS = ("{}</w>", "Ġ{}", "▁{}")
+"""Entries of vocabularies that are a whole word: CLIP's, those of byte-level BPE, and SentencePiece's."""
 
 
 def choose_trigger_word(text: TextEncoders, rng: random.Random) -> str:
@@ -51,4 +52,4 @@ def _is_rare(word: str, vocabulary: Container[str]) -> bool:
         return False
     lengths = range(_SHORTEST_WORD, len(word) + 1)
     parts = (part for length in lengths for part in (word[:length], word[-length:]))
-    return not any(part + _END_OF_WORD in vocabulary for part in parts)
+    return not any(form.format(part) in vocabulary for part in parts for form in _WHOLE_WORDS)

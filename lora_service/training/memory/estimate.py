@@ -9,6 +9,7 @@ In bytes, for batches of ``b`` pictures:
     step       b · (UNet + text encoders), twice where the class is preserved, saved for the backward pass:
                 UNet           x · Σ n (c_in + c_out) over residual blocks + y · Σ n c over transformer blocks,
                                with n positions and c channels each
+                transformer    see lora_service/training/memory/transformers.py
                 checkpointed   z · Σ n c_in over residual blocks and transformers, and the largest block anew
                 text encoders  w · n c for each layer, where something learns in them
                 more targets   the inputs of layers beyond ORIGINAL_TARGETS, whose own are counted above
@@ -46,13 +47,14 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from lora_service.errors import InputError
+from lora_service.models.clip_text_encoders import TextEncoder
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.quantization import weight_shape
-from lora_service.models.text_encoders import TextEncoder
 from lora_service.training.adapters.lora_layers import parameter_count
 from lora_service.training.adapters.lora_targets import TargetLayers, learning_targets, targets_in
 from lora_service.training.data.batches import CAPTIONS_PER_BLOCK
 from lora_service.training.inputs.config import ORIGINAL_TARGETS, TrainConfig
+from lora_service.training.memory.transformers import layer_positions, transformer_bytes
 from lora_service.training.optimization.optimizers import STATE_BYTES
 
 GIB = 2**30
@@ -132,10 +134,10 @@ def estimate(base: DiffusionBase, config: TrainConfig, *, checkpointing: bool) -
     """Estimate the training of the resolved ``config`` on ``base``."""
     side, batch = max(config.resolutions(base.defaults)), config.train_batch_size
     trains_text = bool(config.max_train_steps_tuning and config.learning_rate_text)
-    step = unet_bytes(base.unet, side // base.vae_scale_factor, base.dtype, checkpointing=checkpointing)
+    step = backbone_bytes(base, side // base.vae_scale_factor, checkpointing=checkpointing)
     # With "auto" captions are mostly short, and nobody has read them yet.
     positions = base.text.positions * (1 if config.max_token_length == "auto" else config.chunks)
-    if trains_text or config.max_train_steps_ti:
+    if base.family.learns_text and (trains_text or config.max_train_steps_ti):
         step += sum(encoder_bytes(e, positions, base.dtype) for e in base.text.encoders.values())
     layers = _layers(base, config)
     step += sum(
@@ -144,7 +146,7 @@ def estimate(base: DiffusionBase, config: TrainConfig, *, checkpointing: bool) -
     )
     kept = 0 if trains_text else min(CAPTIONS_PER_BLOCK, config.max_train_steps_tuning * config.train_batch_size)
     return MemoryEstimate(
-        weights=_weight_bytes(*base.components.values(), base.vae),
+        weights=_weight_bytes(*base.models.values()),
         parameters=_bytes_per_parameter(config) * _parameter_count(layers, config),
         captions=kept * positions * base.text.width * base.dtype.itemsize,
         step=round(batch * step * (2 if _preserves(config) else 1)),
@@ -168,6 +170,13 @@ def _steps_need_text(config: TrainConfig) -> bool:
 def _preserves(config: TrainConfig) -> bool:
     """Return True if stage 2 has the class in each batch beside the subject."""
     return bool(config.max_train_steps_tuning) and config.preservation != "none"
+
+
+def backbone_bytes(base: DiffusionBase, side: int, *, checkpointing: bool) -> float:
+    """Return the bytes saved of the backbone for one picture of ``side`` × ``side`` latents."""
+    if base.family.backbone == "unet":
+        return unet_bytes(base.unet, side, base.dtype, checkpointing=checkpointing)
+    return transformer_bytes(base, side, base.dtype, checkpointing=checkpointing)
 
 
 def unet_bytes(unet: UNet2DConditionModel, side: int, dtype: torch.dtype, *, checkpointing: bool) -> float:
@@ -206,14 +215,19 @@ def layer_bytes(
     Args:
         side: of the latents.
     """
-    known = targets_in(component, base.components[component], ORIGINAL_TARGETS)
+    known = targets_in(component, base.components[component], ORIGINAL_TARGETS, base.family)
     dora = (_FULL if base.dtype == torch.float32 else _HALF).dora if config.lora_kind == "dora" else 0.0
     saved = dict[str, float]()
     for path, layer in layers.items():
-        text = component != "unet" or path.endswith(("attn2.to_k", "attn2.to_v"))
-        positions = base.text.positions if text else _positions(path, side**2, base.unet)
+        positions = _layer_positions(base, component, path, side)
         saved[path] = positions * weight_shape(layer)[1] * (dora + (0 if path in known else base.dtype.itemsize))
-    return _at_once(saved, checkpointing=checkpointing and component == "unet")
+    return _at_once(saved, checkpointing=checkpointing and not component.startswith("text_encoder"))
+
+
+def _layer_positions(base: DiffusionBase, component: str, path: str, side: int) -> int:
+    if component != base.family.backbone or path.endswith(("attn2.to_k", "attn2.to_v")):
+        return base.text.positions
+    return _positions(path, side**2, base.unet) if component == "unet" else layer_positions(base, path, side)
 
 
 def _delta_bytes(layers: Mapping[str, TargetLayers], dtype: torch.dtype, *, checkpointing: bool) -> int:
@@ -225,7 +239,7 @@ def _delta_bytes(layers: Mapping[str, TargetLayers], dtype: torch.dtype, *, chec
                     path: math.prod(weight_shape(layer)) * (4.0 if isinstance(layer, nn.Linear) else dtype.itemsize)
                     for path, layer in of_component.items()
                 },
-                checkpointing=checkpointing and component == "unet",
+                checkpointing=checkpointing and not component.startswith("text_encoder"),
             )
         )
         for component, of_component in layers.items()
@@ -236,7 +250,7 @@ def _at_once(saved: Mapping[str, float], *, checkpointing: bool) -> float:
     """Return the bytes that are there at once of those saved by path: of the largest block where it is made anew."""
     by_block: dict[str, float] = {}
     for path, size in saved.items():
-        block = re.match(r".*?(?:transformer_blocks|resnets)\.\d+", path)
+        block = re.match(r".*?(?:transformer_blocks|resnets|layers|_refiner)\.\d+", path)
         name = block[0] if block else path
         by_block[name] = by_block.get(name, 0.0) + size
     return max(by_block.values(), default=0.0) if checkpointing else sum(by_block.values())
@@ -265,7 +279,7 @@ def _layers(base: DiffusionBase, config: TrainConfig) -> dict[str, TargetLayers]
         name: learning_targets(base, name, config.lora_targets)
         for name in base.components
         if config.max_train_steps_tuning
-        and (config.learning_rate_unet if name == "unet" else config.learning_rate_text)
+        and (config.learning_rate_unet if name == base.family.backbone else config.learning_rate_text)
     }
 
 

@@ -14,7 +14,7 @@ from lora_service.training.inputs.resolved_config import ResolvedConfig
 
 @contextmanager
 def precision(base: DiffusionBase, resolved: ResolvedConfig, *, checkpointing: bool) -> Iterator[torch.dtype | None]:
-    """Yield the dtype to compute in, None for fp32; within the context gradients of the UNet may be checkpointed.
+    """Yield the dtype to compute in, None for fp32; within the context gradients of the backbone may be checkpointed.
 
     ``auto`` is the dtype of the base's weights: fp32 on a CPU, which gains nothing from less, bf16 on a card that has
     it, fp16 (with scaled gradients) on older ones.
@@ -33,10 +33,10 @@ def precision(base: DiffusionBase, resolved: ResolvedConfig, *, checkpointing: b
     if not checkpointing:
         yield dtype
         return
-    base.unet.enable_gradient_checkpointing()
-    base.unet.train()  # diffusers checkpoints in training mode only; no part of these UNets has dropout
+    base.backbone.enable_gradient_checkpointing()
+    base.backbone.train()  # diffusers checkpoints in training mode only; no part of these models has dropout
     try:
         yield dtype
     finally:
-        base.unet.eval()
-        base.unet.disable_gradient_checkpointing()
+        base.backbone.eval()
+        base.backbone.disable_gradient_checkpointing()

@@ -26,9 +26,9 @@ def small_t2i_adapter(base: DiffusionBase, channels: int = 1) -> T2IAdapter:
     """Make a T2I-Adapter of the class of the base's family."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        kind, factor = ("full_adapter_xl", 8) if base.is_xl else ("full_adapter", 4)
+        kind, factor = ("full_adapter_xl", 8) if base.family.name == "sdxl" else ("full_adapter", 4)
         widths = [*base.unet.config.block_out_channels]
-        widths = [*widths, widths[-1], widths[-1]] if base.is_xl else widths
+        widths = [*widths, widths[-1], widths[-1]] if base.family.name == "sdxl" else widths
         adapter = T2IAdapter(channels, widths, 1, factor, kind)
     return adapter.eval()
 

@@ -53,9 +53,9 @@ def theirs(base: DiffusionBase, name: str, **inputs: Any) -> bytes:
     """Draw with a pipeline of diffusers that has the base's models and a control."""
     control = {key: inputs.pop(key) for key in ("controlnet", "adapter") if key in inputs}
     components = pipeline_of(base, DDIMScheduler, clip_sample=False, set_alpha_to_one=False).components
-    if "Adapter" not in name or not base.is_xl:
+    if "Adapter" not in name or base.family.name != "sdxl":
         components.pop("image_encoder", None)
-    more = {"requires_safety_checker": False} if not base.is_xl else {}
+    more = {"requires_safety_checker": False} if base.family.name != "sdxl" else {}
     components = {key: each for key, each in components.items() if key != "image_encoder"}
     pipeline = getattr(diffusers, name)(**components, **control, **more)
     pipeline.set_progress_bar_config(disable=True)
@@ -76,7 +76,7 @@ def test_a_controlnet_draws_as_in_diffusers(family: str, tmp_path: Path) -> None
     generator = controlled(base, saved(controlnet, tmp_path))
     images = InputImages(adapter_condition_image=condition())
     ours = pixels(generator.generate(request(adapter_scale=0.7), [], images=images))
-    name = f"StableDiffusion{'XL' * base.is_xl}ControlNetPipeline"
+    name = f"StableDiffusion{'XL' * (base.family.name == 'sdxl')}ControlNetPipeline"
     options = {"controlnet": controlnet, "controlnet_conditioning_scale": 0.7, "width": 40, "height": 32}
     assert ours == [theirs(base, name, image=condition(), **options)]
     assert ours != pixels(generator.generate(request(), []))
@@ -101,7 +101,7 @@ def test_a_t2i_adapter_draws_as_in_diffusers(family: str, tmp_path: Path) -> Non
     generator = controlled(base, saved(adapter, tmp_path))
     images = InputImages(adapter_condition_image=condition())
     ours = pixels(generator.generate(request(adapter_scale=0.7), [], images=images))
-    name = f"StableDiffusion{'XL' * base.is_xl}AdapterPipeline"
+    name = f"StableDiffusion{'XL' * (base.family.name == 'sdxl')}AdapterPipeline"
     options = {"adapter": adapter, "adapter_conditioning_scale": 0.7, "width": 40, "height": 32}
     assert ours == [theirs(base, name, image=condition().convert("L"), **options)]
     assert ours != pixels(generator.generate(request(), []))

@@ -18,6 +18,7 @@ from lora_service.lora.patcher import Patcher
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraWeights
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.families.sd1 import SD1
 from lora_service.training.adapters.lora_layers import LayerOptions, Layers, lora_layers, parameter_count
 from lora_service.training.adapters.lora_targets import learning_targets, targets_in
 from lora_service.training.export import TrainedAdapter
@@ -33,7 +34,7 @@ def output(base: DiffusionBase) -> tuple[torch.Tensor, torch.Tensor]:
     """What the UNet makes of noise, and the states of a caption."""
     generator = torch.Generator().manual_seed(0)
     x, t = torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([500, 20])
-    sizes = torch.tensor([[32.0, 32, 0, 0, 32, 32]] * 2) if base.is_xl else None
+    sizes = torch.tensor([[32.0, 32, 0, 0, 32, 32]] * 2) if base.family.name == "sdxl" else None
     with torch.no_grad():
         text = base.text.encode(base.text.tokenize(["a photo of a dog", "the cat"]))
         return base.denoise(x, t, text, sizes).clone(), text.states.clone()
@@ -165,7 +166,7 @@ def test_parameters_are_counted_as_peft_makes_them(kind: LoraKind, targets: Lora
 
 def test_every_layer_that_gets_a_lora_has_a_gradient_and_xls_unused_one_gets_none() -> None:
     base = small_base(family="sdxl")
-    everywhere = targets_in("text_encoder", base.components["text_encoder"], "kohya")
+    everywhere = targets_in("text_encoder", base.components["text_encoder"], "kohya", SD1)
     with learned(base, "lora", "kohya") as layers:
         assert {path for path in everywhere if path not in layers["text_encoder"]} == {
             path for path in everywhere if ".layers.1." in path
@@ -182,14 +183,14 @@ def test_every_layer_that_gets_a_lora_has_a_gradient_and_xls_unused_one_gets_non
 @pytest.mark.parametrize("targets", TARGETS)
 def test_target_sets_are_the_layers_that_they_name(targets: LoraTargets) -> None:
     base = small_base()
-    endings = {path.rpartition("transformer_blocks.0.")[2] for path in targets_in("unet", base.unet, targets)}
+    endings = {path.rpartition("transformer_blocks.0.")[2] for path in targets_in("unet", base.unet, targets, SD1)}
     assert ("ff.net.0.proj" in endings) == (targets != "attention")
     assert ("ff.net.2" in endings) == (targets not in ("attention", "attention+geglu"))
-    layers = targets_in("unet", base.unet, targets)
+    layers = targets_in("unet", base.unet, targets, SD1)
     kernels = {layer.kernel_size for layer in layers.values() if isinstance(layer, nn.Conv2d)}
     assert ((3, 3) in kernels) == targets.endswith("+conv")
     assert any(path.endswith("proj_in") for path in layers) == targets.startswith("kohya")  # convolutions in 1.x
-    text = targets_in("text_encoder", base.components["text_encoder"], targets)
+    text = targets_in("text_encoder", base.components["text_encoder"], targets, SD1)
     assert any(path.endswith("fc1") for path in text) == targets.startswith(("kohya", "all"))
     if targets == "all-linear":
         assert set(layers) == {path for path, layer in base.unet.named_modules() if isinstance(layer, nn.Linear)}

@@ -8,6 +8,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from lora_service.errors import InputError
+from lora_service.models.families.sd1 import SD1
 from lora_service.training.adapters.lora_layers import FusedLoraLinear, LayerOptions, lora_layers
 from lora_service.training.adapters.lora_targets import targets_in
 from lora_service.training.adapters.textual_inversion import added_tokens, initial_embeddings, pull_norms
@@ -20,7 +21,7 @@ OPTIONS = LayerOptions(4, 4.0)
 
 
 def paths_of(component: str, model: torch.nn.Module) -> list[str]:
-    return list(targets_in(component, model, ORIGINAL_TARGETS))
+    return list(targets_in(component, model, ORIGINAL_TARGETS, SD1))
 
 
 def ids_of(tokenizer: object, text: str) -> torch.Tensor:
@@ -148,7 +149,7 @@ def test_a_switched_off_layer_is_its_base() -> None:
 @pytest.mark.parametrize("kind", get_args(LoraKind))
 def test_what_learns_is_fp32_in_a_half_precision_base_and_the_seed_alone_decides_its_start(kind: LoraKind) -> None:
     unet = small_base().unet.to(torch.bfloat16)
-    paths = targets_in("unet", unet, "kohya+conv")
+    paths = targets_in("unet", unet, "kohya+conv", SD1)
     starts = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed + 5)

@@ -7,7 +7,7 @@ import pytest
 from lora_service.dataset.options import CaptionSource
 from lora_service.dataset.report import DatasetReport, UsedImage
 from lora_service.errors import InputError
-from lora_service.models.registry import SD15
+from lora_service.models.families.sd1 import SD15
 from lora_service.settings import Settings
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.inputs.input_warnings import warn_of_inputs

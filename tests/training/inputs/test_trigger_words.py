@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import CLIPTokenizer
 
-from lora_service.models.text_encoders import TextEncoders
+from lora_service.models.clip_text_encoders import ClipTextEncoders
 from lora_service.training.inputs.trigger_words import MAX_PIECES, _is_rare, _random_word, choose_trigger_word
 from tests.clip_vocabulary import clip_folder
 from tests.small_base import small_base
@@ -22,7 +22,7 @@ def clip(tmp_path: Path) -> CLIPTokenizer:
 
 
 def test_triggers_are_short_pronounceable_and_no_words(clip: CLIPTokenizer) -> None:
-    text = TextEncoders({}, {"text_encoder": clip})
+    text = ClipTextEncoders({}, {"text_encoder": clip})
     words = [choose_trigger_word(text, random.Random(seed)) for seed in range(200)]
     assert len(set(words)) == len(words)
     vocabulary = clip.get_vocab()

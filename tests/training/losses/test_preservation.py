@@ -13,6 +13,7 @@ import torch
 from lora_service.errors import InputError
 from lora_service.lora.files import read_lora
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.families.sd1 import SD1
 from lora_service.settings import Settings
 from lora_service.training.adapters.lora_layers import LayerOptions, LearnedLayer, lora_layers
 from lora_service.training.adapters.lora_targets import targets_in
@@ -63,7 +64,7 @@ def source(base: DiffusionBase, colors: tuple[str, ...], sides: tuple[int, ...] 
 
 def unet_layers(base: DiffusionBase) -> AbstractContextManager[Mapping[str, LearnedLayer]]:
     """Let the usual layers of the UNet learn, with rank 2."""
-    targets = targets_in("unet", base.unet, ORIGINAL_TARGETS)
+    targets = targets_in("unet", base.unet, ORIGINAL_TARGETS, SD1)
     return lora_layers(base.unet, targets, LayerOptions(2, 2.0), torch.Generator().manual_seed(0))
 
 

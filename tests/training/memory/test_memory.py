@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from benchmarks.activations import count_encoder, count_unet
-from benchmarks.random_models import DEFAULTS, bare_text_encoder, bare_unet, bare_vae
+from benchmarks.random_models import DEFAULTS, FAMILY, bare_text_encoder, bare_unet, bare_vae
 from lora_service.errors import InputError
+from lora_service.models.clip_text_encoders import ClipTextEncoders
 from lora_service.models.diffusion_base import DiffusionBase
-from lora_service.models.loading import vae_dtype
-from lora_service.models.text_encoders import TextEncoders
 from lora_service.training.data.batches import CAPTIONS_PER_BLOCK
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.inputs.resolved_config import resolve_config
@@ -42,9 +41,10 @@ def full_base(family: str) -> DiffusionBase:
     vae = bare_vae(family)
     return DiffusionBase(
         name=family,
-        unet=torch.nn.Module.to(bare_unet(family), BF16),
-        vae=torch.nn.Module.to(vae, vae_dtype(vae.config, BF16, is_xl=xl)),
-        text=TextEncoders(encoders, {}),
+        family=FAMILY[family],
+        backbone=torch.nn.Module.to(bare_unet(family), BF16),
+        vae=torch.nn.Module.to(vae, FAMILY[family].vae_dtype(vae.config, BF16)),
+        text=ClipTextEncoders(encoders, {}),
         scheduler_config={},
         defaults=DEFAULTS[family],
         device=torch.device("meta"),

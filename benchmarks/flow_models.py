@@ -1,0 +1,89 @@
+"""Full-size bases of flow matching without values, on the meta device: for counts of memory and of what a LoRA matches.
+
+The configurations are those of the published models, as far as the classes' own defaults are not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import torch
+from torch import nn
+from transformers import Qwen3Config, Qwen3Model
+
+from lora_service.models.chat_text_encoder import ChatTextEncoder
+from lora_service.models.components import Components
+from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.families.flow import FlowFamily
+from lora_service.models.registry import FAMILIES, REGISTRY
+
+META = torch.device("meta")
+_KLEIN = {
+    "in_channels": 128,
+    "num_layers": 5,
+    "num_single_layers": 20,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 7680,
+    "guidance_embeds": False,
+}
+_FLUX_VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 16,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+_MODELS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
+    "klein": ("Flux2Transformer2DModel", _KLEIN, "AutoencoderKLFlux2", {}),
+    "zimage": ("ZImageTransformer2DModel", {}, "AutoencoderKL", _FLUX_VAE),
+}
+"""Short name of the base -> class and configuration of the transformer and of the VAE."""
+BARE = tuple(_MODELS)
+"""The bases that are here, by their short names."""
+
+
+def bare_transformer(name: str) -> nn.Module:
+    """Return a transformer: 3.9 billion weights for ``klein``, 6.2 billion for ``zimage``."""
+    class_name, config, _, _ = _MODELS[name]
+    with META:
+        transformer: nn.Module = getattr(diffusers, class_name)(**config)
+    return transformer
+
+
+def bare_base(name: str, dtype: torch.dtype = torch.bfloat16, *, quantization: str = "none") -> DiffusionBase:
+    """Return a whole base; with ``quantization`` ``nf4`` its transformer's linear layers hold half a byte a weight."""
+    _, _, vae_class, vae_config = _MODELS[name]
+    family = next(each for each in FAMILIES if name in each.bases)
+    assert isinstance(family, FlowFamily)
+    with META:
+        vae = getattr(diffusers, vae_class)(**vae_config)
+        encoder = Qwen3Model(_qwen3_4b())
+    models = [nn.Module.to(model, dtype) for model in (bare_transformer(name), vae, encoder)]
+    if quantization == "nf4":
+        _pack(models[0], family.kept)
+    components = Components(family, models[0], models[1], {"text_encoder": models[2]}, {}, {})
+    text = family.text_encoders(components)
+    assert isinstance(text, ChatTextEncoder)
+    return DiffusionBase(name, family, models[0], models[1], text, {}, REGISTRY[name].defaults, META, dtype)
+
+
+def _pack(model: nn.Module, kept: tuple[str, ...]) -> None:
+    for path, layer in model.named_modules():
+        if isinstance(layer, nn.Linear) and path.split(".")[0] not in kept:
+            packed = torch.empty(layer.weight.numel() // 2, dtype=torch.uint8, device=META)
+            layer.weight = nn.Parameter(packed, requires_grad=False)
+
+
+def _qwen3_4b() -> Qwen3Config:
+    return Qwen3Config(
+        hidden_size=2560,
+        intermediate_size=9728,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
+    )

@@ -1,0 +1,156 @@
+"""Tiny random bases of flow matching, of diffusers' own classes, for tests of training and generation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLFlux2,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2Transformer2DModel,
+    ZImageTransformer2DModel,
+)
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+
+from lora_service.models.components import Components
+from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.loading import assemble
+from lora_service.models.registry import FAMILIES
+
+FLOW_FAMILIES = ("flux2-klein", "zimage")
+_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+"""A chat template with Qwen3's tokens."""
+_WIDTH = 16
+
+
+def small_flow_base(family: str, **defaults: Any) -> DiffusionBase:
+    """Make a base of one of ``FLOW_FAMILIES``; the same every time."""
+    chosen = next(each for each in FAMILIES if each.name == family)
+    components = small_flow_components(family)
+    own = chosen.defaults(components.scheduler_config, components.pipeline_config)
+    small = replace(own, **{"resolution": 32, "bucket_step": 16, "num_inference_steps": 2, **defaults})
+    return assemble("small", components, small, torch.device("cpu"), torch.float32)
+
+
+def small_flow_components(family: str) -> Components:
+    """Make the components of :func:`small_flow_base`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformer, vae, encoder, scheduler = _MAKERS[family]()
+        for model in (transformer, vae, encoder):
+            for parameter in model.parameters():  # also what is made of zeros or not set
+                if not parameter.isfinite().all() or parameter.abs().max() == 0:
+                    torch.nn.init.normal_(parameter, std=0.1)
+    return Components(
+        family=next(each for each in FAMILIES if each.name == family),
+        backbone=transformer.eval(),
+        vae=vae.eval(),
+        text_encoders={"text_encoder": encoder.eval()},
+        tokenizers={"text_encoder": chat_tokenizer()},
+        scheduler_config=dict(scheduler.config),
+    )
+
+
+def flow_pipeline_of(base: DiffusionBase) -> Any:
+    """Make diffusers' own pipeline of the base's models."""
+    pipeline = getattr(diffusers, base.family.pipelines["text2img"])(
+        scheduler=FlowMatchEulerDiscreteScheduler.from_config(base.scheduler_config),
+        vae=base.vae,
+        transformer=base.backbone,
+        text_encoder=base.text.encoders["text_encoder"],
+        tokenizer=base.text.tokenizers["text_encoder"],
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    """Make a byte-level tokenizer with Qwen3's special tokens and a template."""
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    entries = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *specials]
+    tokenizer = Tokenizer(models.BPE({entry: number for number, entry in enumerate(entries)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(specials)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=specials[0], eos_token=specials[2], chat_template=_TEMPLATE
+    )
+
+
+def _qwen3(layers: int) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=320,
+        hidden_size=_WIDTH,
+        intermediate_size=2 * _WIDTH,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=512,
+    )
+
+
+def _klein() -> tuple[Any, Any, Any, Any]:
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * _WIDTH,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    vae = AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=32,
+    )
+    vae.bn.running_mean.normal_(std=0.2)
+    vae.bn.running_var.uniform_(0.5, 2)
+    return transformer, vae, Qwen3ForCausalLM(_qwen3(28)), FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+
+
+def _zimage() -> tuple[Any, Any, Any, Any]:
+    transformer = ZImageTransformer2DModel(
+        in_channels=4,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=_WIDTH,
+        axes_dims=[4, 6, 6],
+        axes_lens=[1024, 64, 64],
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+        sample_size=32,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    return transformer, vae, Qwen3Model(_qwen3(3)), FlowMatchEulerDiscreteScheduler(shift=3.0)
+
+
+_MAKERS = {"flux2-klein": _klein, "zimage": _zimage}
