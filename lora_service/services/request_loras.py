@@ -25,7 +25,7 @@ from lora_service.settings import Settings
 if TYPE_CHECKING:
     from lora_service.generation.generator import ScaledLora
     from lora_service.lora.weights import LoraWeights
-    from lora_service.models.registry import ModelDefaults
+    from lora_service.models.defaults import ModelDefaults
 
 PARSED_BYTES = 2**30
 """Memory of the parsed LoRAs that are kept, beside those of the last request: the same link again costs nothing."""
