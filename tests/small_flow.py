@@ -10,19 +10,31 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
     Flux2Transformer2DModel,
+    Krea2Transformer2DModel,
+    QwenImageTransformer2DModel,
     ZImageTransformer2DModel,
 )
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLModel,
+)
 
 from lora_service.models.components import Components
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.loading import assemble
 from lora_service.models.registry import FAMILIES
 
-FLOW_FAMILIES = ("flux2-klein", "zimage")
+FLOW_FAMILIES = ("flux2-klein", "zimage", "krea2", "qwen-image")
 _TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
@@ -57,12 +69,15 @@ def small_flow_components(family: str) -> Components:
         text_encoders={"text_encoder": encoder.eval()},
         tokenizers={"text_encoder": chat_tokenizer()},
         scheduler_config=dict(scheduler.config),
+        pipeline_config=_PIPELINE_CONFIGS.get(family, {}),
     )
 
 
 def flow_pipeline_of(base: DiffusionBase) -> Any:
     """Make diffusers' own pipeline of the base's models."""
+    config = _PIPELINE_CONFIGS.get(base.family.name, {})
     pipeline = getattr(diffusers, base.family.pipelines["text2img"])(
+        **config,
         scheduler=FlowMatchEulerDiscreteScheduler.from_config(base.scheduler_config),
         vae=base.vae,
         transformer=base.backbone,
@@ -95,7 +110,7 @@ def _qwen3(layers: int) -> Qwen3Config:
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=8,
-        max_position_embeddings=512,
+        max_position_embeddings=1024,
     )
 
 
@@ -153,4 +168,41 @@ def _zimage() -> tuple[Any, Any, Any, Any]:
     return transformer, vae, Qwen3Model(_qwen3(3)), FlowMatchEulerDiscreteScheduler(shift=3.0)
 
 
-_MAKERS = {"flux2-klein": _klein, "zimage": _zimage}
+def _qwen_vae() -> Any:
+    return AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
+        latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.8, 1.2, 1.0],
+    )  # fmt: skip
+
+
+def _krea2() -> tuple[Any, Any, Any, Any]:
+    transformer = Krea2Transformer2DModel(
+        in_channels=16, num_layers=2, attention_head_dim=8, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=32, timestep_embed_dim=16, text_hidden_dim=_WIDTH, num_text_layers=2,
+        text_num_attention_heads=2, text_num_key_value_heads=2, text_intermediate_size=32,
+        num_layerwise_text_blocks=1, num_refiner_text_blocks=1, axes_dims_rope=(4, 2, 2),
+    )  # fmt: skip
+    text = _qwen3(3).to_dict() | {"rope_scaling": {"rope_type": "default", "mrope_section": [2, 1, 1]}}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": _WIDTH}
+    encoder = Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=vision | {"deepstack_visual_indexes": [0]}))
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_image_seq_len=6400)
+    return transformer, _qwen_vae(), encoder, scheduler
+
+
+def _qwen_image() -> tuple[Any, Any, Any, Any]:
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=_WIDTH, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    text = {
+        "vocab_size": 320, "hidden_size": _WIDTH, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 2048,
+        "rope_scaling": {"type": "mrope", "rope_type": "default", "mrope_section": [2, 1, 1]},
+    }  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": _WIDTH}
+    encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+    return transformer, _qwen_vae(), encoder, FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+
+
+_PIPELINE_CONFIGS: dict[str, dict[str, Any]] = {"krea2": {"text_encoder_select_layers": (1, 3)}}
+_MAKERS = {"flux2-klein": _klein, "zimage": _zimage, "krea2": _krea2, "qwen-image": _qwen_image}

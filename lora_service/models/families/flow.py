@@ -78,6 +78,23 @@ class FlowFamily(Family):
         return float(16 * hidden * (self.positions(height, width) + 512) * backbone.dtype.itemsize)
 
 
+class PackedFlowFamily(FlowFamily):
+    """A family whose pipelines hold latents as a sequence of patches of 2 × 2, ``(b, n, 4c)``."""
+
+    takes_packed_latents = True
+
+    def pack(self, latents: Tensor) -> Tensor:
+        from torch.nn.functional import pixel_unshuffle
+
+        return pixel_unshuffle(latents, self.patch).flatten(2).transpose(1, 2)
+
+    def unpack(self, packed: Tensor, height: int, width: int) -> Tensor:
+        from torch.nn.functional import pixel_shuffle
+
+        grid = (height // self.patch, width // self.patch)
+        return pixel_shuffle(packed.transpose(1, 2).unflatten(2, grid), self.patch)
+
+
 def coordinates(time: int, height: int, width: int, length: int, like: Tensor) -> Tensor:
     """Return positions ``(time · height · width · length, 4)`` on the device of ``like``."""
     import torch
