@@ -221,6 +221,7 @@ class Patcher:
     def _check(self, weights: LoraWeights) -> set[ModuleKey]:
         """Return the modules of a LoRA that the models do not have; raise if it is for another base."""
         made_for = detect_lora_base(weights)
+        fits_base = not made_for or not self._base or can_be_for(weights, self._base)
         missing: set[ModuleKey] = set()
         for component, path, change in weights:
             weight = self._weights.get((component, path))
@@ -238,7 +239,8 @@ class Patcher:
                     f"{component}.{path} is of the shape {change.shape} there and of {tuple(weight.shape)} here."
                 )
         total = sum(map(len, weights.layers.values()))
-        if missing and made_for and self._base and not can_be_for(weights, self._base):
+        # Transformers of different families have modules of the same names and shapes.
+        if not fits_base and (missing or "transformer" in weights.layers):
             raise WrongBaseError(f"The LoRA was made for {made_for} and does not fit {self._base}.")
         if len(missing) == total and (total or not weights.embeddings):
             named = ", ".join(sorted(shortened(".".join(key)) for key in missing)[:3]) or "none"

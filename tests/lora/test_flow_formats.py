@@ -21,7 +21,7 @@ from lora_service.lora.scale import parse_scale
 from lora_service.lora.summary import as_text, summarize
 from lora_service.lora.weights import LoraLayer, LoraWeights, WeightChange
 from tests.errors import raises
-from tests.lora.flow_fakes import NAMES, small_transformer
+from tests.lora.flow_fakes import NAMES, full_size_transformer, small_transformer
 from tests.lora.lora_fakes import assert_same_changes, random_lora, save
 from tests.small_models import small_models
 
@@ -264,6 +264,16 @@ def test_a_lora_for_another_family_is_an_error_that_names_both(
     with raises(WrongBaseError) as caught:
         patcher.apply([(lora_of(made_for), parse_scale("1"))])
     assert all(title in str(caught.value) for title in titles)
+
+
+def test_a_lora_of_names_and_shapes_that_another_family_has_too_is_refused() -> None:
+    layer = LoraLayer(torch.zeros(1, 3072), torch.zeros(3072, 1), 1.0)
+    layers = {"transformer": {f"transformer_blocks.{number}.attn.to_q": layer for number in range(5)}}
+    patcher = Patcher({"transformer": full_size_transformer("qwen-image")}, {})
+    with raises(WrongBaseError) as caught:
+        patcher.apply([(LoraWeights(layers), parse_scale("1"))])
+    assert "FLUX.2 klein 4B" in str(caught.value)
+    assert "Qwen-Image" in str(caught.value)
 
 
 def test_unets_and_transformers_refuse_each_others_loras() -> None:

@@ -190,7 +190,7 @@ def test_a_published_file_is_read_whole_and_fits_its_family(name: str) -> None:
     tensors = listed.tensors()
     assert find_format(tensors, {}).name == listed.file_format
     lora = parse_lora(TensorFile(tensors))
-    assert lora.warnings == ()
+    assert [warning for warning in lora.warnings if "adapter_config.json" not in warning] == []
     assert detect_lora_base(lora) == listed.title
     shapes = shapes_of(full_size_transformer(listed.family))
     changes = lora.layers["transformer"]

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers.loaders import lora_conversion_utils, single_file_utils
+from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from lora_service.lora.files import parse_lora, read_lora, write_lora
@@ -198,6 +200,25 @@ def test_a_lokr_of_z_image_does_the_same_in_diffusers(tmp_path: Path) -> None:
     }
     tensors |= {key.replace("lokr_w1", "alpha"): torch.tensor(0.5) for key in tensors if key.endswith("lokr_w1")}
     assert_same("zimage", save(tmp_path / "lora.safetensors", tensors))
+
+
+def test_what_diffusers_writes_does_the_same_through_ours(tmp_path: Path) -> None:
+    """Compare a file that holds its adapter's configuration in the header, with a rank that is not alpha."""
+    torch.manual_seed(0)
+    model = small_transformer("zimage")
+    patterns = {"to_v": 2}
+    config = LoraConfig(
+        r=3, lora_alpha=5, target_modules=["to_q", "to_v", "w1"], init_lora_weights=False, alpha_pattern=patterns
+    )
+    model.add_adapter(config)
+    pipeline_of("zimage", model).save_lora_weights(
+        tmp_path,
+        transformer_lora_layers=get_peft_model_state_dict(model),
+        transformer_lora_adapter_metadata=model.peft_config["default"].to_dict(),
+    )
+    path = tmp_path / "pytorch_lora_weights.safetensors"
+    assert {change.alpha for _, _, change in read_lora(path)} == {2.0, 5.0}
+    assert_same("zimage", path)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -67,8 +67,9 @@ def candidates(shapes: Mapping[str, Shape], metadata: Mapping[str, str] | None =
         return ()
     tied = [candidate for candidate in found if candidate.known == most]
     tied = [candidate for candidate in tied if candidate.versions or not candidate.sized]
-    tied = [candidate for candidate in tied if candidate.exact] or [c for c in tied if c.sized] or tied
-    return tuple([c for c in tied if _is_in_header(c.family, metadata or {})] or tied)
+    tied = [candidate for candidate in tied if _is_in_header(candidate.family, metadata or {})] or tied
+    # Nearly every training changes the last block too.
+    return tuple([c for c in tied if c.exact] or [c for c in tied if c.sized] or tied)
 
 
 def lora_candidates(weights: LoraWeights) -> tuple[Candidate, ...]:
