@@ -68,6 +68,7 @@ class Family(ABC):
         control_width: the width of the prompt embeds of the family's published ControlNets; None: none are known.
         drawing_step: the factor of widths and heights of what is drawn, where it is another than :meth:`size_step`.
         takes_packed_latents: True if its pipelines' argument ``latents`` is as of :meth:`pack`.
+        reads_negative_prompt: False if its pipelines have no guidance away from a prompt.
         t2i_adapter_end: the end of the ``adapter_type`` of its T2I-Adapters.
     """
 
@@ -87,6 +88,7 @@ class Family(ABC):
     t2i_adapter_end: ClassVar[str] = "_adapter"
     drawing_step: ClassVar[int | None] = None
     takes_packed_latents: ClassVar[bool] = False
+    reads_negative_prompt: ClassVar[bool] = True
 
     @abstractmethod
     def matches(self, backbone: Config) -> bool:
