@@ -56,7 +56,7 @@ class Flux1(PackedFlowFamily):
             *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
         ),
         gate=("ff.net.0.proj", "ff_context.net.0.proj", "proj_mlp"),
-        feed_forward=("ff.net.2", "ff_context.net.2", "blocks.proj_out"),
+        feed_forward=("ff.net.2", "ff_context.net.2", "proj_out"),
         blocks=("transformer_blocks", "single_transformer_blocks"),
     )
     kept = ("time_text_embed", "x_embedder", "context_embedder", "norm_out", "proj_out")
