@@ -244,6 +244,7 @@ def test_the_header_tells_apart_what_sizes_do_not() -> None:
     layers = {"transformer": {f"transformer_blocks.{number}.attn.to_q": layer for number in range(19)}}
     assert detect_lora_base(LoraWeights(layers, metadata={"modelspec.architecture": "chroma/lora"})) == "Chroma"
     assert detect_lora_base(LoraWeights(layers, metadata={"ss_base_model_version": "flux1"})) == "FLUX.1"
+    assert detect_lora_base(LoraWeights(layers, metadata={"modelspec.architecture": "Flux.1-dev/lora"})) == "FLUX.1"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ FLUX.1's and FLUX.2's original blocks have the same names. Hidden size and numbe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lora_service.lora.flow.families import FAMILIES
@@ -112,6 +112,9 @@ def _has_aspect(module: Module, shape: Shape) -> bool:
 
 
 def _is_in_header(family: TransformerFamily, metadata: Mapping[str, str]) -> bool:
-    values: Iterable[str] = (metadata.get(key, "") for key in _HEADER_KEYS)
-    plain = [re.sub(r"[._ ]", "-", value.lower()) for value in values]
-    return any(value.startswith(name) for value in plain for name in family.header_names)
+    values = [_hyphenated(metadata.get(key, "")) for key in _HEADER_KEYS]
+    return any(value.startswith(_hyphenated(name)) for value in values for name in family.header_names)
+
+
+def _hyphenated(text: str) -> str:
+    return re.sub(r"[._ ]", "-", text.lower())

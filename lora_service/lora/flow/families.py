@@ -139,7 +139,7 @@ FLUX2 = TransformerFamily(
     ),
     swapped=("final_layer.adaLN_modulation.1",),
     aspects={"img_mlp.0": 6, "txt_mlp.0": 6, "img_mlp.2": 1 / 3, "txt_mlp.2": 1 / 3, "linear1": 9, "linear2": 1 / 4},
-    header_names=("flux2-klein", "flux-2", "flux2"),
+    header_names=("flux2_klein", "flux-2", "flux2"),
 )
 
 _ZIMAGE_BLOCK = {
@@ -234,7 +234,7 @@ QWEN_IMAGE = TransformerFamily(
         "time_text_embed.timestep_embedder.linear_2", "norm_out.linear", "proj_out",
     ),
     versions=(Version("Qwen-Image", 3072, {"transformer_blocks": 60}),),
-    header_names=("qwen-image",),
+    header_names=("qwen_image",),
     writes_paths=True,
     writes_alpha=True,
 )  # fmt: skip

@@ -98,8 +98,7 @@ class TransformerFamily:
         shares: end of an original name -> :attr:`Entry.shares`, where they are not equal.
         swapped: originals with shift before scale.
         aspects: end of an original name -> :attr:`Entry.aspect`.
-        header_names: beginnings of ``ss_base_model_version`` and ``modelspec.architecture``, in small letters with
-            hyphens; the first is written.
+        header_names: beginnings of ``ss_base_model_version`` and ``modelspec.architecture``; the first is written.
         writes_paths: ComfyUI reads the names of diffusers' class for it, and trainers write these.
         writes_alpha: loaders take kohya's factors with alpha; of the others some refuse every tensor but factors.
     """
