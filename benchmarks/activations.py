@@ -123,7 +123,7 @@ def count_transformer(
     n, texts = side // base.vae_scale_factor, base.text.positions
     channels = _latent_channels(base)
     noisy, timesteps = torch.empty(1, channels, n, n, device=META, dtype=dtype), torch.empty(1, device=META)
-    shape = (1, texts, base.text.width)
+    shape: tuple[int, ...] = (1, texts, base.text.width)
     if name == "krea2":  # whose embeds are a stack of layers
         layers = transformer.config.num_text_layers
         shape = (1, texts, layers, base.text.width // layers)

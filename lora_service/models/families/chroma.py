@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_service.models.defaults import ModelDefaults, RegisteredBase
 from lora_service.models.families.family import Bases, Config, Pipelines
-from lora_service.models.families.flow import PackedFlowFamily
+from lora_service.models.families.flow import SCHEDULER, PackedFlowFamily
 from lora_service.models.families.flux1 import FLUX1, picture_ids
 
 if TYPE_CHECKING:
@@ -42,6 +42,11 @@ class Chroma(PackedFlowFamily):
     pipelines: ClassVar[Pipelines] = {"text2img": "ChromaPipeline"}
     bases: ClassVar[Bases] = {"chroma": RegisteredBase("lodestones/Chroma1-HD", CHROMA_HD, "Apache 2.0")}
     targets = FLUX1.targets
+    imports = (
+        f"diffusers:ChromaPipeline ChromaTransformer2DModel {SCHEDULER}",
+        "transformers:T5EncoderModel T5Tokenizer T5TokenizerFast",
+        "lora_service.models.t5_text_encoder",
+    )
     kept = ("distilled_guidance_layer", "x_embedder", "context_embedder", "norm_out", "proj_out")
 
     def defaults(self, scheduler: Config, pipeline: Config) -> ModelDefaults:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 FINE_STEPS = 200
 """Steps that stand for a training's noise levels, which are as fine as can be."""
+SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 SHORT_SEQUENCE, LONG_SEQUENCE = 256, 4096
 """Positions of pictures of 256 and of 1024 pixels a side."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_service.models.defaults import ModelDefaults, RegisteredBase
 from lora_service.models.families.family import Bases, Config, Pipelines, TargetNames
-from lora_service.models.families.flow import PackedFlowFamily, coordinates
+from lora_service.models.families.flow import SCHEDULER, PackedFlowFamily, coordinates
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +58,11 @@ class Flux1(PackedFlowFamily):
         gate=("ff.net.0.proj", "ff_context.net.0.proj", "proj_mlp"),
         feed_forward=("ff.net.2", "ff_context.net.2", "proj_out"),
         blocks=("transformer_blocks", "single_transformer_blocks"),
+    )
+    imports = (
+        f"diffusers:FluxPipeline FluxTransformer2DModel {SCHEDULER}",
+        "transformers:T5EncoderModel T5TokenizerFast",
+        "lora_service.models.t5_text_encoder",
     )
     kept = ("time_text_embed", "x_embedder", "context_embedder", "norm_out", "proj_out")
     reads_negative_prompt = False

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_service.models.defaults import ModelDefaults, RegisteredBase
 from lora_service.models.families.family import Bases, Config, Pipelines, TargetNames
+from lora_service.models.families.flow import SCHEDULER, coordinates
 from lora_service.models.families.qwen_latents import QwenLatentsFamily
 
 if TYPE_CHECKING:
@@ -55,6 +56,11 @@ class Krea2(QwenLatentsFamily):
         feed_forward=("ff.down",),
         blocks=("transformer_blocks",),
     )
+    imports = (
+        f"diffusers:Krea2Pipeline Krea2Transformer2DModel AutoencoderKLQwenImage {SCHEDULER}",
+        "transformers:Qwen3VLModel Qwen2Tokenizer Qwen2TokenizerFast",
+        "lora_service.models.template_text_encoder",
+    )
     kept = ("img_in", "time_embed", "time_mod_proj", "text_fusion", "txt_in", "final_layer")
 
     def defaults(self, scheduler: Config, pipeline: Config) -> ModelDefaults:
@@ -79,8 +85,6 @@ class Krea2(QwenLatentsFamily):
         self, backbone: Any, noisy: Tensor, timesteps: Tensor, text: PromptEmbeds, sizes: Tensor | None
     ) -> Tensor:
         import torch
-
-        from lora_service.models.families.flow import coordinates
 
         height, width = noisy.shape[-2:]
         grid = coordinates(1, height // self.patch, width // self.patch, 1, noisy)[:, :3]

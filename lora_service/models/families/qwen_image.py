@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_service.models.defaults import ModelDefaults, RegisteredBase
 from lora_service.models.families.family import Bases, Config, Pipelines, TargetNames
+from lora_service.models.families.flow import SCHEDULER
 from lora_service.models.families.qwen_latents import QwenLatentsFamily
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ class QwenImage(QwenLatentsFamily):
         gate=("img_mlp.net.0.proj", "txt_mlp.net.0.proj"),
         feed_forward=("img_mlp.net.2", "txt_mlp.net.2"),
         blocks=("transformer_blocks",),
+    )
+    imports = (
+        f"diffusers:QwenImagePipeline QwenImageTransformer2DModel AutoencoderKLQwenImage {SCHEDULER}",
+        "transformers:Qwen2_5_VLForConditionalGeneration Qwen2Tokenizer Qwen2TokenizerFast",
+        "lora_service.models.template_text_encoder",
     )
     kept = ("time_text_embed", "img_in", "txt_in", "norm_out", "proj_out")
 
