@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from benchmarks.flow_models import BARE, bare_base
 from benchmarks.random_models import bare_text_encoder, bare_unet
+from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.families.sd1 import SD1
 from lora_service.models.text_encoders import PromptEmbeds
 from lora_service.training.adapters.lora_layers import LayerOptions, lora_layers
@@ -119,11 +120,16 @@ def count_transformer(
     """Return the bytes that a transformer with LoRA layers saves in one step on one picture; as :func:`count_unet`."""
     base = bare_base(name, dtype)
     transformer, family = _frozen(base.backbone, dtype), base.family
-    channels = base.vae.config.latent_channels * (base.vae_scale_factor // 8) ** 2
     n, texts = side // base.vae_scale_factor, base.text.positions
+    channels = _latent_channels(base)
     noisy, timesteps = torch.empty(1, channels, n, n, device=META, dtype=dtype), torch.empty(1, device=META)
-    states = torch.empty(1, texts, base.text.width, device=META, dtype=dtype)
-    text = PromptEmbeds(states, mask=torch.ones(1, texts, dtype=torch.bool))
+    shape: tuple[int, ...] = (1, texts, base.text.width)
+    if name == "krea2":  # whose embeds are a stack of layers
+        layers = transformer.config.num_text_layers
+        shape = (1, texts, layers, base.text.width // layers)
+    states = torch.empty(shape, device=META, dtype=dtype)
+    pooled = torch.empty(1, 768, device=META, dtype=dtype) if name == "flux-dev" else None
+    text = PromptEmbeds(states, pooled, mask=torch.ones(1, texts, dtype=torch.bool))
     with ExitStack() as stack:
         saved = stack.enter_context(_saved_storages(transformer, dtype))
         paths = targets_in(family.backbone, transformer, targets, family)
@@ -133,6 +139,12 @@ def count_transformer(
             transformer.enable_gradient_checkpointing(_checkpoint(saved))
         family.predict(transformer, noisy, timesteps, text, None)
     return sum(storage.nbytes() for storage in saved.values())
+
+
+def _latent_channels(base: DiffusionBase) -> int:
+    config = base.vae.config
+    channels = config.get("latent_channels") or config.z_dim
+    return int(channels * (base.vae_scale_factor // 8) ** 2)
 
 
 def _frozen(model: Any, dtype: torch.dtype) -> Any:

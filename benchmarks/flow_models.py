@@ -10,9 +10,20 @@ from typing import Any
 import diffusers
 import torch
 from torch import nn
-from transformers import Qwen3Config, Qwen3Model
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLModel,
+    T5Config,
+    T5EncoderModel,
+)
 
-from lora_service.models.chat_text_encoder import ChatTextEncoder
+from benchmarks.random_models import small_tokenizer
 from lora_service.models.components import Components
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.families.flow import FlowFamily
@@ -36,11 +47,34 @@ _FLUX_VAE = {
     "use_quant_conv": False,
     "use_post_quant_conv": False,
 }
+_FLUX = {"guidance_embeds": True}
 _MODELS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     "klein": ("Flux2Transformer2DModel", _KLEIN, "AutoencoderKLFlux2", {}),
     "zimage": ("ZImageTransformer2DModel", {}, "AutoencoderKL", _FLUX_VAE),
+    "krea2": ("Krea2Transformer2DModel", {}, "AutoencoderKLQwenImage", {}),
+    "chroma": ("ChromaTransformer2DModel", {}, "AutoencoderKL", _FLUX_VAE),
+    "flux-dev": ("FluxTransformer2DModel", _FLUX, "AutoencoderKL", _FLUX_VAE),
+    "qwen-image": ("QwenImageTransformer2DModel", {}, "AutoencoderKLQwenImage", {}),
 }
 """Short name of the base -> class and configuration of the transformer and of the VAE."""
+_T5_XXL = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
+_QWEN3_4B = {
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+}
+_QWEN25_7B = {
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+}
 BARE = tuple(_MODELS)
 """The bases that are here, by their short names."""
 
@@ -60,13 +94,13 @@ def bare_base(name: str, dtype: torch.dtype = torch.bfloat16, *, quantization: s
     assert isinstance(family, FlowFamily)
     with META:
         vae = getattr(diffusers, vae_class)(**vae_config)
-        encoder = Qwen3Model(_qwen3_4b())
-    models = [nn.Module.to(model, dtype) for model in (bare_transformer(name), vae, encoder)]
+        made = _text_encoders(name)
+    models = [nn.Module.to(model, dtype) for model in (bare_transformer(name), vae)]
+    encoders = {part: nn.Module.to(encoder, dtype) for part, encoder in made.items()}
     if quantization == "nf4":
         _pack(models[0], family.kept)
-    components = Components(family, models[0], models[1], {"text_encoder": models[2]}, {}, {})
-    text = family.text_encoders(components)
-    assert isinstance(text, ChatTextEncoder)
+    tokenizers = dict.fromkeys(encoders, small_tokenizer())
+    text = family.text_encoders(Components(family, models[0], models[1], encoders, tokenizers, {}))
     return DiffusionBase(name, family, models[0], models[1], text, {}, REGISTRY[name].defaults, META, dtype)
 
 
@@ -77,13 +111,15 @@ def _pack(model: nn.Module, kept: tuple[str, ...]) -> None:
             layer.weight = nn.Parameter(packed, requires_grad=False)
 
 
-def _qwen3_4b() -> Qwen3Config:
-    return Qwen3Config(
-        hidden_size=2560,
-        intermediate_size=9728,
-        num_hidden_layers=36,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        tie_word_embeddings=True,
-    )
+def _text_encoders(name: str) -> dict[str, nn.Module]:
+    if name in ("klein", "zimage"):
+        return {"text_encoder": Qwen3Model(Qwen3Config(**_QWEN3_4B))}
+    if name == "krea2":
+        return {"text_encoder": Qwen3VLModel(Qwen3VLConfig(text_config=_QWEN3_4B))}
+    if name == "qwen-image":
+        config = Qwen2_5_VLConfig(text_config=_QWEN25_7B, vision_config={"out_hidden_size": 3584})
+        return {"text_encoder": Qwen2_5_VLForConditionalGeneration(config)}
+    t5 = T5EncoderModel(T5Config(**_T5_XXL, feed_forward_proj="gated-gelu"))
+    if name == "chroma":
+        return {"text_encoder": t5}
+    return {"text_encoder": CLIPTextModel(CLIPTextConfig(hidden_size=768)), "text_encoder_2": t5}

@@ -17,9 +17,10 @@ from PIL import Image
 from lora_service.cli.main import cli
 from lora_service.lora.files import read_lora
 from tests.small_base import picture_zip
-from tests.small_flow import FLOW_FAMILIES, flow_pipeline_of, small_flow_base
+from tests.small_flow import flow_pipeline_of, small_flow_base
 
 STEPS = {"task": "object", "class_word": "dog", "seed": 7, "max_train_steps_tuning": 2, "samples": 1}
+FLOW_FAMILIES = ("flux2-klein", "zimage")
 ARCHITECTURES = {"flux2-klein": "flux-2-klein/lora", "zimage": "z-image/lora"}
 
 

@@ -51,7 +51,7 @@ def inspect_command(file: Path, as_object: bool) -> None:
     "lora_format",
     required=True,
     type=click.Choice(FORMAT_NAMES),
-    help="kohya: every tool; diffusers: its pipelines; cloneofsimo: the first Replicate trainers; "
+    help="kohya or comfyui: every tool; diffusers: its pipelines; cloneofsimo: the first Replicate trainers; "
     "embedding: only the learned tokens, for A1111 and ComfyUI.",
 )
 @click.option("-o", "--output", type=_FILE, help="Where to write.  [default: a new name beside FILE]")

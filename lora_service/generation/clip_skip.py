@@ -24,7 +24,7 @@ def choose_clip_skip(
     the log says so. kohya's trainer writes the setting for Stable Diffusion XL too, where it has no effect, so where
     another layer than the last is the base's own, only a LoRA of this package counts.
     """
-    if request.clip_skip is not None:
+    if request.clip_skip is not None or not base.family.learns_text:
         return request.clip_skip
     own = base.family.own_clip_skip
     asked = [

@@ -24,6 +24,8 @@ def fit_to_family(request: GenerateRequest, family: Family, log: Callable[[str],
     for name, value in neutral.items():
         if getattr(request, name) not in (None, value):
             raise _refused(name, getattr(request, name), f"{value} for {family.title}, which draws without it")
+    if request.negative_prompt and not family.reads_negative_prompt:
+        raise _refused("negative_prompt", request.negative_prompt, f"empty for {family.title}, which reads none")
     if request.scheduler in family.schedulers:
         return request
     own = family.schedulers[0]

@@ -258,7 +258,7 @@ class ImageGenerator:
             )
         arguments: dict[str, Any] = {
             "num_inference_steps": steps,
-            "guidance_scale": self._guidance_scale(request),
+            **self.base.family.guidance(self._guidance_scale(request)),
             **mode.arguments,
             **encoder.encode(prompts),
         }

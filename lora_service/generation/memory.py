@@ -45,7 +45,7 @@ def denoising_bytes(base: DiffusionBase, size: Size) -> float:
 
 def decoding_bytes(base: DiffusionBase, size: Size) -> float:
     """Estimate what decoding one picture whole takes beside the weights."""
-    widths = base.vae.config.block_out_channels
+    widths = base.family.vae_widths(base.vae)
     width = widths[min(1, len(widths) - 1)]
     return _SAFETY * size[0] * size[1] * _DECODER_WIDTHS * width * base.vae.dtype.itemsize
 

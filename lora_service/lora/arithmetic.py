@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lora_service.errors import InputError, LoraFileError, WrongBaseError
-from lora_service.lora.base_detection import detect_lora_base
+from lora_service.lora.base_detection import can_be_for, detect_lora_base
 from lora_service.lora.lycoris import DoraLayer, FullDifference
 from lora_service.lora.scale import Scale, block_of, with_outer_blocks
 from lora_service.lora.summary import block_of_module, block_order
@@ -227,7 +227,7 @@ def _dense(change: WeightChange) -> Tensor:
 
 def _check_one_base(loras: Sequence[LoraWeights]) -> None:
     bases = dict.fromkeys(base for weights in loras if (base := detect_lora_base(weights)) is not None)
-    if len(bases) > 1:
+    if not all(can_be_for(weights, base) for base in list(bases)[:1] for weights in loras):
         raise WrongBaseError(f"The LoRAs are of different bases: {', '.join(bases)}.")
 
 

@@ -1,10 +1,13 @@
-"""The base model that a LoRA or a model belongs to, by the width of its cross-attention, else by the header."""
+"""The base model that a LoRA or a model belongs to, by the width of its cross-attention, else by the header; that of a
+transformer by :mod:`lora_service.lora.flow.detection`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
 
+from lora_service.lora.flow.detection import candidates, family_of_title, lora_candidates
+from lora_service.lora.flow.families import FAMILIES
 from lora_service.lora.weights import LoraWeights
 
 Shape = tuple[int, ...]
@@ -15,7 +18,9 @@ _BASE_BY_CROSS_ATTENTION_DIM = {
     1024: SD2,
     2048: SDXL,
 }
-NAMED_BASES = frozenset(_BASE_BY_CROSS_ATTENTION_DIM.values())
+NAMED_BASES = frozenset(_BASE_BY_CROSS_ATTENTION_DIM.values()) | {
+    title for family in FAMILIES for title in (family.title, *(version.title for version in family.versions))
+}
 _BASE_BY_HEADER_PREFIX = {
     "sdxl": SDXL,
     "stable-diffusion-xl": SDXL,
@@ -30,13 +35,29 @@ _LATER_TRANSFORMER_BLOCK = re.compile(r"\.transformer_blocks\.[1-9]")
 
 
 def detect_lora_base(weights: LoraWeights) -> str | None:
-    """Return the name of the base that a LoRA was made for; None if neither shapes nor header identify it."""
+    """Return the name of the base that a LoRA was made for; None if neither shapes nor header identify it.
+
+    Where the modules can be those of several transformers, it is the likeliest.
+    """
+    if found := lora_candidates(weights):
+        return found[0].title
     shapes = {component: _shapes(weights, component) for component in weights.layers}
     base = _from_shapes(shapes.get("unet", ()), shapes.get("text_encoder", ()), "text_encoder_2" in weights.layers)
     if base is None and weights.embeddings:
         rows = next(iter(weights.embeddings.values()))
         base = _base_name(2048 if "text_encoder_2" in rows else rows["text_encoder"].shape[-1])
     return base or _from_header(weights.metadata)
+
+
+def can_be_for(weights: LoraWeights, base: str) -> bool:
+    """Return False if a LoRA was made for another base than this one, as :func:`detect_lora_base` names it.
+
+    Sizes of one family count as one base: their shapes tell them apart, module by module.
+    """
+    found, family = lora_candidates(weights), family_of_title(base)
+    if found or family:
+        return any(candidate.family is family for candidate in found)
+    return detect_lora_base(weights) in (None, base)
 
 
 def has_sdxl_modules(weights: LoraWeights) -> bool:
@@ -49,8 +70,14 @@ def has_sdxl_modules(weights: LoraWeights) -> bool:
     )
 
 
-def detect_model_base(unet: Iterable[tuple[str, Shape]], text_encoder: Iterable[tuple[str, Shape]]) -> str | None:
+def detect_model_base(
+    unet: Iterable[tuple[str, Shape]],
+    text_encoder: Iterable[tuple[str, Shape]],
+    transformer: Iterable[tuple[str, Shape]] = (),
+) -> str | None:
     """Return the name of a model's base from the (module path, shape of the weight) pairs of its components."""
+    if found := candidates(dict(transformer)):
+        return found[0].title
     return _from_shapes(unet, text_encoder, False)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lora_service.errors import InputError, LoraFileError
 from lora_service.lora.archive import EMBEDDINGS_NAME, is_archive, is_torch_file, unpack_lora
-from lora_service.lora.formats import adapter_config, cloneofsimo, diffusers, embedding, kohya
+from lora_service.lora.formats import adapter_config, cloneofsimo, comfyui, diffusers, embedding, kohya
 from lora_service.lora.formats.named_modules import BUNDLE_PREFIX
 from lora_service.lora.formats.other_files import kind_of
 from lora_service.lora.formats.stored_tokens import TOKENS_KEY, tokens_from_training
@@ -47,6 +47,7 @@ class LoraFormat:
 
 FORMATS = (
     LoraFormat("kohya", kohya.detects, kohya.read, kohya.write),
+    LoraFormat("comfyui", comfyui.detects, comfyui.read, kohya.write),  # kohya's where ComfyUI has no own
     LoraFormat("diffusers", diffusers.detects, diffusers.read, diffusers.write),
     LoraFormat("cloneofsimo", cloneofsimo.detects, cloneofsimo.read, cloneofsimo.write),
     LoraFormat("embedding", embedding.detects, embedding.read, embedding.write),

@@ -1,4 +1,4 @@
-"""The tensors of one module -> its change of a weight; what the formats share once keys are split.
+"""The tensors of one module <-> its change of a weight; what the formats share once keys are split.
 
 A key is a component, a module path and a suffix; suffixes are those of the kohya format here.
 """
@@ -20,7 +20,9 @@ from lora_service.lora.weights import BIAS, LoraLayer, WeightChange
 MAX_RANK = 4096
 """The highest rank that is read: above every dimension of the models served, so more is a mistake or an attack."""
 MAX_WEIGHT_ITEMS = 32 * 1024**2
-"""The largest weight that may be changed; a convolution of 2,560 channels, the largest served, has 29 million items."""
+"""The largest weight of a UNet or text encoder; a convolution of 2,560 channels has 29 million items."""
+MAX_TRANSFORMER_ITEMS = 384 * 1024**2
+"""The largest weight of a transformer; FLUX.2 dev's fused projection of 55,296 × 6,144 has 340 million items."""
 
 LayerTensors = dict[str, Tensor]
 """Key suffix -> tensor, of one module."""
@@ -138,6 +140,15 @@ def build_layer(
     return layer if magnitude is None else _dora(module, layer, magnitude)
 
 
+def tensors_of(path: str, change: WeightChange) -> Mapping[str, Tensor]:
+    """Return a change's tensors by suffix; differences have one suffix per kind of parameter."""
+    if not isinstance(change, FullDifference):
+        return change.tensors
+    module = path.removesuffix(BIAS)
+    names = ("w_norm", "b_norm") if "norm" in module.rpartition(".")[2] else ("diff", "diff_b")
+    return {names[path != module]: change.values}
+
+
 class _ShapeMismatch(ValueError):
     """Tensors of one module whose shapes contradict each other."""
 
@@ -234,7 +245,8 @@ def _check_limits(module: str, layer: _Layer) -> None:
             f"The LoRA's module {shortened(module)} has the alpha {layer.alpha}; it must be a finite number.",
             code="bad_alpha",
         )
-    if math.prod(layer.shape) > MAX_WEIGHT_ITEMS:
+    limit = MAX_TRANSFORMER_ITEMS if module.startswith("transformer.") else MAX_WEIGHT_ITEMS
+    if math.prod(layer.shape) > limit:
         raise LoraFileError(
             f"The LoRA's module {shortened(module)} changes a weight of the shape {layer.shape}; no base served "
             "has one.",

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from lora_service.errors import BaseModelError, LoraFileError, WrongBaseError
-from lora_service.lora.base_detection import detect_lora_base, detect_model_base
+from lora_service.lora.base_detection import can_be_for, detect_lora_base, detect_model_base
 from lora_service.lora.key_mapping import strip_text_model
 from lora_service.lora.merging import ScaledChange, fits, merge
 from lora_service.lora.safetensors_header import shortened
 from lora_service.lora.scale import Scale, block_of, with_outer_blocks
 from lora_service.lora.token_embeddings import TokenEmbeddings, named_subjects
-from lora_service.lora.weights import BIAS, LoraWeights
+from lora_service.lora.weights import BACKBONES, BIAS, LoraWeights
 
 ModuleKey = tuple[str, str]
 """(component, module path without ``text_model.``) of the weight of a linear layer, convolution or norm; of its bias,
@@ -72,8 +72,8 @@ class Patcher:
     """Keeps a set of models patched with exactly the LoRAs of the last :meth:`apply`.
 
     Args:
-        components: ``unet``, ``text_encoder`` and, for SDXL, ``text_encoder_2``. They may be moved and cast while
-            nothing is applied.
+        components: ``unet`` or ``transformer``, and the text encoders that a LoRA may change: ``text_encoder`` and,
+            for SDXL, ``text_encoder_2``. They may be moved and cast while nothing is applied.
         tokenizers: per text encoder, under the encoder's name.
         hold_addresses: write changed weights where the originals were, for compiled models.
     """
@@ -89,8 +89,8 @@ class Patcher:
             (component, strip_text_model(path) + ending): parameter
             for component, model in components.items()
             for path, module in model.named_modules()
-            if isinstance(module, nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm)
-            for ending, parameter in (("", module.weight), (BIAS, module.bias))
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm) or _is_rms_norm(module)
+            for ending, parameter in (("", module.weight), (BIAS, getattr(module, "bias", None)))
             if parameter is not None
         }
         self._row_scales: dict[ModuleKey, Tensor] = {  # of weights in 8-bit floats, as in lora_service.models.float8
@@ -108,7 +108,7 @@ class Patcher:
         self._hold_addresses = hold_addresses
         self._buffers: dict[ModuleKey, Tensor] = {}
         self._blocks = with_outer_blocks(block_of(component, path) for component, path in self._weights)
-        self._base = detect_model_base(self._shapes("unet"), self._shapes("text_encoder"))
+        self._base = detect_model_base(*map(self._shapes, ("unet", "text_encoder", "transformer")))
 
     @property
     def tokenizers(self) -> Mapping[str, CLIPTokenizer]:
@@ -133,8 +133,8 @@ class Patcher:
         """Patch the models with these LoRAs at these scales, and no others; their changes are summed.
 
         A LoRA whose scales are all 0 adds nothing, its tokens neither. One that acts in a share of the steps only is
-        in the UNet while :meth:`move_to` says so; at first that is step 0. After any exception, a cancellation too,
-        the models are as if nothing had ever been applied.
+        in the UNet or transformer while :meth:`move_to` says so; at first that is step 0. After any exception, a
+        cancellation too, the models are as if nothing had ever been applied.
 
         Raises:
             InputError: a scale names a block that these models do not have (``unknown_block``).
@@ -170,7 +170,7 @@ class Patcher:
         return all(scale.is_constant for scale in self._scales)
 
     def move_to(self, progress: float) -> None:
-        """Patch the UNet with those of the applied LoRAs that act in the next step; the tokens stay.
+        """Patch the UNet or transformer with those of the applied LoRAs that act in the next step; the tokens stay.
 
         It takes time only where a LoRA begins or ends to act: as much as merging the weights that it changes.
 
@@ -195,7 +195,7 @@ class Patcher:
             return self._requested
         acting = {number for number, scale in enumerate(self._scales) if scale.acts_at(progress)}
         plan = {
-            key: tuple(change for change in changes if key[0] != "unet" or change.lora in acting)
+            key: tuple(change for change in changes if key[0] not in BACKBONES or change.lora in acting)
             for key, changes in self._requested.items()
         }
         return {key: changes for key, changes in plan.items() if changes}
@@ -221,6 +221,7 @@ class Patcher:
     def _check(self, weights: LoraWeights) -> set[ModuleKey]:
         """Return the modules of a LoRA that the models do not have; raise if it is for another base."""
         made_for = detect_lora_base(weights)
+        fits_base = not made_for or not self._base or can_be_for(weights, self._base)
         missing: set[ModuleKey] = set()
         for component, path, change in weights:
             weight = self._weights.get((component, path))
@@ -238,7 +239,8 @@ class Patcher:
                     f"{component}.{path} is of the shape {change.shape} there and of {tuple(weight.shape)} here."
                 )
         total = sum(map(len, weights.layers.values()))
-        if missing and made_for and self._base and made_for != self._base:
+        # Transformers of different families have modules of the same names and shapes.
+        if not fits_base and (missing or "transformer" in weights.layers):
             raise WrongBaseError(f"The LoRA was made for {made_for} and does not fit {self._base}.")
         if len(missing) == total and (total or not weights.embeddings):
             named = ", ".join(sorted(shortened(".".join(key)) for key in missing)[:3]) or "none"
@@ -298,3 +300,8 @@ class Patcher:
 
     def _shapes(self, component: str) -> Iterable[tuple[str, tuple[int, ...]]]:
         return [(path, tuple(weight.shape)) for (name, path), weight in self._weights.items() if name == component]
+
+
+def _is_rms_norm(module: nn.Module) -> bool:
+    """Return True for PyTorch's, diffusers' and the families' own classes of RMS norms."""
+    return type(module).__name__.endswith("RMSNorm")

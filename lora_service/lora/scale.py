@@ -6,8 +6,9 @@
           | "steps:" start "-" end     the share of the steps in which the LoRA acts, from 0 to 1
 
 A block is ``unet``, ``text_encoder`` or XL's ``text_encoder_2``, or within the UNet ``unet.down``, ``unet.mid``,
-``unet.up``, or one level of these, ``unet.down.0``. The longest name that fits a weight counts. Without a plain number
-the rest has scale 1, as in diffusers' ``set_adapters``.
+``unet.up``, or one level of these, ``unet.down.0``. Of a transformer it is ``transformer``, or its blocks of a kind or
+one of them by diffusers' names, ``transformer.single_transformer_blocks.3``. The longest name that fits a weight
+counts. Without a plain number the rest has scale 1, as in diffusers' ``set_adapters``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from lora_service.errors import InputError
 _LIMIT = 2.0
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
 _SHARE = r"\d+\.?\d*|\.\d+"
-_BLOCK = r"(?:unet|text_encoder)[a-z0-9_.]*"
+_BLOCK = r"(?:unet|transformer|text_encoder)[a-z0-9_.]*"
 _PLAIN = rf"{_NUMBER}(?:/{_NUMBER})?"
 _ITEM = rf"(?:{_BLOCK}:{_NUMBER}|steps:(?:{_SHARE})-(?:{_SHARE}))"
 SCALE_PATTERN = rf"(?:{_PLAIN}|{_ITEM})(?:,{_ITEM})*"
@@ -39,7 +40,7 @@ class Scale:
     """The factors by which a LoRA's changes are multiplied: 1 is as trained, 0 is off.
 
     Attributes:
-        unet: that of the UNet's blocks that have none of their own.
+        unet: that of the blocks of the UNet or transformer that have none of their own.
         text_encoder: that of the text encoders that have none of their own.
         blocks: name and factor of blocks (:func:`block_of`).
         start: the share of the steps after which the LoRA begins to act in the UNet.
@@ -55,7 +56,7 @@ class Scale:
 
     def of(self, component: str, path: str = "") -> float:
         """Return the factor of a weight; both text encoders share one unless they are named."""
-        scale = self.unet if component == "unet" else self.text_encoder
+        scale = self.unet if component in ("unet", "transformer") else self.text_encoder
         if not self.blocks:
             return scale
         block = block_of(component, path)
@@ -95,6 +96,9 @@ def block_of(component: str, path: str) -> str:
     encoders are one block each.
     """
     first, _, rest = path.partition(".")
+    if component == "transformer":
+        number = rest.partition(".")[0]
+        return f"{component}.{first}.{number}" if number.isdecimal() else component
     part = _UNET_PARTS.get(first) if component == "unet" else None
     if part is None:
         return component

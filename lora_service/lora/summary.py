@@ -54,7 +54,8 @@ class Summary:
 
 def summarize(weights: LoraWeights) -> Summary:
     """Return the summary of a LoRA."""
-    names = ("unet", "text_encoder", *(["text_encoder_2"] if weights.layers.get("text_encoder_2") else []))
+    expected = ("transformer",) if weights.layers.get("transformer") else ("unet", "text_encoder")
+    names = [name for name in COMPONENTS if name in expected or weights.layers.get(name)]
     modules = {name: len({path.removesuffix(BIAS) for path in weights.layers.get(name, {})}) for name in names}
     return Summary(
         layout=weights.format,
@@ -140,14 +141,14 @@ def _change_by_block(weights: LoraWeights) -> dict[str, float | None]:
 
 def block_of_module(component: str, path: str) -> str:
     """Return a module's block: ``unet down_blocks.0`` or ``text_encoder layers.3``."""
-    match = re.match(r"(?:encoder\.)?((?:down_blocks|up_blocks|layers)\.\d+|[^.]+)", path)
+    match = re.match(r"(?:encoder\.)?((?:\w*_blocks|layers|\w+_refiner)\.\d+|[^.]+)", path)
     return f"{component} {shortened(match[1] if match else path, 40)}"
 
 
 def block_order(block: str) -> tuple[int, int, list[Any]]:
     """Return the sorting key that puts blocks into the order of the model."""
     component, _, name = block.partition(" ")
-    groups = ("down_blocks", "mid_block", "up_blocks")
+    groups = ("down_blocks", "mid_block", "up_blocks", "transformer_blocks", "single_transformer_blocks")
     group_name, _, number = name.partition(".")
     group = groups.index(group_name) if group_name in groups else len(groups)
     return COMPONENTS.index(component), group, [int(number) if number.isdecimal() else 0, name]

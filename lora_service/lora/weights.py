@@ -15,7 +15,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+BACKBONES = ("unet", "transformer")
+"""The components that denoise, of which a base has one."""
+COMPONENTS = (*BACKBONES, "text_encoder", "text_encoder_2")
 _OBJECT_BYTES = 2048
 """Objects of one tensor and its share of a layer, beside its values; 1.8 kB were measured."""
 BIAS = ".bias"
@@ -132,9 +134,9 @@ class LoraWeights:
     """A LoRA in memory, whatever the format of its file.
 
     Attributes:
-        layers: component (``unet``, ``text_encoder``, ``text_encoder_2``) -> module path of the diffusers or
-            transformers model, without a leading ``text_model.`` -> change of its weight; a path that ends in
-            ``.bias`` stands for the module's bias.
+        layers: component (``unet`` or ``transformer``, ``text_encoder``, ``text_encoder_2``) -> module path of the
+            diffusers or transformers model, without a leading ``text_model.`` -> change of its weight; a path that
+            ends in ``.bias`` stands for the module's bias.
         embeddings: token name (``<s1>``) -> component -> row ``(width,)`` of the embedding table.
         metadata: the header's strings.
         format: name of the file format it was read from; "" if it was made in memory.

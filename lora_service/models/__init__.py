@@ -7,6 +7,9 @@
 ``hub_download``      fetches them, checked against the hub's hashes
 ``text_encoders``     token ids, prompt embeds, and the interface of text encoders
 ``clip_text_encoders``  one of CLIP's text encoders, or XL's two
+``chat_text_encoder``  a frozen chat model, such as Qwen3
+``template_text_encoder``  a frozen vision-language model with a fixed template
+``t5_text_encoder``   a frozen T5, and CLIP's pooled states
 ``diffusion_base``    a base in memory, the same for all families
 ``components``        the models as loaded, and the checks that they are whole
 ``diffusers_folder``  loads them from a folder in diffusers' layout

@@ -14,7 +14,7 @@ from lora_service.models.text_encoders import PromptEmbeds, TextEncoders, TokenI
 
 POSITIONS = 512
 """Tokens of a text with its template, as diffusers' pipelines pad and truncate it."""
-_NAME = "text_encoder"
+NAME = "text_encoder"
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,15 +35,15 @@ class ChatTextEncoder(TextEncoders):
 
     @property
     def _encoder(self) -> Any:
-        return self.encoders[_NAME]
+        return self.encoders[NAME]
 
     @property
     def _tokenizer(self) -> Any:
-        return self.tokenizers[_NAME]
+        return self.tokenizers[NAME]
 
     @property
     def width(self) -> int:
-        return int(self._encoder.config.hidden_size) * len(self.layers)
+        return int(self._encoder.config.get_text_config().hidden_size) * len(self.layers)
 
     @property
     def positions(self) -> int:
@@ -70,16 +70,16 @@ class ChatTextEncoder(TextEncoders):
             max_length=POSITIONS,
             return_tensors="pt",
         )
-        masks = {_NAME: tokens.attention_mask.bool()}
-        return TokenIds({_NAME: tokens.input_ids}, torch.tensor([not text for text in texts]), masks)
+        masks = {NAME: tokens.attention_mask.bool()}
+        return TokenIds({NAME: tokens.input_ids}, torch.tensor([not text for text in texts]), masks)
 
     @torch.no_grad()
     def encode(self, ids: TokenIds) -> PromptEmbeds:
         """Encode ``ids``; the embeds have a mask of the text's own tokens, unless padding is kept."""
-        mask = ids.masks[_NAME]
+        mask = ids.masks[NAME]
         with self.on_device():
             output = self._encoder(
-                input_ids=ids.by_encoder[_NAME], attention_mask=mask, output_hidden_states=True, use_cache=False
+                input_ids=ids.by_encoder[NAME], attention_mask=mask, output_hidden_states=True, use_cache=False
             )
             states = torch.cat([output.hidden_states[layer] for layer in self.layers], dim=-1)
         return PromptEmbeds(states, mask=None if self.keeps_padding else mask)

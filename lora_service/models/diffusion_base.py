@@ -120,7 +120,7 @@ class DiffusionBase:
 
     def posterior(self, pixels: Tensor) -> DiagonalGaussianDistribution:
         """Encode pictures ``(b, 3, h, w)`` in [-1, 1]; samples of it need :meth:`scale_latents`."""
-        return self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
+        return self.family.encode(self.vae, pixels.to(self.device, self.vae.dtype))
 
     def scale_latents(self, latents: Tensor) -> Tensor:
         """Scale latents of the VAE to the backbone's, which have about unit variance."""
@@ -135,7 +135,7 @@ class DiffusionBase:
         unscaled = self.family.to_vae(self.vae, latents.to(self.vae.dtype))
         if self.compiled_decoder is not None:
             return self.compiled_decoder(unscaled, return_dict=False)[0]
-        return self.vae.decode(unscaled).sample
+        return self.family.decode(self.vae, unscaled)
 
     @property
     def vae_scale_factor(self) -> int:

@@ -23,7 +23,7 @@ from lora_service.services.model_service import (
     module_map,
 )
 from lora_service.services.request_loras import LoraReader, LoraSources
-from lora_service.services.worker import COMMON_IMPORTS, Worker
+from lora_service.services.worker import COMMON_IMPORTS, Worker, family_imports
 from lora_service.settings import Settings
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class InferenceService(ModelService):
         In a server's worker, everything that a request may need is imported as well.
         """
         if self._worker:
-            self._worker.prepare(_IMPORTS)
+            self._worker.prepare((*_IMPORTS, *family_imports(self.settings)))
         generator = self._generator
         self.loras.trained_weights(generator.base.defaults)
         if self.settings.safety_checker:

@@ -22,7 +22,7 @@ from lora_service.services.model_service import (
     ignore_metric,
     module_map,
 )
-from lora_service.services.worker import COMMON_IMPORTS, Worker
+from lora_service.services.worker import COMMON_IMPORTS, Worker, family_imports
 from lora_service.settings import Settings
 from lora_service.training.data.class_dataset import check_class_data
 from lora_service.training.inputs.config import TrainConfig
@@ -103,7 +103,7 @@ class TrainingService(ModelService):
     def warm_up(self) -> None:
         """In a server's worker, import all that jobs need; with ``WARM_UP``, also load the base model."""
         if self._worker:
-            self._worker.prepare(_IMPORTS)
+            self._worker.prepare((*_IMPORTS, *family_imports(self.settings)))
         if self.settings.warm_up:
             _ = self.base, self.judge
 

@@ -16,6 +16,9 @@ import types
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+from lora_service.errors import BaseModelError
+from lora_service.models.registry import family_at, locate
+from lora_service.settings import Settings
 from lora_service.temporary_folders import remove_abandoned_folders
 
 JOB_FILE_VARIABLE = "LORA_SERVICE_JOB_FILE"
@@ -45,6 +48,16 @@ COMMON_IMPORTS = (
     "lora_service.dataset.images.decoder_process",
 )
 """Imports of any job, as `import_all` takes them: both libraries import a class when it is first asked for."""
+
+
+def family_imports(settings: Settings) -> tuple[str, ...]:
+    """Return what jobs on the base of ``settings`` import beside :data:`COMMON_IMPORTS`, as far as its folder shows."""
+    try:
+        path, _ = locate(settings.base_model, settings.model_cache)
+    except BaseModelError:
+        return ()  # which the first job reports
+    family = family_at(settings.base_model, path)
+    return family.imports if family else ()
 
 
 def import_all(targets: Iterable[str]) -> None:

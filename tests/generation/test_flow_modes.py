@@ -15,6 +15,8 @@ from lora_service.generation.generator import ImageGenerator
 from lora_service.generation.input_images import InputImages
 from lora_service.generation.progress import Preview
 from lora_service.generation.request import GenerateRequest
+from lora_service.lora.scale import Scale
+from lora_service.lora.weights import LoraLayer, LoraWeights
 from lora_service.models.diffusion_base import DiffusionBase
 from tests.errors import raises
 from tests.small_flow import FLOW_FAMILIES, small_flow_base
@@ -100,6 +102,16 @@ def test_the_last_preview_is_nearly_the_picture(family: str) -> None:
 def test_what_these_families_have_no_counterpart_of_is_refused(inputs: dict[str, Any], field: str) -> None:
     with raises(InputError, code="not_for_this_base", field=field):
         draw(small_flow_base("zimage"), **inputs)
+
+
+def test_a_lora_with_a_clip_skip_is_drawn_with_all_the_same() -> None:
+    """kohya's trainers write the setting for any base."""
+    base, prompt = small_flow_base("zimage"), GenerateRequest.of({"prompt": "a dog", "seed": 3, **SIDES})
+    change = LoraLayer(torch.zeros(1, 32), torch.zeros(32, 1), 1.0)
+    lora = LoraWeights({"transformer": {"layers.0.attention.to_q": change}}, metadata={"ss_clip_skip": "2"})
+    assert ImageGenerator(base).generate(prompt, [(lora, Scale(1.0, 1.0))])[0].image.size == (32, 32)
+    with raises(InputError, field="clip_skip"):
+        draw(base, clip_skip=2)
 
 
 def test_sides_are_multiples_of_a_patch() -> None:

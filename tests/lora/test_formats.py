@@ -248,12 +248,9 @@ def test_a_configuration_beside_the_file_without_usable_numbers_is_refused(text:
 
 
 OTHER_MODELS = {
-    "FLUX of kohya": "lora_unet_double_blocks_0_img_attn_proj.lora_down.weight",
-    "FLUX of diffusers": "transformer.single_transformer_blocks.0.attn.to_k.lora_A.weight",
-    "FLUX of XLabs": "double_blocks.0.processor.proj_lora1.down.weight",
-    "FLUX of ComfyUI": "diffusion_model.double_blocks.0.img_attn.proj.lora_A.weight",
-    "Krea 2": "lora_unet_blocks_0_attn_gate.lora_down.weight",
-    "SD 3": "lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight",
+    "Hunyuan-DiT": "lora_unet_blocks_0_attn1_Wqkv.lora_down.weight",
+    "Wan": "diffusion_model.blocks.0.self_attn.q.lora_A.weight",
+    "AuraFlow": "transformer.joint_transformer_blocks.0.attn.to_q.lora_A.weight",
     "a T5 encoder": "lora_te3_encoder_block_0_layer_0_SelfAttention_k.lora_down.weight",
 }
 

@@ -58,6 +58,12 @@ MODULES = st.sampled_from(
         "text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
         "base_model.model.mid_block.attentions.0.proj_in",
         "transformer.x",
+        "transformer.transformer_blocks.0.attn.to_q",
+        "diffusion_model.double_blocks.0.img_attn.qkv",
+        "lora_unet_single_blocks_0_linear1",
+        "lora_unet_joint_blocks_1_context_block_adaLN_modulation_1",
+        "lycoris_layers_0_attention_to_out_0",
+        "double_blocks.0.processor.qkv_lora1",
         "bundle_emb.word",
         "bundle_emb.<s1>",
     ]

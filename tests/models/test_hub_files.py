@@ -35,6 +35,19 @@ unet/diffusion_pytorch_model.safetensors unet/model.onnx unet/model.onnx_data un
 vae/config.json vae/diffusion_pytorch_model.fp16.safetensors vae/diffusion_pytorch_model.safetensors
 vae_1_0/config.json vae_1_0/diffusion_pytorch_model.fp16.safetensors vae_decoder/model.onnx vae_encoder/model.onnx
 """
+ZIMAGE = """
+.gitattributes README.md teaser.jpg model_index.json
+scheduler/scheduler_config.json
+text_encoder/config.json text_encoder/generation_config.json text_encoder/model-00001-of-00003.safetensors
+text_encoder/model-00002-of-00003.safetensors text_encoder/model-00003-of-00003.safetensors
+text_encoder/model.safetensors.index.json
+tokenizer/chat_template.jinja tokenizer/merges.txt tokenizer/tokenizer.json tokenizer/tokenizer_config.json
+tokenizer/vocab.json
+transformer/config.json transformer/diffusion_pytorch_model-00001-of-00002.safetensors
+transformer/diffusion_pytorch_model-00002-of-00002.safetensors
+transformer/diffusion_pytorch_model.safetensors.index.json
+vae/config.json vae/diffusion_pytorch_model.safetensors
+"""
 
 
 def selected(listing: str) -> dict[str, str]:
@@ -110,3 +123,15 @@ def test_a_repository_that_cannot_be_used_is_refused_with_the_reason(listing: st
         selected(listing)
     assert "'a/b'" in str(caught.value)
     assert missing in str(caught.value)
+
+
+def test_of_a_transformer_all_shards_and_the_chat_template_are_taken() -> None:
+    left_out = {".gitattributes", "README.md", "teaser.jpg"}
+    assert set(selected(ZIMAGE)) == set(ZIMAGE.split()) - left_out
+
+
+def test_a_repository_without_a_backbone_is_no_base() -> None:
+    listing = " ".join(name for name in ZIMAGE.split() if not name.startswith("transformer/"))
+    with raises(BaseModelError, code="unsupported_model") as caught:
+        selected(listing)
+    assert "'transformer'" in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ from lora_service.services import worker as worker_module
 from lora_service.services.inference_service import InferenceService
 from lora_service.services.model_service import JobLog
 from lora_service.services.training_service import TrainingService, TrainingUpload
-from lora_service.services.worker import IDLE, RUNNING, Worker, import_all, remove_leftovers
+from lora_service.services.worker import IDLE, RUNNING, Worker, family_imports, import_all, remove_leftovers
 from lora_service.settings import Settings
 from lora_service.temporary_folders import LockedFolder, remove_abandoned_folders
 from lora_service.training.trainer import Trainer
@@ -262,3 +263,13 @@ def test_a_job_imports_nothing_that_its_worker_has_not_imported(kind: str, tmp_p
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout.splitlines()[-1]) == []
+
+
+@pytest.mark.parametrize("name", ["klein", "zimage", "krea2", "chroma", "flux-dev", "qwen-image", "sd15"])
+def test_a_worker_imports_what_its_base_needs(name: str, tmp_path: Path) -> None:
+    targets = family_imports(Settings(base_model=name, model_cache=tmp_path))
+    assert bool(targets) == (name != "sd15")
+    for target in targets:
+        module, _, names = target.partition(":")
+        for each in names.split():
+            assert hasattr(importlib.import_module(module), each)

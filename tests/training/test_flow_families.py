@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,25 @@ from lora_service.errors import InputError
 from lora_service.generation.generator import ImageGenerator
 from lora_service.generation.request import GenerateRequest
 from lora_service.lora.files import read_lora
+from lora_service.lora.patcher import Patcher
 from lora_service.lora.scale import Scale
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.loading import assemble
+from lora_service.models.quantization import quantization_of, quantize_backbone
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.inputs.family_inputs import fit_to_family
 from lora_service.training.inputs.resolved_config import resolve_config
 from lora_service.training.losses import flow_matching
 from lora_service.training.losses.denoising_loss import DenoisingLoss
+from lora_service.training.runs.starting_lora import StartingLora
 from lora_service.training.trainer import Trainer, TrainResult
 from tests.errors import raises
 from tests.small_base import hashes, picture_zip
-from tests.small_flow import FLOW_FAMILIES, flow_pipeline_of, small_flow_base
+from tests.small_flow import FLOW_FAMILIES, flow_pipeline_of, small_flow_base, small_flow_components
 
 STEPS = {"task": "object", "seed": 1, "max_train_steps_tuning": 2, "class_word": "dog", "samples": 0}
+DRAWN_WITH = {"flux2-klein": "FLUX.2 klein 4B", "zimage": "Z-Image-Turbo", "krea2": "Krea 2 Turbo"}
+"""The distilled twin of the bases that have one."""
 
 
 def train(folder: Path, base: DiffusionBase, log: Any = print, **inputs: Any) -> TrainResult:
@@ -47,13 +54,12 @@ def test_a_training_teaches_the_transformer_and_leaves_the_base_alone(family: st
     assert "stage 1" not in result.stages
     assert np.isfinite(result.stages["stage 2"].losses).all()
     assert hashes(base) == before
-    pair = {"flux2-klein": "FLUX.2 klein 4B", "zimage": "Z-Image-Turbo"}[family]
-    assert weights.metadata["lora_service.draw_base"] == pair
+    assert weights.metadata.get("lora_service.draw_base") == DRAWN_WITH.get(family)
 
 
 @pytest.mark.parametrize("family", FLOW_FAMILIES)
 def test_plain_diffusers_draws_with_the_file_as_we_do(family: str, tmp_path: Path) -> None:
-    path = train(tmp_path, small_flow_base(family), learning_rate_unet=0.05, lora_format="diffusers").path
+    path = train(tmp_path, small_flow_base(family), learning_rate_unet=0.2, lora_format="diffusers").path
     call = {"num_inference_steps": 2, "guidance_scale": 2.0, "width": 32, "height": 32}
     generator, request = (
         ImageGenerator(small_flow_base(family)),
@@ -137,11 +143,49 @@ def test_noise_levels_are_drawn_from_their_distributions(sampling: Any, mean: fl
         ({"max_token_length": "150"}, "max_token_length"),
         ({"max_train_steps_ti": 5, "max_train_steps_tuning": 0}, "max_train_steps_tuning"),
         ({"lora_targets": "kohya+conv"}, "lora_targets"),
+        ({"lora_format": "cloneofsimo"}, "lora_format"),
     ],
 )
 def test_what_the_family_cannot_do_is_refused(inputs: dict[str, Any], field: str, tmp_path: Path) -> None:
     with raises(InputError, code="not_for_this_base", field=field):
         train(tmp_path, small_flow_base("zimage"), **inputs)
+
+
+@pytest.mark.parametrize("kind", ["dora", "lokr", "rslora"])
+def test_every_kind_of_layer_learns_and_is_read_back(kind: str, tmp_path: Path) -> None:
+    base = small_flow_base("zimage")
+    weights = read_lora(train(tmp_path, base, lora_kind=kind, lora_targets="attention+ff").path)
+    report = Patcher(base.components, base.tokenizers).apply([(weights, Scale(1.0, 1.0))])
+    assert not report.unmatched
+    assert report.matched["transformer"] == len(weights.layers["transformer"])
+
+
+@pytest.mark.parametrize("family", ["flux2-klein", "zimage"])
+def test_a_training_goes_on_from_a_file(family: str, tmp_path: Path) -> None:
+    first = train(tmp_path, small_flow_base(family), learning_rate_unet=0.01)
+    start, lines = StartingLora.of(read_lora(first.path)), list[str]()
+    trainer = Trainer(small_flow_base(family), tmp_path / "next", log=lines.append, start=start)
+    second = trainer.run(picture_zip(tmp_path / "q.zip"), TrainConfig.of(STEPS))
+    layers = len(read_lora(first.path).layers["transformer"])
+    assert f"transformer: {layers} layers go on from start_from, 0 are new" in lines
+    assert second.resolved.trigger == first.resolved.trigger
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is in the GPU image")
+@pytest.mark.parametrize("family", ["flux2-klein", "zimage"])
+def test_a_frozen_base_of_4_bits_can_be_trained(family: str, tmp_path: Path) -> None:
+    components = small_flow_components(family)
+    cpu = torch.device("cpu")
+    quantize_backbone(components.backbone, "nf4", torch.float32, cpu, components.family.kept)
+    for layer in components.backbone.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):  # a kernel for inference, which repacks the weight in place
+            layer.support_avx512bf16_for_cpu = False
+    base = assemble("small", components, small_flow_base(family).defaults, cpu, torch.float32)
+    assert quantization_of(base) == "nf4"
+    result = train(tmp_path, base)
+    assert np.isfinite(result.stages["stage 2"].losses).all()
+    patcher = Patcher(small_flow_base(family).components, {})
+    assert not patcher.apply([(read_lora(result.path), Scale(1.0, 1.0))]).unmatched
 
 
 @pytest.mark.parametrize("family", FLOW_FAMILIES)

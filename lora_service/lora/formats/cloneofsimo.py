@@ -177,8 +177,9 @@ def write(weights: LoraWeights) -> TensorFile:
     strings: dict[str, str] = {}
     listed: dict[str, list[str]] = {}
     for component, layers in weights.layers.items():
-        if component == "text_encoder_2":
-            raise _unsupported("The cloneofsimo format has no second text encoder")
+        if component not in ("unet", "text_encoder"):
+            kind = "transformer" if component == "transformer" else "second text encoder"
+            raise _unsupported(f"The cloneofsimo format has no {kind}")
         paths = sorted(layers, key=_unet_position if component == "unet" else _text_encoder_position)
         if not _is_standard(component, paths, layers):
             listed[component] = paths

@@ -11,6 +11,7 @@ come with and without ``text_model.``; written is the form with it, which transf
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
@@ -18,13 +19,14 @@ from torch import Tensor
 
 from lora_service.errors import LoraFileError
 from lora_service.lora.formats import adapter_config
-from lora_service.lora.formats.named_modules import read_named, split_key
+from lora_service.lora.formats.named_modules import is_flow_key, read_named, split_key
 from lora_service.lora.formats.stored_tokens import tokens_to_header
 from lora_service.lora.lycoris import DoraLayer
 from lora_service.lora.safetensors_file import TensorFile
-from lora_service.lora.weights import LoraLayer, LoraWeights
+from lora_service.lora.weights import BACKBONES, LoraLayer, LoraWeights
 
 _ADAPTER_FILE = "adapter_model"
+_FACTOR = re.compile(r"\.lora_(A|down)\.")
 _SINGLE_MODEL = "base_model.model."
 """The start of keys in the folders that PEFT itself saves."""
 
@@ -36,7 +38,7 @@ def detects(keys: Collection[str], metadata: Mapping[str, str]) -> bool:
 
 def _is_lora_key(key: str) -> bool:
     named = split_key(key)
-    return (named is not None and named.suffix != "alpha") or ".lora_A." in key or ".lora_down." in key
+    return (named is not None and named.suffix != "alpha") or is_flow_key(key) or _FACTOR.search(key) is not None
 
 
 def read(file: TensorFile) -> LoraWeights:
@@ -71,7 +73,7 @@ def write(weights: LoraWeights) -> TensorFile:
                 "convert it to the kohya format.",
                 code="unsupported_by_format",
             )
-        module = f"{component}.{path if component == 'unet' else _with_text_model(path)}"
+        module = f"{component}.{path if component in BACKBONES else _with_text_model(path)}"
         tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = inner.scaled_pair()
         if isinstance(layer, DoraLayer):
             tensors[f"{module}.lora_magnitude_vector"] = _magnitude(layer, f"{component}.{path}")

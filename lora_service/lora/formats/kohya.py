@@ -11,18 +11,17 @@ import re
 from collections.abc import Collection, Mapping
 
 import torch
-from torch import Tensor
 
 from lora_service.lora import key_mapping
 from lora_service.lora.base_detection import SD2, SDXL, detect_lora_base, has_sdxl_modules
-from lora_service.lora.formats import adapter_config
+from lora_service.lora.formats import adapter_config, comfyui
 from lora_service.lora.formats.named_modules import BUNDLE_PREFIX, read_named
 from lora_service.lora.formats.stored_tokens import TOKENS_KEY, tokens_to_header
-from lora_service.lora.lycoris import FullDifference
+from lora_service.lora.layer_builder import tensors_of
 from lora_service.lora.safetensors_file import TensorFile
-from lora_service.lora.weights import BIAS, LoraWeights, WeightChange
+from lora_service.lora.weights import BIAS, LoraWeights
 
-_KEY = re.compile(r"(lora_unet|lora_te\d?|lycoris)_")
+_KEY = re.compile(r"(lora_unet|lora_transformer|lora_te\d?|lycoris)_")
 
 
 def detects(keys: Collection[str], metadata: Mapping[str, str]) -> bool:
@@ -42,25 +41,22 @@ def read(file: TensorFile) -> LoraWeights:
 
 
 def write(weights: LoraWeights) -> TensorFile:
-    """Return tensors under kohya's keys, with alpha; tokens in the header, as diffusers refuses extra tensors."""
+    """Return tensors under kohya's keys, with alpha; tokens in the header, as diffusers refuses extra tensors.
+
+    Files for transformers are written under ComfyUI's keys, which are what their users load.
+    """
+    is_flow = "transformer" in weights.layers
+    tensors, strings = comfyui.transformer_tensors(weights) if is_flow else ({}, _base_strings(weights))
     sdxl = has_sdxl_modules(weights)
-    tensors: dict[str, Tensor] = {}
     for component, path, layer in weights:
-        module = _flat_name(component, path.removesuffix(BIAS), sdxl)
-        for suffix, tensor in _tensors(path, layer).items():
+        if component == "transformer":
+            continue
+        module = _flat_name(component, path.removesuffix(BIAS), sdxl or is_flow)
+        for suffix, tensor in tensors_of(path, layer).items():
             tensors[f"{module}.{suffix}"] = tensor
         if layer.rank:
             tensors[f"{module}.alpha"] = torch.tensor(layer.alpha)
-    return TensorFile(tensors, _base_strings(weights) | tokens_to_header(weights.embeddings))
-
-
-def _tensors(path: str, layer: WeightChange) -> Mapping[str, Tensor]:
-    """Return a change's tensors by suffix; differences have one suffix per kind of parameter."""
-    if not isinstance(layer, FullDifference):
-        return layer.tensors
-    module = path.removesuffix(BIAS)
-    names = ("w_norm", "b_norm") if "norm" in module.rpartition(".")[2] else ("diff", "diff_b")
-    return {names[path != module]: layer.values}
+    return TensorFile(tensors, strings | tokens_to_header(weights.embeddings))
 
 
 def _base_strings(weights: LoraWeights) -> dict[str, str]:

@@ -5,13 +5,15 @@
     processors       down_blocks.0.….attn1.processor.to_q_lora.down.weight
     ComfyUI          diffusion_model.input_blocks.4.1.….lora_A.weight, text_encoders.clip_l.transformer.…
 
-Any of them may stand in one file with any other, and with any suffix of the others. A1111 and OneTrainer bundle a
-token's embedding as tensors ``bundle_emb.NAME.…``.
+Any of them may stand in one file with any other, and with any suffix of the others; those of transformers are in
+:mod:`~lora_service.lora.formats.flow_keys`. A1111 and OneTrainer bundle a token's embedding as tensors
+``bundle_emb.NAME.…``.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,15 +21,20 @@ from torch import Tensor
 
 from lora_service.errors import LoraFileError
 from lora_service.lora import key_mapping
+from lora_service.lora.flow.detection import COMPONENT
+from lora_service.lora.flow.families import TITLES
+from lora_service.lora.formats import flow_keys
 from lora_service.lora.formats.stored_tokens import tokens_from_bundle, tokens_from_header
 from lora_service.lora.layer_builder import HeaderAlpha, TensorsByModule
 from lora_service.lora.safetensors_file import TensorFile
 from lora_service.lora.safetensors_header import shortened
-from lora_service.lora.weights import LoraWeights
+from lora_service.lora.weights import LoraWeights, WeightChange
 
 BUNDLE_PREFIX = "bundle_emb."
 _AUXILIARY = re.compile(r"(.+[._])?_aux\..+")
-_FLAT_KEY = re.compile(r"(?P<prefix>lora_unet|lora_te[12]?|lycoris)_(?P<name>[^.]+)\.(?P<suffix>.+)")
+_FLAT_KEY = re.compile(
+    r"(?P<module>(?P<prefix>lora_unet|lora_transformer|lora_te[12]?|lycoris)_(?P<name>[^.]+))\.(?P<suffix>.+)"
+)
 _COMPONENT_BY_PREFIX = {
     "lora_unet": "unet",
     "lora_te": "text_encoder",
@@ -78,11 +85,11 @@ _SUFFIX_START = re.compile(
     r"(?:\.|$))"
 )
 _OTHER_MODELS = {
-    r"double_blocks|single_blocks|single_transformer_blocks|guidance_in|img_in|txt_in": "FLUX",
-    r"joint_blocks|context_embedder": "Stable Diffusion 3",
+    r"double_blocks|single_blocks|joint_blocks|single_transformer_blocks": "a transformer",
     r"^(?:lora_unet_|transformer\.|diffusion_model\.)?(?:blocks|layers|transformer_blocks)[._]\d": "a transformer",
     r"text_encoders?_3|lora_te3|t5xxl": "a model with a T5 encoder",
 }
+_READ = f"Stable Diffusion 1.x, 2.x and XL, {', '.join(TITLES[:-1])} and {TITLES[-1]}"
 
 
 @dataclass(frozen=True)
@@ -105,21 +112,52 @@ def split_key(key: str) -> NamedTensor | None:
     """Return the parts of a key; None if it names no module of Stable Diffusion, or nothing of a LoRA."""
     if other_model(key):
         return None
-    if match := _FLAT_KEY.fullmatch(key):
-        suffix = _suffix(match["suffix"]) or match["suffix"]  # an unknown one is named when the module is built
+    if (match := _FLAT_KEY.fullmatch(key)) and match["prefix"] != "lora_transformer":
         component, path = _flat_module(match["prefix"], match["name"])
+        suffix = _suffix(match["suffix"]) or match["suffix"]  # an unknown one is named when the module is built
         return NamedTensor(component, path, suffix, is_flat=True)
     if match := _PROCESSOR.fullmatch(key):
         projections = _TEXT_PROJECTIONS if match["attention"].endswith("self_attn") else _UNET_PROJECTIONS
         module, suffix = f"{match['attention']}.{projections[match['projection']]}", f"lora_{match['factor']}.weight"
+    elif parts := _split_suffix(key):
+        module, suffix = parts
     else:
-        start = _SUFFIX_START.search(key)
-        known = start and _suffix(key[start.end() :])
-        if start is None or known is None:
-            return None
-        module, suffix = key[: start.start()], known
+        return None
     named = _dotted_module(module)
     return named and NamedTensor(*named, suffix, is_flat=False)
+
+
+@lru_cache(maxsize=1024)
+def split_flow_key(key: str) -> NamedTensor | None:
+    """Return the parts of a key of a file for a transformer, with the module's name as it is behind the prefix.
+
+    None: the key names nothing of a LoRA.
+    """
+    if flow_keys.is_text_encoder(key):
+        return split_key(key)
+    key = flow_keys.renamed(key)
+    if parts := _split_suffix(key):
+        return NamedTensor(COMPONENT, flow_keys.module_name(parts[0]), parts[1], is_flat="." not in parts[0])
+    if match := _FLAT_KEY.fullmatch(key):
+        return NamedTensor(COMPONENT, flow_keys.module_name(match["module"]), match["suffix"], is_flat=True)
+    return None
+
+
+@lru_cache(maxsize=1024)
+def is_flow_key(key: str) -> bool:
+    """Return True if a key is that of a LoRA for a transformer's module."""
+    if flow_keys.is_text_encoder(key):
+        return False
+    key = flow_keys.renamed(key)
+    parts = _split_suffix(key)
+    return parts is not None and flow_keys.is_flow_module(parts[0])
+
+
+def _split_suffix(key: str) -> tuple[str, str] | None:
+    """Return a module's name with its prefix, and the suffix as the kohya format has it."""
+    start = _SUFFIX_START.search(key)
+    known = start and _suffix(key[start.end() :])
+    return None if start is None or known is None else (key[: start.start()], known)
 
 
 def other_model(key: str) -> str | None:
@@ -159,15 +197,19 @@ def read_named(file: TensorFile, format_name: str, header_alpha: HeaderAlpha) ->
         LoraFileError: a key names no module (``unknown_key``), or the tensors of a module or token of the header
             cannot be used. A bundled embedding that cannot be used is left out with a warning.
     """
+    is_flow = any(map(is_flow_key, file.tensors))
+    split = split_flow_key if is_flow else split_key
     modules = TensorsByModule()
     bundled: dict[str, Tensor] = {}
-    auxiliary = 0
+    auxiliary = other_encoders = 0
     for key, tensor in file.tensors.items():
         if key.startswith(BUNDLE_PREFIX):
             bundled[key.removeprefix(BUNDLE_PREFIX)] = tensor
         elif _AUXILIARY.fullmatch(key):
             auxiliary += 1
-        elif (named := split_key(key)) is None:
+        elif is_flow and flow_keys.is_other_text_encoder(key):
+            other_encoders += 1
+        elif (named := split(key)) is None:
             raise _unknown(key)
         elif named.suffix == _VECTOR:  # (1, out, 1, 1) for convolutions, one per output always
             modules.add(named.component, named.path, "dora_scale", tensor.flatten())
@@ -176,19 +218,26 @@ def read_named(file: TensorFile, format_name: str, header_alpha: HeaderAlpha) ->
     embeddings, warnings = tokens_from_bundle(bundled)
     if auxiliary:
         warnings.append(f"{auxiliary} auxiliary tensors (_aux.…), which change no weight, were left out")
+    if other_encoders:
+        warnings.append(
+            f"{other_encoders} tensors of a text encoder that no LoRA changes here (T5, Qwen) were left out"
+        )
     embeddings |= tokens_from_header(file.metadata)
-    return LoraWeights(modules.layers(header_alpha), embeddings, file.metadata, format_name, tuple(warnings))
+    layers: Mapping[str, Mapping[str, WeightChange]] = modules.layers(header_alpha)
+    if is_flow:
+        layers, notes = flow_keys.with_paths(layers, file.metadata)
+        warnings += notes
+    return LoraWeights(layers, embeddings, file.metadata, format_name, tuple(warnings))
 
 
 def _unknown(key: str) -> LoraFileError:
     if model := other_model(key):
         return LoraFileError(
-            f"The LoRA's key {shortened(key)!r} is of {model}; "
-            "only LoRAs for Stable Diffusion 1.x, 2.x and XL are read.",
+            f"The LoRA's key {shortened(key)!r} is of {model} that is not known; only LoRAs for {_READ} are read.",
             code="unknown_key",
         )
     return LoraFileError(
-        f"The LoRA's key {shortened(key)!r} names no module of Stable Diffusion 1.x, 2.x or XL in a way that is read "
-        "(lora_unet_…, lora_te_…, unet.…, text_encoder.…); LoRAs for other models are not.",
+        f"The LoRA's key {shortened(key)!r} names no module of {_READ} in a way that is read "
+        "(lora_unet_…, lora_te_…, unet.…, transformer.…, diffusion_model.…, text_encoder.…).",
         code="unknown_key",
     )

@@ -67,6 +67,9 @@ class Family(ABC):
         own_clip_skip: the layer of the text encoders that is read, counted from the end.
         control_width: the width of the prompt embeds of the family's published ControlNets; None: none are known.
         drawing_step: the factor of widths and heights of what is drawn, where it is another than :meth:`size_step`.
+        takes_packed_latents: True if its pipelines' argument ``latents`` is as of :meth:`pack`.
+        reads_negative_prompt: False if its pipelines have no guidance away from a prompt.
+        imports: what a server's worker imports before its first job, as of ``lora_service.services.worker.import_all``.
         t2i_adapter_end: the end of the ``adapter_type`` of its T2I-Adapters.
     """
 
@@ -85,6 +88,9 @@ class Family(ABC):
     control_width: ClassVar[int | None] = None
     t2i_adapter_end: ClassVar[str] = "_adapter"
     drawing_step: ClassVar[int | None] = None
+    takes_packed_latents: ClassVar[bool] = False
+    reads_negative_prompt: ClassVar[bool] = True
+    imports: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def matches(self, backbone: Config) -> bool:
@@ -136,6 +142,23 @@ class Family(ABC):
     def vae_dtype(self, config: Config, dtype: torch.dtype) -> torch.dtype:
         """Return the dtype of a VAE of ``config`` beside a backbone of ``dtype``."""
         return dtype
+
+    def guidance(self, scale: float) -> dict[str, Any]:
+        """Return the arguments of the pipelines for a guidance scale."""
+        return {"guidance_scale": scale}
+
+    def encode(self, vae: Any, pixels: Tensor) -> Any:
+        """Return the posterior of pictures ``(b, 3, h, w)``: diffusers' distribution of latents ``(b, c, h, w)``."""
+        return vae.encode(pixels).latent_dist
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """Return pictures ``(b, 3, h, w)`` of the VAE's latents ``(b, c, h, w)``."""
+        pixels: Tensor = vae.decode(latents).sample
+        return pixels
+
+    def vae_widths(self, vae: Any) -> tuple[int, ...]:
+        """Return the channels of the VAE's levels, from the pictures' own size on."""
+        return tuple(vae.config.block_out_channels)
 
     def latent_factor(self, vae: Any) -> int:
         """Return the side of a picture in pixels divided by that of its latents."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 FINE_STEPS = 200
 """Steps that stand for a training's noise levels, which are as fine as can be."""
+SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 SHORT_SEQUENCE, LONG_SEQUENCE = 256, 4096
 """Positions of pictures of 256 and of 1024 pixels a side."""
 
@@ -76,6 +77,23 @@ class FlowFamily(Family):
         config = backbone.config
         hidden = config.get("dim") or config.num_attention_heads * config.attention_head_dim
         return float(16 * hidden * (self.positions(height, width) + 512) * backbone.dtype.itemsize)
+
+
+class PackedFlowFamily(FlowFamily):
+    """A family whose pipelines hold latents as a sequence of patches of 2 × 2, ``(b, n, 4c)``."""
+
+    takes_packed_latents = True
+
+    def pack(self, latents: Tensor) -> Tensor:
+        from torch.nn.functional import pixel_unshuffle
+
+        return pixel_unshuffle(latents, self.patch).flatten(2).transpose(1, 2)
+
+    def unpack(self, packed: Tensor, height: int, width: int) -> Tensor:
+        from torch.nn.functional import pixel_shuffle
+
+        grid = (height // self.patch, width // self.patch)
+        return pixel_shuffle(packed.transpose(1, 2).unflatten(2, grid), self.patch)
 
 
 def coordinates(time: int, height: int, width: int, length: int, like: Tensor) -> Tensor:

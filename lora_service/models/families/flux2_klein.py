@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_service.models.defaults import ModelDefaults, RegisteredBase
 from lora_service.models.families.family import Bases, Config, Pipelines, TargetNames
-from lora_service.models.families.flow import FlowFamily, coordinates
+from lora_service.models.families.flow import SCHEDULER, FlowFamily, coordinates
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +65,11 @@ class Flux2Klein(FlowFamily):
         blocks=("transformer_blocks", "single_transformer_blocks"),
     )
     kept = ("time_guidance_embed", "x_embedder", "context_embedder", "norm_out", "proj_out")
+    imports = (
+        f"diffusers:Flux2KleinPipeline Flux2Transformer2DModel AutoencoderKLFlux2 {SCHEDULER}",
+        "transformers:Qwen3ForCausalLM Qwen2Tokenizer Qwen2TokenizerFast",
+        "lora_service.models.chat_text_encoder",
+    )
     patch = 1
 
     def defaults(self, scheduler: Config, pipeline: Config) -> ModelDefaults:

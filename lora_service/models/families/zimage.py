@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_service.models.defaults import ModelDefaults, RegisteredBase
 from lora_service.models.families.family import Bases, Config, Pipelines, TargetNames
-from lora_service.models.families.flow import FlowFamily
+from lora_service.models.families.flow import SCHEDULER, FlowFamily
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +55,11 @@ class ZImage(FlowFamily):
         gate=("feed_forward.w1", "feed_forward.w3"),
         feed_forward=("feed_forward.w2",),
         blocks=("layers", "noise_refiner", "context_refiner"),
+    )
+    imports = (
+        f"diffusers:ZImagePipeline ZImageTransformer2DModel {SCHEDULER}",
+        "transformers:Qwen3Model Qwen2Tokenizer Qwen2TokenizerFast",
+        "lora_service.models.chat_text_encoder",
     )
     kept = ("t_embedder", "cap_embedder", "all_x_embedder", "all_final_layer")
 

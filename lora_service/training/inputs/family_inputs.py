@@ -26,6 +26,9 @@ def fit_to_family(config: TrainConfig, family: Family, log: Callable[[str], None
             expected = f"auto for {family.title}, whose timesteps follow the task"
             raise InputError("timestep_sampling", config.timestep_sampling, expected, code=_CODE)
         return config
+    if config.lora_format == "cloneofsimo":
+        expected = f"kohya or diffusers for {family.title}, whose layers it has no names for"
+        raise InputError("lora_format", config.lora_format, expected, code=_CODE)
     values: dict[str, Any] = {"snr_gamma": _zero(config, "snr_gamma", family, "flow matching has no SNR weights")}
     values["noise_offset"] = config.noise_offset or 0.0
     if family.learns_text:

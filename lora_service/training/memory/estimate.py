@@ -150,7 +150,7 @@ def estimate(base: DiffusionBase, config: TrainConfig, *, checkpointing: bool) -
         parameters=_bytes_per_parameter(config) * _parameter_count(layers, config),
         captions=kept * positions * base.text.width * base.dtype.itemsize,
         step=round(batch * step * (2 if _preserves(config) else 1)),
-        encoding=4 * side**2 * base.vae.config.block_out_channels[0] * base.vae.dtype.itemsize,
+        encoding=4 * side**2 * base.family.vae_widths(base.vae)[0] * base.vae.dtype.itemsize,
         deltas=_delta_bytes(layers, base.dtype, checkpointing=checkpointing) if config.lora_kind == "lokr" else 0,
         text_weights=_weight_bytes(*base.text.encoders.values()),
         away=_weight_bytes(base.vae, *(() if _steps_need_text(config) else base.text.encoders.values())),

@@ -63,6 +63,7 @@ def trained(base: DiffusionBase, kind: LoraKind, targets: LoraTargets) -> tuple[
 
 def holds(lora_format: str, kind: str, targets: str) -> bool:
     """Whether the inputs' check lets the format hold them."""
+    lora_format = "kohya" if lora_format == "comfyui" else lora_format  # the same for a UNet
     try:
         TrainConfig.of({"lora_format": lora_format, "lora_kind": kind, "lora_targets": targets})
     except InputError:

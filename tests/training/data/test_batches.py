@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from lora_service.dataset.captions.templates import TagOptions
+from lora_service.models.clip_text_encoders import ClipTextEncoders
 from lora_service.models.diffusion_base import DiffusionBase
-from lora_service.models.text_encoders import TextEncoders, TokenIds
+from lora_service.models.text_encoders import TokenIds
 from lora_service.training.data import batches
 from lora_service.training.data.batches import BatchPlan, CaptionSampler
 from lora_service.training.data.latent_cache import cache_latents
@@ -114,13 +115,13 @@ def test_captions_are_drawn_and_tokenized_as_the_steps_come_to_them(monkeypatch:
     cache = cache_latents(pictures, base, flip=False, color_jitter=False, seed=0)
     monkeypatch.setattr(batches, "CAPTIONS_PER_BLOCK", 8)
     tokenized: list[str] = []
-    tokenize = TextEncoders.tokenize
+    tokenize = ClipTextEncoders.tokenize
 
-    def recorded(self: TextEncoders, texts: list[str], chunks: int = 1) -> TokenIds:
+    def recorded(self: ClipTextEncoders, texts: list[str], chunks: int = 1) -> TokenIds:
         tokenized.extend(texts)
         return tokenize(self, texts, chunks)
 
-    monkeypatch.setattr(TextEncoders, "tokenize", recorded)
+    monkeypatch.setattr(ClipTextEncoders, "tokenize", recorded)
     plan = BatchPlan(cache, pictures, CaptionSampler(((("dog", 1.0),),), TAGS), base.text, batch_size=1, seed="s")
     counts = []
     for i in range(40):
