@@ -84,7 +84,7 @@ def test_the_file_of_every_format_draws_what_the_training_saw(
     assert hashes(base) == before
     assert all((theirs - ours).abs().max() > 1e-3 for theirs, ours in zip(expected, bare, strict=True))
     patcher, path, written = Patcher(base.components, base.tokenizers), tmp_path / "lora.safetensors", []
-    for lora_format in FORMAT_NAMES:
+    for lora_format in [name for name in FORMAT_NAMES if name != "comfyui"]:  # which is kohya's for these bases
         held = holds(lora_format, kind, targets) and not (family == "sdxl" and lora_format == "cloneofsimo")
         if lora_format == "embedding" or not held:
             # By the numbers of the cloneofsimo format, attention alone fits bases of other widths than 1.x's.
