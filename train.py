@@ -154,6 +154,11 @@ def train(
         max_length=20000,
         description="Empty: the task's own. JSON list of caption templates with {} for the subject.",
     ),
+    captions: str = Input(
+        default="",
+        max_length=1000000,
+        description='Captions of single pictures in place of their own: a JSON object like {"1.jpg": "{} at sea"}.',
+    ),
     shuffle_tags: bool = Input(
         default=False, description="Put a caption's comma-separated tags in a new order each step."
     ),
