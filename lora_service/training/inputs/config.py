@@ -259,7 +259,7 @@ class TrainConfig(BaseModel):
         None,
         ge=0,
         le=100,
-        description="Empty: 4, or 1 over HTTP, in a tenth of the time at most. How often samples are drawn; 0: never.",
+        description="Empty: 4 or 1, in a tenth of the time at most. How often samples are drawn; 0: never.",
     )
     sample_prompts: str = Field(
         "",
