@@ -103,7 +103,9 @@ def run_trainings(folder: Path, lora: bytes = b"lora", **settings: Any) -> Itera
     """Run a gateway with this training server, and users ann, eve and root."""
     engine = TrainingEngine("train", runs=folder / "runs", lora=lora)
     settings = {"require_tokens": "yes", "api_tokens": TOKENS, "rate_limit": 100_000} | settings
-    with run_gateway(folder, engines=[ScriptedEngine(), engine], **settings) as running:
+    drawing = ScriptedEngine()
+    with run_gateway(folder, engines=[drawing, engine], **settings) as running:
+        running.engine = drawing
         try:
             yield running, engine
         finally:
