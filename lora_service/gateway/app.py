@@ -21,6 +21,7 @@ from lora_service.gateway.engine.jobs import EngineLostError, JobEngine
 from lora_service.gateway.gateway import Gateway
 from lora_service.gateway.guards import Guards
 from lora_service.gateway.metrics import Metrics
+from lora_service.gateway.page import pages
 from lora_service.gateway.queue.dispatcher import Dispatcher, end
 from lora_service.gateway.queue.janitor import Janitor
 from lora_service.gateway.webhooks import WebhookSender
@@ -59,6 +60,7 @@ def create_app(gateway: Gateway, engines: Sequence[JobEngine] = ()) -> FastAPI:
     for router in (streams.router, jobs.router, models.router, files.router, account.router, operations.router):
         app.include_router(router)
     app.include_router(internal.router)
+    pages.install(app)
     problems.install(app)
     app.add_middleware(Guards, gateway=gateway)
     return app
