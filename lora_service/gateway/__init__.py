@@ -5,6 +5,7 @@
 ``app``          the ASGI app, and what runs beside its requests
 ``gateway``      the parts that all others share
 ``api``          the HTTP API
+``page``         the page in the browser
 ``views``        rows of the database as the API shows them
 ``queue``        from the queue to a server and back
 ``engine``       what runs jobs: Cog's servers here or elsewhere

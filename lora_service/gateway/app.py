@@ -34,6 +34,7 @@ from lora_service.gateway.file_work import FileWork
 from lora_service.gateway.gateway import Gateway
 from lora_service.gateway.guards import Guards
 from lora_service.gateway.metrics import Metrics
+from lora_service.gateway.page import pages
 from lora_service.gateway.queue.dispatcher import Dispatcher, end
 from lora_service.gateway.queue.janitor import Janitor
 from lora_service.gateway.webhooks import WebhookSender
@@ -73,6 +74,7 @@ def create_app(gateway: Gateway, engines: Sequence[JobEngine] = ()) -> FastAPI:
     parts = (streams, jobs, previews, progress, queue, loras, models, files, account, operations, internal)
     for part in parts:
         app.include_router(part.router)
+    pages.install(app)
     problems.install(app)
     app.add_middleware(Guards, gateway=gateway)
     return app

@@ -1,0 +1,3 @@
+import { user } from "./api.js";
+
+await user();
