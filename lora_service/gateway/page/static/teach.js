@@ -159,7 +159,14 @@ async function furtherFrom(lora) {
   const file = await api("GET", `loras/${encodeURIComponent(lora)}`);
   fields.set("start_from", file.url);
   if (!$("#name").value) $("#name").value = file.model?.split("/").at(-1) ?? "";
-  say(`Going on from ${file.name}: choose the pictures for it.`);
+  show($("#further"), "Going on from ", h("b", {}, file.name), ": choose the pictures for it.", h("button", {
+    type: "button", class: "quiet", onclick: () => {
+      fields.set("start_from", "");
+      $("#further").hidden = true;
+      changed();
+    },
+  }, "Begin anew instead"));
+  $("#further").hidden = false;
   changed();
 }
 
