@@ -159,6 +159,11 @@ def train(
         max_length=20000,
         description="Empty: the task's own. JSON list of caption templates with {} for the subject.",
     ),
+    captions: str = Input(
+        default="",
+        max_length=1000000,
+        description='Captions of single pictures in place of their own: a JSON object like {"1.jpg": "{} at sea"}.',
+    ),
     shuffle_tags: bool = Input(
         default=False, description="Put a caption's comma-separated tags in a new order each step."
     ),
@@ -286,7 +291,7 @@ def train(
         default=None,
         ge=0,
         le=100,
-        description="Empty: 4, or 1 over HTTP, in a tenth of the time at most. How often samples are drawn; 0: never.",
+        description="Empty: 4 or 1, in a tenth of the time at most. How often samples are drawn; 0: never.",
     ),
     sample_prompts: str = Input(
         default="",

@@ -11,6 +11,8 @@
 ``engine``       what runs jobs: Cog's servers here or elsewhere
 ``database``     tables, migrations, and what is asked of them
 ``blobs``        the files
+``library``      what is known of LoRA files
+``file_work``    strangers' files in a process of their own
 ``uploads``      from uploads and data URIs to stored files
 ``webhooks``     sends webhooks
 ``events``       wakes those who wait for a job

@@ -53,11 +53,8 @@ def engines(
 
 
 def _environment(gateway: Gateway, device: str) -> dict[str, str]:
-    """Return the variables of a server: the gateway's own links may be fetched, and runs go on."""
-    own = gateway.callback_url.partition("://")[2]
-    allowed = (*gateway.service.allow_private_addresses, own)
-    values = {"ALLOW_PRIVATE_ADDRESSES": ",".join(allowed), "RUN_FOLDERS": str(gateway.settings.runs.resolve())}
-    return values | ({"CUDA_VISIBLE_DEVICES": device} if device else {})
+    """Return the variables of a server."""
+    return gateway.server_environment() | ({"CUDA_VISIBLE_DEVICES": device} if device else {})
 
 
 def up(
