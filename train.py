@@ -71,11 +71,6 @@ def train(
         le=4294967295,
         description="Empty: random, and reported. The same seed gives the same file on the same machine.",
     ),
-    start_from: str = Input(
-        default="",
-        max_length=4000,
-        description="Empty: a new LoRA. Link to a LoRA file to go on from; its layers, tokens and trigger are kept.",
-    ),
     more_resolutions: str = Input(
         default="",
         max_length=60,
@@ -280,6 +275,11 @@ def train(
         ge=0,
         le=1,
         description="Empty: the base model's own (SD 1.5: 1e-4). Learning rate of the tokens in stage 2.",
+    ),
+    start_from: str = Input(
+        default="",
+        max_length=4000,
+        description="Empty: a new LoRA. Link to a LoRA file to go on from; its layers, tokens and trigger are kept.",
     ),
     stop_after_seconds: int = Input(
         default=0,

@@ -122,7 +122,7 @@ FRONT: Mapping[Mode, tuple[str, ...]] = MappingProxyType(
     {
         "train": (
             "instance_data", "instance_data_urls", "task", "class_word", "trigger", "max_train_steps_ti",
-            "max_train_steps_tuning", "preset", "resolution", "lora_rank", "seed", "start_from",
+            "max_train_steps_tuning", "preset", "resolution", "lora_rank", "seed",
         ),
         "predict": (
             "prompt", "lora_urls", "lora", "lora_scales", "image", "mask", "prompt_strength", "negative_prompt",

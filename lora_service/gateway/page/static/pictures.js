@@ -81,7 +81,7 @@ export class Pictures {
     const others = this.uploads.length - archives.length;
     const all = this.uploads.length + this.left;
     show($("#uploads"),
-      this.left && [h("progress", { max: all, value: all - this.left, "aria-label": "Uploading" }), h("span", { class: "hint" }, `Uploading, ${this.left} to go …`)],
+      this.left > 0 && [h("progress", { max: all, value: all - this.left, "aria-label": "Uploading" }), h("span", { class: "hint" }, `Uploading, ${this.left} to go …`)],
       archives.map((each) => h("span", { class: "tag" }, `${each.name}, ${bytes(each.size)} `,
         h("button", { type: "button", class: "quiet", "aria-label": `Remove ${each.name}`, onclick: () => this.remove(each.name) }, "×"))),
       others > 0 && h("span", { class: "tag" }, plural(others, "file")),

@@ -74,7 +74,7 @@ export class Sheet {
           h("label", { for: "replace" }, "Replace with"), h("span", { class: "grow" }, replace),
           h("button", { type: "button", onclick: () => this.replaceAll(find.value, replace.value) }, "Replace in all"))),
       h("div", { class: "row tools" },
-        h("button", { type: "button", id: "undo", disabled: !this.undone.length, onclick: () => this.undo() }, "Undo"),
+        h("button", { type: "button", id: "undo", hidden: !this.undone.length, onclick: () => this.undo() }, "Undo"),
         hasMasks && h("label", { class: "check" }, h("input", {
           type: "checkbox", checked: this.masks, onchange: (event) => this.showMasks(event.target.checked),
         }), "Show what counts less")),
@@ -137,7 +137,7 @@ export class Sheet {
     for (const area of this.place.querySelectorAll("[data-caption]")) {
       area.value = this.text(this.pictures.find((picture) => picture.name === area.dataset.caption));
     }
-    $("#undo", this.place).disabled = !this.undone.length;
+    $("#undo", this.place).hidden = !this.undone.length;
     this.changed();
   }
 

@@ -11,6 +11,8 @@ const OWN = ["task", "instance_data", "instance_data_urls", "captions"]; // the 
 const ABOUT = { face: "One person", object: "A thing, an animal, a character", style: "How pictures look", location: "A place" };
 const CHANGE_MS = 700; // of quiet after a change, before the sheet is asked for again
 
+const BUSY_MS = 2000;
+
 const form = $("#teach");
 const name = await user();
 const trainer = await api("GET", "models/local/lora-training").catch((problem) => {
@@ -95,6 +97,11 @@ async function preview() {
     sheet.report(report);
   } catch (problem) {
     if (shownFor !== key) return;
+    if (problem.status === 429) { // the one before is still being made
+      shownFor = "";
+      timer = setTimeout(preview, BUSY_MS);
+      return;
+    }
     sheet.fail();
     refuse(problem);
   }
@@ -159,7 +166,14 @@ async function furtherFrom(lora) {
   const file = await api("GET", `loras/${encodeURIComponent(lora)}`);
   fields.set("start_from", file.url);
   if (!$("#name").value) $("#name").value = file.model?.split("/").at(-1) ?? "";
-  say(`Going on from ${file.name}: choose the pictures for it.`);
+  show($("#further"), "Going on from ", h("b", {}, file.name), ": choose the pictures for it.", h("button", {
+    type: "button", class: "quiet", onclick: () => {
+      fields.set("start_from", "");
+      $("#further").hidden = true;
+      changed();
+    },
+  }, "Begin anew instead"));
+  $("#further").hidden = false;
   changed();
 }
 
