@@ -15,7 +15,7 @@ from lora_service.errors import shorten
 from lora_service.gateway.gateway import Gateway
 from lora_service.gateway.problems import Problem
 
-SECONDS = 120.0
+SECONDS = 300.0
 """The time of one piece of work."""
 _AT_ONCE, _WAITING = 2, 16
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
-from tests.gateway.page.browser import CHROMIUM, MISSING, chromium
+from tests.gateway.page.browser import CHROMIUM, MISSING, SECONDS, chromium
+
+expect.set_options(timeout=1000 * SECONDS)
 
 
 @pytest.fixture(scope="module")

@@ -77,10 +77,12 @@ def test_a_lora_is_drawn_with_at_three_scales(running: Running, browser: Browser
         expect(page.get_by_role("textbox", name="Prompt", exact=True)).to_have_value("a photo of <1>")
         page.get_by_label("seed", exact=True).fill("40")
         page.get_by_label("Num outputs").fill("2")
-        for scale in ("0.3", "0.6", "1.2"):
+        cards = page.get_by_role("article", name="a photo of <1>")
+        for count, scale in enumerate(("0.3", "0.6", "1.2"), start=1):
             page.get_by_label("Scale of blob").fill(scale)
             page.get_by_role("button", name="Draw", exact=True).click()
-            card = page.get_by_role("article", name="a photo of <1>").first
+            expect(cards).to_have_count(count)
+            card = cards.first
             expect(card.locator("img")).to_have_count(2)
             expect(card.get_by_text("seed 40, 41")).to_be_visible()
             inputs = {
@@ -89,7 +91,6 @@ def test_a_lora_is_drawn_with_at_three_scales(running: Running, browser: Browser
                 "prompt": "a photo of <1>",
             }
             assert read(card.locator("img"), running.url) == [told(inputs, 40), told(inputs, 41)]
-        expect(page.get_by_role("article")).to_have_count(3)
         visit.check()
 
 
@@ -157,9 +158,10 @@ def test_a_part_of_a_picture_is_drawn_anew(running: Running, drawing: DrawingEng
             {"name": "blue.png", "mimeType": "image/png", "buffer": file.getvalue()}
         )
         canvas = page.get_by_role("img", name="The picture to start from, 200 × 100")
+        page.get_by_label("Brush").fill("20")
+        canvas.scroll_into_view_if_needed()
         box = canvas.bounding_box()
         assert box is not None
-        page.get_by_label("Brush").fill("20")
         page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + box["height"] / 2)
         page.mouse.down()
         page.mouse.move(box["x"] + box["width"] * 0.75, box["y"] + box["height"] / 2, steps=4)
