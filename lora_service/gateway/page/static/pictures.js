@@ -80,6 +80,7 @@ export class Pictures {
     const archives = this.uploads.filter((each) => ARCHIVE.test(each.name));
     const others = this.uploads.length - archives.length;
     const all = this.uploads.length + this.left;
+    $("#drop").classList.toggle("some", all > 0);
     show($("#uploads"),
       this.left > 0 && [h("progress", { max: all, value: all - this.left, "aria-label": "Uploading" }), h("span", { class: "hint" }, `Uploading, ${this.left} to go …`)],
       archives.map((each) => h("span", { class: "tag" }, `${each.name}, ${bytes(each.size)} `,

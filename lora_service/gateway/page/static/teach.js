@@ -110,6 +110,7 @@ async function preview() {
 
 function summarize() {
   const used = sheet.pictures.length;
+  $("#start-bar").classList.toggle("ready", used > 0);
   $("#summary").textContent = used
     ? `${plural(used, "picture")}, ${task()}, as “${destination()}”`
     : "Begin with some pictures.";

@@ -1,0 +1,71 @@
+"""Pictures of every state of the page, drawn from a real training: ``python -m tests.gateway.page.screenshots FOLDER``.
+
+Takes minutes: a subject is taught by the repository's own entries with the embedded base.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, expect
+
+from lora_service.serving.entries import HOME
+from tests.gateway.page.browser import DESKTOP, PHONE, SECONDS, Visit, chromium, drawn_zip
+from tests.gateway.running import RunningGateway
+
+LOOKS = (("desktop", DESKTOP, "light"), ("phone", PHONE, "dark"))
+INPUTS = {"class word": "creature", "max train steps ti": "150", "max train steps tuning": "150"}
+
+
+def main(folder: Path) -> None:
+    """Write the pictures into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary, chromium() as browser:
+        pictures = drawn_zip(Path(temporary) / "creature.zip", 9)
+        with RunningGateway(Path(temporary) / "gateway", home=HOME) as gateway:
+            shoot_all(browser, gateway.url, pictures, folder)
+
+
+def shoot_all(browser: Browser, url: str, pictures: Path, folder: Path) -> None:
+    """Go through the page as a newcomer does."""
+    with Visit.begin(browser, url, expected="") as visit:
+
+        def shoot(name: str, path: str = "", wait: Callable[[Page], object] = lambda page: None) -> None:
+            for look, size, scheme in LOOKS:
+                visit.page.set_viewport_size(size)  # type: ignore[arg-type]
+                visit.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+                if path:
+                    visit.open(path)
+                wait(visit.page)
+                visit.page.wait_for_timeout(300)
+                if look == "phone":  # the whole page, as one window: what sticks to its edges would lie in the middle
+                    height = visit.page.evaluate("document.documentElement.scrollHeight")
+                    visit.page.set_viewport_size({"width": PHONE["width"], "height": height})
+                visit.page.screenshot(path=folder / f"{name}-{look}.png")
+                visit.check()
+                print(f"{name}-{look}.png", flush=True)
+
+        page = visit.open("/")
+        expect(page.get_by_label("Class word")).to_be_visible()
+        shoot("teach")
+        page.get_by_role("radio", name="object").check()
+        page.locator("#files").set_input_files(pictures)
+        expect(page.locator(".tile")).to_have_count(9, timeout=1000 * SECONDS)
+        shoot("sheet", wait=lambda page: page.locator("#pictures-title").scroll_into_view_if_needed())
+        for label, text in INPUTS.items():
+            page.get_by_label(label, exact=True).fill(text)
+        page.get_by_role("button", name="Start teaching").click()
+        page.wait_for_url("**/trainings/*")
+        shoot("waiting")
+        training = page.url.removeprefix(url)
+        page.locator("#samples figure").first.wait_for()
+        shoot("training", training, lambda page: page.locator(".chart").wait_for())
+        shoot("queue", "/queue", lambda page: page.locator("#running a").wait_for())
+        shoot("taught", training, lambda page: page.get_by_role("heading", name="It is taught").wait_for())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
