@@ -13,10 +13,11 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, expect
 
 from lora_service.serving.entries import HOME
-from tests.gateway.page.browser import DESKTOP, PHONE, SECONDS, Visit, chromium, drawn_zip
+from tests.gateway.page.browser import DESKTOP, PHONE, Visit, chromium, drawn_zip
 from tests.gateway.running import RunningGateway
 
 LOOKS = (("desktop", DESKTOP, "light"), ("phone", PHONE, "dark"))
+LONG = 300_000
 INPUTS = {"class word": "creature", "max train steps ti": "150", "max train steps tuning": "150"}
 
 
@@ -53,7 +54,7 @@ def shoot_all(browser: Browser, url: str, pictures: Path, folder: Path) -> None:
         shoot("teach")
         page.get_by_role("radio", name="object").check()
         page.locator("#files").set_input_files(pictures)
-        expect(page.locator(".tile")).to_have_count(9, timeout=1000 * SECONDS)
+        expect(page.locator(".tile")).to_have_count(9, timeout=LONG)
         shoot("sheet", wait=lambda page: page.locator("#pictures-title").scroll_into_view_if_needed())
         for label, text in INPUTS.items():
             page.get_by_label(label, exact=True).fill(text)
@@ -61,10 +62,10 @@ def shoot_all(browser: Browser, url: str, pictures: Path, folder: Path) -> None:
         page.wait_for_url("**/trainings/*")
         shoot("waiting")
         training = page.url.removeprefix(url)
-        page.locator("#samples figure").first.wait_for()
-        shoot("training", training, lambda page: page.locator(".chart").wait_for())
+        page.locator("#samples figure").first.wait_for(timeout=LONG)
+        shoot("training", training, lambda page: page.locator(".chart").wait_for(timeout=LONG))
         shoot("queue", "/queue", lambda page: page.locator("#running a").wait_for())
-        shoot("taught", training, lambda page: page.get_by_role("heading", name="It is taught").wait_for())
+        shoot("taught", training, lambda page: page.get_by_role("heading", name="It is taught").wait_for(timeout=LONG))
 
 
 if __name__ == "__main__":

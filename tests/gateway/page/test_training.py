@@ -10,8 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from lora_service.serving.entries import HOME
 from tests.gateway.in_process import Running
-from tests.gateway.page.browser import Visit, drawn_zip
-from tests.gateway.page.test_frame import sign_in
+from tests.gateway.page.browser import Visit, drawn_zip, sign_in
 from tests.gateway.running import RunningGateway
 from tests.gateway.scripted_training import ANN, EVE, TrainingEngine, begin, lora_file, run_trainings, wait_for
 
@@ -61,7 +60,7 @@ def test_a_failure_is_readable_and_can_be_tried_again(scripted: Scripted, browse
         page = visit.open(f"/trainings/{job['id']}")
         sign_in(visit, ANN)
         expect(page.get_by_role("heading", name="It failed")).to_be_visible()
-        expect(page.locator("#result .problem")).to_contain_text("instance_data")
+        expect(page.locator("#result .problem")).to_contain_text("127.0.0.1")
         visit.check()
         page.get_by_role("button", name="Try again").click()
         expect(page.get_by_role("radio", name="style")).to_be_checked()

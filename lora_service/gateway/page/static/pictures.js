@@ -13,10 +13,13 @@ export class Pictures {
     this.changed = changed;
     this.left = 0;
     const drop = $("#drop");
-    $("#files").addEventListener("change", (event) => {
-      this.add([...event.target.files]);
-      event.target.value = "";
-    });
+    const input = $("#files");
+    const chosen = () => {
+      this.add([...input.files]);
+      input.value = "";
+    };
+    input.addEventListener("change", chosen);
+    if (input.files.length) queueMicrotask(chosen); // before this script was there
     // Wherever a file is dropped, the browser must not leave the page for it.
     document.addEventListener("dragover", (event) => event.preventDefault());
     document.addEventListener("dragenter", () => drop.classList.add("over"));

@@ -121,7 +121,9 @@ function suggestedName() {
   return word || `my-${task()}`;
 }
 
-const destination = () => $("#name").value.trim() || suggestedName();
+function destination() {
+  return $("#name").value.trim() || suggestedName();
+}
 
 /** Show a refusal where it belongs. */
 function refuse(problem) {
