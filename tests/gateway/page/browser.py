@@ -20,7 +20,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 AXE = ROOT / "tests/gateway/javascript/node_modules/axe-core/axe.min.js"
 MISSING = "there is no chromium: scripts/setup --dev installs it as root on Debian"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-SECONDS = 60
+SECONDS = 180
 """For whatever a page is waited for: machines that test are slow and busy."""
 _QUIET = ("--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run")
 
