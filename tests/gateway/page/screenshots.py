@@ -1,6 +1,6 @@
-"""Pictures of every state of the page, drawn from a real training: ``python -m tests.gateway.page.screenshots FOLDER``.
+"""Pictures of every state of the page: ``python -m tests.gateway.page.screenshots FOLDER [STEPS]``.
 
-Takes minutes: a subject is taught by the repository's own entries with the embedded base.
+A subject is taught by the repository's own entries with the embedded base, in STEPS (150) steps of each stage: minutes.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from tests.gateway.running import RunningGateway
 
 LOOKS = (("desktop", DESKTOP, "light"), ("phone", PHONE, "dark"))
 LONG = 300_000
-INPUTS = {"class word": "creature", "max train steps ti": "150", "max train steps tuning": "150"}
+STEPS = ("max train steps ti", "max train steps tuning")
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, steps: str = "150") -> None:
     """Write the pictures into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary, chromium() as browser:
         pictures = drawn_zip(Path(temporary) / "creature.zip", 9)
         with RunningGateway(Path(temporary) / "gateway", home=HOME) as gateway:
-            shoot_all(browser, gateway.url, pictures, folder)
+            shoot_all(browser, gateway.url, pictures, folder, steps)
 
 
-def shoot_all(browser: Browser, url: str, pictures: Path, folder: Path) -> None:
+def shoot_all(browser: Browser, url: str, pictures: Path, folder: Path, steps: str) -> None:
     """Go through the page as a newcomer does."""
     with Visit.begin(browser, url, expected="") as visit:
 
@@ -55,9 +55,15 @@ def shoot_all(browser: Browser, url: str, pictures: Path, folder: Path) -> None:
         page.get_by_role("radio", name="object").check()
         page.locator("#files").set_input_files(pictures)
         expect(page.locator(".tile")).to_have_count(9, timeout=LONG)
-        shoot("sheet", wait=lambda page: page.locator("#pictures-title").scroll_into_view_if_needed())
-        for label, text in INPUTS.items():
-            page.get_by_label(label, exact=True).fill(text)
+        shoot(
+            "sheet",
+            wait=lambda page: page.locator(".tiles").evaluate(
+                "tiles => tiles.scrollIntoView({block: 'end'}), scrollBy(0, 120)"
+            ),
+        )
+        page.get_by_label("class word", exact=True).fill("creature")
+        for label in STEPS:
+            page.get_by_label(label, exact=True).fill(steps)
         page.get_by_role("button", name="Start teaching").click()
         page.wait_for_url("**/trainings/*")
         shoot("waiting")
@@ -69,4 +75,4 @@ def shoot_all(browser: Browser, url: str, pictures: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])
