@@ -58,7 +58,7 @@ def shoot_all(browser: Browser, url: str, pictures: Path, folder: Path, steps: s
         shoot(
             "sheet",
             wait=lambda page: page.locator(".tiles").evaluate(
-                "tiles => tiles.scrollIntoView({block: 'end'}), scrollBy(0, 120)"
+                "tiles => scrollTo(0, tiles.getBoundingClientRect().top + scrollY - 340)"
             ),
         )
         page.get_by_label("class word", exact=True).fill("creature")
@@ -68,9 +68,10 @@ def shoot_all(browser: Browser, url: str, pictures: Path, folder: Path, steps: s
         page.wait_for_url("**/trainings/*")
         shoot("waiting")
         training = page.url.removeprefix(url)
+        shoot("queue", "/queue", lambda page: page.locator(".jobs a").first.wait_for())
+        visit.open(training)
         page.locator("#samples figure").first.wait_for(timeout=LONG)
         shoot("training", training, lambda page: page.locator(".chart").wait_for(timeout=LONG))
-        shoot("queue", "/queue", lambda page: page.locator("#running a").wait_for())
         shoot("taught", training, lambda page: page.get_by_role("heading", name="It is taught").wait_for(timeout=LONG))
 
 
