@@ -119,7 +119,7 @@ def test_a_newcomer_teaches_a_subject_and_teaches_it_further(browser: Browser, t
         expect(page.get_by_text("notes.doc")).to_be_visible()
         edit_captions(page)
         page.get_by_label("Class word").fill("creature")
-        page.get_by_label("max train steps ti", exact=True).fill("2000")
+        set_steps(page, "2000", "700")
         page.get_by_role("button", name="Start teaching").click()
         page.wait_for_url("**/trainings/*")
         expect(page.locator("#stage")).to_contain_text("stage 1")
@@ -129,8 +129,7 @@ def test_a_newcomer_teaches_a_subject_and_teaches_it_further(browser: Browser, t
         expect(page.locator("#given-list")).to_contain_text("blue garden")
         page.get_by_role("link", name="Teach further").click()
         choose(page, pictures)
-        page.get_by_label("max train steps ti", exact=True).fill("0")
-        page.get_by_label("max train steps tuning", exact=True).fill("2000")
+        set_steps(page, "0", "2000")
         page.get_by_role("button", name="Start teaching").click()
         expect(page.locator("#stage")).to_contain_text("stage 2")
         gateway.kill()
@@ -141,6 +140,14 @@ def test_a_newcomer_teaches_a_subject_and_teaches_it_further(browser: Browser, t
         stop(page)
         visit.open("/queue")
         expect(page.locator("#ended li")).to_have_count(2)
+
+
+def set_steps(page: Page, first: str, second: str) -> None:
+    page.get_by_label("max train steps ti", exact=True).fill(first)
+    page.get_by_label("max train steps tuning", exact=True).fill(second)
+    page.get_by_text("more inputs").click()
+    page.get_by_label("Find an input").fill("how often samples")
+    page.get_by_label("samples", exact=True).fill("0")
 
 
 def edit_captions(page: Page) -> None:
