@@ -112,11 +112,11 @@ def run_trainings(folder: Path, lora: bytes = b"lora", **settings: Any) -> Itera
             engine.may_end = True
 
 
-def begin(running: Running, token: str = ANN, **inputs: Any) -> dict[str, Any]:
-    """Begin a training of ann's."""
+def begin(running: Running, token: str = ANN, *, destination: str = "", **inputs: Any) -> dict[str, Any]:
+    """Begin a training: of the user's "dog", unless it has another destination."""
     version = running.call("GET", "/v1/models/local/lora-training", token).json()["latest_version"]["id"]
     user = running.call("GET", "/v1/account", token).json()["username"]
-    body = {"destination": f"{user}/dog", "input": {"instance_data": PICTURES, **inputs}}
+    body = {"destination": destination or f"{user}/dog", "input": {"instance_data": PICTURES, **inputs}}
     answer = running.call("POST", f"/v1/models/local/lora-training/versions/{version}/trainings", token, json=body)
     assert answer.status_code == 201, answer.text
     return dict(answer.json())
