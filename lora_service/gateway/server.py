@@ -72,7 +72,7 @@ def up(
         port: 0 for any that is free.
         urls: addresses of servers elsewhere.
         home: the folder of the entries of this machine's servers.
-        ready: called with a line for the person who started it.
+        ready: called with each line for the person who started it.
 
     Raises:
         InputError: host or port are invalid.
@@ -92,7 +92,8 @@ def up(
             timeout_graceful_shutdown=5, server_header=False, limit_concurrency=1000,
             h11_max_incomplete_event_size=64 * 1024, http=TimedProtocol,
         )  # fmt: skip
-        ready(f"The gateway listens on {address.url} (Replicate's API: REPLICATE_BASE_URL={address.url}).")
+        ready(f"The gateway listens on {address.url}: open it in a browser.")
+        ready(f"Replicate's clients: REPLICATE_BASE_URL={address.url}")
         _DrainingServer(config, gateway).run()
     return 0
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from lora_service.demo.show import SUBJECT
 from tests.gateway.running import ROOT
@@ -20,7 +20,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 AXE = ROOT / "tests/gateway/javascript/node_modules/axe-core/axe.min.js"
 MISSING = "there is no chromium: scripts/setup --dev installs it as root on Debian"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-SECONDS = 120
+SECONDS = 180
 """For whatever a page is waited for: machines that test are slow and busy."""
 _QUIET = ("--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run")
 
@@ -28,6 +28,7 @@ _QUIET = ("--no-sandbox", "--disable-background-networking", "--disable-componen
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """A browser that asks nobody but the pages' own server."""
+    expect.set_options(timeout=1000 * SECONDS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(_QUIET))
         yield browser
@@ -85,6 +86,13 @@ class Visit:
                 if each["impact"] in ("serious", "critical")
             ]
             assert serious == [], f"{self.page.url}: {serious}"
+
+
+def sign_in(visit: Visit, token: str, *, keep: bool = False) -> None:
+    """Give the page a token."""
+    visit.page.get_by_label("Token").fill(token)
+    visit.page.get_by_label("Keep it in this browser").set_checked(keep)
+    visit.page.get_by_role("button", name="Sign in").click()
 
 
 def drawn_zip(path: Path, pictures: int = 8) -> Path:

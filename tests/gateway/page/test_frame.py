@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Error, Route, expect
 
-from tests.gateway.in_process import Running, run_gateway
-from tests.gateway.page.browser import PHONE, Visit
+from lora_service.serving.entries import HOME
+from tests.gateway.in_process import Running, ScriptedEngine, document, run_gateway
+from tests.gateway.page.browser import DESKTOP, PHONE, Visit, sign_in
+from tests.gateway.scripted_training import TrainingEngine
 
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
 TOKENS = {"anna": "a" * 20, "ben": "b" * 20}
@@ -23,12 +26,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     tokens = ",".join(f"{user}:run:{token}" for user, token in TOKENS.items())
     with run_gateway(tmp_path_factory.mktemp("gateway"), require_tokens="yes", api_tokens=tokens) as running:
         yield running
-
-
-def sign_in(visit: Visit, token: str, *, keep: bool = False) -> None:
-    visit.page.get_by_label("Token").fill(token)
-    visit.page.get_by_label("Keep it in this browser").set_checked(keep)
-    visit.page.get_by_role("button", name="Sign in").click()
 
 
 def test_a_token_is_asked_for_kept_and_forgotten(running: Running, browser: Browser) -> None:
@@ -56,19 +53,19 @@ def test_a_token_is_asked_for_kept_and_forgotten(running: Running, browser: Brow
 @pytest.mark.attack("page")
 def test_what_strangers_write_never_becomes_markup(running: Running, browser: Browser) -> None:
     running.finished(running.draw(TOKENS["anna"], input={"prompt": HOSTILE, "behaviour": "fail"}), TOKENS["anna"])
-    with Visit.begin(browser, running.url, expected="401|404") as visit:
+    with Visit.begin(browser, running.url, expected="401|TrustedHTML") as visit:
         page = visit.open("/queue")
         sign_in(visit, TOKENS["anna"])
-        expect(page.get_by_text(HOSTILE[:60])).to_be_visible()
+        expect(page.get_by_text(HOSTILE[:60]).first).to_be_visible()
         page.get_by_text("Log", exact=True).first.click()
-        assert page.locator("main img, main script").count() == 0
+        assert page.locator("main img[src=x], main script").count() == 0
         with pytest.raises(Error, match="TrustedHTML"):
             page.evaluate("document.body.insertAdjacentHTML('beforeend', '<p>')")
         assert page.title() != "taken"
 
 
 @pytest.mark.attack("page")
-def test_hostile_answers_are_shown_as_text(running: Running, browser: Browser, tmp_path: Path) -> None:
+def test_hostile_answers_are_shown_as_text(browser: Browser, tmp_path: Path) -> None:
     icon = "/static/icon.svg"
     picture = {"name": HOSTILE, "image": icon, "mask": icon, "size": [8, 8], "caption": HOSTILE,
                "captions": [HOSTILE], "caption_source": "file", "repeats": 1, "warnings": [HOSTILE]}  # fmt: skip
@@ -82,13 +79,15 @@ def test_hostile_answers_are_shown_as_text(running: Running, browser: Browser, t
                 "saved": [{"stage": HOSTILE, "step": 1, "url": "javascript:alert(1)", "name": HOSTILE, "size": 1,
                            "created_at": "2026-01-01T00:00:00Z"}]}  # fmt: skip
     (tmp_path / "a.png").write_bytes(b"not looked at")
-    with Visit.begin(browser, running.url, expected="401") as visit:
+    with (
+        run_gateway(tmp_path, engines=[TrainingEngine("train")]) as running,
+        Visit.begin(browser, running.url) as visit,
+    ):
         answer(visit, "previews", report)
         answer(visit, "queue", {"running": [], "waiting": []})
         answer(visit, "trainings/x", job)
         answer(visit, "trainings/x/progress", progress)
         page = visit.open("/")
-        sign_in(visit, TOKENS["anna"])
         page.locator("#files").set_input_files(tmp_path / "a.png")
         expect(page.locator(".tile textarea")).to_have_value(HOSTILE)
         expect(page.locator(".warned")).to_have_text(HOSTILE)
@@ -109,14 +108,22 @@ def answer(visit: Visit, path: str, body: dict[str, Any]) -> None:
     visit.page.route(f"**/v1/{path}", fulfil)
 
 
+@dataclass
+class DrawingEngine(ScriptedEngine):
+    """Has the real form."""
+
+    async def document(self) -> dict[str, Any]:
+        return document(self.kind, HOME)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_all_pages_can_be_used_by_everybody(tmp_path: Path, browser: Browser, scheme: str) -> None:
     with (
-        run_gateway(tmp_path) as running,
+        run_gateway(tmp_path, engines=[DrawingEngine(), TrainingEngine("train")]) as running,
         Visit.begin(browser, running.url, expected="404", color_scheme=scheme) as visit,
     ):
         for path in PAGES:
-            for size in (PHONE, {"width": 1280, "height": 900}):
+            for size in (PHONE, DESKTOP):
                 visit.page.set_viewport_size(size)  # type: ignore[arg-type]
                 visit.open(path)
                 visit.page.wait_for_load_state("networkidle")

@@ -50,10 +50,11 @@ export function upload(file, name = file.name) {
   return api("POST", "files", form);
 }
 
-/** A signed link of the API under the page's own address: the gateway may have another name for clients. */
+/** A link of the API under the page's own address, as the gateway may have another name for clients; or a picture. */
 export function local(link) {
   const url = new URL(link, location.href);
-  return ["http:", "https:"].includes(url.protocol) ? url.pathname + url.search : link;
+  if (["http:", "https:"].includes(url.protocol)) return url.pathname + url.search;
+  return link.startsWith("data:image/") ? link : "";
 }
 
 let asking = null;

@@ -42,6 +42,10 @@ export function say(text, isProblem = false) {
   if (!isProblem) say.timer = setTimeout(() => show(place), 6000);
 }
 
+for (const kind of ["error", "unhandledrejection"]) {
+  addEventListener(kind, (event) => say((event.reason ?? event.error)?.message ?? event.message ?? "Something went wrong.", true));
+}
+
 /** Run what a button stands for; while it runs the button waits, and a problem is said. */
 export async function act(button, action) {
   button.disabled = true;
@@ -49,6 +53,7 @@ export async function act(button, action) {
   try {
     return await action();
   } catch (problem) {
+    if (problem.status === undefined) throw problem; // none of the API's: a defect
     say(problem.message, true);
   } finally {
     button.disabled = false;
@@ -81,7 +86,7 @@ export async function repeat(seconds, action) {
       if (failed) say("The gateway answers again.");
       failed = false;
     } catch (problem) {
-      if (problem.status === 404) throw problem;
+      if (problem.status === undefined || problem.status === 404) throw problem; // a defect, or gone
       if (!failed) say(`${problem.message} Trying again …`, true);
       failed = true;
     }

@@ -13,10 +13,13 @@ export class Pictures {
     this.changed = changed;
     this.left = 0;
     const drop = $("#drop");
-    $("#files").addEventListener("change", (event) => {
-      this.add([...event.target.files]);
-      event.target.value = "";
-    });
+    const input = $("#files");
+    const chosen = () => {
+      this.add([...input.files]);
+      input.value = "";
+    };
+    input.addEventListener("change", chosen);
+    if (input.files.length) queueMicrotask(chosen); // before this script was there
     // Wherever a file is dropped, the browser must not leave the page for it.
     document.addEventListener("dragover", (event) => event.preventDefault());
     document.addEventListener("dragenter", () => drop.classList.add("over"));
@@ -80,6 +83,7 @@ export class Pictures {
     const archives = this.uploads.filter((each) => ARCHIVE.test(each.name));
     const others = this.uploads.length - archives.length;
     const all = this.uploads.length + this.left;
+    $("#drop").classList.toggle("some", all > 0);
     show($("#uploads"),
       this.left > 0 && [h("progress", { max: all, value: all - this.left, "aria-label": "Uploading" }), h("span", { class: "hint" }, `Uploading, ${this.left} to go …`)],
       archives.map((each) => h("span", { class: "tag" }, `${each.name}, ${bytes(each.size)} `,

@@ -29,7 +29,9 @@ function drawQueue({ running, waiting }) {
   if (focused) document.getElementById(focused)?.focus();
 }
 
-const nothing = (text) => h("li", { class: "hint" }, text);
+function nothing(text) {
+  return h("li", { class: "hint" }, text);
+}
 
 function item(job, waiting = null) {
   const what = h("div", { class: "grow" }, title(job), h("p", { class: "hint" }, subtitle(job)));

@@ -66,18 +66,18 @@ export class Sheet {
     const replace = h("input", { type: "text", id: "replace", autocomplete: "off" });
     const hasMasks = this.pictures.some((picture) => picture.mask);
     return [
-      h("p", {}, h("b", {}, plural(report.pictures.length, "picture")), " will be taught, cropped as shown."),
+      h("div", { class: "row tools" },
+        h("p", { class: "grow" }, h("b", {}, plural(report.pictures.length, "picture")), " will be taught, cropped as shown."),
+        h("button", { type: "button", id: "undo", hidden: !this.undone.length, onclick: () => this.undo() }, "Undo"),
+        hasMasks && h("label", { class: "check" }, h("input", {
+          type: "checkbox", checked: this.masks, onchange: (event) => this.showMasks(event.target.checked),
+        }), "Show what counts less")),
       h("details", { class: "tools" }, h("summary", {}, "Captions"),
         h("p", { class: "hint" }, "A caption says what else is in the picture. ", h("code", {}, "{}"), " stands for what is taught; without it, it is put in front."),
         h("div", { class: "row" },
           h("label", { for: "find" }, "Find"), h("span", { class: "grow" }, find),
           h("label", { for: "replace" }, "Replace with"), h("span", { class: "grow" }, replace),
           h("button", { type: "button", onclick: () => this.replaceAll(find.value, replace.value) }, "Replace in all"))),
-      h("div", { class: "row tools" },
-        h("button", { type: "button", id: "undo", hidden: !this.undone.length, onclick: () => this.undo() }, "Undo"),
-        hasMasks && h("label", { class: "check" }, h("input", {
-          type: "checkbox", checked: this.masks, onchange: (event) => this.showMasks(event.target.checked),
-        }), "Show what counts less")),
     ];
   }
 

@@ -110,6 +110,7 @@ async function preview() {
 
 function summarize() {
   const used = sheet.pictures.length;
+  $("#start-bar").classList.toggle("ready", used > 0);
   $("#summary").textContent = used
     ? `${plural(used, "picture")}, ${task()}, as “${destination()}”`
     : "Begin with some pictures.";
@@ -120,7 +121,9 @@ function suggestedName() {
   return word || `my-${task()}`;
 }
 
-const destination = () => $("#name").value.trim() || suggestedName();
+function destination() {
+  return $("#name").value.trim() || suggestedName();
+}
 
 /** Show a refusal where it belongs. */
 function refuse(problem) {
