@@ -44,11 +44,11 @@ def test_what_was_taught_is_looked_into_and_converted(
         book = page.get_by_role("article", name="blob")
         expect(book.get_by_text("zwx creature")).to_be_visible()
         expect(book.get_by_text("Stable Diffusion 1.5")).to_be_visible()
-        assert book.get_by_role("img", name="Drawn with blob").evaluate("(image) => image.naturalWidth") == 64
+        expect(book.get_by_role("img", name="Drawn with blob")).to_have_js_property("naturalWidth", 64)
         visit.check()
         book.get_by_role("button", name="Details of blob").click()
         details = page.get_by_role("dialog")
-        expect(details.get_by_text("kohya", exact=True)).to_be_visible()
+        expect(details.get_by_role("definition").get_by_text("kohya", exact=True)).to_be_visible()
         expect(details.get_by_role("img", name="Samples of stage 2 at step 3")).to_be_visible()
         expect(details.locator("svg.chart")).to_be_visible()
         visit.check()
