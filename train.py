@@ -28,30 +28,13 @@ def train(
         choices=["face", "object", "style", "location"],
         description="What the pictures show. Picks caption templates, rank, mirroring and the noise levels.",
     ),
+    class_word: str = Input(
+        default="", max_length=60, description="The kind of thing it is, like dog. The new tokens start from this word."
+    ),
     trigger: str = Input(
         default="",
         max_length=60,
         description="Empty: one is chosen and reported. The plain word that calls the subject, in any tool.",
-    ),
-    class_word: str = Input(
-        default="", max_length=60, description="The kind of thing it is, like dog. The new tokens start from this word."
-    ),
-    seed: int | None = Input(
-        default=None,
-        ge=0,
-        le=4294967295,
-        description="Empty: random, and reported. The same seed gives the same file on the same machine.",
-    ),
-    resolution: int | None = Input(
-        default=None,
-        ge=16,
-        le=2048,
-        description="Empty: the base model's own (SD 1.5: 512). Side of the training pictures in pixels.",
-    ),
-    more_resolutions: str = Input(
-        default="",
-        max_length=60,
-        description="Further sides in pixels, split by commas: every picture is taught at each of them too.",
     ),
     max_train_steps_ti: int = Input(
         default=700,
@@ -64,6 +47,34 @@ def train(
         ge=0,
         le=20000,
         description="Steps of stage 2, which learns the LoRA. 0: only new tokens are learned.",
+    ),
+    preset: str = Input(
+        default="full",
+        choices=["full", "fast"],
+        description="full: as asked for. fast: a third of the time, without stage 1, by fewer steps of two pictures.",
+    ),
+    resolution: int | None = Input(
+        default=None,
+        ge=16,
+        le=2048,
+        description="Empty: the base model's own (SD 1.5: 512). Side of the training pictures in pixels.",
+    ),
+    lora_rank: int | None = Input(
+        default=None,
+        ge=1,
+        le=128,
+        description="Empty: 8 for objects, else 16. Rank of the LoRA: more holds more detail.",
+    ),
+    seed: int | None = Input(
+        default=None,
+        ge=0,
+        le=4294967295,
+        description="Empty: random, and reported. The same seed gives the same file on the same machine.",
+    ),
+    more_resolutions: str = Input(
+        default="",
+        max_length=60,
+        description="Further sides in pixels, split by commas: every picture is taught at each of them too.",
     ),
     learning_rate_ti: float | None = Input(
         default=None,
@@ -108,12 +119,6 @@ def train(
     lr_power: float = Input(
         default=2.0, ge=0.1, le=10, description="Power of polynomial: 1 is linear, more falls sooner."
     ),
-    lora_rank: int | None = Input(
-        default=None,
-        ge=1,
-        le=128,
-        description="Empty: 8 for objects, else 16. Rank of the LoRA: more holds more detail.",
-    ),
     lora_alpha: float | None = Input(
         default=None,
         ge=0.001,
@@ -153,6 +158,11 @@ def train(
         default="",
         max_length=20000,
         description="Empty: the task's own. JSON list of caption templates with {} for the subject.",
+    ),
+    captions: str = Input(
+        default="",
+        max_length=1000000,
+        description='Captions of single pictures in place of their own: a JSON object like {"1.jpg": "{} at sea"}.',
     ),
     shuffle_tags: bool = Input(
         default=False, description="Put a caption's comma-separated tags in a new order each step."
@@ -286,17 +296,12 @@ def train(
         default=None,
         ge=0,
         le=100,
-        description="Empty: 4, or 1 over HTTP, in a tenth of the time at most. How often samples are drawn; 0: never.",
+        description="Empty: 4 or 1, in a tenth of the time at most. How often samples are drawn; 0: never.",
     ),
     sample_prompts: str = Input(
         default="",
         max_length=20000,
         description="Empty: the task's own. Prompts of the samples, one per line or a JSON list; {} is the subject.",
-    ),
-    preset: str = Input(
-        default="full",
-        choices=["full", "fast"],
-        description="full: as asked for. fast: a third of the time, without stage 1, by fewer steps of two pictures.",
     ),
     keep: str = Input(
         default="last",

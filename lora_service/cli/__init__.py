@@ -5,6 +5,7 @@
     output_files.py   files that are written: none is overwritten without --force, no input ever
     jobs.py           train, generate, demo
     check.py          check
+    grid.py           grid
     lora_files.py     inspect, convert
     links.py          resolve, cache ls, cache clear
     hosting.py        serve, download-base

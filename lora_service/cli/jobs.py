@@ -171,7 +171,7 @@ def generate_command(
         check_output(file, force=force, inputs=sources)
     if not files:
         check_folder(output)
-    with InferenceService(allow_local=True) as service, _lora_option(loras):
+    with InferenceService(allow_local=True) as service, lora_option(loras):
         with _preview_file(output.parent if files else output) as on_preview:
             paths = service.run(inputs, **pictures, on_preview=on_preview, log=click.echo)
         for path in paths:
@@ -220,7 +220,7 @@ def _preview_file(folder: Path) -> Iterator[Callable[[Preview], None]]:
 
 
 @contextmanager
-def _lora_option(loras: Sequence[str]) -> Iterator[None]:
+def lora_option(loras: Sequence[str]) -> Iterator[None]:
     """Name ``--lora`` in errors about the two inputs that it stands for."""
     try:
         yield

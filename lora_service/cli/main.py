@@ -42,6 +42,9 @@ COMMANDS = {
     "check": LazyCommand("check", "check_command", "Show what a training would use of pictures, without training."),
     "train": LazyCommand("jobs", "train_command", "Teach what the pictures in ZIP show, and write one LoRA file."),
     "generate": LazyCommand("jobs", "generate_command", "Draw PROMPT; <1> in it is what the first --lora learned."),
+    "grid": LazyCommand(
+        "grid", "grid_command", "Draw PROMPTs with several LoRAs at several scales, on one labelled sheet."
+    ),
     "inspect": LazyCommand("lora_files", "inspect_command", "Show what a LoRA file holds."),
     "convert": LazyCommand("lora_files", "convert_command", "Write a LoRA file in another format."),
     "merge": LazyCommand("lora_files", "merge_command", "Add LoRA files at their scales into one."),

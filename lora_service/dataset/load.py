@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -102,6 +102,7 @@ def _load(source: Path | Sequence[Path], options: DatasetOptions, folder: Path) 
     skipped = [*extracted.skipped, *paired.skipped, *(result for result in results if isinstance(result, Skipped))]
     if not prepared:
         raise _no_pictures(skipped)
+    _check_names(options.captions, [each.sample.name for each in prepared])
     triggers, folder_warnings = _folder_triggers([each.sample for each in prepared], options)
     options, prompt_warnings = fit_prompts(_with_window(options, triggers))
     captions = _select_captions(prepared, triggers, options)
@@ -123,6 +124,21 @@ def _load(source: Path | Sequence[Path], options: DatasetOptions, folder: Path) 
         for view in pair[0].views[number : number + 1]
     )
     return TrainingDataset(images, report, triggers)
+
+
+def _check_names(captions: Iterable[str], names: Sequence[str]) -> None:
+    """Check that all captions of the input are of images that are used.
+
+    Raises:
+        PicturesError: some are not (code ``unmatched_captions``, of the field ``captions``).
+    """
+    if unmatched := sorted(set(captions).difference(names)):
+        raise PicturesError(
+            f"captions names pictures that are not used: {join_names(unmatched)}; name each as the report of the "
+            f"pictures does: {join_names(names)}.",
+            code="unmatched_captions",
+            field="captions",
+        )
 
 
 def _word(sample: RawSample) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -17,7 +18,7 @@ Task = Literal["face", "object", "style", "location"]
 MaskMode = Literal["auto", "face", "none", "files"]
 CaptionMode = Literal["auto", "files", "filename", "template", "model"]
 MaskSource = Literal["face", "file", "alpha"]
-CaptionSource = Literal["file", "filename", "template", "model"]
+CaptionSource = Literal["input", "file", "filename", "template", "model"]
 
 SUBJECT = "{}"
 """The subject's placeholder: every caption template holds it."""
@@ -52,6 +53,30 @@ def parse_prompts(text: str) -> tuple[str, ...]:
     for template in templates:
         check_template(template)
     return tuple(templates)
+
+
+def parse_captions(text: str) -> dict[str, tuple[str, ...]]:
+    """Return the captions of each picture that the input ``captions`` names; none when ``text`` is empty.
+
+    Raises:
+        InputError: ``text`` is no JSON object of captions, or of lists of them, by names.
+    """
+    if not text.strip():
+        return {}
+    try:
+        captions = json.loads(text)
+    except (ValueError, RecursionError):
+        captions = None
+    is_object = isinstance(captions, dict)
+    given = captions if is_object else {}
+    lists = {name: [value] if isinstance(value, str) else value for name, value in given.items()}
+    if not is_object or not all(map(_is_list_of_texts, lists.values())):
+        raise InputError("captions", text, """a JSON object of captions by pictures, like '{"1.jpg": "{} at sea"}'""")
+    return {name: tuple(" ".join(caption.split()) for caption in value) for name, value in lists.items()}
+
+
+def _is_list_of_texts(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)
 
 
 @dataclass(frozen=True)
@@ -123,7 +148,8 @@ class DatasetOptions:
         bucket_step: the sides of buckets are multiples of this: 64 for bases of full size, 8 × the VAE's factor for
             small ones.
         custom_prompts: templates with ``{}`` for the subject, in place of the task's.
-        trigger_words: words in caption files that become ``{}``.
+        captions: those of single pictures by name, in place of all others of these.
+        trigger_words: words in captions that become ``{}``.
         takes_folder_word: True if the word of a folder named as for kohya's trainer, ``10_ohwx dog``, is the trigger;
             folders with different words are subjects of their own.
         takes_class_folders: True if only the pictures for prior preservation are wanted, of folders such as ``reg``,
@@ -146,6 +172,7 @@ class DatasetOptions:
     random_crop: bool = False
     bucket_step: int = 64
     custom_prompts: tuple[str, ...] = ()
+    captions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     trigger_words: tuple[str, ...] = DEFAULT_TRIGGER_WORDS
     takes_folder_word: bool = False
     takes_class_folders: bool = False

@@ -5,11 +5,14 @@
 ``app``          the ASGI app, and what runs beside its requests
 ``gateway``      the parts that all others share
 ``api``          the HTTP API
+``page``         the page in the browser
 ``views``        rows of the database as the API shows them
 ``queue``        from the queue to a server and back
 ``engine``       what runs jobs: Cog's servers here or elsewhere
 ``database``     tables, migrations, and what is asked of them
 ``blobs``        the files
+``library``      what is known of LoRA files
+``file_work``    strangers' files in a process of their own
 ``uploads``      from uploads and data URIs to stored files
 ``webhooks``     sends webhooks
 ``events``       wakes those who wait for a job

@@ -13,14 +13,28 @@ from fastapi import FastAPI
 
 from lora_service import __version__
 from lora_service.gateway import problems
-from lora_service.gateway.api import account, files, internal, jobs, models, operations, streams
+from lora_service.gateway.api import (
+    account,
+    files,
+    internal,
+    jobs,
+    loras,
+    models,
+    operations,
+    previews,
+    progress,
+    queue,
+    streams,
+)
 from lora_service.gateway.api.access import Gatekeeper
 from lora_service.gateway.database import catalog
 from lora_service.gateway.database import jobs as job_rows
 from lora_service.gateway.engine.jobs import EngineLostError, JobEngine
+from lora_service.gateway.file_work import FileWork
 from lora_service.gateway.gateway import Gateway
 from lora_service.gateway.guards import Guards
 from lora_service.gateway.metrics import Metrics
+from lora_service.gateway.page import pages
 from lora_service.gateway.queue.dispatcher import Dispatcher, end
 from lora_service.gateway.queue.janitor import Janitor
 from lora_service.gateway.webhooks import WebhookSender
@@ -56,9 +70,11 @@ def create_app(gateway: Gateway, engines: Sequence[JobEngine] = ()) -> FastAPI:
     app.state.gateway = gateway
     app.state.gatekeeper = Gatekeeper(gateway)
     app.state.metrics = Metrics(gateway)
-    for router in (streams.router, jobs.router, models.router, files.router, account.router, operations.router):
-        app.include_router(router)
-    app.include_router(internal.router)
+    app.state.file_work = FileWork(gateway)
+    parts = (streams, jobs, previews, progress, queue, loras, models, files, account, operations, internal)
+    for part in parts:
+        app.include_router(part.router)
+    pages.install(app)
     problems.install(app)
     app.add_middleware(Guards, gateway=gateway)
     return app
@@ -74,7 +90,7 @@ async def _running(gateway: Gateway, engines: Sequence[JobEngine], metrics: Metr
     if recovered:
         _log.info("%d jobs that were running when the gateway ended are begun again", recovered)
     known = await asyncio.gather(*(_make_known(gateway, engine) for engine in engines))
-    queue: list[asyncio.Task[Any]] = [
+    dispatchers: list[asyncio.Task[Any]] = [
         asyncio.create_task(_serve(Dispatcher(gateway, engine, metrics), is_known))
         for engine, is_known in zip(engines, known, strict=True)
     ]
@@ -84,7 +100,7 @@ async def _running(gateway: Gateway, engines: Sequence[JobEngine], metrics: Metr
         yield
     finally:
         gateway.drain()
-        await end(queue, _END_SECONDS)
+        await end(dispatchers, _END_SECONDS)
         for task in beside:
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -79,6 +80,17 @@ class BlobStore:
         """
         file: Any = self._files.open(self._path(identifier), "rb")
         return _chunks(file, start, end)
+
+    def copy(self, identifier: str, path: Path) -> Path:
+        """Copy a file to ``path`` of this machine; returns ``path``.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        with path.open("wb") as target:
+            for chunk in self.read(identifier):
+                target.write(chunk)
+        return path
 
     def remove(self, identifier: str) -> None:
         """Remove a file, if it is there."""

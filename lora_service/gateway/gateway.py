@@ -79,6 +79,11 @@ class Gateway:
         """Where Cog's servers put their output files; a file's name follows."""
         return f"{self.callback_url}/internal/uploads/{self.signer.sign('uploads')}/"
 
+    def server_environment(self) -> dict[str, str]:
+        """Return the variables of processes of this machine: the gateway's own links may be fetched, and runs go on."""
+        allowed = (*self.service.allow_private_addresses, self.callback_url.partition("://")[2])
+        return {"ALLOW_PRIVATE_ADDRESSES": ",".join(allowed), "RUN_FOLDERS": str(self.settings.runs.resolve())}
+
     @property
     def links(self) -> views.Links:
         """Links for those who did not ask by themselves: receivers of webhooks."""

@@ -85,9 +85,9 @@ class Signer:
         """Return True if ``signature`` is that of the parts."""
         return hmac.compare_digest(signature.encode(), self.sign(*parts).encode())
 
-    def query(self, purpose: str, identifier: str) -> str:
-        """Return the query of a link that expires."""
-        expires = str(int(time.time()) + self.lifetime)
+    def query(self, purpose: str, identifier: str, lifetime: int | None = None) -> str:
+        """Return the query of a link that expires, after its own lifetime in seconds where it has one."""
+        expires = str(int(time.time()) + (self.lifetime if lifetime is None else lifetime))
         return urlencode({"expires": expires, "signature": self.sign(purpose, identifier, expires)})
 
     def allows(self, purpose: str, identifier: str, expires: str, signature: str) -> bool:

@@ -53,11 +53,8 @@ def engines(
 
 
 def _environment(gateway: Gateway, device: str) -> dict[str, str]:
-    """Return the variables of a server: the gateway's own links may be fetched, and runs go on."""
-    own = gateway.callback_url.partition("://")[2]
-    allowed = (*gateway.service.allow_private_addresses, own)
-    values = {"ALLOW_PRIVATE_ADDRESSES": ",".join(allowed), "RUN_FOLDERS": str(gateway.settings.runs.resolve())}
-    return values | ({"CUDA_VISIBLE_DEVICES": device} if device else {})
+    """Return the variables of a server."""
+    return gateway.server_environment() | ({"CUDA_VISIBLE_DEVICES": device} if device else {})
 
 
 def up(
@@ -75,7 +72,7 @@ def up(
         port: 0 for any that is free.
         urls: addresses of servers elsewhere.
         home: the folder of the entries of this machine's servers.
-        ready: called with a line for the person who started it.
+        ready: called with each line for the person who started it.
 
     Raises:
         InputError: host or port are invalid.
@@ -95,7 +92,8 @@ def up(
             timeout_graceful_shutdown=5, server_header=False, limit_concurrency=1000,
             h11_max_incomplete_event_size=64 * 1024, http=TimedProtocol,
         )  # fmt: skip
-        ready(f"The gateway listens on {address.url} (Replicate's API: REPLICATE_BASE_URL={address.url}).")
+        ready(f"The gateway listens on {address.url}: open it in a browser.")
+        ready(f"Replicate's clients: REPLICATE_BASE_URL={address.url}")
         _DrainingServer(config, gateway).run()
     return 0
 

@@ -8,7 +8,7 @@ import mimetypes
 import re
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -21,6 +21,7 @@ from lora_service.gateway.identifiers import new_id
 from lora_service.gateway.problems import Problem
 
 _DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]*)*)(;base64)?,", re.IGNORECASE)
+_CHUNK_BYTES = 256 * 1024
 _PIECE = 4 * 64 * 1024  # characters of base64 that are decoded at once
 _EXTENSIONS = {"image/jpeg": ".jpg", "image/webp": ".webp", "application/zip": ".zip"}
 
@@ -65,6 +66,13 @@ def store(
     with gateway.database.write() as session:
         session.add(row)
     return row
+
+
+def chunks_of(path: Path) -> Iterator[bytes]:
+    """Yield the bytes of a file of this machine."""
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
 
 
 def upload_expiry(gateway: Gateway) -> float | None:

@@ -41,9 +41,9 @@ class Links:
         """Return the address of a path of the API."""
         return f"{self.base}/v1/{path}"
 
-    def file(self, file: StoredFile) -> str:
-        """Return a link to a file's content that needs no token and expires."""
-        return f"{self.base}/files/{file.id}/{quote(file.name)}?{self.signer.query(DOWNLOAD, file.id)}"
+    def file(self, file: StoredFile, lifetime: int | None = None) -> str:
+        """Return a link to a file's content that needs no token and expires, after its own seconds if it has some."""
+        return f"{self.base}/files/{file.id}/{quote(file.name)}?{self.signer.query(DOWNLOAD, file.id, lifetime)}"
 
     def stream(self, job: str) -> str:
         """Return a link to a job's events; under ``/v1/files`` the JavaScript client takes outputs for files."""
@@ -62,15 +62,17 @@ def job(session: Session, row: Job, links: Links) -> dict[str, Any]:
     return jobs(session, [row], links)[0]
 
 
+def job_urls(row: Job, links: Links) -> dict[str, str]:
+    """Return where a job can be looked at, cancelled and followed."""
+    place = f"{row.kind}s/{row.id}"
+    return {"get": links.api(place), "cancel": links.api(f"{place}/cancel"), "stream": links.stream(row.id)}
+
+
 def _job(row: Job, files: Mapping[str, StoredFile], links: Links) -> dict[str, Any]:
     def link(identifier: str) -> str | None:
         file = files.get(identifier)
         return links.file(file) if file and row.owner in (file.owner, None) else None
 
-    plural = f"{row.kind}s"
-    urls = {"get": links.api(f"{plural}/{row.id}"), "cancel": links.api(f"{plural}/{row.id}/cancel")}
-    if row.kind == "prediction":
-        urls["stream"] = links.stream(row.id)
     shown = {
         "id": row.id,
         "model": row.model,
@@ -88,7 +90,7 @@ def _job(row: Job, files: Mapping[str, StoredFile], links: Links) -> dict[str, A
         "data_removed": row.data_removed,
         "webhook": row.webhook,
         "webhook_events_filter": row.webhook_events or None,
-        "urls": urls,
+        "urls": job_urls(row, links),
     }
     if row.deployment:
         shown["deployment"] = row.deployment
@@ -119,6 +121,19 @@ def file(row: StoredFile, links: Links) -> dict[str, Any]:
         "created_at": time_text(row.created_at),
         "expires_at": time_text(row.expires_at),
         "urls": {"get": links.api(f"files/{row.id}"), "download": links.file(row)},
+    }
+
+
+def training_file(row: StoredFile, links: Links) -> dict[str, Any]:
+    """Return a sample or LoRA file that a training wrote on the way."""
+    return {
+        "id": row.id,
+        "name": row.name,
+        "stage": row.details.get("stage"),
+        "step": row.details.get("step"),
+        "size": row.size,
+        "created_at": time_text(row.created_at),
+        "url": links.file(row),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 SIDE, GAP, LABEL_WIDTH, LINE_HEIGHT = 160, 6, 150, 26
 _CAPTION_LINE_HEIGHT, _CAPTION_LINES = 13, 4
@@ -54,7 +54,8 @@ def _draw_row(draw: ImageDraw.ImageDraw, grid: Image.Image, row: ImageRow, corne
     left, top = corner
     for i, image in enumerate(row.images):
         x = left + i * (side + GAP)
-        grid.paste(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC), (x, top))
+        whole = ImageOps.pad(image.convert("RGB"), (side, side), Image.Resampling.BICUBIC, color=_BACKGROUND)
+        grid.paste(whole, (x, top))
         if row.captions:
             text = _wrap(row.captions[i], int(side / _CAPTION_PIXELS))
             draw.multiline_text((x, top + side), text, fill=_TEXT_COLOR, font=font, spacing=1)

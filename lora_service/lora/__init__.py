@@ -10,6 +10,7 @@
     key_mapping.py         keys of other tools <-> module paths of the diffusers model
     pickled_embedding.py   textual inversions in PyTorch's own files
     safetensors_header.py  the header of a safetensors file, read within bounds; imports no torch
+    header_facts.py        what a header says of a LoRA; imports no torch
     safetensors_file.py    its tensors read, its bytes written
     base_detection.py      the base that a LoRA or a model belongs to
     patcher.py             ``LoraWeights`` -> patched model, and exactly back

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lora_service.errors import InputError, LoraFileError, WrongBaseError
 from lora_service.lora.base_detection import can_be_for, detect_lora_base
+from lora_service.lora.header_facts import TRIGGER_KEY
 from lora_service.lora.lycoris import DoraLayer, FullDifference
 from lora_service.lora.scale import Scale, block_of, with_outer_blocks
 from lora_service.lora.summary import block_of_module, block_order
@@ -86,7 +87,7 @@ def merge_loras(loras: Sequence[ScaledLora]) -> LoraWeights:
     triggers = dict.fromkeys(weights.trigger for weights, _ in loras if weights.trigger)
     strings = {key: text for key, text in loras[0][0].metadata.items() if key in _KEPT_STRINGS}
     if triggers:
-        strings["modelspec.trigger_phrase"] = ", ".join(triggers)
+        strings[TRIGGER_KEY] = ", ".join(triggers)
     return replace(merged, metadata=_with_rank(strings, merged))
 
 

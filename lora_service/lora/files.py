@@ -19,7 +19,8 @@ from lora_service.lora.archive import EMBEDDINGS_NAME, is_archive, is_torch_file
 from lora_service.lora.formats import adapter_config, cloneofsimo, comfyui, diffusers, embedding, kohya
 from lora_service.lora.formats.named_modules import BUNDLE_PREFIX
 from lora_service.lora.formats.other_files import kind_of
-from lora_service.lora.formats.stored_tokens import TOKENS_KEY, tokens_from_training
+from lora_service.lora.formats.stored_tokens import tokens_from_training
+from lora_service.lora.header_facts import TOKENS_KEY
 from lora_service.lora.pickled_embedding import read_torch_embedding
 from lora_service.lora.safetensors_file import KOHYA_HASHES, TensorFile, read_tensor_file, serialize
 from lora_service.lora.safetensors_header import read_header, shortened

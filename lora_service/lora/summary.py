@@ -11,15 +11,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lora_service.lora.base_detection import NAMED_BASES, detect_lora_base
-from lora_service.lora.formats.stored_tokens import TOKENS_KEY
+from lora_service.lora.header_facts import THUMBNAIL_KEY, TOKENS_KEY
 from lora_service.lora.safetensors_header import shortened
 from lora_service.lora.weights import BIAS, COMPONENTS, LoraWeights
 
 _BAR_WIDTH = 40
-_THUMBNAIL_KEY = "modelspec.thumbnail"
 _THUMBNAIL = re.compile(r"data:image/(\w{1,8});base64,")
 # Long base64 strings, which have lines of their own.
-_SHOWN_ELSEWHERE = (TOKENS_KEY, _THUMBNAIL_KEY)
+_SHOWN_ELSEWHERE = (TOKENS_KEY, THUMBNAIL_KEY)
 
 
 @dataclass(frozen=True)
@@ -155,6 +154,6 @@ def block_order(block: str) -> tuple[int, int, list[Any]]:
 
 
 def _thumbnail(metadata: Mapping[str, str]) -> str | None:
-    text = metadata.get(_THUMBNAIL_KEY, "")
+    text = metadata.get(THUMBNAIL_KEY, "")
     match = _THUMBNAIL.match(text)
     return f"{match[1]}, {(len(text) - match.end()) * 3 / 4000:.0f} kB" if match else None

@@ -15,6 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lora_service.lora.header_facts import TRIGGER_KEY
+
 BACKBONES = ("unet", "transformer")
 """The components that denoise, of which a base has one."""
 COMPONENTS = (*BACKBONES, "text_encoder", "text_encoder_2")
@@ -172,12 +174,12 @@ class LoraWeights:
     @property
     def trigger(self) -> str | None:
         """The plain word that calls the subject in any tool, if the header names one."""
-        return self.metadata.get("modelspec.trigger_phrase", "").strip() or None
+        return self.metadata.get(TRIGGER_KEY, "").strip() or None
 
     @property
     def names(self) -> tuple[str, ...]:
         """What it may be called by in a prompt's ``<lora:name:0.8>``: file name, kohya's name, title, trigger."""
-        keys = ("ss_output_name", "modelspec.title", "modelspec.trigger_phrase")
+        keys = ("ss_output_name", "modelspec.title", TRIGGER_KEY)
         return tuple(name for name in (self.name, *(self.metadata.get(key, "").strip() for key in keys)) if name)
 
     @property

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lora_service.errors import InputError
 from lora_service.services.model_service import Log, RecordMetric, ignore_metric
 from lora_service.training.runs.run_folder import RunFolder, RunOptions
+from lora_service.training.runs.stop_signal import StopSignal
 
 if TYPE_CHECKING:
     from lora_service.services.training_service import TrainingService, TrainingUpload
@@ -57,8 +58,8 @@ def train_or_resume(
         raise InputError("context.run", run, "8 to 64 lower-case letters and digits")
     folder = RunFolder(root / run)
     if folder.holds_a_run:
-        if folder.lora.exists() and _is_finished(folder):
-            log("the training was finished before its server was lost; here is its file")
+        if folder.lora.exists() and _has_ended(folder):
+            log("the training had ended before its server was lost; here is its file")
             return folder.lora
         try:
             log("going on with the training whose server was lost")
@@ -73,17 +74,19 @@ def train_or_resume(
             if error.code not in _BEGUN_ANEW:
                 raise
             log(f"warning: the training is begun anew, as it cannot go on: {error}")
+    stop = StopSignal(requested=folder.stop_request.exists())  # a wish that outlives the run
     shutil.rmtree(folder.path, ignore_errors=True)
-    options = RunOptions(save_every=None, sample_times=1)
+    options = RunOptions(save_every=None, stop=stop)
     return service.train(
         upload, inputs, record_metric=record_metric, log=log, run_folder=folder.path, options=options
     ).path
 
 
-def _is_finished(folder: RunFolder) -> bool:
+def _has_ended(folder: RunFolder) -> bool:
+    """Return True if the training came to its end, or to an early one that was asked for."""
     from lora_service.training.runs.run_record import RunRecord
 
     try:
-        return RunRecord.read(folder).status == "finished"
+        return RunRecord.read(folder).status in ("finished", "stopped")
     except InputError:
         return False

@@ -162,7 +162,7 @@ class TrainingService(ModelService):
             run = RunFolder(run_folder or self._output.renew())
             run.create()
             with run.in_use():
-                source = self._fetch(upload, run.uploads)
+                source = fetch_pictures(self.settings, upload, run.uploads)
                 show = _recording(record_metric, on_progress or (lambda progress: log(progress.line())))
                 trainer = self._trainer(run, log, show)
                 # Nobody sees the samples of a folder that is removed, but for the last one, which is the thumbnail.
@@ -241,21 +241,27 @@ class TrainingService(ModelService):
             lora.check(self.base)
             return lora
 
-    def _fetch(self, upload: TrainingUpload, folder: Path) -> Path | list[Path]:
-        """Return the pictures as local files."""
-        if isinstance(upload.file, Path):
-            return upload.file
-        fetcher, left, files = Fetcher(self.settings), self.settings.max_zip_bytes, []
-        until = time.monotonic() + self.settings.max_download_seconds
-        with blame_input("instance_data_urls"):
-            links = split(upload.links)
-            if len(links) > self.settings.max_pictures:
-                expected = f"at most {self.settings.max_pictures} links, and not {len(links)}"
-                raise InputError("instance_data_urls", redact_all(links), expected, code="too_many_links")
-            for link in links:
-                files.append(fetcher.download(resolve(link), folder, max_bytes=left, until=until))
-                left = max(1, left - files[-1].stat().st_size)  # the limit is one for all links together
-        return files
+
+def fetch_pictures(settings: Settings, upload: TrainingUpload, folder: Path) -> Path | list[Path]:
+    """Return the pictures as local files; those that come by link are fetched into ``folder``.
+
+    Raises:
+        LinkError: a link cannot be fetched.
+        InputError: there are too many (code ``too_many_links``).
+    """
+    if isinstance(upload.file, Path):
+        return upload.file
+    fetcher, left, files = Fetcher(settings), settings.max_zip_bytes, []
+    until = time.monotonic() + settings.max_download_seconds
+    with blame_input("instance_data_urls"):
+        links = split(upload.links)
+        if len(links) > settings.max_pictures:
+            expected = f"at most {settings.max_pictures} links, and not {len(links)}"
+            raise InputError("instance_data_urls", redact_all(links), expected, code="too_many_links")
+        for link in links:
+            files.append(fetcher.download(resolve(link), folder, max_bytes=left, until=until))
+            left = max(1, left - files[-1].stat().st_size)  # the limit is one for all links together
+    return files
 
 
 def _remove_uploads(run: RunFolder, result: TrainResult) -> None:

@@ -120,7 +120,10 @@ _ENTRY_ONLY: Mapping[Mode, Mapping[str, tuple[FormInput, ...]]] = MappingProxyTy
 
 FRONT: Mapping[Mode, tuple[str, ...]] = MappingProxyType(
     {
-        "train": (),
+        "train": (
+            "instance_data", "instance_data_urls", "task", "class_word", "trigger", "max_train_steps_ti",
+            "max_train_steps_tuning", "preset", "resolution", "lora_rank", "seed",
+        ),
         "predict": (
             "prompt", "lora_urls", "lora", "lora_scales", "image", "mask", "prompt_strength", "negative_prompt",
             "num_outputs", "aspect_ratio", "seed", "guidance_scale",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from lora_service import __version__
 from lora_service.dataset.report import DatasetReport
 from lora_service.errors import DivergedError, LoraFileError
 from lora_service.lora.files import write_lora
+from lora_service.lora.header_facts import REPORT_KEY
 from lora_service.lora.key_mapping import strip_text_model
 from lora_service.lora.weights import LoraSubject, LoraWeights
 from lora_service.models.diffusion_base import DiffusionBase
@@ -23,7 +24,7 @@ from lora_service.training.adapters.lora_metadata import MODELSPEC_PREDICTIONS, 
 from lora_service.training.adapters.textual_inversion import AddedTokens
 from lora_service.training.callbacks.held_out import HELD_OUT_LOSS
 from lora_service.training.inputs.resolved_config import ResolvedConfig
-from lora_service.training.optimization.loop import LoopReport
+from lora_service.training.optimization.loop import LoopReport, StageRun
 
 _LYCORIS_ARGS: Mapping[str, Mapping[str, str]] = {
     "dora": {"algo": "lora", "dora_wd": "True"},
@@ -112,11 +113,7 @@ def export_lora(
         thumbnail=adapter.thumbnail,
         network_args=_LYCORIS_ARGS.get(config.lora_kind, {}),
     )
-    metadata = (
-        metadata_strings(header, __version__)
-        | _bases(base)
-        | {"lora_service.report": json.dumps(report, sort_keys=True)}
-    )
+    metadata = metadata_strings(header, __version__) | _bases(base) | {REPORT_KEY: json.dumps(report, sort_keys=True)}
     try:
         write_lora(path, adapter.weights(resolved.tokens, metadata), format=config.lora_format)
     except LoraFileError as error:
@@ -126,6 +123,39 @@ def export_lora(
             "What was learned has grown beyond the file's numbers (fp16); try lower learning rates, or fewer steps."
         ) from error
     return path
+
+
+@dataclass(frozen=True)
+class IntermediateFile:
+    """Writes LoRA files of what is learned so far, while the training goes on.
+
+    Attributes:
+        folder: receives the files, each named after the LoRA and its step.
+        stages: the reports of the stages before.
+    """
+
+    folder: Path
+    adapter: TrainedAdapter
+    base: DiffusionBase
+    resolved: ResolvedConfig
+    dataset: DatasetReport
+    stages: Mapping[str, LoopReport]
+    log: Callable[[str], None]
+
+    def write(self, stage: StageRun) -> None:
+        """Write the file of a stage's state; one that cannot be written does not end the training."""
+        resolved = self.resolved if self.adapter.layers else self.resolved.without_stage_2()
+        number = stage.spec.name.partition(" (")[0]
+        path = self.folder / f"{resolved.title}-{number.replace(' ', '-')}-step-{stage.step:06d}.safetensors"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with stage.evaluating():
+                reports = {**self.stages, number: stage.report()}
+                export_lora(path, self.adapter, self.base, resolved, self.dataset, reports)
+        except (OSError, DivergedError) as error:
+            self.log(f"warning: the file of {number}, step {stage.step} could not be saved: {error}")
+        else:
+            self.log(f"saved what was learned by {number}, step {stage.step}: {self.folder.name}/{path.name}")
 
 
 def _bases(base: DiffusionBase) -> dict[str, str]:

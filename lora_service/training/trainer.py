@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from lora_service.dataset.load import TrainingDataset
+from lora_service.dataset.report import DatasetReport
 from lora_service.errors import InputError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.image_judge import ImageJudge
@@ -26,7 +27,7 @@ from lora_service.training.callbacks.best_checkpoint import BestCheckpoint
 from lora_service.training.callbacks.held_out import HeldOutEvaluation, HeldOutLoss, choose_held_out
 from lora_service.training.callbacks.samples import SampleDrawer, sample_prompts
 from lora_service.training.callbacks.sampling import Sampling
-from lora_service.training.callbacks.stopping import INTERRUPTED, StopRequest, TimeLimit
+from lora_service.training.callbacks.stopping import INTERRUPTED, RequestFiles, StopRequest, TimeLimit
 from lora_service.training.callbacks.trackers import RunTrackers, TrackerCallback, check_trackers, run_trackers
 from lora_service.training.callbacks.training_progress import OnProgress, ProgressReporter
 from lora_service.training.data.class_dataset import (
@@ -34,7 +35,7 @@ from lora_service.training.data.class_dataset import (
     check_class_data,
 )
 from lora_service.training.data.latent_cache import cache_latents
-from lora_service.training.export import TrainedAdapter, export_lora, job_state
+from lora_service.training.export import IntermediateFile, TrainedAdapter, export_lora, job_state
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.inputs.family_inputs import fit_to_family
 from lora_service.training.inputs.input_warnings import warn_of_inputs
@@ -165,7 +166,7 @@ class Trainer:
                     precision(self.base, resolved, checkpointing=savings.checkpointing) as autocast,
                     offloading.vae_waits(),
                 ):
-                    adapter, stages = self._train(replace(context, autocast=autocast), record, trackers)
+                    adapter, stages = self._train(replace(context, autocast=autocast), dataset.report, record, trackers)
             result = self._export(record, adapter, resolved, dataset, stages)
             trackers.log_file(result.path)
         return result
@@ -232,6 +233,7 @@ class Trainer:
         path = export_lora(run.lora, adapter, self.base, resolved, dataset.report, stages)
         if self._processes.is_main:
             record.with_status("stopped" if interrupted else "finished").write(run)
+            run.stop_request.unlink(missing_ok=True)  # or the run could not go on
         if not interrupted:
             CheckpointFolder(run.checkpoints).clear()
         return TrainResult(path, resolved, dataset, stages, dict(self._timer.seconds), interrupted)
@@ -282,7 +284,7 @@ class Trainer:
             yield trackers
 
     def _train(
-        self, context: TrainingContext, record: RunRecord, trackers: RunTrackers
+        self, context: TrainingContext, report: DatasetReport, record: RunRecord, trackers: RunTrackers
     ) -> tuple[TrainedAdapter, dict[str, LoopReport]]:
         """Run both stages, or what is left of them; the base is as before afterwards."""
         resolved, config = context.resolved, context.resolved.config
@@ -300,6 +302,10 @@ class Trainer:
             sampling = self._sampling(context, trackers)
             watching = self._watching(context, sampling, trackers)
             callbacks = self._callbacks(watching, record, checkpoint, lambda: job_state(adapter, stages))
+            if self._processes.is_main:
+                run = RunFolder(self.folder)
+                files = IntermediateFile(run.saved, adapter, self.base, resolved, report, stages, self.log)
+                callbacks.insert(-1, RequestFiles(run, self.options.stop, files.write))
             if adapter.tokens and config.max_train_steps_ti and "stage 1" not in stages:
                 with self._timer.measure("stage 1"):
                     stages["stage 1"] = train_textual_inversion(context, adapter.tokens, callbacks)

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from lora_service.dataset.options import DatasetOptions, UploadLimits, parse_prompts
+from lora_service.dataset.options import DatasetOptions, UploadLimits, parse_captions, parse_prompts
 from lora_service.errors import InputError
 from lora_service.settings import Settings
 from tests.errors import raises
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '{"a.png": 1}', '{"a.png": []}', '{"a.png": [null]}', "{", "[" * 9999])
+def test_captions_that_are_no_object_of_texts_are_refused(text: str) -> None:
+    with raises(InputError, field="captions"):
+        parse_captions(text)
+
+
+def test_captions_are_lists_of_lines() -> None:
+    assert parse_captions('{"a.png": "TOK\\n at sea", "b/c.png": ["", "TOK"]}') == {
+        "a.png": ("TOK at sea",),
+        "b/c.png": ("", "TOK"),
+    }
+    assert parse_captions(" ") == parse_captions("{}") == {}
 
 
 def test_limits_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,9 +30,9 @@ DRAW = "/v1/models/local/lora/predictions"
 
 
 @cache
-def document(kind: EngineKind) -> dict[str, Any]:
-    """The document of the quick entries."""
-    return dict(server_document(kind, QUICK))
+def document(kind: EngineKind, home: Path = QUICK) -> dict[str, Any]:
+    """The document of the quick entries, or of those in ``home``."""
+    return dict(server_document(kind, home))
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 
 from lora_service.errors import InputError
+from lora_service.lora.files import read_lora
 from lora_service.services.kept_runs import train_or_resume
 from lora_service.services.training_service import TrainingService, TrainingUpload
 from lora_service.settings import Settings
+from lora_service.training.callbacks import training_progress
 from tests.errors import raises
 from tests.small_base import picture_zip, small_base
 
@@ -73,6 +76,70 @@ def test_what_cannot_go_on_is_begun_anew(service: TrainingService, tmp_path: Pat
     lines: list[str] = []
     assert train(service, tmp_path, lines.append) == whole
     assert any(line.startswith("warning: the training is begun anew") for line in lines)
+
+
+def asking(service: TrainingService, line: str, *names: str) -> Any:
+    """Return a log that makes files in the run folder when a line comes."""
+
+    def log(text: str) -> None:
+        if text.startswith(line):
+            for name in names:
+                (service.settings.run_folders / RUN / name).touch()  # type: ignore[operator]
+
+    return log
+
+
+@pytest.fixture
+def every_step_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_progress, "_REPORT_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("every_step_is_told")
+def test_a_training_that_is_asked_to_stop_keeps_what_it_has_learned(service: TrainingService, tmp_path: Path) -> None:
+    whole = report_of(train(service, tmp_path, run="anotherrun"))
+    stopped = report_of(train(service, tmp_path, asking(service, "stage 2 (LoRA): step 2", "stop")))
+    assert "stopped" not in whole
+    assert stopped["stopped"] == {"stage 2": "step 2: stopped by request"}
+    assert stopped["losses"]["stage 2"] == whole["losses"]["stage 2"][:2]
+    lines: list[str] = []
+    assert report_of(train(service, tmp_path, lines.append)) == stopped  # its server was lost after the end
+    assert len(lines) == 1
+
+
+@pytest.mark.usefixtures("every_step_is_told")
+def test_a_file_is_saved_on_the_way_and_changes_nothing(service: TrainingService, tmp_path: Path) -> None:
+    whole = train(service, tmp_path, run="anotherrun")
+    assert train(service, tmp_path, asking(service, "stage 2 (LoRA): step 3", "save")) == whole
+    (saved,) = (tmp_path / "runs" / RUN / "saved").iterdir()
+    assert saved.name.endswith("-stage-2-step-000003.safetensors")
+    assert report_of(saved.read_bytes())["losses"]["stage 2"] == report_of(whole)["losses"]["stage 2"][:3]
+    weights = read_lora(saved)
+    assert weights.layers["unet"]
+    assert weights.tokens == ("<s1>", "<s2>")
+
+
+def test_in_stage_1_both_files_hold_the_tokens(service: TrainingService, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.safetensors"
+    kept.write_bytes(train(service, tmp_path, asking(service, "stage 1", "save", "stop")))
+    (saved,) = (tmp_path / "runs" / RUN / "saved").iterdir()
+    for path in (kept, saved):
+        weights = read_lora(path)
+        assert weights.tokens == ("<s1>", "<s2>")
+        assert not any(weights.layers.values())
+
+
+def test_the_wish_to_stop_outlives_a_run_that_is_begun_anew(service: TrainingService, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / RUN
+    folder.mkdir(parents=True)
+    for name in ("run.json", "stop"):
+        (folder / name).write_text("{")
+    assert "stopped" in report_of(train(service, tmp_path, max_train_steps_ti=0))
+
+
+def report_of(data: bytes) -> dict[str, Any]:
+    """The report in a LoRA file's header."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return dict(json.loads(header["__metadata__"]["lora_service.report"]))
 
 
 @pytest.mark.parametrize("name", ["../../etc", "short", "Upper" * 3, "a" * 65])

@@ -1,4 +1,4 @@
-"""Captions of each image, by ``caption_mode``: from its files, its name, a model, or its task's templates."""
+"""Captions of each image: those of the input, else by ``caption_mode`` from its files, its name, a model, templates."""
 
 from __future__ import annotations
 
@@ -45,7 +45,12 @@ def select_captions(
         InputError: the captioning model cannot be used.
     """
     templates_of = _TemplateCache(options)
-    selected = [_from_files(sample, options, templates_of) or _from_name(sample, options) for sample in samples]
+    selected = [
+        _from_input(sample, options, templates_of)
+        or _from_files(sample, options, templates_of)
+        or _from_name(sample, options)
+        for sample in samples
+    ]
     if options.caption_mode == "model":
         return _add_model_captions(selected, images, options)
     missing = [sample.name for sample, captions in zip(samples, selected, strict=True) if captions is None]
@@ -104,6 +109,11 @@ def _fitted(templates: tuple[str, ...], source: CaptionSource, options: DatasetO
     more = f" (and {len(warnings) - 1} more of its captions)" if len(warnings) > 1 else ""
     fitted = tuple(map(window.keep_subject, templates))
     return SelectedCaptions(fitted, source, tuple(f"{warning}{more}" for warning in warnings[:1]))
+
+
+def _from_input(sample: RawSample, options: DatasetOptions, templates_of: _TemplateCache) -> SelectedCaptions | None:
+    captions = options.captions.get(sample.name)
+    return replace(templates_of[captions], source="input") if captions else None
 
 
 def _from_files(sample: RawSample, options: DatasetOptions, templates_of: _TemplateCache) -> SelectedCaptions | None:

@@ -4,6 +4,10 @@
 ``requests``    the bodies of requests
 ``creation``    from a request to a job in the queue
 ``jobs``        predictions and trainings
+``previews``    the pictures of a training, before it
+``progress``    a training on its way
+``queue``       what waits and runs
+``loras``       what was taught, and uploaded LoRA files
 ``models``      models, versions, deployments
 ``files``       uploads, and the content of files
 ``streams``     server-sent events of a job

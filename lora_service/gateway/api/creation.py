@@ -85,10 +85,7 @@ def create(
     check_webhook(gateway, webhook)
     with gateway.database.read() as session:
         _check_queue(gateway, session, caller)
-        inputs = {name: own_files(session, gateway, caller, links, value) for name, value in body.input.items()}
-    _check_inputs(target.version.openapi_schema, inputs)
-    inputs = {name: _stored(gateway, caller, name, value) for name, value in inputs.items()}
-    _check_size(inputs)
+    inputs = checked_inputs(gateway, caller, links, target.version.openapi_schema, body.input)
     now = time.time()
     job = Job(
         id=new_id(), kind=target.kind, owner=caller.user, engine=target.version.engine, model=target.model,
@@ -102,6 +99,22 @@ def create(
         session.add(job)
     gateway.hub.notify(QUEUE)
     return job
+
+
+def checked_inputs(
+    gateway: Gateway, caller: Caller, links: views.Links, document: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return an input as it is kept: with marks of stored files in place of data URIs and links to this gateway.
+
+    Raises:
+        Problem: an input cannot be used (422), or they are too long (413).
+    """
+    with gateway.database.read() as session:
+        inputs = {name: own_files(session, gateway, caller, links, value) for name, value in given.items()}
+    _check_inputs(document, inputs)
+    inputs = {name: _stored(gateway, caller, name, value) for name, value in inputs.items()}
+    _check_size(inputs)
+    return inputs
 
 
 def _check_queue(gateway: Gateway, session: Session, caller: Caller) -> None:

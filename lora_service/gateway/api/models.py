@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from sqlalchemy import delete, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from lora_service.gateway import views
@@ -14,7 +14,7 @@ from lora_service.gateway.api.access import Caller, GatewayOf, LinksOf, Reader, 
 from lora_service.gateway.api.creation import check_model, find_version
 from lora_service.gateway.api.requests import DeploymentBody, DeploymentChange, ModelBody
 from lora_service.gateway.database import catalog
-from lora_service.gateway.database.tables import FINAL, Deployment, Job, Model, StoredFile, Version
+from lora_service.gateway.database.tables import FINAL, Deployment, Job, Model, Version
 from lora_service.gateway.problems import Problem, not_found
 
 router = APIRouter(prefix="/v1")
@@ -116,13 +116,21 @@ def delete_version(owner: str, name: str, version: str, gateway: GatewayOf, call
         _check_own(caller, owner)
         if row.weights is None:
             raise Problem(403, "This version is that of a server, which would bring it back.")
-        if session.scalar(select(Job.seq).where(Job.version == version, Job.status.not_in(FINAL)).limit(1)):
-            raise Problem(409, "A job of this version waits or runs.")
-        weights = row.weights
-        session.delete(row)
-        session.execute(delete(StoredFile).where(StoredFile.id == weights))
-    gateway.blobs.remove(weights)
+        removed = remove_version(session, row)
+    for file in removed:
+        gateway.blobs.remove(file)
     return Response(status_code=204)  # what Replicate's Python client takes for a success
+
+
+def remove_version(session: Session, version: Version) -> list[str]:
+    """Remove a taught version; returns the files that go with it.
+
+    Raises:
+        Problem: a job of it waits or runs (409).
+    """
+    if session.scalar(select(Job.seq).where(Job.version == version.id, Job.status.not_in(FINAL)).limit(1)):
+        raise Problem(409, "A job of this version waits or runs.")
+    return catalog.remove_trained(session, version)
 
 
 @router.get("/deployments", tags=["deployments"])

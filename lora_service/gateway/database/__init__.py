@@ -3,6 +3,8 @@
 ``connection``  opens and migrates it; sessions that read or write
 ``tables``      the tables
 ``jobs``        the queue: jobs from their creation to their one final state
+``line``        the order of the jobs that wait
+``measurements`` what trainings have reported on the way
 ``catalog``     models, versions, deployments
 ``accounts``    users and tokens
 ``stored_files`` records of uploaded and drawn files

@@ -7,13 +7,16 @@ import json
 import time
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
+from lora_service.gateway.database import measurements
 from lora_service.gateway.database.tables import Deployment, Job, Model, StoredFile, Version
 
 INFERENCE_MODEL, TRAINING_MODEL = ("local", "lora"), ("local", "lora-training")
 """Owner and name of the models that are there from the beginning."""
+KEPT_WITH_VERSION = ("weights", "sample", "saved", "thumbnail")
+"""Purposes of a training's files that are kept as long as the version that it made."""
 
 
 def model(session: Session, owner: str, name: str) -> Model | None:
@@ -77,6 +80,32 @@ def add_trained(session: Session, job: Job, file: StoredFile, document: dict[str
                       cog_version=cog_version, weights=file.id, training=job.id, created_at=time.time())  # fmt: skip
     session.add(version)
     return version
+
+
+def trained(session: Session, owner: str, limit: int = 1000) -> list[tuple[Version, StoredFile]]:
+    """Return the versions that a user has taught with their weights, newest first."""
+    query = select(Version, StoredFile).join(StoredFile, StoredFile.id == Version.weights)
+    rows = session.execute(query.where(Version.owner == owner).order_by(Version.created_at.desc()).limit(limit))
+    return [(version, file) for version, file in rows]
+
+
+def of_weights(session: Session, file: str) -> Version | None:
+    """Return the version that draws with these weights."""
+    return session.scalar(select(Version).where(Version.weights == file))
+
+
+def remove_trained(session: Session, version: Version) -> list[str]:
+    """Remove a taught version, its weights and what its training left; returns the identifiers of the files."""
+    owned = StoredFile.id == version.weights
+    if version.training:
+        owned |= (StoredFile.job == version.training) & StoredFile.purpose.in_(KEPT_WITH_VERSION)
+        job = session.scalar(select(Job).where(Job.id == version.training))
+        if job is None or job.data_removed:
+            measurements.remove(session, [version.training])
+    files = list(session.scalars(select(StoredFile.id).where(owned)))
+    session.delete(version)
+    session.execute(delete(StoredFile).where(StoredFile.id.in_(files)))
+    return files
 
 
 def without_weights(document: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from sqlalchemy.orm import Session
 
 from lora_service.gateway.database.tables import FINAL, Job, User
 
+PLACE = func.coalesce(Job.place, Job.seq)
+"""Where a job stands among its user's."""
 State = Literal["starting", "processing", "succeeded", "failed", "canceled"]
 
 
@@ -53,13 +55,13 @@ def page(
 def claim(session: Session, engine: str) -> Job | None:
     """Return the next job for a kind of server and mark it as taken.
 
-    The highest priority comes first; among those, the user who was served longest ago, and their oldest job.
+    The highest priority comes first; among those, the user who was served longest ago, and the first of their jobs.
     """
     query = (
         select(Job.seq)
         .join(User, User.name == Job.owner)
         .where(Job.status == "starting", Job.engine == engine, Job.claimed.is_(False))
-        .order_by(Job.priority.desc(), User.served, Job.seq)
+        .order_by(Job.priority.desc(), User.served, PLACE)
         .limit(1)
         .with_for_update(of=Job, skip_locked=True)  # PostgreSQL's writers do not wait for each other, as SQLite's do
     )

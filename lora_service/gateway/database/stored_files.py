@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -48,6 +48,12 @@ def find_all(session: Session, identifiers: list[str]) -> dict[str, StoredFile]:
     if not identifiers:
         return {}
     return {file.id: file for file in session.scalars(select(StoredFile).where(StoredFile.id.in_(identifiers)))}
+
+
+def of_job(session: Session, job: str, purposes: Sequence[str]) -> list[StoredFile]:
+    """Return the files of a job, oldest first."""
+    query = select(StoredFile).where(StoredFile.job == job, StoredFile.purpose.in_(purposes))
+    return list(session.scalars(query.order_by(StoredFile.created_at, StoredFile.id)))
 
 
 def uploads(session: Session, owner: str, limit: int = 1000) -> list[StoredFile]:

@@ -83,6 +83,8 @@ class Deployment(Table):
 class Job(Table):
     """A prediction or training.
 
+    ``place`` is where it stands among its user's, by ``seq`` where nobody reordered them.
+
     ``claimed`` is true while a server has it. ``attempt`` counts how often it was begun, ``losses`` how often its
     server was lost under it.
     """
@@ -104,6 +106,7 @@ class Job(Table):
     metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
     status: Mapped[str] = mapped_column(String(10), default="starting")
     priority: Mapped[int] = mapped_column(default=0)
+    place: Mapped[int | None] = mapped_column(_BIG)
     claimed: Mapped[bool] = mapped_column(default=False)
     attempt: Mapped[int] = mapped_column(default=0)
     losses: Mapped[int] = mapped_column(default=0)
@@ -119,6 +122,19 @@ class Job(Table):
         Index("jobs_of_owner", "owner", "kind", "seq"),
         Index("jobs_ended", "completed_at", "data_removed"),
     )
+
+
+class Measurement(Table):
+    """What a training reported after a step, in its so many-th attempt."""
+
+    __tablename__ = "measurements"
+    seq: Mapped[int] = mapped_column(_BIG, primary_key=True, autoincrement=True)
+    job: Mapped[str] = mapped_column(String(26), index=True)
+    attempt: Mapped[int]
+    stage: Mapped[str] = mapped_column(String(100))
+    step: Mapped[int]
+    at: Mapped[float]
+    metrics: Mapped[dict[str, Any]]
 
 
 class StoredFile(Table):

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.orm import Session
 
 from lora_service.errors import LoraServiceError
-from lora_service.gateway.database import catalog, jobs
+from lora_service.gateway.database import catalog, jobs, measurements
 from lora_service.gateway.database.jobs import Result
 from lora_service.gateway.database.tables import FINAL, Job
 from lora_service.gateway.engine.jobs import EngineJob, EngineLostError, JobEngine, RefusedError, ServerAwayError
@@ -21,7 +22,7 @@ from lora_service.gateway.events import wait
 from lora_service.gateway.gateway import QUEUE, Gateway
 from lora_service.gateway.metrics import Metrics
 from lora_service.gateway.problems import Problem
-from lora_service.gateway.queue import inputs, outputs
+from lora_service.gateway.queue import inputs, outputs, run_files
 
 _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 5.0  # a look at the queue although nobody said that something was added
@@ -42,6 +43,7 @@ class Dispatcher:
     def __init__(self, gateway: Gateway, engine: JobEngine, metrics: Metrics) -> None:
         self.gateway, self.engine, self.metrics = gateway, engine, metrics
         self._taken: Job | None = None
+        self._measured: tuple[Any, ...] = ()
 
     async def serve(self) -> None:
         """Run jobs until the gateway drains."""
@@ -150,11 +152,28 @@ class Dispatcher:
         with self.gateway.database.write() as session:
             if not jobs.note_progress(session, job, **values):
                 return
+            self._measure(session, job, values.get("metrics", {}))
             row = jobs.find(session, job.id)
             if row is not None:
                 session.refresh(row)
                 self.gateway.add_webhook(session, row, "start" if is_start else "logs")
+        self._collect(job)
         self.gateway.hub.notify(job.id)
+
+    def _collect(self, job: Job) -> None:
+        """Store what a training has written on the way; what cannot be stored is not worth the training."""
+        if job.engine == "train":
+            try:
+                run_files.collect(self.gateway, job)
+            except (OSError, Problem) as error:
+                _log.warning("a sample or saved file of the job %s is left out: %s", job.id, error)
+
+    def _measure(self, session: Session, job: Job, metrics: Mapping[str, Any]) -> None:
+        """Keep a training's metrics of a step that it has not told of before."""
+        position = (job.id, job.attempt, metrics.get("stage"), metrics.get("step"))
+        if job.engine == "train" and position != self._measured:
+            self._measured = position
+            measurements.add(session, job, metrics)
 
     def _result(self, job: Job, response: Mapping[str, Any], begun: float) -> Result:
         """Return the end of a job as its server's response has it, with the output stored."""
@@ -174,8 +193,10 @@ class Dispatcher:
         )
 
     def _finish(self, job: Job, result: Result) -> None:
+        self._collect(job)
         with self.gateway.database.write() as session:
             if jobs.finish(session, job, result):
+                self._measure(session, job, result.metrics or {})
                 row = jobs.find(session, job.id)
                 assert row is not None
                 session.refresh(row)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,9 +20,7 @@ from lora_service.gateway import views
 from lora_service.gateway.database import stored_files
 from lora_service.gateway.database.tables import Job, StoredFile, Version
 from lora_service.gateway.gateway import Gateway
-from lora_service.gateway.uploads import store
-
-_CHUNK_BYTES = 256 * 1024
+from lora_service.gateway.uploads import chunks_of, store
 
 
 def file_inputs(document: Mapping[str, Any]) -> list[str]:
@@ -59,10 +57,15 @@ def prepare(gateway: Gateway, job: Job) -> dict[str, Any]:
                     inputs[name] = _fetched(gateway, job, inputs[name], until)
         if version.weights:
             inputs["replicate_weights"] = stored_files.mark(version.weights)
+    return with_links(gateway, inputs)
+
+
+def with_links(gateway: Gateway, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an input with links for servers of this gateway in place of the marks of files."""
     with gateway.database.read() as session:
-        files = stored_files.find_all(session, stored_files.marked(inputs))
+        files = stored_files.find_all(session, stored_files.marked(dict(inputs)))
     # Whether its owner may open them was seen when the job was created; none of the marks is the user's own.
-    return dict(stored_files.replace_marks(inputs, lambda name: _link(gateway, files.get(name))))
+    return dict(stored_files.replace_marks(dict(inputs), lambda name: _link(gateway, files.get(name))))
 
 
 def internal_link(gateway: Gateway, file: StoredFile) -> str:
@@ -84,11 +87,5 @@ def _fetched(gateway: Gateway, job: Job, value: Any, until: float) -> Any:
     limit = gateway.settings.max_upload_bytes
     with tempfile.TemporaryDirectory(prefix="lora-gateway-") as folder:
         path = Fetcher(gateway.service).download(resolve(value), Path(folder), max_bytes=limit, until=until)
-        file = store(gateway, _chunks(path), owner=job.owner, purpose="fetched", name=path.name, job=job.id)
+        file = store(gateway, chunks_of(path), owner=job.owner, purpose="fetched", name=path.name, job=job.id)
     return stored_files.mark(file.id)
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            yield chunk

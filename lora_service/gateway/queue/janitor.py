@@ -10,8 +10,8 @@ from typing import Any
 
 from sqlalchemy import or_, select, update
 
-from lora_service.gateway.database import jobs, stored_files
-from lora_service.gateway.database.tables import FINAL, Job, StoredFile
+from lora_service.gateway.database import catalog, jobs, measurements, stored_files
+from lora_service.gateway.database.tables import FINAL, Job, StoredFile, Version
 from lora_service.gateway.gateway import Gateway
 from lora_service.gateway.queue.cancellation import cancel
 
@@ -70,8 +70,12 @@ class Janitor:
             ended = list(session.scalars(query))
             empty: dict[str, Any] = {"input": {}, "output": None, "logs": "", "data_removed": True}
             session.execute(update(Job).where(Job.id.in_(ended)).values(**empty))
-            files = update(StoredFile).where(StoredFile.job.in_(ended), StoredFile.purpose != "weights")
-            session.execute(files.values(expires_at=now))
+            made = set(session.scalars(select(Version.training).where(Version.training.in_(ended))))
+            without_version = [job for job in ended if job not in made]
+            measurements.remove(session, without_version)
+            is_left = StoredFile.job.in_(without_version) & (StoredFile.purpose != "weights")
+            is_left |= StoredFile.job.in_(made) & StoredFile.purpose.not_in(catalog.KEPT_WITH_VERSION)
+            session.execute(update(StoredFile).where(is_left).values(expires_at=now))
 
     def _expired(self, now: float) -> list[str]:
         """Return files whose time is over, and which no waiting job has as an input."""

@@ -16,7 +16,8 @@ from lora_service.lora import key_mapping
 from lora_service.lora.base_detection import SD2, SDXL, detect_lora_base, has_sdxl_modules
 from lora_service.lora.formats import adapter_config, comfyui
 from lora_service.lora.formats.named_modules import BUNDLE_PREFIX, read_named
-from lora_service.lora.formats.stored_tokens import TOKENS_KEY, tokens_to_header
+from lora_service.lora.formats.stored_tokens import tokens_to_header
+from lora_service.lora.header_facts import TOKENS_KEY
 from lora_service.lora.layer_builder import tensors_of
 from lora_service.lora.safetensors_file import TensorFile
 from lora_service.lora.weights import BIAS, LoraWeights

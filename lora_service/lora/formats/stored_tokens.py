@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from lora_service.errors import LoraFileError
+from lora_service.lora.header_facts import TOKENS_KEY
 from lora_service.lora.safetensors_header import shortened
 
-TOKENS_KEY = "lora_service.tokens"
 MAX_TOKENS = 256
 MAX_NAME_LENGTH = 64
 ENCODER_BY_KEY = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}

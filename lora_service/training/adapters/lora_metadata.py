@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lora_service.lora.header_facts import THUMBNAIL_KEY, TRIGGER_KEY
 from lora_service.lora.weights import LoraSubject, subjects_to_header
 
 PredictionType = Literal["epsilon", "v", ""]
@@ -82,9 +83,9 @@ def _modelspec(description: LoraMetadata) -> dict[str, str]:
         "modelspec.implementation": "diffusers",
         "modelspec.title": description.title,
         "modelspec.resolution": f"{width}x{height}",
-        "modelspec.trigger_phrase": ", ".join(description.triggers),
+        TRIGGER_KEY: ", ".join(description.triggers),
         "modelspec.usage_hint": description.usage_hint,
-        "modelspec.thumbnail": description.thumbnail,
+        THUMBNAIL_KEY: description.thumbnail,
         "modelspec.prediction_type": description.prediction_type,
     }
 

@@ -1,4 +1,4 @@
-"""Two reasons to end a training early and keep what was learned: a person's wish, and a limit of time."""
+"""The wishes of those who wait: an end that keeps what was learned, now or in time, or a file on the way."""
 
 from __future__ import annotations
 
@@ -7,11 +7,31 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lora_service.training.optimization.loop import StageRun, TrainingCallback
+from lora_service.training.runs.run_folder import RunFolder
 from lora_service.training.runs.stop_signal import StopSignal
 
 INTERRUPTED = "stopped by request"
 _RESERVED_SHARE, _LEAST_RESERVED, _MOST_RESERVED = 0.1, 1.0, 60.0
 """Share of the time that is left for the last samples and the file, and its limits in seconds."""
+
+
+class RequestFiles(TrainingCallback):
+    """Does what the files ``save`` and ``stop`` in the run folder ask for, after the step in which they come.
+
+    Args:
+        signal: is set where the end is asked for.
+        save: called with the stage to write a LoRA file of it.
+    """
+
+    def __init__(self, run: RunFolder, signal: StopSignal, save: Callable[[StageRun], None]) -> None:
+        self._run, self._signal, self._save = run, signal, save
+
+    def on_step_end(self, stage: StageRun) -> None:
+        if self._run.save_request.exists():
+            self._run.save_request.unlink(missing_ok=True)
+            self._save(stage)
+        if self._run.stop_request.exists():
+            self._signal.requested = True
 
 
 class StopRequest(TrainingCallback):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from lora_service.training.callbacks.held_out import HELD_OUT_LOSS, smoothed
 from lora_service.training.optimization.loop import StageRun, TrainingCallback
+from lora_service.training.optimization.optimizers import learning_rates
 
 _REPORT_SECONDS = 5.0
 
@@ -22,6 +23,7 @@ class TrainingProgress:
         parts: the means of what it is made of, by name, where it has several parts.
         seconds_left: estimated time to the end of the last stage.
         held_out_loss: the latest one, smoothed; None where there is none yet.
+        learning_rate: of the optimiser's first group: the tokens in stage 1, the UNet in stage 2.
     """
 
     stage: str
@@ -32,6 +34,7 @@ class TrainingProgress:
     seconds_left: float
     held_out_loss: float | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
+    learning_rate: float = 0.0
 
     def line(self) -> str:
         """Return one line for a person."""
@@ -53,6 +56,8 @@ class TrainingProgress:
             "of": self.steps,
             "loss": round(self.loss, 5),
             "seconds_left": round(self.seconds_left, 1),
+            "pictures_per_second": round(self.pictures_per_second, 3),
+            "learning_rate": self.learning_rate,
             **{f"loss_{name}": round(loss, 5) for name, loss in self.parts.items()},
         }
         if self.held_out_loss is not None:
@@ -103,6 +108,7 @@ class ProgressReporter(TrainingCallback):
                 seconds_left=seconds_per_step * (steps_left + spec.later_steps),
                 held_out_loss=held_out[-1] if held_out else None,
                 parts=means,
+                learning_rate=learning_rates(stage.optimizer)[0],
             )
         )
         self._reported_at, self._reported_step = now, stage.step

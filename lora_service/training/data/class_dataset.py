@@ -74,6 +74,7 @@ def class_options(options: DatasetOptions, resolved: ResolvedConfig) -> DatasetO
         mask_mode="none",
         caption_mode="template" if options.caption_mode == "template" else "auto",
         custom_prompts=tuple(f"{_IN_FRONT}{prompt}" for prompt in resolved.class_prompts),
+        captions={},
         trigger_words=(),
         takes_folder_word=False,
         token_window=options.token_window and replace(options.token_window, subject_tokens=0),

@@ -20,6 +20,7 @@ from lora_service.dataset.options import (
     MaskMode,
     Task,
     UploadLimits,
+    parse_captions,
     parse_prompts,
 )
 from lora_service.errors import InputError
@@ -151,6 +152,11 @@ class TrainConfig(BaseModel):
         max_length=20000,
         description="Empty: the task's own. JSON list of caption templates with {} for the subject.",
     )
+    captions: str = Field(
+        "",
+        max_length=1_000_000,
+        description='Captions of single pictures in place of their own: a JSON object like {"1.jpg": "{} at sea"}.',
+    )
     shuffle_tags: bool = Field(False, description="Put a caption's comma-separated tags in a new order each step.")
     keep_tokens: Int = Field(
         1, ge=0, le=100, description="With shuffle_tags: how many tags at the front keep their place."
@@ -260,7 +266,7 @@ class TrainConfig(BaseModel):
         None,
         ge=0,
         le=100,
-        description="Empty: 4, or 1 over HTTP, in a tenth of the time at most. How often samples are drawn; 0: never.",
+        description="Empty: 4 or 1, in a tenth of the time at most. How often samples are drawn; 0: never.",
     )
     sample_prompts: str = Field(
         "",
@@ -292,8 +298,8 @@ class TrainConfig(BaseModel):
             "max_grad_norm", "clip_by_group",
         ),
         "Captions and pictures": (
-            "custom_prompts", "caption_dropout", "shuffle_tags", "keep_tokens", "max_token_length", "clip_skip",
-            "mask_mode", "aspect_ratio_buckets", "more_resolutions", "random_crop", "flip", "color_jitter",
+            "custom_prompts", "captions", "caption_dropout", "shuffle_tags", "keep_tokens", "max_token_length",
+            "clip_skip", "mask_mode", "aspect_ratio_buckets", "more_resolutions", "random_crop", "flip", "color_jitter",
         ),
         "Noise and loss": ("noise_offset", "snr_gamma", "timestep_sampling"),
         "Preservation": ("preservation", "preservation_weight", "class_prompt", "num_class_images"),
@@ -425,6 +431,12 @@ class TrainConfig(BaseModel):
         parse_prompts(value)
         return value
 
+    @field_validator("captions")
+    @classmethod
+    def _captions_by_name(cls, value: str) -> str:
+        parse_captions(value)
+        return value
+
     @field_validator("sample_prompts")
     @classmethod
     def _list_of_prompts(cls, value: str) -> str:
@@ -474,6 +486,7 @@ class TrainConfig(BaseModel):
             random_crop=self.random_crop,
             bucket_step=defaults.bucket_step,
             custom_prompts=self.templates,
+            captions=parse_captions(self.captions),
             trigger_words=(*DEFAULT_TRIGGER_WORDS, *filter(None, subject_texts)),
             takes_folder_word=takes_folder_word,
             token_window=token_window,

@@ -163,7 +163,7 @@ class ResolvedConfig:
 
     def as_json(self) -> dict[str, object]:
         """Return the resolved settings, without the user's captions, prompts and links."""
-        return self.config.model_dump(exclude={"custom_prompts", "sample_prompts", "start_from"})
+        return self.config.model_dump(exclude={"custom_prompts", "captions", "sample_prompts", "start_from"})
 
 
 def resolve_config(

@@ -65,6 +65,21 @@ class RunFolder:
         return self.path / "lora.safetensors"
 
     @property
+    def saved(self) -> Path:
+        """The folder of the LoRA files that were asked for on the way."""
+        return self.path / "saved"
+
+    @property
+    def save_request(self) -> Path:
+        """The file that somebody makes to have a LoRA file of what is learned so far; the training goes on."""
+        return self.path / "save"
+
+    @property
+    def stop_request(self) -> Path:
+        """The file that somebody makes to end the training and keep what it has learned."""
+        return self.path / "stop"
+
+    @property
     def uploads(self) -> Path:
         """The folder of pictures that came by link."""
         return self.path / "upload"

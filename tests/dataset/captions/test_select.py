@@ -65,6 +65,25 @@ def test_mode_template_warns_of_unused_caption_files(tmp_path: Path) -> None:
     assert [image.name for image in report.used if "not used" in "".join(image.warnings)] == [CAPTIONED]
 
 
+@pytest.mark.parametrize("mode", ["auto", "files", "filename", "template"])
+def test_captions_of_the_input_come_before_all_others(mode: str, tmp_path: Path) -> None:
+    given = {name: (f"TOK {name[0]}", "") for name in UPLOAD if name.endswith(".png")}
+    report = load_report(tmp_path, caption_mode=mode, captions=given)
+    assert captions(report) == {name: (f"{{}} {name[0]}", "{}") for name in given}
+    assert {image.caption_source for image in report.used} == {"input"}
+    assert not any(image.warnings for image in report.used)
+
+
+def test_other_pictures_keep_their_captions(tmp_path: Path) -> None:
+    by_name = captions(load_report(tmp_path, captions={NUMBERED: ("on a sofa",)}))
+    assert by_name == {CAPTIONED: ("{} at sea", "{}"), NAMED: TEMPLATES["object"], NUMBERED: ("{}, on a sofa",)}
+
+
+def test_captions_of_pictures_that_are_not_used_are_refused(tmp_path: Path) -> None:
+    with raises(PicturesError, code="unmatched_captions", field="captions"):
+        load_report(tmp_path, captions={"d.png": ("TOK",)})
+
+
 def test_mode_files_needs_a_file_for_each_image(tmp_path: Path) -> None:
     with raises(PicturesError, code="missing_captions", field="caption_mode") as refused:
         load_report(tmp_path, caption_mode="files")
