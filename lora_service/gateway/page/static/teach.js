@@ -24,6 +24,7 @@ const pictures = new Pictures(changed);
 const sheet = new Sheet($("#sheet"), changed, (picture) => pictures.remove(picture));
 let shownFor = "";
 let timer = 0;
+let isAsking = false;
 
 show($("#tasks"), inputs.find((input) => input.name === "task").options.map((task, index) => h("label", { class: "choice" },
   h("input", { type: "radio", name: "task", value: task, checked: index === 0, onchange: changed }),
@@ -88,6 +89,11 @@ async function preview() {
   const input = await given();
   const key = JSON.stringify(input);
   if (key === shownFor) return;
+  if (isAsking) { // the gateway makes one sheet at a time for a user
+    timer = setTimeout(preview, CHANGE_MS);
+    return;
+  }
+  isAsking = true;
   shownFor = key;
   sheet.wait();
   try {
@@ -97,13 +103,15 @@ async function preview() {
     sheet.report(report);
   } catch (problem) {
     if (shownFor !== key) return;
-    if (problem.status === 429) { // the one before is still being made
+    if (problem.status === 429) { // another tab's is still being made
       shownFor = "";
       timer = setTimeout(preview, BUSY_MS);
       return;
     }
     sheet.fail();
     refuse(problem);
+  } finally {
+    isAsking = false;
   }
   summarize();
 }
