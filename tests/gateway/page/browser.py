@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from lora_service.demo.show import SUBJECT
 from tests.gateway.running import ROOT
@@ -55,18 +55,17 @@ class Visit:
         context = browser.new_context(**{"viewport": DESKTOP, **options})
         context.set_default_timeout(1000 * SECONDS)
         visit = Visit(context.new_page(), url, expected)
-        visit.page.on("console", visit._note)
-        visit.page.on("pageerror", lambda error: visit.complaints.append(str(error)))
+        visit.page.on("console", lambda message: visit._note(message.type, f"{message.text} ({message.location})"))
+        visit.page.on("pageerror", lambda error: visit._note("error", str(error)))
         try:
             yield visit
         finally:
             context.close()
-        assert visit.complaints == []
+        assert visit.complaints == [], visit.complaints
 
-    def _note(self, message: ConsoleMessage) -> None:
-        is_expected = self.expected and re.search(self.expected, message.text)
-        if message.type in ("error", "warning") and not is_expected:
-            self.complaints.append(f"{message.text} ({message.location})")
+    def _note(self, kind: str, text: str) -> None:
+        if kind in ("error", "warning") and not (self.expected and re.search(self.expected, text)):
+            self.complaints.append(text)
 
     def open(self, path: str) -> Page:
         """Go to a path of the gateway."""
