@@ -71,7 +71,8 @@ async function open(find, name = "file") {
   if (!dialog.open) dialog.showModal();
   try {
     const lora = await find();
-    show(dialog, head(lora), h("div", { class: "columns" }, [facts(lora), actions(lora)], [chart(lora), samples(lora), header(lora)]));
+    show(dialog, head(lora), h("div", { class: "columns" },
+      h("div", {}, facts(lora), actions(lora)), h("div", {}, chart(lora), samples(lora), header(lora))));
   } catch (problem) {
     dialog.close();
     say(problem.message, true);
@@ -95,7 +96,8 @@ function facts(lora) {
 }
 
 function actions(lora) {
-  const format = h("select", { id: "format" }, lora.formats.map((each) => h("option", { value: each, selected: each !== lora.inspect.layout }, each)));
+  const other = lora.formats.find((each) => each !== lora.inspect.layout);
+  const format = h("select", { id: "format" }, lora.formats.map((each) => h("option", { value: each, selected: each === other }, each)));
   const period = h("select", { id: "period" }, PERIODS.map(([text, seconds]) => h("option", { value: seconds, selected: seconds === 86400 }, text)));
   const converted = h("p", { class: "hint", role: "status" }), shared = h("div", { role: "status" });
   const convert = h("button", { type: "button", onclick: () => act(convert, async () => {
