@@ -110,6 +110,7 @@ class Bench:
             "samples": 0,
             "max_train_steps_ti": method.steps[0],
             "max_train_steps_tuning": method.steps[1],
+            **method.rates(self.base.defaults),
             **method.inputs,
         }
 
