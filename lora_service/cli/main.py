@@ -43,7 +43,9 @@ COMMANDS = {
     "train": LazyCommand("jobs", "train_command", "Teach what the pictures in ZIP show, and write one LoRA file."),
     "generate": LazyCommand("jobs", "generate_command", "Draw PROMPT; <1> in it is what the first --lora learned."),
     "grid": LazyCommand(
-        "grid", "grid_command", "Draw PROMPTs with several LoRAs at several scales, on one labelled sheet."
+        "grid",
+        "grid_command",
+        "Draw each PROMPT with each --lora at each scale from the same seed, on one labelled sheet.",
     ),
     "inspect": LazyCommand("lora_files", "inspect_command", "Show what a LoRA file holds."),
     "convert": LazyCommand("lora_files", "convert_command", "Write a LoRA file in another format."),

@@ -12,6 +12,7 @@
 ``database``     tables, migrations, and what is asked of them
 ``blobs``        the files
 ``library``      what is known of LoRA files
+``schemas``      what a version's document says of its inputs
 ``file_work``    strangers' files in a process of their own
 ``uploads``      from uploads and data URIs to stored files
 ``webhooks``     sends webhooks

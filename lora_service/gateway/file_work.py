@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from lora_service.gateway.problems import Problem
 
 SECONDS = 300.0
 """The time of one piece of work."""
-_AT_ONCE, _WAITING = 2, 16
+_AT_ONCE, _WAITING, _OF_A_USER = 2, 16, 3
 
 
 class FileWork:
@@ -30,27 +31,29 @@ class FileWork:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._free = asyncio.Semaphore(_AT_ONCE)
-        self._users: set[str] = set()
+        self._users: Counter[str] = Counter()
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def run(self, user: str, work: str, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Have a work of :mod:`lora_service.services.file_work` done; returns its answer.
+        """Have a work of :mod:`lora_service.services.file_work` done, one of a user's at a time; returns its answer.
 
         Raises:
-            Problem: the user's mistake (422), one of theirs is being worked on already or too many wait (429), or it
-                takes too long (408).
+            Problem: the user's mistake (422), too many wait (429), or it takes too long (408).
         """
-        if user in self._users or len(self._users) >= _WAITING:
+        if self._users[user] >= _OF_A_USER or self._users.total() >= _WAITING:
             raise Problem(
-                429, "Another preview or conversion is being made; try again in a moment.", {"Retry-After": "2"}
+                429, "Other previews or conversions are being made; try again in a moment.", {"Retry-After": "2"}
             )
-        self._users.add(user)
+        self._users[user] += 1
         try:
-            async with asyncio.timeout(SECONDS), self._free:
+            async with asyncio.timeout(SECONDS), self._turns[user], self._free:
                 return await self._run(json.dumps({"work": work, **request}).encode())
         except TimeoutError as error:
             raise Problem(408, f"This took more than {SECONDS:.0f} s; give fewer or smaller files.") from error
         finally:
-            self._users.discard(user)
+            self._users[user] -= 1
+            if not self._users[user]:
+                del self._users[user], self._turns[user]
 
     async def _run(self, request: bytes) -> dict[str, Any]:
         process = await asyncio.create_subprocess_exec(
@@ -62,6 +65,7 @@ class FileWork:
         finally:
             with contextlib.suppress(ProcessLookupError):  # with the processes that decode pictures
                 os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
         if process.returncode:
             last = errors.decode("utf-8", "replace").strip().splitlines()[-1:]
             raise RuntimeError(f"the work on a file ended with {process.returncode}: {' '.join(last)}")

@@ -14,30 +14,32 @@ from lora_service.gateway.gateway import Gateway
 from lora_service.gateway.uploads import data_uri_content, store
 from lora_service.lora.header_facts import HeaderFacts, read_facts
 
-_FACTS, _LARGEST_THUMBNAIL = "lora", 512 * 1024
+FACTS = "lora"
+"""The key of a LoRA file's facts among its details."""
+_LARGEST_THUMBNAIL = 512 * 1024
 _PICTURES = ("image/jpeg", "image/png", "image/webp")
 
 
 def facts_of(gateway: Gateway, file: StoredFile) -> dict[str, Any]:
-    """Return the facts of a file's header, with the identifier of a stored file as ``thumbnail``; {} if it is no LoRA.
-
-    Raises:
-        FileNotFoundError: the store has lost the file.
+    """Return the facts of a file's header, with the identifier of a stored file as ``thumbnail``; {} if it is no LoRA
+    or the store has lost it.
     """
-    known = file.details.get(_FACTS)
-    if isinstance(known, dict):
-        return known
+    kept = file.details.get(FACTS)
+    if isinstance(kept, dict):
+        return kept
     with tempfile.TemporaryDirectory(prefix="lora-gateway-") as folder:
-        path = gateway.blobs.copy(file.id, Path(folder) / file.name)
+        known: dict[str, Any] = {}
         try:
-            facts = read_facts(path, file.name)
-        except LoraServiceError:
+            facts = read_facts(gateway.blobs.copy(file.id, Path(folder) / file.name), file.name)
+            known = asdict(facts) | {"thumbnail": _thumbnail(gateway, file, facts)}
+        except FileNotFoundError:
             return {}
-    known = asdict(facts) | {"thumbnail": _thumbnail(gateway, file, facts)}
+        except LoraServiceError:
+            pass  # that it is none is kept too
     with gateway.database.write() as session:
         row = stored_files.find(session, file.id)
         if row is not None:
-            row.details = row.details | {_FACTS: known}
+            row.details = row.details | {FACTS: known}
     return known
 
 

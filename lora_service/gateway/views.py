@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from lora_service.gateway.database import catalog, stored_files
 from lora_service.gateway.database.tables import Deployment, Job, Model, StoredFile, Version
 from lora_service.gateway.identifiers import Signer
+from lora_service.gateway.schemas import secret_inputs
 
+HIDDEN = "[hidden]"
+"""What is shown in place of an input that is a secret."""
 DOWNLOAD, STREAM, INTERNAL = "download", "stream", "internal"
 """The purposes of signed links."""
 
@@ -54,7 +58,14 @@ def jobs(session: Session, rows: list[Job], links: Links) -> list[dict[str, Any]
     """Return jobs with fresh links to their files."""
     wanted = [mark for row in rows for mark in stored_files.marked([row.input, row.output])]
     files = stored_files.find_all(session, sorted(set(wanted)))
-    return [_job(row, files, links) for row in rows]
+    secrets = _secrets(session, rows)
+    return [_job(row, files, links, secrets.get(row.version, ())) for row in rows]
+
+
+def _secrets(session: Session, rows: list[Job]) -> dict[str, list[str]]:
+    """Return the inputs that hold secrets, such as tokens, by version."""
+    versions = session.scalars(select(Version).where(Version.id.in_({row.version for row in rows})))
+    return {row.id: secret_inputs(row.openapi_schema) for row in versions}
 
 
 def job(session: Session, row: Job, links: Links) -> dict[str, Any]:
@@ -68,16 +79,18 @@ def job_urls(row: Job, links: Links) -> dict[str, str]:
     return {"get": links.api(place), "cancel": links.api(f"{place}/cancel"), "stream": links.stream(row.id)}
 
 
-def _job(row: Job, files: Mapping[str, StoredFile], links: Links) -> dict[str, Any]:
+def _job(row: Job, files: Mapping[str, StoredFile], links: Links, secrets: Sequence[str]) -> dict[str, Any]:
     def link(identifier: str) -> str | None:
         file = files.get(identifier)
         return links.file(file) if file and row.owner in (file.owner, None) else None
 
+    hidden = {name: HIDDEN for name in secrets if row.input.get(name)}
     shown = {
         "id": row.id,
         "model": row.model,
         "version": row.version,
-        "input": stored_files.replace_marks(row.input, link),
+        "input": stored_files.replace_marks(row.input, link)
+        | {name: HIDDEN for name in secrets if row.input.get(name)},
         "output": stored_files.replace_marks(row.output, link),
         "logs": row.logs,
         "error": row.error,

@@ -94,7 +94,7 @@ def test_a_file_is_inspected(running: Running) -> None:
     assert shown["inspect"]["layout"] == "kohya"
     assert shown["inspect"]["rank"] == 2
     assert shown["inspect"]["tokens"] == shown["tokens"] == ["<s1>"]
-    assert shown["formats"] == ["kohya", "diffusers", "cloneofsimo", "embedding"]
+    assert shown["formats"] == ["kohya", "comfyui", "diffusers", "cloneofsimo", "embedding"]
     assert shown["losses"] == REPORT["losses"]
     assert shown["held_out_losses"] == REPORT["held_out_losses"]
     assert shown["version"] == lora["version"]

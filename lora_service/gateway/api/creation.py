@@ -24,7 +24,7 @@ from lora_service.gateway.database.tables import Job, Version
 from lora_service.gateway.gateway import QUEUE, Gateway
 from lora_service.gateway.identifiers import ID_PATTERN, new_id
 from lora_service.gateway.problems import Problem, invalid, not_found
-from lora_service.gateway.queue.inputs import file_inputs, input_schema
+from lora_service.gateway.schemas import file_inputs, input_schema
 from lora_service.gateway.uploads import store_data_uri
 
 _MAX_INPUT = 200_000  # characters of an input's texts, once its files are stored apart

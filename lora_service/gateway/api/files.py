@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
@@ -18,6 +19,7 @@ from lora_service.gateway.api.access import Caller, GatewayOf, LinksOf, Reader, 
 from lora_service.gateway.database import stored_files
 from lora_service.gateway.database.tables import StoredFile
 from lora_service.gateway.gateway import Gateway
+from lora_service.gateway.library import FACTS
 from lora_service.gateway.problems import Problem, invalid, not_found
 from lora_service.gateway.uploads import store, upload_expiry
 
@@ -52,6 +54,8 @@ def _details(text: str) -> dict[str, Any]:
         raise invalid("metadata", "must be a JSON object") from error
     if not isinstance(details, dict):
         raise invalid("metadata", "must be a JSON object")
+    if FACTS in details:
+        raise invalid("metadata", f"must not have the key {FACTS}, which is the gateway's own")
     return details
 
 
@@ -79,9 +83,20 @@ def delete_file(file: str, gateway: GatewayOf, caller: Runner) -> Response:
     """Remove an upload."""
     row = _own(gateway, caller, file)
     with gateway.database.write() as session:
+        check_not_awaited(session, row)
         session.delete(session.get_one(StoredFile, row.id))
     gateway.blobs.remove(row.id)
     return Response(status_code=204)
+
+
+def check_not_awaited(session: Session, file: StoredFile) -> None:
+    """Refuse to remove a file that a job of its owner needs; others' jobs with a link to it must not hold it.
+
+    Raises:
+        Problem: one waits or runs (409).
+    """
+    if file.id in stored_files.awaited(session, file.owner):
+        raise Problem(409, "A job that waits or runs needs this file; cancel the job first.")
 
 
 @router.get("/files/{file}/{name}", tags=["files"])

@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from lora_service.gateway import views
 from lora_service.gateway.api.access import Caller, GatewayOf, LinksOf, Reader, Runner
+from lora_service.gateway.api.files import check_not_awaited
 from lora_service.gateway.api.models import remove_version
 from lora_service.gateway.database import catalog, stored_files
 from lora_service.gateway.database.tables import StoredFile, Version
@@ -31,7 +32,7 @@ _MONTH = 30 * 24 * 3600
 class ConversionBody(BaseModel):
     """Another layout of a LoRA file."""
 
-    format: Literal["kohya", "diffusers", "cloneofsimo", "embedding"]
+    format: Literal["kohya", "comfyui", "diffusers", "cloneofsimo", "embedding"]
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
 
 
@@ -59,6 +60,13 @@ def _own(gateway: Gateway, caller: Caller, identifier: str) -> StoredFile:
     return row
 
 
+def _copy(gateway: Gateway, row: StoredFile, folder: Path) -> Path:
+    try:
+        return gateway.blobs.copy(row.id, folder / row.name)
+    except FileNotFoundError as error:
+        raise not_found("LoRA") from error
+
+
 @router.get("")
 def list_loras(gateway: GatewayOf, caller: Reader, links: LinksOf) -> dict[str, Any]:
     """Return what the caller has taught, newest first."""
@@ -73,7 +81,7 @@ async def get_lora(file: str, gateway: GatewayOf, caller: Reader, links: LinksOf
     """Return what a LoRA file holds, and the formats that it can be converted to."""
     row = await run_in_threadpool(_own, gateway, caller, file)
     with tempfile.TemporaryDirectory(prefix="lora-gateway-") as folder:
-        path = await run_in_threadpool(gateway.blobs.copy, row.id, Path(folder) / row.name)
+        path = await run_in_threadpool(_copy, gateway, row, Path(folder))
         answer = await work.run(caller.user, "inspect", {"path": str(path), "name": row.name})
     answer["inspect"].pop("thumbnail", None)
     return await run_in_threadpool(_with_version, gateway, links, row) | answer
@@ -94,6 +102,8 @@ def _shown(gateway: Gateway, links: views.Links, row: StoredFile, version: Versi
     with gateway.database.read() as session:
         samples = stored_files.of_job(session, training, ("sample",)) if training else []
         thumbnail = stored_files.find(session, str(facts.get("thumbnail")))
+    if thumbnail is not None and (thumbnail.owner, thumbnail.purpose) != (row.owner, "thumbnail"):
+        thumbnail = None  # no fact, but what a stranger wrote into the record
     return {
         "id": row.id,
         "name": row.name,
@@ -119,7 +129,7 @@ async def convert_lora(
     """Write a LoRA in another format; the new file is kept as long as an upload."""
     row = await run_in_threadpool(_own, gateway, caller, file)
     with tempfile.TemporaryDirectory(prefix="lora-gateway-") as folder:
-        path = await run_in_threadpool(gateway.blobs.copy, row.id, Path(folder) / row.name)
+        path = await run_in_threadpool(_copy, gateway, row, Path(folder))
         name = f"{path.stem}-{body.format}.safetensors"
         output = Path(folder) / "converted" / name
         output.parent.mkdir()
@@ -146,6 +156,7 @@ def delete_lora(file: str, gateway: GatewayOf, caller: Runner) -> Response:
     """Remove a LoRA file; one that was taught goes with its version, its samples and the files saved on the way."""
     row = _own(gateway, caller, file)
     with gateway.database.write() as session:
+        check_not_awaited(session, row)
         version = catalog.of_weights(session, row.id)
         if version is not None:
             removed = remove_version(session, version)

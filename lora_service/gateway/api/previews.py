@@ -38,7 +38,7 @@ async def create_preview(
 ) -> dict[str, Any]:
     """Return what a training with this input would use: the exact crops, masks and captions, and what is left out."""
     inputs = await run_in_threadpool(_inputs, gateway, caller, links, body.input)
-    with tempfile.TemporaryDirectory(prefix="lora-gateway-") as folder:
+    with tempfile.TemporaryDirectory(prefix="lora-gateway-", ignore_cleanup_errors=True) as folder:
         asked = {"inputs": inputs, "folder": folder, "base": gateway.service.base_model}
         answer = await work.run(caller.user, "preview", asked)
         return await run_in_threadpool(_stored, gateway, caller.user, links, answer, Path(folder))

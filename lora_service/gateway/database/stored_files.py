@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from lora_service.gateway.database.tables import StoredFile
+from lora_service.gateway.database.tables import FINAL, Job, StoredFile
 from lora_service.gateway.identifiers import ID_PATTERN
 
 _MARK = re.compile(rf"gateway-file:({ID_PATTERN})")
@@ -48,6 +48,13 @@ def find_all(session: Session, identifiers: list[str]) -> dict[str, StoredFile]:
     if not identifiers:
         return {}
     return {file.id: file for file in session.scalars(select(StoredFile).where(StoredFile.id.in_(identifiers)))}
+
+
+def awaited(session: Session, owner: str | None = None) -> set[str]:
+    """Return the files that are inputs of jobs which have not ended, of one user's or of all."""
+    query = select(Job.input).where(Job.status.not_in(FINAL))
+    inputs = session.scalars(query if owner is None else query.where(Job.owner == owner))
+    return {identifier for each in inputs for identifier in marked(each)}
 
 
 def of_job(session: Session, job: str, purposes: Sequence[str]) -> list[StoredFile]:

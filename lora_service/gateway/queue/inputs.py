@@ -20,24 +20,8 @@ from lora_service.gateway import views
 from lora_service.gateway.database import stored_files
 from lora_service.gateway.database.tables import Job, StoredFile, Version
 from lora_service.gateway.gateway import Gateway
+from lora_service.gateway.schemas import file_inputs
 from lora_service.gateway.uploads import chunks_of, store
-
-
-def file_inputs(document: Mapping[str, Any]) -> list[str]:
-    """Return the names of the inputs that are files, by a version's document."""
-    properties = input_schema(document).get("properties", {})
-    return [name for name, schema in properties.items() if _is_file(schema)]
-
-
-def input_schema(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the schema of the inputs in a version's document."""
-    found = document.get("components", {}).get("schemas", {}).get("Input", {})
-    return found if isinstance(found, dict) else {}
-
-
-def _is_file(schema: Mapping[str, Any]) -> bool:
-    parts = [schema, schema.get("items") or {}, *(schema.get("anyOf") or ())]
-    return any(part.get("format") == "uri" for part in parts if isinstance(part, Mapping))
 
 
 def prepare(gateway: Gateway, job: Job) -> dict[str, Any]:

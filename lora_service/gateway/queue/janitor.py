@@ -80,8 +80,7 @@ class Janitor:
     def _expired(self, now: float) -> list[str]:
         """Return files whose time is over, and which no waiting job has as an input."""
         with self._gateway.database.read() as session:
-            open_inputs = session.scalars(select(Job.input).where(Job.status.not_in(FINAL)))
-            used = {identifier for each in open_inputs for identifier in stored_files.marked(each)}
+            used = stored_files.awaited(session)
             fetched = (StoredFile.purpose == "fetched") & StoredFile.job.in_(
                 select(Job.id).where(Job.status.in_(FINAL))
             )

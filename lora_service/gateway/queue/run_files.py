@@ -30,7 +30,10 @@ def ask(gateway: Gateway, job: str, wish: Literal["save", "stop"]) -> bool:
     run = run_folder(gateway, job)
     if not run.holds_a_run:
         return False
-    (run.save_request if wish == "save" else run.stop_request).touch()
+    try:
+        (run.save_request if wish == "save" else run.stop_request).touch()
+    except FileNotFoundError:  # it has just ended
+        return False
     return True
 
 

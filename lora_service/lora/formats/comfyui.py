@@ -64,8 +64,10 @@ def transformer_tensors(weights: LoraWeights) -> tuple[dict[str, Tensor], dict[s
     else:
         named = to_originals(family, changes)
     tensors = {key: tensor for each in named for key, tensor in _tensors(family, each)}
-    known = {"ss_base_model_version", "modelspec.architecture"} & weights.metadata.keys()
-    return tensors, {} if known else {"ss_base_model_version": family.header_names[0]}
+    is_known = {"ss_base_model_version", "modelspec.architecture"} & weights.metadata.keys()
+    # Attention and feed-forward layers of FLUX.1 and Chroma, say, are alike: then the header must not choose for them.
+    is_named = not is_known and len(found) == 1
+    return tensors, {"ss_base_model_version": family.header_names[0]} if is_named else {}
 
 
 def _tensors(family: TransformerFamily, named: NamedChange) -> Iterator[tuple[str, Tensor]]:

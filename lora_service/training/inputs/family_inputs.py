@@ -45,6 +45,9 @@ def fit_to_family(config: TrainConfig, family: Family, log: Callable[[str], None
         raise InputError("max_train_steps_tuning", 0, expected, code=_CODE)
     if config.max_train_steps_ti:
         log(f"{family.title} has no stage 1, as {why}: max_train_steps_ti is 0, and the trigger word calls the subject")
+    for name in ("learning_rate_ti", "initializer_tokens"):
+        if getattr(config, name):
+            log(f"{family.title} has no stage 1, as {why}: {name} is not used")
     values |= {"max_train_steps_ti": 0, "learning_rate_ti": 0.0, "initializer_tokens": ""}
     return config.model_copy(update=values)
 
@@ -56,6 +59,7 @@ def _zero(config: TrainConfig, name: str, family: Family, why: str) -> Any:
         InputError: it has another one.
     """
     value = getattr(config, name)
+    neutral, allowed = (False, "false") if name == "continue_inversion" else (0.0, "0")
     if value:
-        raise InputError(name, value, f"left out or 0 for {family.title}: {why}", code=_CODE)
-    return False if name == "continue_inversion" else 0.0
+        raise InputError(name, value, f"left out or {allowed} for {family.title}: {why}", code=_CODE)
+    return neutral

@@ -187,7 +187,8 @@ def test_the_time_left_counts_the_later_stages(monkeypatch: pytest.MonkeyPatch) 
     )
     assert reports[1].metrics() == {
         "stage": "s", "step": 2, "of": 2, "loss": round(reports[1].loss, 5),
-        "seconds_left": round(reports[1].seconds_left, 1),
+        "seconds_left": round(reports[1].seconds_left, 1), "learning_rate": 0.1,
+        "pictures_per_second": round(reports[1].pictures_per_second, 3),
     }  # fmt: skip
 
 
