@@ -115,6 +115,10 @@ def test_a_strip_has_one_seed_and_its_scales(running: Running, drawing: DrawingE
         assert str(asked[0]["seed"]) in sheet.inner_text()
         page.reload()
         expect(sheet.locator("img")).to_have_count(3)
+        for _ in range(100):  # a page of newer jobs
+            running.draw(input={"prompt": "<1>"})
+        page.reload()
+        expect(sheet.locator("img")).to_have_count(3)
         visit.check()
 
 
@@ -200,6 +204,8 @@ def test_a_lora_comes_by_file_by_link_and_from_the_library(running: Running, bro
         page.get_by_role("button", name="Remove other.safetensors").click()
         page.reload()
         expect(page.get_by_role("slider", name="Scale of")).to_have_count(2)
+        links = page.evaluate("JSON.parse(sessionStorage.getItem('lora-service-draw')).loras.map((lora) => lora.link)")
+        assert all("/v1/files/" in link for link in links), "links that end are no use in a tab that stays open"
         visit.check()
 
 
@@ -207,6 +213,13 @@ def test_what_is_wrong_is_told_at_its_field(running: Running, browser: Browser) 
     with Visit.begin(browser, running.url, expected="422") as visit:
         page = visit.open("/draw")
         page.get_by_label("Num outputs").fill("1000")
+        open_details(page, r"\d+ more inputs")
+        page.get_by_label("guidance scale", exact=True).fill("-9")
+        page.get_by_label("Find an input").fill("scheduler")
+        expect(page.get_by_label("guidance scale", exact=True)).to_be_hidden()
+        page.get_by_role("button", name="Draw", exact=True).click()
+        expect(page.get_by_label("guidance scale", exact=True)).to_be_focused()
+        page.get_by_label("guidance scale", exact=True).fill("")
         page.get_by_role("button", name="Draw", exact=True).click()
         expect(page.get_by_label("Num outputs")).to_have_attribute("aria-invalid", "true")
         expect(page.get_by_label("Num outputs")).to_be_focused()

@@ -95,10 +95,42 @@ def test_hostile_answers_are_shown_as_text(browser: Browser, tmp_path: Path) -> 
         visit.open("/trainings/x")
         expect(page.get_by_role("heading", level=1)).to_contain_text("script>")
         expect(page.locator("#log-text")).to_have_text(HOSTILE)
+        assert page.title().startswith("50 %"), "a stage 2 without a stage 1 is the whole"
         assert "javascript:" not in str(page.locator("#saved a").get_attribute("href"))
         assert page.locator("main script, main [onerror]").count() == 0
         visit.check()
         assert page.title() != "taken"
+
+
+def test_files_are_uploaded_once_and_left_out_by_the_name_that_they_are_kept_under(
+    browser: Browser, tmp_path: Path
+) -> None:
+    (tmp_path / "a").mkdir()
+    for path in (tmp_path / "Müller's.jpg", tmp_path / "a" / "Müller's.jpg", tmp_path / "class.zip"):
+        path.write_bytes(b"not looked at")
+    picture = {"name": "Müller_s.jpg", "image": "/static/icon.svg", "mask": None, "size": [8, 8], "caption": "a",
+               "captions": ["a"], "caption_source": "file", "repeats": 1, "warnings": []}  # fmt: skip
+    report = {"pictures": [picture], "left_out": [], "duplicates": [], "warnings": []}
+    with (
+        run_gateway(tmp_path / "gateway", engines=[TrainingEngine("train")]) as running,
+        Visit.begin(browser, running.url) as visit,
+    ):
+        answer(visit, "previews", report)
+        page = visit.open("/")
+        for path in (tmp_path / "Müller's.jpg", tmp_path / "a" / "Müller's.jpg"):
+            page.locator("#files").set_input_files(path)
+            expect(page.locator(".tile")).to_have_count(1)
+        expect(page.locator("#uploads")).to_contain_text("2 files")
+        page.get_by_text("more inputs").click()
+        page.locator("[name=class_data]").set_input_files(tmp_path / "class.zip")
+        page.get_by_label("Class word").press_sequentially("dog")
+        with page.expect_response("**/v1/previews"):
+            page.get_by_label("Class word").press_sequentially("gy")
+        with page.expect_response("**/v1/previews") as last:
+            page.get_by_role("button", name="Leave out Müller_s.jpg").click()
+        files = {each["name"]: each["id"] for each in running.call("GET", "/v1/files").json()["results"]}
+        assert sorted(files) == ["2-Müller_s.jpg", "Müller_s.jpg", "class.zip"]
+        assert last.value.request.post_data_json["input"]["instance_data_urls"].endswith(files["2-Müller_s.jpg"])
 
 
 def answer(visit: Visit, path: str, body: dict[str, Any]) -> None:

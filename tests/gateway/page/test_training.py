@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,17 @@ from lora_service.serving.entries import HOME
 from tests.gateway.in_process import Running
 from tests.gateway.page.browser import Visit, drawn_zip, sign_in
 from tests.gateway.running import RunningGateway
-from tests.gateway.scripted_training import ANN, EVE, TrainingEngine, begin, lora_file, run_trainings, wait_for
+from tests.gateway.scripted_training import (
+    ANN,
+    EVE,
+    PICTURES,
+    TrainingEngine,
+    begin,
+    lora_file,
+    run_trainings,
+    wait_for,
+)
+from tests.gateway.scripted_training import ROOT as ADMIN
 
 Scripted = tuple[Running, TrainingEngine]
 
@@ -47,6 +58,10 @@ def test_a_training_is_watched_saved_and_stopped(scripted: Scripted, browser: Br
         )
         assert "taught" in page.title()
         visit.check()
+        page.evaluate("sessionStorage.clear()")
+        page.reload()
+        sign_in(visit, ADMIN)  # has another library
+        expect(page.locator("#result a")).to_have_attribute("download", re.compile(r"\.safetensors$|^weights|^output"))
 
 
 def lora_of(running: Running) -> str:
@@ -55,7 +70,8 @@ def lora_of(running: Running) -> str:
 
 def test_a_failure_is_readable_and_can_be_tried_again(scripted: Scripted, browser: Browser) -> None:
     running, _ = scripted
-    job = begin(running, task="style", class_word="dog", instance_data="https://127.0.0.1/private.zip")
+    job = begin(running, task="style", class_word="dog", instance_data="https://127.0.0.1/private.zip%",
+                class_data=PICTURES, preservation="prior")  # fmt: skip
     with Visit.begin(browser, running.url, expected="401|422") as visit:
         page = visit.open(f"/trainings/{job['id']}")
         sign_in(visit, ANN)
@@ -66,6 +82,11 @@ def test_a_failure_is_readable_and_can_be_tried_again(scripted: Scripted, browse
         expect(page.get_by_role("radio", name="style")).to_be_checked()
         expect(page.get_by_label("Class word")).to_have_value("dog")
         expect(page.locator("#pictures-problem")).not_to_be_empty()
+        page.get_by_text("more inputs").click()
+        expect(page.locator(".kept:visible")).to_have_count(1)
+        assert "/v1/files/" in str(page.locator("[name=class_data]").get_attribute("data-link"))
+        page.get_by_role("button", name="Leave it out").click()
+        expect(page.locator(".kept:visible")).to_have_count(0)
 
 
 def names(page: Page) -> list[str]:

@@ -57,6 +57,32 @@ export function local(link) {
   return link.startsWith("data:image/") ? link : "";
 }
 
+/** A text with links that stay in place of those to files that end: `own` is any link of the gateway's, others' are left. */
+export function lasting(text, own) {
+  const origin = new URL(own).origin;
+  const ending = /(https?:\/\/[^/\s|]+)\/files\/(\w+)\/[^\s|?"]*\?expires=\d+&signature=[0-9a-f]+/g;
+  return text.replace(ending, (link, host, id) => (new URL(host).origin === origin ? `${origin}/v1/files/${id}` : link));
+}
+
+/** The name at the end of a link, as people read it. */
+export function nameIn(link) {
+  const name = link.split(/[?#]/)[0].split("/").filter(Boolean).at(-1) ?? link;
+  try {
+    return decodeURIComponent(name);
+  } catch { // a lone %: it is no escaped name
+    return name;
+  }
+}
+
+/** The bytes of a picture of the gateway. */
+export async function fetched(link) {
+  const answer = await fetch(local(link)).catch(() => {
+    throw new Problem("The gateway does not answer.");
+  });
+  if (!answer.ok) throw new Problem("This picture is not there any more; reload the page.", answer.status);
+  return answer.blob();
+}
+
 let asking = null;
 
 /** Ask for a token until one is given; requests that run at the same time wait for the same answer. */

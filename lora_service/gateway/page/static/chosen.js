@@ -1,7 +1,7 @@
 // The LoRAs that are drawn with: taught here, by link or by file, each with its scale.
 
 import { $, act, h, say, show } from "./dom.js";
-import { api, local, upload } from "./api.js";
+import { api, lasting, local, nameIn, upload } from "./api.js";
 
 const SCALE = 0.8;
 
@@ -29,12 +29,12 @@ export class Chosen {
     });
   }
 
-  /** Ask for the library; links of LoRAs that were chosen before become fresh ones. */
+  /** Ask for the library; thumbnails of LoRAs that were chosen before get fresh links. */
   async refresh() {
     this.library = (await api("GET", "loras")).results;
     for (const each of this.loras) {
       const known = this.library.find((lora) => lora.id === each.id);
-      if (known) each.link = known.url;
+      if (known) each.thumbnail = known.thumbnail;
     }
     show($("#taught"), h("option", { value: "" }, this.library.length ? "Choose …" : "Nothing yet"),
       this.library.map((lora) => h("option", { value: lora.id }, nameOf(lora))));
@@ -53,7 +53,7 @@ export class Chosen {
     if (!link) return;
     if (/[|\s]/.test(link)) return say("A link has no spaces and no |; add links one by one.", true);
     $("#link").value = "";
-    this.add({ key: link, link, name: link.split(/[?#]/)[0].split("/").filter(Boolean).at(-1) ?? link, tokens: [] });
+    this.add({ key: link, link, name: nameIn(link), tokens: [] });
   }
 
   async addFile(file) {
@@ -92,7 +92,7 @@ export class Chosen {
 export const nameOf = (lora) => lora.model?.split("/").at(-1) ?? lora.name;
 
 export function taught(lora) {
-  return { key: lora.id, id: lora.id, link: lora.url, name: nameOf(lora), trigger: lora.trigger, tokens: lora.tokens, thumbnail: lora.thumbnail, prompt: lora.prompt };
+  return { key: lora.id, id: lora.id, link: lasting(lora.url, lora.url), name: nameOf(lora), trigger: lora.trigger, tokens: lora.tokens, thumbnail: lora.thumbnail, prompt: lora.prompt };
 }
 
 /** The inputs that stand for LoRAs at their scales. */

@@ -1,7 +1,7 @@
 // Draw: a prompt, LoRAs with sliders, a picture to start from, and what came of it.
 
 import { $, act, h, plural, say, show } from "./dom.js";
-import { api, local, user } from "./api.js";
+import { api, fetched, lasting, user } from "./api.js";
 import { Fields, fold, inputsOf } from "./form.js";
 import { Brush } from "./brush.js";
 import { Chosen, loraInputs, taught } from "./chosen.js";
@@ -51,8 +51,10 @@ await gallery.follow();
 async function open(id) {
   if (!id) return;
   history.replaceState(null, "", location.pathname);
-  const lora = chosen.library.find((each) => each.id === id) ?? (await api("GET", `loras/${id}`).catch(() => null));
-  if (!lora) return say("The LoRA of this link is not there any more.", true);
+  const lora = chosen.library.find((each) => each.id === id) ?? (await api("GET", `loras/${id}`).catch((problem) => {
+    say(problem.status === 404 ? "The LoRA of this link is not there any more." : problem.message, true);
+  }));
+  if (!lora) return;
   chosen.loras = [];
   chosen.add(taught(lora));
   prompt.value = lora.prompt ?? prompt.value;
@@ -98,7 +100,7 @@ async function offerCheckpoints() {
   show($("#grid-loras"), loras.map((lora) => box(lora, lora.name, lora.key === first?.key)));
   const training = chosen.library.find((each) => each.id === first?.id)?.training;
   const saved = training ? (await api("GET", `trainings/${training}/progress`)).saved : [];
-  if (offered === key) $("#grid-loras").append(...saved.map((file) => box({ link: file.url }, `${first.name}, ${file.stage}, step ${file.step}`, false)));
+  if (offered === key) $("#grid-loras").append(...saved.map((file) => box({ link: lasting(file.url, file.url) }, `${first.name}, ${file.stage}, step ${file.step}`, false)));
 }
 
 function gridRows() {
@@ -144,7 +146,7 @@ async function sheet(title, isGrid, rows, text) {
   if (rows.length * scales.length > MOST) return say(`These are ${rows.length * scales.length} pictures; ${MOST} at most are drawn at once.`, true);
   return ask(async () => {
     const { seed, ...inputs } = await values();
-    gallery.addSheet(await drawSheet({ title, isGrid, rows, scales, inputs, seed: seed ?? Math.floor(Math.random() * 2 ** 32) }));
+    await drawSheet({ title, isGrid, rows, scales, inputs, seed: seed ?? Math.floor(Math.random() * 2 ** 32) }, (drawn) => gallery.addSheet(drawn));
   });
 }
 
@@ -160,9 +162,10 @@ function grid() {
   return sheet($("#grid-prompts").value.trim() ? "Grid" : prompt.value, true, rows, $("#grid-scales").value);
 }
 
-/** Put a job's settings into the form; LoRAs and pictures stay as they are. */
+/** Put a job's settings into the form; LoRAs, pictures and secrets stay as they are. */
 function again(job, seed) {
-  for (const each of fields.inputs) if (!each.isFile) fields.set(each.name, job.input[each.name] ?? each.default);
+  const texts = fields.inputs.filter((each) => !each.isFile && each.format !== "password");
+  for (const each of texts) fields.set(each.name, job.input[each.name] ?? each.default);
   fields.set("seed", seed);
   prompt.value = job.input.prompt ?? prompt.value;
   changed();
@@ -170,7 +173,7 @@ function again(job, seed) {
 }
 
 async function startFrom(link) {
-  await brush.open(await (await fetch(local(link))).blob(), "drawn.png");
+  await brush.open(await fetched(link), "drawn.png");
   $("#start").open = true;
   $("#start summary").focus();
 }

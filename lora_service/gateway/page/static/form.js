@@ -34,7 +34,8 @@ export class Fields {
 
   set(name, value) {
     const control = this.control(name);
-    if (control.type === "checkbox") control.checked = value === true;
+    if (control.type === "file") keep(this.elements.get(name), value);
+    else if (control.type === "checkbox") control.checked = value === true;
     else control.value = value ?? "";
   }
 
@@ -48,11 +49,12 @@ export class Fields {
     return values;
   }
 
-  /** Return the texts of all fields without files and secrets, to be put back by `restore`. */
+  /** Return the texts of all fields without secrets, to be put back by `restore`; of files, the link of one that is kept. */
   texts() {
-    const kept = this.inputs.filter((input) => !input.isFile && input.format !== "password");
+    const kept = this.inputs.filter((input) => input.format !== "password");
     return Object.fromEntries(kept.map(({ name }) => {
       const control = this.control(name);
+      if (control.type === "file") return [name, control.dataset.link ?? ""];
       return [name, control.type === "checkbox" ? control.checked : control.value];
     }));
   }
@@ -61,8 +63,8 @@ export class Fields {
     for (const [name, value] of Object.entries(texts)) if (this.elements.has(name)) this.set(name, value);
   }
 
-  /** Show what is wrong with each field, unfold and focus the first; returns what belongs to no field here. */
-  problems(fields) {
+  /** Show what is wrong with each field, unfold and (if `isAsked`) focus the first; returns what belongs to no field here. */
+  problems(fields, isAsked = true) {
     const others = [];
     let first = null;
     for (const each of this.elements.values()) mark(each, "");
@@ -72,8 +74,9 @@ export class Fields {
       else others.push(text);
     }
     if (first) {
+      first.hidden = false; // it may be one that "Find an input" has hidden
       first.closest("details")?.setAttribute("open", "");
-      $("[name]", first).focus();
+      if (isAsked) $("[name]", first).focus();
     }
     return others;
   }
@@ -85,6 +88,20 @@ function mark(element, text) {
   if (!text) return control.removeAttribute("aria-invalid");
   control.setAttribute("aria-invalid", "true");
   return element;
+}
+
+/** Have a file's field stand for a stored file, as a browser lets no page choose one: a link, or none. */
+function keep(element, link) {
+  $("[name]", element).dataset.link = link ?? "";
+  $(".kept", element).hidden = !link;
+}
+
+function keptFile(control) {
+  return h("p", { class: "hint kept", hidden: true }, "The file of that training is kept unless another is chosen. ",
+    h("button", { type: "button", class: "quiet", onclick: () => {
+      keep(control.parentElement, null);
+      control.dispatchEvent(new Event("input", { bubbles: true }));
+    } }, "Leave it out"));
 }
 
 function field(input) {
@@ -99,7 +116,7 @@ function field(input) {
   if (control.type === "checkbox") {
     return h("div", { class: "field" }, h("label", { class: "check" }, control, label), about);
   }
-  return h("div", { class: "field" }, h("label", { for: id }, label), control, about);
+  return h("div", { class: "field" }, h("label", { for: id }, label), control, input.isFile && keptFile(control), about);
 }
 
 function controlOf(input, attributes) {
@@ -128,8 +145,20 @@ function controlOf(input, attributes) {
   return h("input", { ...attributes, ...limits, type: "text", value });
 }
 
+const links = new WeakMap(); // of files that were uploaded, or are being: forms are read after each change
+
+function linkOf(file) {
+  if (!links.has(file)) {
+    links.set(file, upload(file).then(({ urls }) => urls.get, (problem) => {
+      links.delete(file);
+      throw problem;
+    }));
+  }
+  return links.get(file);
+}
+
 async function given(input, control) {
-  if (input.isFile) return control.files[0] ? (await upload(control.files[0])).urls.get : null;
+  if (input.isFile) return control.files[0] ? linkOf(control.files[0]) : control.dataset.link || null;
   if (control.type === "checkbox") return control.checked;
   if (control.value === "") return input.type === "string" && input.default ? "" : null;
   if (input.type === "boolean") return control.value === "true";

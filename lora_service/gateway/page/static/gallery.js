@@ -3,17 +3,20 @@
 import { $, act, h, repeat, show, when } from "./dom.js";
 import { FINAL, api, local } from "./api.js";
 
-const SECONDS = 1.5, MOST = 24, KEY = "lora-service-sheets", MOST_SHEETS = 8;
+const SECONDS = 1.5, MOST = 24, KEY = "lora-service-sheets", MOST_SHEETS = 8, MOST_PAGES = 20;
+const RENEWED_MS = 15 * 60 * 1000; // links to pictures end: they are asked for again
 const WORDS = { starting: "waiting", processing: "drawing", succeeded: "done", failed: "failed", canceled: "cancelled" };
-const HIDDEN = ["prompt", "lora_urls", "image", "mask", "adapter_condition_image"];
+const HIDDEN = ["prompt", "lora_urls", "image", "mask", "adapter_condition_image", "api_token"];
 
-/** Sheets are `{columns: [text], rows: [{label, jobs: [id]}], seed}`, in this tab's memory. */
+/** Sheets are `{columns: [text], rows: [{label, jobs: [id]}], seed, at}`, in this tab's memory. */
 export class Gallery {
   constructor(place, actions) {
     this.place = place;
     this.actions = actions;
     this.sheets = JSON.parse(sessionStorage.getItem(KEY) ?? "[]");
     this.drawn = new Map();
+    this.ended = new Map(); // jobs of sheets by id, as they ended; undefined for those that are gone
+    this.age = 0;
   }
 
   addSheet(sheet) {
@@ -26,13 +29,31 @@ export class Gallery {
     return repeat(SECONDS, () => this.look());
   }
 
+  /** Return the newest jobs, and by id these and all of the sheets, which may be older. */
+  async jobs(inSheets) {
+    const age = Math.floor(Date.now() / RENEWED_MS);
+    if (age !== this.age) this.ended.clear();
+    this.age = age;
+    let page = await api("GET", "predictions");
+    const newest = page.results;
+    const found = new Map(newest.map((job) => [job.id, job]));
+    const missing = () => [...inSheets].filter((id) => !found.has(id) && !this.ended.has(id));
+    for (let count = 1; page.next && count < MOST_PAGES && missing().length; count++) {
+      page = await api("GET", local(page.next).replace("/v1/", ""));
+      for (const job of page.results) found.set(job.id, job);
+    }
+    for (const id of missing()) this.ended.set(id, undefined);
+    for (const [id, job] of found) if (inSheets.has(id) && FINAL.includes(job.status)) this.ended.set(id, job);
+    return { newest, jobs: new Map([...this.ended, ...found]) };
+  }
+
   async look() {
-    const jobs = new Map((await api("GET", "predictions")).results.map((job) => [job.id, job]));
     const inSheets = new Set(this.sheets.flatMap((sheet) => sheet.rows.flatMap((row) => row.jobs)));
-    const single = [...jobs.values()].filter((job) => !inSheets.has(job.id) && job.status !== "canceled" && !job.data_removed).slice(0, MOST);
+    const { newest, jobs } = await this.jobs(inSheets);
+    const single = newest.filter((job) => !inSheets.has(job.id) && job.status !== "canceled" && !job.data_removed).slice(0, MOST);
     const items = [
-      ...this.sheets.map((sheet) => ({ id: sheet.rows[0].jobs[0], at: jobs.get(sheet.rows[0].jobs[0])?.created_at ?? "", state: sheet.rows.flatMap((row) => row.jobs).map((id) => jobs.get(id)?.status).join(), make: () => sheetCard(sheet, jobs, this.actions) })),
-      ...single.map((job) => ({ id: job.id, at: job.created_at, state: job.status, make: () => jobCard(job, this.actions) })),
+      ...this.sheets.map((sheet) => ({ id: sheet.rows[0].jobs[0], at: sheet.at ?? jobs.get(sheet.rows[0].jobs[0])?.created_at ?? "", state: this.age + sheet.rows.flatMap((row) => row.jobs).map((id) => jobs.get(id)?.status).join(), make: () => sheetCard(sheet, jobs, this.actions) })),
+      ...single.map((job) => ({ id: job.id, at: job.created_at, state: this.age + job.status, make: () => jobCard(job, this.actions) })),
     ].filter((item) => item.at).sort((one, other) => other.at.localeCompare(one.at));
     const kept = new Map();
     for (const item of items) {
@@ -87,7 +108,7 @@ function cancelButton(ids) {
 }
 
 function sheetCard(sheet, jobs, actions) {
-  const open = sheet.rows.flatMap((row) => row.jobs).filter((id) => jobs.has(id) && !FINAL.includes(jobs.get(id).status));
+  const open = sheet.rows.flatMap((row) => row.jobs).filter((id) => jobs.get(id) && !FINAL.includes(jobs.get(id).status));
   const cell = (id, label) => {
     const job = jobs.get(id);
     const link = Array.isArray(job?.output) && job.output[0];

@@ -8,6 +8,7 @@ import { nameOf } from "./chosen.js";
 const PERIODS = [["an hour", 3600], ["a day", 86400], ["a week", 604800], ["30 days", 2592000]];
 const SHOWN = [["trigger", "Trigger word"], ["base", "Base"], ["rank", "Rank"]];
 let loras = [];
+let asked = 0; // how often details were; an answer to another time than the last comes too late
 
 await user();
 await load();
@@ -21,7 +22,10 @@ $("#file").addEventListener("change", async (event) => {
   });
 });
 $("#details").addEventListener("click", (event) => event.target === $("#details") && $("#details").close());
-$("#details").addEventListener("close", () => history.replaceState(null, "", location.pathname));
+$("#details").addEventListener("close", () => {
+  asked += 1;
+  history.replaceState(null, "", location.pathname);
+});
 const named = loras.find((lora) => lora.id === location.hash.slice(1));
 if (named) openLora(named);
 
@@ -64,16 +68,19 @@ function openLora(lora) {
   }, nameOf(lora));
 }
 
-/** Show the details of what `find` resolves to. */
+/** Show the details of what `find` resolves to, unless something else is asked for or the dialog closed meanwhile. */
 async function open(find, name = "file") {
+  const mine = ++asked;
   const dialog = $("#details");
   show(dialog, h("h2", { id: "details-title" }, name), h("p", { class: "hint busy", role: "status" }, "Looking into it … "));
   if (!dialog.open) dialog.showModal();
   try {
     const lora = await find();
+    if (mine !== asked) return;
     show(dialog, head(lora), h("div", { class: "columns" },
       h("div", {}, facts(lora), actions(lora)), h("div", {}, chart(lora), samples(lora), header(lora))));
   } catch (problem) {
+    if (mine !== asked) return;
     dialog.close();
     say(problem.message, true);
   }

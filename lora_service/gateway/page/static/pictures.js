@@ -6,12 +6,13 @@ import { upload } from "./api.js";
 const AT_ONCE = 3;
 const ARCHIVE = /\.(zip|tar|tgz|gz|bz2|xz|7z|rar)$/i;
 
-/** Uploads as `{name, size, get}`; `changed` is called after each change. */
+/** Uploads as `{name, size, get}`, `name` as the gateway keeps it; `changed` is called after each change. */
 export class Pictures {
   constructor(changed) {
     this.uploads = [];
     this.changed = changed;
     this.left = 0;
+    this.coming = new Set(); // the names of uploads on their way
     const drop = $("#drop");
     const input = $("#files");
     const chosen = () => {
@@ -44,24 +45,32 @@ export class Pictures {
     this.show();
   }
 
-  /** Upload files, a few at a time; those that cannot be are named. */
+  /** Upload files, a few at a time, and keep them in this order; those that cannot be are named. */
   async add(files) {
-    const queue = files.filter((file) => !file.name.startsWith("."));
+    const order = files.filter((file) => !file.name.startsWith("."));
+    const names = distinctNames(order, new Set([...this.coming, ...this.uploads.map((each) => each.name)]));
+    for (const name of names.values()) this.coming.add(name);
+    const queue = [...order];
+    const done = new Map();
     this.left += queue.length;
     this.show();
     const work = async () => {
       for (let file; (file = queue.shift()); ) {
         try {
-          const { urls } = await upload(file);
-          this.uploads.push({ name: file.name, size: file.size, get: urls.get });
+          const { name, urls } = await upload(file, names.get(file));
+          done.set(file, { name, size: file.size, get: urls.get });
+          this.uploads.push(done.get(file));
         } catch (problem) {
           say(`${file.name}: ${problem.message}`, true);
         }
+        this.coming.delete(names.get(file));
         this.left -= 1;
         this.show();
       }
     };
     await Promise.all(Array.from({ length: AT_ONCE }, work));
+    const added = order.map((file) => done.get(file)).filter((each) => this.uploads.includes(each));
+    this.uploads = [...this.uploads.filter((each) => !added.includes(each)), ...added];
     if (!this.left) this.changed();
   }
 
@@ -73,10 +82,6 @@ export class Pictures {
     this.show();
     this.changed();
     return true;
-  }
-
-  has(name) {
-    return this.uploads.some((each) => each.name === name);
   }
 
   show() {
@@ -96,6 +101,32 @@ export class Pictures {
   }
 }
 
+const folders = new WeakMap(); // where dropped files lie
+const kept = (name) => name.replace(/[^\p{L}\p{N}_.() -]/gu, "_").toLowerCase(); // much as the gateway keeps names
+
+/**
+ * Return a name for each file that no other has: where a folder has one that is taken, a number is put before all of
+ * its names, so that pictures, captions and masks still belong together.
+ */
+function distinctNames(files, taken) {
+  const names = new Map();
+  const used = new Set([...taken].map(kept));
+  const groups = new Map();
+  for (const file of files) {
+    const folder = folders.get(file) ?? "";
+    groups.set(folder, [...(groups.get(folder) ?? []), file]);
+  }
+  for (const group of groups.values()) {
+    let before = "";
+    for (let number = 2; group.some((file) => used.has(kept(before + file.name))); number++) before = `${number}-`;
+    for (const file of group) {
+      names.set(file, before + file.name);
+      used.add(kept(before + file.name));
+    }
+  }
+  return names;
+}
+
 /** Return the files of a drop, those in folders included. */
 async function dropped(data) {
   const entries = [...data.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
@@ -103,7 +134,11 @@ async function dropped(data) {
 }
 
 async function filesOf(entry) {
-  if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
+  if (entry.isFile) {
+    const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
+    folders.set(file, entry.fullPath.slice(0, -file.name.length));
+    return [file];
+  }
   const reader = entry.createReader();
   const found = [];
   for (let batch; (batch = await new Promise((resolve, reject) => reader.readEntries(resolve, reject))).length; ) {

@@ -14,7 +14,8 @@ await repeat(SECONDS, look);
 
 async function look() {
   const queue = await api("GET", "queue");
-  const key = JSON.stringify(queue);
+  const minute = Math.floor(Date.now() / 60000); // "3 min ago" is said anew
+  const key = minute + JSON.stringify(queue, (name, value) => (name === "urls" ? undefined : value)); // links differ each time
   if (key !== drawn) drawQueue(queue);
   drawn = key;
   const open = [...queue.running, ...queue.waiting].map((job) => job.id).join();

@@ -1,6 +1,6 @@
 // Strips and grids: the same seed at several scales, with several LoRAs and prompts.
 
-import { api, local } from "./api.js";
+import { api, fetched } from "./api.js";
 import { loraInputs } from "./chosen.js";
 import { h } from "./dom.js";
 
@@ -13,18 +13,26 @@ export function scalesOf(text) {
   return scales.length && scales.every((each) => Number.isFinite(each) && Math.abs(each) <= 10) ? [...new Set(scales)] : null;
 }
 
-/** Ask for all pictures of a sheet; returns the sheet. `rows`: `{label, prompt, loras, vary}`, `vary` is the index. */
-export async function drawSheet({ title, isGrid, rows, scales, inputs, seed }) {
+/**
+ * Ask for all pictures of a sheet; `keep` gets the sheet, or what of it was asked for before a refusal. `rows`:
+ * `{label, prompt, loras, vary}`, `vary` is the index.
+ */
+export async function drawSheet({ title, isGrid, rows, scales, inputs, seed }, keep) {
   const columns = scales.map((scale) => `scale ${scale}`);
-  const sheet = { title, isGrid, columns, seed, rows: rows.map(({ label }) => ({ label, jobs: [] })) };
-  for (const [index, row] of rows.entries()) {
-    for (const scale of scales) {
-      const loras = row.loras.map((lora, number) => (number === row.vary ? { ...lora, scale } : lora));
-      const input = { ...inputs, ...loraInputs(loras), prompt: row.prompt, seed, num_outputs: 1 };
-      sheet.rows[index].jobs.push((await api("POST", "models/local/lora/predictions", { input })).id);
+  const sheet = { title, isGrid, columns, seed, at: new Date().toISOString(), rows: [] };
+  try {
+    for (const row of rows) {
+      const jobs = [];
+      for (const scale of scales) {
+        const loras = row.loras.map((lora, number) => (number === row.vary ? { ...lora, scale } : lora));
+        const input = { ...inputs, ...loraInputs(loras), prompt: row.prompt, seed, num_outputs: 1 };
+        jobs.push((await api("POST", "models/local/lora/predictions", { input })).id);
+        if (jobs.length === 1) sheet.rows.push({ label: row.label, jobs });
+      }
     }
+  } finally {
+    if (sheet.rows.length) keep(sheet);
   }
-  return sheet;
 }
 
 /** Save a sheet as one PNG with its labels. */
@@ -43,7 +51,7 @@ export async function saveSheet(sheet, jobs) {
     for (const [column, id] of row.jobs.entries()) {
       const link = jobs.get(id)?.output?.[0];
       if (!link) continue;
-      const picture = await createImageBitmap(await (await fetch(local(link))).blob());
+      const picture = await createImageBitmap(await fetched(link));
       const scale = SIDE / Math.max(picture.width, picture.height);
       context.imageSmoothingEnabled = scale < 1;
       context.drawImage(picture, left + column * (SIDE + GAP), top, picture.width * scale, picture.height * scale);

@@ -1,7 +1,7 @@
 // Teach: what it is, pictures with their contact sheet, inputs, start. What was entered outlives a reload of the tab.
 
 import { $, act, duration, h, plural, say, show } from "./dom.js";
-import { Problem, api, user } from "./api.js";
+import { Problem, api, lasting, user } from "./api.js";
 import { Fields, fold, inputsOf } from "./form.js";
 import { Pictures } from "./pictures.js";
 import { Sheet } from "./sheet.js";
@@ -109,7 +109,7 @@ async function preview() {
       return;
     }
     sheet.fail();
-    refuse(problem);
+    refuse(problem, false);
   } finally {
     isAsking = false;
   }
@@ -133,9 +133,9 @@ function destination() {
   return $("#name").value.trim() || suggestedName();
 }
 
-/** Show a refusal where it belongs. */
-function refuse(problem) {
-  const rest = fields.problems(problem.fields ?? {});
+/** Show a refusal where it belongs; the focus moves only where the user asked for what is refused. */
+function refuse(problem, isAsked) {
+  const rest = fields.problems(problem.fields ?? {}, isAsked);
   const named = Object.keys(problem.fields ?? {}).some((field) => field.includes("destination"));
   if (named) $("#name-problem").textContent = problem.message;
   else if (rest.length || !Object.keys(problem.fields ?? {}).length) $("#pictures-problem").textContent = problem.message;
@@ -161,7 +161,7 @@ async function start() {
     location.assign(`/trainings/${job.id}`);
   } catch (problem) {
     if (!(problem instanceof Problem) || problem.status !== 422) throw problem;
-    refuse(problem);
+    refuse(problem, true);
   }
 }
 
@@ -175,7 +175,7 @@ function tellBase() {
 async function furtherFrom(lora) {
   if (!lora) return;
   const file = await api("GET", `loras/${encodeURIComponent(lora)}`);
-  fields.set("start_from", file.url);
+  fields.set("start_from", lasting(file.url, file.url));
   if (!$("#name").value) $("#name").value = file.model?.split("/").at(-1) ?? "";
   show($("#further"), "Going on from ", h("b", {}, file.name), ": choose the pictures for it.", h("button", {
     type: "button", class: "quiet", onclick: () => {

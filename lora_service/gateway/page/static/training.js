@@ -1,7 +1,7 @@
 // A training: while it waits and runs, and what came of it.
 
 import { $, act, bytes, confirmed, duration, h, plural, repeat, say, show, when } from "./dom.js";
-import { FINAL, api, local, user } from "./api.js";
+import { FINAL, api, lasting, local, nameIn, user } from "./api.js";
 import { lossChart } from "./chart.js";
 
 const SECONDS = 2;
@@ -24,7 +24,7 @@ try {
 async function draw(job, progress) {
   const isFinal = FINAL.includes(job.status);
   const name = job.destination?.split("/").at(-1) ?? job.id;
-  const share = overall(progress);
+  const share = overall(job, progress);
   document.title = `${isFinal || !progress.step ? WORDS[job.status] : `${Math.round(100 * share)} %`} · ${name} · lora-service`;
   $("#title").textContent = name;
   part("state", job.status, (place) => show(place, h("span", { class: `tag ${job.status}` }, WORDS[job.status])));
@@ -60,11 +60,12 @@ function facts(job) {
       : job.started_at ? ["begun ", when(job.started_at)] : ["asked for ", when(job.created_at)])];
 }
 
-/** The share of all steps that is done; a stage that has not begun is not known, and taken for as long as this one. */
-function overall({ stage, step, of }) {
+/** The share of all steps that is done; stage 2 is not known before it begins, and taken for as long as stage 1. */
+function overall({ input }, { stage, step, of, points }) {
   if (!of) return 0;
-  const isFirst = /1/.test(stage ?? "");
-  return (isFirst ? 0 : 0.5) + (step / of) * 0.5;
+  const isFirst = /^stage 1/.test(stage ?? "");
+  const isOnly = isFirst ? input?.max_train_steps_tuning === 0 : !points.some((each) => /^stage 1/.test(each.stage ?? ""));
+  return isOnly ? step / of : (isFirst ? 0 : 0.5) + (step / of) * 0.5;
 }
 
 async function drawProgress(job, progress, share) {
@@ -120,7 +121,7 @@ async function drawResult(job, progress) {
     const { results } = await api("GET", "loras");
     const lora = results.find((each) => each.training === job.id);
     part("spoken", "done", (spoken) => { spoken.textContent = "The training is done."; });
-    return show(place, lora ? taught(lora) : h("p", { class: "note" }, "Its file was removed."));
+    return show(place, lora ? taught(lora) : h("p", { class: "note" }, elsewhere(job.output)));
   }
   const isFailed = job.status === "failed";
   part("spoken", "done", (spoken) => { spoken.textContent = isFailed ? "The training failed." : "The training was cancelled."; });
@@ -128,6 +129,12 @@ async function drawResult(job, progress) {
   show(place, h("div", { class: `card ${isFailed ? "failure" : ""}` },
     h("h2", {}, isFailed ? "It failed" : "It was cancelled"), job.error && h("p", { class: "problem" }, job.error),
     h("div", { class: "row" }, h("button", { type: "button", class: "main", onclick: () => again(job) }, "Try again with these inputs"))));
+}
+
+/** What is said of a file that is not in one's own library: of somebody else's training, or removed. */
+function elsewhere(output) {
+  const link = typeof output === "string" ? output : output?.weights;
+  return link ? ["It is taught: ", h("a", { href: local(link), download: nameIn(link) }, nameIn(link))] : "Its file was removed.";
 }
 
 function taught(lora) {
@@ -160,15 +167,16 @@ function pairs(input) {
 function short(value) {
   const text = typeof value === "string" ? value : JSON.stringify(value);
   const links = text.split("\n").filter((line) => /^https?:/.test(line));
-  const names = links.map((link) => decodeURIComponent(new URL(link).pathname.split("/").at(-1)));
-  return links.length ? names.join(", ") : text;
+  return links.length ? links.map(nameIn).join(", ") : text;
 }
 
 /** Take the inputs of this training to the page Teach. */
-function again({ input, destination }) {
-  const { task = "face", instance_data, instance_data_urls = "", captions = "{}", ...texts } = input;
+function again({ input, destination, urls }) {
+  const { task = "face", instance_data, instance_data_urls = "", captions = "{}", ...rest } = input;
+  const stays = (value) => (typeof value === "string" ? lasting(value, urls.get) : value);
+  const texts = Object.fromEntries(Object.entries(rest).map(([name, value]) => [name, stays(value)]));
   const links = [instance_data, ...instance_data_urls.split("\n")].filter(Boolean);
-  const pictures = links.map((get) => ({ name: short(get), size: 0, get }));
+  const pictures = links.map((link) => ({ name: nameIn(link), size: 0, get: stays(link) }));
   const edits = Object.fromEntries(Object.entries(JSON.parse(captions)).map(([name, text]) => [name, [text].flat().join("\n")]));
   sessionStorage.setItem("lora-service-teach", JSON.stringify({ task, name: destination.split("/").at(-1), texts, pictures, edits }));
   location.assign("/");
