@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lora_service.gateway.database.tables import StoredFile
 from lora_service.lora.files import read_lora
 from lora_service.lora.header_facts import REPORT_KEY, THUMBNAIL_KEY, TOKENS_KEY, TRIGGER_KEY
 from tests.gateway.in_process import PICTURE, Running
@@ -224,3 +225,25 @@ def test_others_neither_see_nor_change_it(running: Running) -> None:
     assert running.call("GET", f"/v1/loras/{picture}", ANN).status_code == 404  # of one's own, but no LoRA
     assert running.call("GET", f"/v1/loras/{lora['id']}", ROOT).status_code == 200
     assert lora["id"] in [each["id"] for each in library(running)]
+
+
+@pytest.mark.attack("others' things by id")
+def test_a_record_cannot_name_a_file_of_somebody_else(running: Running) -> None:
+    evil = upload(running, LORA, "evil.safetensors", EVE)
+    others = upload(running, b"private", "private.txt")
+    with running.gateway.database.write() as session:  # as an upload's metadata could before the key was refused
+        session.get_one(StoredFile, evil["id"]).details = {"lora": {"thumbnail": others["id"], "trigger": "x"}}
+    assert running.call("GET", f"/v1/loras/{evil['id']}", EVE).json()["thumbnail"] is None
+    answer = running.call(
+        "POST", "/v1/files", EVE, files={"content": ("a", b"x")}, data={"metadata": json.dumps({"lora": {}})}
+    )
+    assert answer.status_code == 422
+
+
+def test_a_file_that_was_lost_does_not_hide_the_others(running: Running) -> None:
+    lora = taught(running)
+    running.gateway.blobs.remove(lora["id"])
+    with running.gateway.database.write() as session:
+        session.get_one(StoredFile, lora["id"]).details = {}
+    assert lora["id"] in [each["id"] for each in library(running)]
+    assert running.call("GET", f"/v1/loras/{lora['id']}", ANN).status_code == 404
