@@ -59,13 +59,19 @@ def jobs(session: Session, rows: list[Job], links: Links) -> list[dict[str, Any]
     wanted = [mark for row in rows for mark in stored_files.marked([row.input, row.output])]
     files = stored_files.find_all(session, sorted(set(wanted)))
     secrets = _secrets(session, rows)
-    return [_job(row, files, links, secrets.get(row.version, ())) for row in rows]
+    return [_job(row, files, links, secrets[row.version]) for row in rows]
 
 
 def _secrets(session: Session, rows: list[Job]) -> dict[str, list[str]]:
-    """Return the inputs that hold secrets, such as tokens, by version."""
-    versions = session.scalars(select(Version).where(Version.id.in_({row.version for row in rows})))
-    return {row.id: secret_inputs(row.openapi_schema) for row in versions}
+    """Return the inputs that hold secrets, by version; of one that was removed, those of our own servers."""
+    wanted = {row.version for row in rows}
+    found = {row.id: row for row in session.scalars(select(Version).where(Version.id.in_(wanted)))}
+    secrets = {name: secret_inputs(row.openapi_schema) for name, row in found.items()}
+    if wanted - found.keys():
+        ours = (catalog.latest_version(session, *each) for each in (catalog.INFERENCE_MODEL, catalog.TRAINING_MODEL))
+        known = [name for row in ours if row for name in secret_inputs(row.openapi_schema)]
+        secrets |= dict.fromkeys(wanted - found.keys(), known)
+    return secrets
 
 
 def job(session: Session, row: Job, links: Links) -> dict[str, Any]:
@@ -89,8 +95,7 @@ def _job(row: Job, files: Mapping[str, StoredFile], links: Links, secrets: Seque
         "id": row.id,
         "model": row.model,
         "version": row.version,
-        "input": stored_files.replace_marks(row.input, link)
-        | {name: HIDDEN for name in secrets if row.input.get(name)},
+        "input": stored_files.replace_marks(row.input, link) | hidden,
         "output": stored_files.replace_marks(row.output, link),
         "logs": row.logs,
         "error": row.error,

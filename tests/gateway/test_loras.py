@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
-from lora_service.gateway.database.tables import StoredFile
+from lora_service.gateway.database.stored_files import mark
+from lora_service.gateway.database.tables import Job, StoredFile
 from lora_service.lora.files import read_lora
 from lora_service.lora.header_facts import REPORT_KEY, THUMBNAIL_KEY, TOKENS_KEY, TRIGGER_KEY
 from tests.gateway.in_process import PICTURE, Running
@@ -247,3 +249,18 @@ def test_a_file_that_was_lost_does_not_hide_the_others(running: Running) -> None
         session.get_one(StoredFile, lora["id"]).details = {}
     assert lora["id"] in [each["id"] for each in library(running)]
     assert running.call("GET", f"/v1/loras/{lora['id']}", ANN).status_code == 404
+
+
+def test_a_file_that_a_job_waits_for_stays(running: Running) -> None:
+    lora, file = taught(running), upload(running, LORA)
+    busy = running.call("POST", "/v1/models/local/lora/predictions", ANN, json={"input": {"seconds": 30}}).json()
+    for path, needed in ((f"/v1/files/{file['id']}", file["id"]), (f"/v1/loras/{lora['id']}", lora["id"])):
+        with running.gateway.database.write() as session:
+            row = session.scalars(select(Job).where(Job.id == busy["id"])).one()
+            row.input = {"lora_urls": mark(needed)}
+        answer = running.call("DELETE", path, ANN)
+        assert (answer.status_code, "cancel the job" in answer.text) == (409, True)
+        assert running.call("GET", path, ANN).status_code == 200
+    running.call("POST", f"/v1/predictions/{busy['id']}/cancel", ANN)
+    assert running.call("DELETE", f"/v1/files/{file['id']}", ANN).status_code == 204
+    assert running.call("DELETE", f"/v1/loras/{lora['id']}", ANN).status_code == 204

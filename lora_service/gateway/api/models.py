@@ -13,7 +13,7 @@ from lora_service.gateway import views
 from lora_service.gateway.api.access import Caller, GatewayOf, LinksOf, Reader, Runner
 from lora_service.gateway.api.creation import check_model, find_version
 from lora_service.gateway.api.requests import DeploymentBody, DeploymentChange, ModelBody
-from lora_service.gateway.database import catalog
+from lora_service.gateway.database import catalog, stored_files
 from lora_service.gateway.database.tables import FINAL, Deployment, Job, Model, Version
 from lora_service.gateway.problems import Problem, not_found
 
@@ -126,11 +126,15 @@ def remove_version(session: Session, version: Version) -> list[str]:
     """Remove a taught version; returns the files that go with it.
 
     Raises:
-        Problem: a job of it waits or runs (409).
+        Problem: a job of it, or one of its owner's with its files, waits or runs (409).
     """
+    owner = version.owner
     if session.scalar(select(Job.seq).where(Job.version == version.id, Job.status.not_in(FINAL)).limit(1)):
         raise Problem(409, "A job of this version waits or runs.")
-    return catalog.remove_trained(session, version)
+    removed = catalog.remove_trained(session, version)
+    if stored_files.awaited(session, owner) & set(removed):  # the transaction is taken back
+        raise Problem(409, "A job that waits or runs needs a file of this version; cancel the job first.")
+    return removed
 
 
 @router.get("/deployments", tags=["deployments"])

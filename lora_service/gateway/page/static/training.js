@@ -174,7 +174,8 @@ function short(value) {
 function again({ input, destination, urls }) {
   const { task = "face", instance_data, instance_data_urls = "", captions = "{}", ...rest } = input;
   const stays = (value) => (typeof value === "string" ? lasting(value, urls.get) : value);
-  const texts = Object.fromEntries(Object.entries(rest).map(([name, value]) => [name, stays(value)]));
+  const given = Object.entries(rest).filter(([, value]) => value !== "[hidden]"); // a secret is not shown again
+  const texts = Object.fromEntries(given.map(([name, value]) => [name, stays(value)]));
   const links = [instance_data, ...instance_data_urls.split("\n")].filter(Boolean);
   const pictures = links.map((link) => ({ name: nameIn(link), size: 0, get: stays(link) }));
   const edits = Object.fromEntries(Object.entries(JSON.parse(captions)).map(([name, text]) => [name, [text].flat().join("\n")]));
