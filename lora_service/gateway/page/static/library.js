@@ -22,10 +22,7 @@ $("#file").addEventListener("change", async (event) => {
   });
 });
 $("#details").addEventListener("click", (event) => event.target === $("#details") && $("#details").close());
-$("#details").addEventListener("close", () => {
-  asked += 1;
-  history.replaceState(null, "", location.pathname);
-});
+$("#details").addEventListener("close", () => history.replaceState(null, "", location.pathname));
 const named = loras.find((lora) => lora.id === location.hash.slice(1));
 if (named) openLora(named);
 
@@ -68,7 +65,7 @@ function openLora(lora) {
   }, nameOf(lora));
 }
 
-/** Show the details of what `find` resolves to, unless something else is asked for or the dialog closed meanwhile. */
+/** Show the details of what `find` resolves to, unless those of something else are asked for meanwhile. */
 async function open(find, name = "file") {
   const mine = ++asked;
   const dialog = $("#details");
