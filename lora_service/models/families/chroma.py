@@ -5,11 +5,12 @@ https://huggingface.co/lodestones/Chroma1-HD
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_service.models.defaults import ModelDefaults, RegisteredBase
 from lora_service.models.families.family import Bases, Config, Pipelines
-from lora_service.models.families.flow import SCHEDULER, PackedFlowFamily
+from lora_service.models.families.flow import FLOW_DEFAULTS, SCHEDULER, PackedFlowFamily
 from lora_service.models.families.flux1 import FLUX1, picture_ids
 
 if TYPE_CHECKING:
@@ -18,16 +19,11 @@ if TYPE_CHECKING:
     from lora_service.models.components import Components
     from lora_service.models.text_encoders import PromptEmbeds, TextEncoders
 
-CHROMA_HD = ModelDefaults(
+CHROMA_HD = replace(
+    FLOW_DEFAULTS,
     title="Chroma1-HD",
     architecture="chroma",
     version="chroma",
-    resolution=1024,
-    learning_rate_ti=0.0,
-    learning_rate_text=0.0,
-    learning_rate_unet=1e-4,
-    token_norm=None,
-    token_std=None,
     guidance_scale=3.0,
     num_inference_steps=40,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from lora_service.models.defaults import ModelDefaults
 from lora_service.models.families.family import Config, Family
 
 if TYPE_CHECKING:
@@ -17,6 +18,20 @@ FINE_STEPS = 200
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 SHORT_SEQUENCE, LONG_SEQUENCE = 256, 4096
 """Positions of pictures of 256 and of 1024 pixels a side."""
+
+
+FLOW_DEFAULTS = ModelDefaults(
+    title="",
+    architecture="",
+    version="",
+    resolution=1024,
+    learning_rate_ti=0.0,
+    learning_rate_text=0.0,
+    learning_rate_unet=1e-4,
+    token_norm=None,
+    token_std=None,
+)
+"""What the bases of these families share: no text encoder learns, and the rate is that of diffusers' examples."""
 
 
 class FlowFamily(Family):

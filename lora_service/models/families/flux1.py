@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_service.models.defaults import ModelDefaults, RegisteredBase
 from lora_service.models.families.family import Bases, Config, Pipelines, TargetNames
-from lora_service.models.families.flow import SCHEDULER, PackedFlowFamily, coordinates
+from lora_service.models.families.flow import FLOW_DEFAULTS, SCHEDULER, PackedFlowFamily, coordinates
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,16 +21,11 @@ if TYPE_CHECKING:
 _TRAINING_GUIDANCE = 1.0
 """The guidance that the model with guidance as an input is trained at, as kohya's trainer has it."""
 
-FLUX1_DEV = ModelDefaults(
+FLUX1_DEV = replace(
+    FLOW_DEFAULTS,
     title="FLUX.1 dev",
     architecture="flux-1-dev",
     version="flux1",
-    resolution=1024,
-    learning_rate_ti=0.0,
-    learning_rate_text=0.0,
-    learning_rate_unet=1e-4,
-    token_norm=None,
-    token_std=None,
     guidance_scale=3.5,
     num_inference_steps=50,
 )

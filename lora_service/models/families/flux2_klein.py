@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_service.models.defaults import ModelDefaults, RegisteredBase
 from lora_service.models.families.family import Bases, Config, Pipelines, TargetNames
-from lora_service.models.families.flow import SCHEDULER, FlowFamily, coordinates
+from lora_service.models.families.flow import FLOW_DEFAULTS, SCHEDULER, FlowFamily, coordinates
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,16 +19,11 @@ _TEXT_LAYERS = (9, 18, 27)
 """Layers of Qwen3 whose states are the embeds, as in diffusers' pipeline."""
 _PACKED = 2
 
-KLEIN = ModelDefaults(
+KLEIN = replace(
+    FLOW_DEFAULTS,
     title="FLUX.2 klein base 4B",
     architecture="flux-2-klein",
     version="flux2_klein",
-    resolution=1024,
-    learning_rate_ti=0.0,
-    learning_rate_text=0.0,
-    learning_rate_unet=1e-4,
-    token_norm=None,
-    token_std=None,
     guidance_scale=4.0,
     num_inference_steps=50,
     draws_with="klein-distilled",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_service.models.defaults import ModelDefaults, RegisteredBase
 from lora_service.models.families.family import Bases, Config, Pipelines, TargetNames
-from lora_service.models.families.flow import SCHEDULER, coordinates
+from lora_service.models.families.flow import FLOW_DEFAULTS, SCHEDULER, coordinates
 from lora_service.models.families.qwen_latents import QwenLatentsFamily
 
 if TYPE_CHECKING:
@@ -20,16 +20,11 @@ _TEXT_LAYERS = (2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35)
 _DISTILLED_SHIFT = 1.15
 _LICENCE = "Krea 2 Community License"
 
-KREA2_RAW = ModelDefaults(
+KREA2_RAW = replace(
+    FLOW_DEFAULTS,
     title="Krea 2 Raw",
     architecture="krea-2",
     version="krea2",
-    resolution=1024,
-    learning_rate_ti=0.0,
-    learning_rate_text=0.0,
-    learning_rate_unet=1e-4,
-    token_norm=None,
-    token_std=None,
     guidance_scale=3.5,
     num_inference_steps=52,
     draws_with="krea2-turbo",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_service.models.defaults import ModelDefaults, RegisteredBase
 from lora_service.models.families.family import Bases, Config, Pipelines, TargetNames
-from lora_service.models.families.flow import SCHEDULER
+from lora_service.models.families.flow import FLOW_DEFAULTS, SCHEDULER
 from lora_service.models.families.qwen_latents import QwenLatentsFamily
 
 if TYPE_CHECKING:
@@ -17,16 +18,11 @@ if TYPE_CHECKING:
 
 _TEXT_POSITIONS = 1024
 
-QWEN = ModelDefaults(
+QWEN = replace(
+    FLOW_DEFAULTS,
     title="Qwen-Image",
     architecture="qwen-image",
     version="qwen_image",
-    resolution=1024,
-    learning_rate_ti=0.0,
-    learning_rate_text=0.0,
-    learning_rate_unet=1e-4,
-    token_norm=None,
-    token_std=None,
     guidance_scale=4.0,
     num_inference_steps=50,
 )

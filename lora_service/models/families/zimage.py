@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_service.models.defaults import ModelDefaults, RegisteredBase
 from lora_service.models.families.family import Bases, Config, Pipelines, TargetNames
-from lora_service.models.families.flow import SCHEDULER, FlowFamily
+from lora_service.models.families.flow import FLOW_DEFAULTS, SCHEDULER, FlowFamily
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,16 +15,11 @@ if TYPE_CHECKING:
     from lora_service.models.components import Components
     from lora_service.models.text_encoders import PromptEmbeds, TextEncoders
 
-ZIMAGE_BASE = ModelDefaults(
+ZIMAGE_BASE = replace(
+    FLOW_DEFAULTS,
     title="Z-Image",
     architecture="z-image",
     version="zimage",
-    resolution=1024,
-    learning_rate_ti=0.0,
-    learning_rate_text=0.0,
-    learning_rate_unet=1e-4,
-    token_norm=None,
-    token_std=None,
     guidance_scale=4.0,
     num_inference_steps=50,
     draws_with="zimage-turbo",
