@@ -2,8 +2,8 @@
 
 Observed with Cog 0.23: the server reads ``.cog/openapi_schema.json`` in its working folder and checks requests against
 nothing else; it starts its worker as bare ``python`` from ``PATH``; one process answers ``/predictions`` and
-``/trainings`` with the same entry; and once its worker dies it refuses every request, so that `supervisor` has to
-restart it.
+``/trainings`` with the same entry; once its worker dies it refuses every request, so that `supervisor` has to restart
+it; and where the worker dies before it is ready, the server waits for it for ever.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from tempfile import TemporaryDirectory
 from types import MappingProxyType, TracebackType
 from typing import Any, BinaryIO, Self
 
+import psutil
 import requests
 from filelock import FileLock, Timeout
 
@@ -257,7 +258,7 @@ class CogServer:
             timeout: seconds; ``math.inf`` for no limit.
 
         Raises:
-            ServingError: the entry's setup failed, the process ended, or the time is over.
+            ServingError: the entry's setup failed, the process or its worker ended, or the time is over.
         """
         end = time.monotonic() + timeout
         while time.monotonic() < end:
@@ -271,6 +272,9 @@ class CogServer:
                 case Health.EXITED:
                     message = f"The {self.mode} server ended while it started: {self._last_log_line()}."
                     raise ServingError(message, code="server_exited")
+                case Health.STARTING if self._has_dead_worker():
+                    message = f"The {self.mode} server's worker ended while it started: {self._last_log_line()}."
+                    raise ServingError(message, code="worker_exited")
             time.sleep(_POLL_INTERVAL)
         message = f"The {self.mode} server is not ready after {timeout:.0f} s: {self._last_log_line()}."
         raise ServingError(message, code="not_ready")
@@ -299,6 +303,13 @@ class CogServer:
         except requests.RequestException:
             return {"status": Health.UNRESPONSIVE}
         return answer if isinstance(answer, dict) else {"status": Health.UNRESPONSIVE}
+
+    def _has_dead_worker(self) -> bool:
+        """Return whether a child of the process has ended, which a server that starts does not take note of."""
+        with contextlib.suppress(psutil.Error):
+            children = psutil.Process(self._process.pid).children() if self._process else []
+            return any(child.status() == psutil.STATUS_ZOMBIE for child in children)
+        return False
 
     def _last_log_line(self) -> str:
         path = self.folder / "server.log"

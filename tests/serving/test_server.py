@@ -205,6 +205,23 @@ def test_a_failing_setup_is_reported(tmp_path, body, reason) -> None:
     assert reason in str(caught.value)
 
 
+def test_a_worker_killed_in_its_setup_is_reported(tmp_path) -> None:
+    setup = "    def setup(self):\n        import os\n        os.kill(os.getpid(), 9)\n"
+    source = f"from cog import BaseRunner\nclass Predictor(BaseRunner):\n{setup}    def run(self) -> str: ...\n"
+    (tmp_path / "predict.py").write_text(source)
+    with CogServer("predict", home=tmp_path) as server, raises(ServingError, code="setup_failed"):
+        server.wait_ready()
+
+
+def test_a_worker_killed_before_the_server_hears_of_it_is_reported(home, tmp_path) -> None:
+    python = tmp_path / "python"  # Cog's server starts its worker under that name
+    python.write_text("#!/bin/sh\nkill -9 $$\n")
+    python.chmod(0o755)
+    expected = raises(ServingError, code="worker_exited")
+    with CogServer("predict", home=home, environment={"PATH": str(tmp_path)}) as server, expected:
+        server.wait_ready(timeout=60)
+
+
 def test_a_slow_setup_runs_out_of_time(tmp_path) -> None:
     source = "import time\ntime.sleep(60)\ndef train() -> str: ...\n"
     (tmp_path / "train.py").write_text(source)

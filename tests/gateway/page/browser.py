@@ -68,8 +68,9 @@ class Visit:
             self.complaints.append(text)
 
     def open(self, path: str) -> Page:
-        """Go to a path of the gateway."""
+        """Go to a path of the gateway and wait until the page can be used."""
         self.page.goto(f"{self.url}{path}")
+        self.page.locator("#main:not([inert]), #login[open]").first.wait_for()
         return self.page
 
     def check(self) -> None:

@@ -32,6 +32,11 @@ export function show(element, ...children) {
   element.replaceChildren(...children.flat(Infinity).filter((child) => child != null && child !== false));
 }
 
+/** Let people use the page, which is inert until its script listens. */
+export function ready() {
+  $("#main").inert = false;
+}
+
 /** Say something at the edge of the page, aloud for screen readers; problems stay until the next word. */
 export function say(text, isProblem = false) {
   const place = $("#says");

@@ -1,6 +1,6 @@
 // Draw: a prompt, LoRAs with sliders, a picture to start from, and what came of it.
 
-import { $, act, h, plural, say, show } from "./dom.js";
+import { $, act, h, plural, ready, say, show } from "./dom.js";
 import { api, fetched, lasting, user } from "./api.js";
 import { Fields, fold, inputsOf } from "./form.js";
 import { Brush } from "./brush.js";
@@ -45,6 +45,7 @@ $("#draw-grid").addEventListener("click", (event) => act(event.target, grid));
 for (const each of [prompt, $("#grid-scales"), $("#grid-prompts"), $("#strip-scales")]) each.addEventListener("input", changed);
 $("#grid-loras").addEventListener("change", changed);
 $("#draw").addEventListener("change", keep);
+ready();
 await gallery.follow();
 
 /** Choose the LoRA that a link to this page names. */

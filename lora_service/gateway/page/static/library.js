@@ -1,6 +1,6 @@
 // Library: what was taught, and files that were uploaded to be looked into.
 
-import { $, act, bytes, confirmed, h, say, show, when } from "./dom.js";
+import { $, act, bytes, confirmed, h, ready, say, show, when } from "./dom.js";
 import { api, local, upload, user } from "./api.js";
 import { lossChart } from "./chart.js";
 import { nameOf } from "./chosen.js";
@@ -23,6 +23,7 @@ $("#file").addEventListener("change", async (event) => {
 });
 $("#details").addEventListener("click", (event) => event.target === $("#details") && $("#details").close());
 $("#details").addEventListener("close", () => history.replaceState(null, "", location.pathname));
+ready();
 const named = loras.find((lora) => lora.id === location.hash.slice(1));
 if (named) openLora(named);
 

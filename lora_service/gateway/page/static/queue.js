@@ -1,6 +1,6 @@
 // Queue: what runs and waits, for whom, since when; one's own jobs in another order, or cancelled; what has ended.
 
-import { $, act, confirmed, duration, h, repeat, show, when } from "./dom.js";
+import { $, act, confirmed, duration, h, ready, repeat, show, when } from "./dom.js";
 import { FINAL, api, local, user } from "./api.js";
 
 const SECONDS = 2;
@@ -10,6 +10,7 @@ let ended = null; // the open jobs at the last look at those that have ended
 let drawn = "";
 
 await user();
+ready();
 await repeat(SECONDS, look);
 
 async function look() {

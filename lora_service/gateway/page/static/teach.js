@@ -1,6 +1,6 @@
 // Teach: what it is, pictures with their contact sheet, inputs, start. What was entered outlives a reload of the tab.
 
-import { $, act, duration, h, plural, say, show } from "./dom.js";
+import { $, act, duration, h, plural, ready, say, show } from "./dom.js";
 import { Problem, api, lasting, user } from "./api.js";
 import { Fields, fold, inputsOf } from "./form.js";
 import { Pictures } from "./pictures.js";
@@ -39,6 +39,7 @@ form.addEventListener("submit", (event) => {
   event.preventDefault();
   act($("#start"), start);
 });
+ready();
 await Promise.all([furtherFrom(new URLSearchParams(location.search).get("start_from")), showRunning()]);
 
 function task() {

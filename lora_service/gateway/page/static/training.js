@@ -1,6 +1,6 @@
 // A training: while it waits and runs, and what came of it.
 
-import { $, act, bytes, confirmed, duration, h, plural, repeat, say, show, when } from "./dom.js";
+import { $, act, bytes, confirmed, duration, h, plural, ready, repeat, say, show, when } from "./dom.js";
 import { FINAL, api, lasting, local, nameIn, user } from "./api.js";
 import { lossChart } from "./chart.js";
 
@@ -11,6 +11,7 @@ const path = `trainings/${encodeURIComponent(id)}`;
 let shown = {}; // the texts of the parts as they are, so that only what changed is drawn anew
 
 await user();
+ready();
 try {
   await repeat(SECONDS, async () => {
     const [job, progress] = await Promise.all([api("GET", path), api("GET", `${path}/progress`)]);
