@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 SIDE, GAP, LABEL_WIDTH, LINE_HEIGHT = 160, 6, 150, 26
-_CAPTION_LINE_HEIGHT, _CAPTION_LINES = 13, 4
+_CAPTION_LINE_HEIGHT = 13
 _LABEL_CHARACTERS, _CAPTION_PIXELS = 16, 5.9
 _TEXT_COLOR, _BACKGROUND = (40, 40, 45), (255, 255, 255)
 
@@ -22,7 +22,8 @@ class ImageRow:
     captions: Sequence[str] = ()
 
     def height(self, side: int) -> int:
-        return side + GAP + (_CAPTION_LINES * _CAPTION_LINE_HEIGHT if self.captions else 0)
+        lines = max((_wrap_caption(caption, side).count("\n") + 1 for caption in self.captions), default=0)
+        return side + GAP + _CAPTION_LINE_HEIGHT * lines + (GAP if lines else 0)
 
 
 def draw_grid(rows: Sequence[ImageRow], notes: Sequence[str] = (), side: int = SIDE) -> Image.Image:
@@ -57,8 +58,12 @@ def _draw_row(draw: ImageDraw.ImageDraw, grid: Image.Image, row: ImageRow, corne
         whole = ImageOps.pad(image.convert("RGB"), (side, side), Image.Resampling.BICUBIC, color=_BACKGROUND)
         grid.paste(whole, (x, top))
         if row.captions:
-            text = _wrap(row.captions[i], int(side / _CAPTION_PIXELS))
+            text = _wrap_caption(row.captions[i], side)
             draw.multiline_text((x, top + side), text, fill=_TEXT_COLOR, font=font, spacing=1)
+
+
+def _wrap_caption(text: str, side: int) -> str:
+    return _wrap(text, int(side / _CAPTION_PIXELS))
 
 
 def _wrap(text: str, characters: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +134,10 @@ class Sampling(TrainingCallback):
                 images = self._draw(stage)
             sample = Sample(stage.spec.name, stage.step, images)
             self._samples.append(sample)
-            grid = _grid([sample.row(self._drawer.captions)])
-            for name in (sample.file_name, LATEST):
-                self._write(name, grid)
+            row = sample.row(self._drawer.captions)
+            grid = _grid([replace(row, label="")])  # the name says of which step it is
+            self._write(sample.file_name, grid)
+            self._write(LATEST, _grid([row]))
             self._show(grid, self._offset + stage.step)
         except (torch.OutOfMemoryError, OSError) as error:
             self._is_on = False

@@ -12,6 +12,10 @@ from lora_service.training.optimization.loop import StageRun, TrainingCallback
 from lora_service.training.optimization.optimizers import learning_rates
 
 _REPORT_SECONDS = 5.0
+_REPORTS = 20
+"""Of a stage, at least: a curve of a training that takes seconds has so many points."""
+_FEWEST_STEPS = 5
+"""Of a mean: single losses say how noisy their timesteps were."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class TrainingProgress:
     """The state of a stage.
 
     Attributes:
-        loss: the mean since the last report.
+        loss: the mean since the last report, or of the last few steps where that was only just before.
         parts: the means of what it is made of, by name, where it has several parts.
         seconds_left: estimated time to the end of the last stage.
         held_out_loss: the latest one, smoothed; None where there is none yet.
@@ -88,9 +92,12 @@ class ProgressReporter(TrainingCallback):
             DivergedError: it is, and a loss since the last report is not finite.
         """
         now, spec = time.monotonic(), stage.spec
-        if not stage.is_done and now - self._reported_at < _REPORT_SECONDS:
+        window = max(_FEWEST_STEPS, spec.steps // _REPORTS)
+        is_due = now - self._reported_at >= _REPORT_SECONDS or stage.step - self._reported_step >= window
+        if not stage.is_done and not is_due:
             return
-        means = {name: losses[self._reported_step : stage.step].mean().item() for name, losses in stage.losses.items()}
+        begin = min(self._reported_step, max(self._first_step, stage.step - window))
+        means = {name: losses[begin : stage.step].mean().item() for name, losses in stage.losses.items()}
         loss = means.pop("total")
         if not math.isfinite(loss):
             raise stage.diverged("The loss")

@@ -14,6 +14,7 @@ from PIL import Image
 
 from lora_service.errors import InputError
 from lora_service.generation.generator import ImageGenerator
+from lora_service.generation.image_grid import GAP
 from lora_service.generation.request import GenerateRequest
 from lora_service.lora.files import read_lora
 from lora_service.lora.scale import Scale
@@ -43,8 +44,10 @@ def test_samples_are_spread_over_both_stages_and_shown_in_grids(tmp_path: Path) 
     folder = result.path.parent / "samples"
     times = ["stage-1-step-000001", "stage-1-step-000002", "stage-2-step-000001", "stage-2-step-000002"]
     assert sorted(path.name for path in folder.iterdir()) == ["all.png", "latest.png", *(f"{t}.png" for t in times)]
-    assert (folder / "latest.png").read_bytes() == (folder / f"{times[-1]}.png").read_bytes()
+    last = Image.open(folder / f"{times[-1]}.png")
     one, grid = Image.open(folder / "latest.png"), Image.open(folder / "all.png")
+    pictures = one.crop((one.width - last.width + GAP, 0, one.width, one.height))
+    assert pictures.tobytes() == last.crop((GAP, 0, last.width, last.height)).tobytes(), "the same beside a label"
     assert grid.width == one.width
     assert grid.height > 3 * 160 + one.height
     labels = ["stage 1, step 1", "stage 1, step 2", "stage 2, step 1", "stage 2, step 2"]

@@ -176,6 +176,15 @@ def test_one_step_with_a_warm_up_teaches_something() -> None:
     assert weight.item() == pytest.approx(-0.1)
 
 
+def test_a_stage_of_seconds_has_a_curve_of_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_service.training.callbacks.training_progress._REPORT_SECONDS", 1000.0)
+    weight, reports = nn.Parameter(torch.zeros(1)), list[TrainingProgress]()
+    spec = LoopSpec("s", 203, 1, [{"params": [weight], "lr": 0.1}], lambda i: BatchLoss(weight.sum() * 0 + i))
+    run_loop(spec, TrainConfig(), [ProgressReporter(reports.append)])
+    assert [report.step for report in reports] == [*range(10, 201, 10), 203]
+    assert [reports[0].loss, reports[-1].loss] == [4.5, 197.5], "the last one is no mean of three steps"
+
+
 def test_the_time_left_counts_the_later_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lora_service.training.callbacks.training_progress._REPORT_SECONDS", 0.0)
     weight, reports = nn.Parameter(torch.zeros(1)), list[TrainingProgress]()

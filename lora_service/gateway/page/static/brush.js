@@ -39,6 +39,7 @@ export class Brush {
   async open(file, name = file.name) {
     this.picture = await createImageBitmap(file);
     this.file = new File([file], name ?? "start.png", { type: file.type });
+    this.link = "";
     const scale = Math.min(1, LONGEST / Math.max(this.picture.width, this.picture.height));
     this.canvas.width = Math.round(this.picture.width * scale);
     this.canvas.height = Math.round(this.picture.height * scale);
@@ -126,10 +127,13 @@ export class Brush {
     }
   }
 
-  /** Upload what is to be started from; returns the inputs for it. */
+  /** Upload what is to be started from, the picture once; returns the inputs for it. */
   async inputs() {
     if (!this.picture) return {};
-    const inputs = { image: (await upload(this.file)).urls.get };
+    const { file } = this;
+    const link = this.link || (await upload(file)).urls.get;
+    if (file === this.file) this.link = link;
+    const inputs = { image: link };
     if (this.strokes.length || this.given) {
       const canvas = new OffscreenCanvas(this.canvas.width, this.canvas.height);
       const context = canvas.getContext("2d");
