@@ -44,6 +44,8 @@ class ModelDefaults:
     learning_rate_ti: NonNegativeFloat = 5e-4
     learning_rate_text: NonNegativeFloat = 1e-5
     learning_rate_unet: NonNegativeFloat = 2e-4
+    style_rate: PositiveFloat = 1.0
+    """What the rates of text encoder and UNet are multiplied by where a style is taught."""
     continue_inversion: bool = False
     continue_inversion_lr: NonNegativeFloat = 1e-4
     token_norm: PositiveFloat | None = 0.4

@@ -179,13 +179,14 @@ def resolve_config(
     """
     task = TASKS[config.task]
     rank = config.lora_rank or task.lora_rank
+    rate = defaults.style_rate if config.task == "style" else 1.0
     values: dict[str, Any] = {
         "trigger": trigger,
         "seed": seed,
         "resolution": defaults.resolution,
         "learning_rate_ti": defaults.learning_rate_ti,
-        "learning_rate_text": defaults.learning_rate_text,
-        "learning_rate_unet": defaults.learning_rate_unet,
+        "learning_rate_text": rate * defaults.learning_rate_text,
+        "learning_rate_unet": rate * defaults.learning_rate_unet,
         "lora_rank": rank,
         "lora_alpha": float(rank),
         "caption_dropout": task.caption_dropout,
