@@ -53,6 +53,7 @@ _FOLDER_PREFIX = "lora-service-"
 _WEBHOOK_TIME = 1.0  # seconds that Cog gets after the last job to send its webhook
 UPLOADING = RestartPolicy(unexplained_busy=600.0)
 """Of a server that uploads its output: it is BUSY without a job meanwhile."""
+_DEATH_NOTICE_TIME = 5.0  # seconds that Cog gets to find out itself that a worker died while it started
 _HEALTH_TIMEOUT = 10.0  # seconds; a job that holds the interpreter delays the worker's answer by 5
 
 
@@ -261,6 +262,7 @@ class CogServer:
             ServingError: the entry's setup failed, the process or its worker ended, or the time is over.
         """
         end = time.monotonic() + timeout
+        dead_after = math.inf
         while time.monotonic() < end:
             status = self._status()
             match status.get("status"):
@@ -272,7 +274,9 @@ class CogServer:
                 case Health.EXITED:
                     message = f"The {self.mode} server ended while it started: {self._last_log_line()}."
                     raise ServingError(message, code="server_exited")
-                case Health.STARTING if self._has_dead_worker():
+                case Health.STARTING if math.isinf(dead_after) and self._has_dead_worker():
+                    dead_after = time.monotonic() + _DEATH_NOTICE_TIME
+                case Health.STARTING if time.monotonic() > dead_after:
                     message = f"The {self.mode} server's worker ended while it started: {self._last_log_line()}."
                     raise ServingError(message, code="worker_exited")
             time.sleep(_POLL_INTERVAL)

@@ -217,9 +217,10 @@ def test_a_worker_killed_before_the_server_hears_of_it_is_reported(home, tmp_pat
     python = tmp_path / "python"  # Cog's server starts its worker under that name
     python.write_text("#!/bin/sh\nkill -9 $$\n")
     python.chmod(0o755)
-    expected = raises(ServingError, code="worker_exited")
-    with CogServer("predict", home=home, environment={"PATH": str(tmp_path)}) as server, expected:
+    starting = CogServer("predict", home=home, environment={"PATH": str(tmp_path)})
+    with starting as server, pytest.raises(ServingError) as caught:
         server.wait_ready(timeout=60)
+    assert caught.value.code in ("worker_exited", "setup_failed"), "the latter where it just got to speak to it"
 
 
 def test_a_slow_setup_runs_out_of_time(tmp_path) -> None:

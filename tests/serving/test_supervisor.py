@@ -299,8 +299,8 @@ def test_a_signal_lets_the_running_job_finish_and_leaves_nothing(command, tmp_pa
     with ThreadPoolExecutor(1) as pool:
         job = start_job(pool, url, sleep=1)
         command.send_signal(number)
-        assert job.result(10)["status"] == "succeeded"
-    assert command.wait(10) == 0
+        assert job.result(60)["status"] == "succeeded"
+    assert command.wait(60) == 0
     assert not is_running(worker)
     assert not list(tmp_path.glob("lora-service-*"))
 
@@ -312,7 +312,7 @@ def test_a_second_signal_ends_the_running_job(command, tmp_path) -> None:
         command.send_signal(signal.SIGINT)
         assert command.stdout.readline().startswith("Stopping after the running job")
         command.send_signal(signal.SIGINT)
-        assert command.wait(10) == 130
+        assert command.wait(60) == 130
         assert isinstance(job.exception(10), requests.ConnectionError)
     assert not list(tmp_path.glob("lora-service-*"))
 
@@ -325,7 +325,7 @@ def test_a_signal_lets_a_job_finish_that_nobody_waits_for_and_its_webhook_is_sen
     assert answer.status_code == 202
     eventually(lambda: status(url) == "BUSY")
     command.send_signal(signal.SIGTERM)
-    assert command.wait(20) == 0
+    assert command.wait(60) == 0
     assert [body["status"] for body in webhooks.bodies] == ["succeeded"]
 
 
