@@ -17,7 +17,8 @@ from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraWeights
 from lora_service.models.diffusion_base import DiffusionBase
 
-SEEDS = (11, 12, 13)
+SEED, SEEDS = 11, 3
+"""The first seed, and how many in a row there are; the images of the first one are shown."""
 UNRELATED_PROMPTS = (
     "a red star on a blue background",
     "a yellow car in a meadow",
@@ -75,13 +76,13 @@ def evaluate(base: DiffusionBase, lora: LoraWeights, evaluation: Evaluation) -> 
         variants["trigger word"] = (1.0, evaluation.lora_subject.format(lora.trigger))
     for name, (scale, subject) in variants.items():
         prompts = [prompt.format(subject) for prompt in evaluation.prompts]
-        batches = [_generate(generator, lora, scale, prompts, seed) for seed in SEEDS]
-        metrics.similarity[name] = mean(evaluation.similarity(images) for images in batches)
-        rows.append(ImageRow(name, batches[0]))
+        batches = _generate(generator, lora, scale, prompts, SEEDS)
+        metrics.similarity[name] = mean(evaluation.similarity(images) for images in zip(*batches, strict=True))
+        rows.append(ImageRow(name, [images[0] for images in batches]))
     rows[-1] = replace(rows[-1], captions=[prompt.format("…") for prompt in evaluation.prompts])
-    before = _generate(generator, lora, 0.0, UNRELATED_PROMPTS, SEEDS[0])
+    before = [images[0] for images in _generate(generator, lora, 0.0, UNRELATED_PROMPTS)]
     for scale in (0.5, 1.0):
-        after = _generate(generator, lora, scale, UNRELATED_PROMPTS, SEEDS[0])
+        after = [images[0] for images in _generate(generator, lora, scale, UNRELATED_PROMPTS)]
         metrics.drift[f"scale {scale}"] = mean(drift(b, a) for b, a in zip(before, after, strict=True))
     count = len(evaluation.prompts) // 2
     pairs = [image for pair in zip(before[:count], after, strict=False) for image in pair]
@@ -91,10 +92,12 @@ def evaluate(base: DiffusionBase, lora: LoraWeights, evaluation: Evaluation) -> 
 
 
 def _generate(
-    generator: ImageGenerator, lora: LoraWeights, scale: float, prompts: Sequence[str], seed: int
-) -> list[Image.Image]:
+    generator: ImageGenerator, lora: LoraWeights, scale: float, prompts: Sequence[str], seeds: int = 1
+) -> list[list[Image.Image]]:
+    """Return the images of each prompt, of so many seeds."""
     loras = [(lora, Scale(scale, scale))]
-    return [generator.generate(GenerateRequest(prompt=prompt, seed=seed), loras)[0].image for prompt in prompts]
+    requests = [GenerateRequest(prompt=prompt, seed=SEED, num_outputs=seeds) for prompt in prompts]
+    return [[each.image for each in generator.generate(request, loras)] for request in requests]
 
 
 def drift(before: Image.Image, after: Image.Image) -> float:

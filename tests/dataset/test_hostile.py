@@ -39,17 +39,17 @@ def test_any_names(members: dict[str, bytes], folder: Path) -> None:
     read_bytes(zipped({name: data for name, data in members.items() if name.split("\0")[0]}), folder)
 
 
-@pytest.mark.attack("mangled archives and pictures", count=1500)
+@pytest.mark.attack("mangled archives and pictures", count=2500)
 def test_mangled_uploads(folder: Path) -> None:
     mangler = Mangler()
-    assert {read_bytes(mangler.upload(seed), folder) for seed in range(1500)} == {"used", "refused"}
+    assert {read_bytes(mangler.upload(seed), folder) for seed in range(2500)} == {"used", "refused"}
 
 
-@pytest.mark.slow
-@pytest.mark.attack("mangled archives and pictures", count=13500)
+@pytest.mark.campaign
+@pytest.mark.attack("mangled archives and pictures", count=12500)
 def test_many_mangled_uploads(folder: Path) -> None:
     mangler = Mangler()
-    assert {read_bytes(mangler.upload(seed), folder) for seed in range(1500, 15_000)} == {"used", "refused"}
+    assert {read_bytes(mangler.upload(seed), folder) for seed in range(2500, 15_000)} == {"used", "refused"}
 
 
 def _no_files(names: list[str], folder: Path) -> list[SourceFile]:

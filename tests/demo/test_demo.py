@@ -13,7 +13,7 @@ from lora_service.models.image_judge import ImageJudge
 from lora_service.models.registry import EMBEDDED
 
 pytestmark = pytest.mark.slow
-SEEDS = (21, 22, 23)
+SEEDS = (21, 22)
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +43,12 @@ def test_plain_diffusers_generates_the_subject_by_the_trigger_word_alone(shown: 
     pipeline.set_progress_bar_config(disable=True)
 
     def similarity(word: str) -> float:
-        images = [generate(prompt.format(word), seed) for prompt in PROMPTS for seed in SEEDS]
+        images = [generate(prompt.format(word), seed) for prompt in PROMPTS[::2] for seed in SEEDS]
         return judge.similarity(images, pictures)
 
     def generate(prompt: str, seed: int) -> Image.Image:
         generator = torch.Generator().manual_seed(seed)
-        options = {"num_inference_steps": 25, "guidance_scale": 3.0, "width": 64, "height": 64}
+        options = {"num_inference_steps": 15, "guidance_scale": 3.0, "width": 64, "height": 64}
         return pipeline(prompt, generator=generator, **options).images[0]
 
     base = similarity(f"a {CLASS_WORD}")
