@@ -93,21 +93,29 @@ def _points(rows: Rows, x: str) -> Iterator[tuple[float, float]]:
 
 
 def sheet(rows: Rows, folder: Path, kind: str, path: Path) -> None:
-    """Draw what every method drew of one subject of a kind, below the subject's own pictures."""
-    first = next(row for row in rows if row["kind"] == kind and row["is_final"] and row["method"] != FLOOR)
-    subject = Subject(kind, int(first["subject"]))
-    shown = [
-        row for row in rows
-        if (row["kind"], row["subject"], row["seed"]) == (kind, first["subject"], first["seed"]) and row["is_final"]
-    ]  # fmt: skip
+    """Draw what every method drew of one subject of a kind, below the subject's own pictures.
+
+    It is the first one of which all pictures are there; rows of an earlier benchmark may have none.
+    """
+    final = [row for row in rows if row["kind"] == kind and row["is_final"] and row["method"] != FLOOR]
+    trainings: dict[tuple[Any, Any], list[dict[str, Any]]] = defaultdict(list)
+    for row in final:
+        trainings[row["subject"], row["seed"]].append(row)
+    shown = next(each for each in trainings.values() if all(_strip(folder, row).exists() for row in each))
+    subject = Subject(kind, int(shown[0]["subject"]))
     captions = [prompt.replace("{}", "…") for prompt in subject.prompts.of_lora("…")] + list(UNRELATED_PROMPTS)
     own = subject.references(64)[: len(captions)]
     grid = [ImageRow("pictures of it that were not trained on", own)]
     for row in shown:
-        strip = Image.open(folder / f"{Run(row['method'], kind, int(row['subject']), int(row['seed'])).name}.png")
+        strip = Image.open(_strip(folder, row))
         side = strip.height
         pictures = [strip.crop((x, 0, x + side, side)) for x in range(0, strip.width, side)]
         label = row["method"].replace("=", " ").replace(",", ", ").replace("_", " ")  # which can be wrapped
         grid.append(ImageRow(f"{label}: {row['likeness']:.2f}", pictures))
     grid[-1] = ImageRow(grid[-1].label, grid[-1].images, captions)
     draw_grid(grid, []).save(path)
+
+
+def _strip(folder: Path, row: dict[str, Any]) -> Path:
+    """Return the file with the pictures of a training."""
+    return folder / f"{Run(row['method'], row['kind'], int(row['subject']), int(row['seed'])).name}.png"
