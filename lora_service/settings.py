@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from lora_service.errors import SettingError
@@ -17,6 +17,37 @@ MEBIBYTE = 1024**2
 Tracker = Literal["tensorboard", "wandb", "comet"]
 Quantization = Literal["none", "int8", "nf4", "fp8"]
 _CACHE = Path("~/.cache/lora-service").expanduser()
+
+
+def _web_address(value: str, info: ValidationInfo) -> str:
+    try:
+        parts = urlsplit(value)
+        if not value or (parts.scheme in ("http", "https") and parts.hostname and parts.port != 0):
+            return value.rstrip("/")
+    except ValueError:
+        pass  # a bracket that is not closed, or a port that is no number
+    raise SettingError(str(info.field_name).upper(), value, "an http(s) address, or empty")
+
+
+def _from_home(value: Path, info: ValidationInfo) -> Path:
+    try:
+        return value.expanduser()
+    except RuntimeError as error:
+        expected = "a path under a home that exists, like ~/models"
+        raise SettingError(str(info.field_name).upper(), str(value), expected) from error
+
+
+def _split(value: object) -> object:
+    return tuple(part for part in re.split(r"[\s,|]+", value) if part) if isinstance(value, str) else value
+
+
+HomePath = Annotated[Path, AfterValidator(_from_home)]
+"""A path whose ``~`` is expanded, as a shell would; a container's or a service's environment has none."""
+Item = TypeVar("Item")
+SeparatedList = Annotated[tuple[Item, ...], NoDecode, BeforeValidator(_split)]
+"""Values between commas, spaces or bars."""
+WebAddress = Annotated[str, AfterValidator(_web_address)]
+"""An http(s) address without a slash at its end, or ''."""
 
 
 class EnvironmentSettings(BaseSettings):
@@ -43,10 +74,10 @@ class Settings(EnvironmentSettings):
 
     base_model: str = "embedded"
     """``embedded``, ``sd15``, ``sd21``, ``sd21-base``, ``sdxl``, a hub id, a folder, or a single file."""
-    model_cache: Path = _CACHE / "models"
-    lora_cache: Path = _CACHE / "loras"
+    model_cache: HomePath = _CACHE / "models"
+    lora_cache: HomePath = _CACHE / "loras"
     lora_cache_max_bytes: int = Field(default=4096 * MEBIBYTE, ge=0)
-    class_image_cache: Path = _CACHE / "class-images"
+    class_image_cache: HomePath = _CACHE / "class-images"
     class_image_cache_max_bytes: int = Field(default=1024 * MEBIBYTE, ge=0)
     max_download_bytes: int = Field(default=2048 * MEBIBYTE, ge=1)
     max_zip_bytes: int = Field(default=1024 * MEBIBYTE, ge=1)
@@ -74,16 +105,16 @@ class Settings(EnvironmentSettings):
     """Time for all links of a job together."""
     max_pixel_steps: int = Field(default=2_000_000_000, ge=1)
     """Width × height × steps × pictures of one request."""
-    face_model: Path | None = None
+    face_model: HomePath | None = None
     """An ONNX file of the YuNet face detector; none: the cascade that OpenCV carries."""
     caption_model: str = ""
     """A folder or hub id of the model that writes captions in ``caption_mode`` ``model``."""
     likeness_model: str = "auto"
     """What judges how like the subject a training's samples are: ``auto`` (for the embedded base its own judge),
     ``none``, or a folder or hub id of a CLIP or a DINO."""
-    allow_private_addresses: Annotated[tuple[str, ...], NoDecode] = ()
+    allow_private_addresses: SeparatedList[str] = ()
     """``host:port`` or ``host:*``, comma-separated, that may be fetched although the address is private."""
-    hf_endpoint: str = ""
+    hf_endpoint: WebAddress = ""
     """Address of the hub that base models are downloaded from; empty: huggingface.co."""
     hf_token: SecretStr = SecretStr("")
     civitai_token: SecretStr = SecretStr("")
@@ -103,41 +134,14 @@ class Settings(EnvironmentSettings):
     """With ``compile``: whether the kernels of the base's own size are recorded and replayed."""
     warm_up: bool = False
     """Whether a server does before it is READY what the first job would wait for."""
-    trackers: Annotated[tuple[Tracker, ...], NoDecode] = ()
+    trackers: SeparatedList[Tracker] = ()
     """``tensorboard``, ``wandb`` and ``comet``, comma-separated: where trainings are logged to besides."""
-    tracker_folder: Path | None = None
+    tracker_folder: HomePath | None = None
     """A folder for what trackers keep on disk; none: ``trackers`` in each training's own, which a server removes."""
-    run_folders: Path | None = None
+    run_folders: HomePath | None = None
     """A folder in which a training server keeps the runs that are named with their jobs; none: nothing is kept."""
     torch_threads: int = Field(default=0, ge=0)
     """CPU threads; 0: as many as there are cores. The same seed gives the same bytes at the same number."""
-
-    @field_validator("model_cache", "lora_cache", "class_image_cache", "face_model", "tracker_folder", "run_folders")
-    @classmethod
-    def _from_home(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        """Expand ``~``, as a shell would; a container's or a service's environment has none."""
-        try:
-            return value and value.expanduser()
-        except RuntimeError as error:
-            raise SettingError(
-                str(info.field_name).upper(), str(value), "a path under a home that exists, like ~/models"
-            ) from error
-
-    @field_validator("hf_endpoint")
-    @classmethod
-    def _web_address(cls, value: str) -> str:
-        try:
-            parts = urlsplit(value)
-            if not value or (parts.scheme in ("http", "https") and parts.hostname and parts.port != 0):
-                return value
-        except ValueError:
-            pass  # a bracket that is not closed, or a port that is no number
-        raise SettingError("HF_ENDPOINT", value, "an http(s) address, or empty")
-
-    @field_validator("allow_private_addresses", "trackers", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return tuple(part for part in re.split(r"[\s,|]+", value) if part) if isinstance(value, str) else value
 
     @field_validator("adapters", mode="before")
     @classmethod

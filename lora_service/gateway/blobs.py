@@ -12,8 +12,7 @@ from typing import Any
 import fsspec
 
 from lora_service.errors import SettingError
-
-_CHUNK_BYTES = 256 * 1024
+from lora_service.file_chunks import read_chunks
 
 
 class TooLargeError(Exception):
@@ -79,7 +78,7 @@ class BlobStore:
             FileNotFoundError: there is none.
         """
         file: Any = self._files.open(self._path(identifier), "rb")
-        return _chunks(file, start, end)
+        return _part(file, start, end)
 
     def copy(self, identifier: str, path: Path) -> Path:
         """Copy a file to ``path`` of this machine; returns ``path``.
@@ -109,13 +108,7 @@ class BlobStore:
         return f"{self._root}/{identifier}"
 
 
-def _chunks(file: Any, start: int, end: int | None) -> Iterator[bytes]:
+def _part(file: Any, start: int, end: int | None) -> Iterator[bytes]:
     with file:
         file.seek(start)
-        left = None if end is None else end - start
-        while left is None or left > 0:
-            chunk = file.read(_CHUNK_BYTES if left is None else min(_CHUNK_BYTES, left))
-            if not chunk:
-                return
-            left = None if left is None else left - len(chunk)
-            yield chunk
+        yield from read_chunks(file, None if end is None else end - start)

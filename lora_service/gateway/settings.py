@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 from pathlib import Path
-from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from typing import Literal
 
-from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic import Field, SecretStr
+from pydantic_settings import SettingsConfigDict
 
-from lora_service.settings import MEBIBYTE, EnvironmentSettings
+from lora_service.settings import MEBIBYTE, EnvironmentSettings, HomePath, SeparatedList, WebAddress
 
 _DAY = 24 * 3600
 
@@ -21,21 +19,21 @@ class GatewaySettings(EnvironmentSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore")
 
-    gateway_folder: Path = Path("~/.local/share/lora-service").expanduser()
+    gateway_folder: HomePath = Path("~/.local/share/lora-service").expanduser()
     """The folder of the database, the files and the runs, where no other place is named for them."""
     database_url: str = ""
     """SQLAlchemy's URL of the database; empty: ``gateway.sqlite`` in the folder."""
     blob_store: str = ""
     """Where files are kept: a folder, or a URL that fsspec knows, like ``s3://bucket/prefix``."""
-    public_url: str = ""
+    public_url: WebAddress = ""
     """The address under which clients reach the gateway; empty: the one they asked."""
-    callback_url: str = ""
+    callback_url: WebAddress = ""
     """The address under which Cog's servers reach the gateway; empty: its own on the loopback."""
     api_tokens: SecretStr = SecretStr("")
     """``user:scope:token``, comma-separated, besides those in the database; scope is read, run or admin."""
     require_tokens: Literal["auto", "yes", "no"] = "auto"
     """``auto``: wherever others than this machine can reach the gateway."""
-    gateway_devices: Annotated[tuple[str, ...], NoDecode] = ()
+    gateway_devices: SeparatedList[str] = ()
     """GPUs, as ``CUDA_VISIBLE_DEVICES`` names them, comma-separated: a pair of servers for each."""
     max_queue: int = Field(default=10_000, ge=1)
     """Jobs that wait or run, of all users together."""
@@ -56,24 +54,6 @@ class GatewaySettings(EnvironmentSettings):
     """How long running jobs may take to end after SIGTERM; those that do not are begun again at the next start."""
     log_json: bool = False
     """Whether each line of the log is a JSON object."""
-
-    @field_validator("gateway_folder")
-    @classmethod
-    def _from_home(cls, value: Path) -> Path:
-        return value.expanduser()
-
-    @field_validator("gateway_devices", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return tuple(part for part in re.split(r"[\s,]+", value) if part) if isinstance(value, str) else value
-
-    @field_validator("public_url", "callback_url")
-    @classmethod
-    def _web_address(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if value and (parts.scheme not in ("http", "https") or not parts.hostname):
-            raise ValueError("an http(s) address, or empty")
-        return value.rstrip("/")
 
     @property
     def database(self) -> str:

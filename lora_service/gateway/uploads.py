@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from lora_service.errors import InputError
+from lora_service.file_chunks import read_chunks
 from lora_service.gateway.blobs import TooLargeError
 from lora_service.gateway.database import stored_files
 from lora_service.gateway.database.tables import StoredFile
@@ -21,7 +22,6 @@ from lora_service.gateway.identifiers import new_id
 from lora_service.gateway.problems import Problem
 
 _DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]*)*)(;base64)?,", re.IGNORECASE)
-_CHUNK_BYTES = 256 * 1024
 _PIECE = 4 * 64 * 1024  # characters of base64 that are decoded at once
 _EXTENSIONS = {"image/jpeg": ".jpg", "image/webp": ".webp", "application/zip": ".zip"}
 
@@ -71,8 +71,7 @@ def store(
 def chunks_of(path: Path) -> Iterator[bytes]:
     """Yield the bytes of a file of this machine."""
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            yield chunk
+        yield from read_chunks(file)
 
 
 def upload_expiry(gateway: Gateway) -> float | None:

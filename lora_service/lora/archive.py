@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from lora_service.errors import LoraFileError, PicturesError
+from lora_service.file_chunks import read_chunks
 from lora_service.lora.safetensors_header import shortened
 from lora_service.settings import MEBIBYTE
 
@@ -26,7 +27,7 @@ MAX_EMBEDDING_BYTES = 16 * MEBIBYTE
 """Most of a textual inversion; 75 rows for XL take 0.6 MB."""
 _MAX_RATIO = 200
 _MAX_PARAMETERS_BYTES = 64 * 1024
-_HEAD_BYTES, _CHUNK_BYTES = 512, 256 * 1024
+_HEAD_BYTES = 512
 EMBEDDINGS_NAME = "embeddings.pti"
 _LORA, _PARAMETERS = "lora.safetensors", "special_params.json"
 _READ_KINDS = ("a zip", "a tar", "a gzip archive", "a bzip2 archive", "an xz archive")
@@ -191,8 +192,7 @@ class _Unpacker:
 
 def _chunks(member: Member) -> Iterator[bytes]:
     with member.open() as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            yield chunk
+        yield from read_chunks(file)
 
 
 def _word(parameters: bytes) -> str:

@@ -176,7 +176,7 @@ class _Download:
     def run(self) -> None:
         from huggingface_hub import HfApi
 
-        endpoint, token = self.settings.hf_endpoint.rstrip("/"), self.settings.hf_token.get_secret_value()
+        endpoint, token = self.settings.hf_endpoint, self.settings.hf_token.get_secret_value()
         api = HfApi(endpoint=endpoint or None, token=token or None)
         commit, repository_files = _list_files(api, self.ref)
         files = self.select(self.ref.hub_id, repository_files)

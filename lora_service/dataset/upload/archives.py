@@ -24,9 +24,9 @@ from lora_service.dataset.upload.source_files import (
     is_junk,
 )
 from lora_service.errors import PicturesError, quote, shorten
+from lora_service.file_chunks import read_chunks
 from lora_service.settings import MEBIBYTE
 
-_CHUNK = 256 * 1024
 _HEAD = 512
 _RATIO_CHECKED_FROM = 16 * MEBIBYTE
 _SELF_EXTRACTING = b"MZ"
@@ -159,7 +159,7 @@ class _Extractor:
 
     def _extract(self, name: str, member: Member) -> None:
         path = self.folder / f"{self._members:06}"
-        chunks = _read_chunks(member)
+        chunks = _member_chunks(member)
         head = next(chunks, b"")
         if archive_kind(head):
             raise UnusableFileError("it is an archive inside the archive; unpack it first", code="nested_archive")
@@ -200,12 +200,11 @@ def _explain_damage(archive: str, members: Iterator[Member]) -> Iterator[Member]
         raise PicturesError(message, code="archive_damaged") from error
 
 
-def _read_chunks(member: Member) -> Iterator[bytes]:
+def _member_chunks(member: Member) -> Iterator[bytes]:
     """Yield the bytes of ``member``; any exception of its decompressor becomes an ``UnusableFileError``."""
     try:
         with member.open() as file:
-            while chunk := file.read(_CHUNK):
-                yield chunk
+            yield from read_chunks(file)
     except NotImplementedError as error:
         message = f"it is packed in a way that cannot be read ({shorten(str(error))})"
         raise UnusableFileError(message, code="unsupported_compression") from error

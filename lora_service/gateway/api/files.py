@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -14,6 +13,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
+from lora_service.file_chunks import read_chunks
 from lora_service.gateway import views
 from lora_service.gateway.api.access import Caller, GatewayOf, LinksOf, Reader, Runner
 from lora_service.gateway.database import stored_files
@@ -24,7 +24,6 @@ from lora_service.gateway.problems import Problem, invalid, not_found
 from lora_service.gateway.uploads import store, upload_expiry
 
 router = APIRouter()
-_CHUNK_BYTES = 256 * 1024
 _MAX_METADATA = 20_000  # characters
 _SHOWN_IN_PAGE = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif"})
 
@@ -41,8 +40,9 @@ async def create_file(request: Request, gateway: GatewayOf, caller: Runner, link
         ) else metadata or "{}"  # fmt: skip
         details = _details(text)
         row = await run_in_threadpool(
-            store, gateway, _chunks(content), owner=caller.user, purpose="input", name=content.filename or "file",
-            content_type=content.content_type or "", details=details, expires_at=upload_expiry(gateway),
+            store, gateway, read_chunks(content.file), owner=caller.user, purpose="input",
+            name=content.filename or "file", content_type=content.content_type or "", details=details,
+            expires_at=upload_expiry(gateway),
         )  # fmt: skip
     return views.file(row, links)
 
@@ -57,11 +57,6 @@ def _details(text: str) -> dict[str, Any]:
     if FACTS in details:
         raise invalid("metadata", f"must not have the key {FACTS}, which is the gateway's own")
     return details
-
-
-def _chunks(file: UploadFile) -> Iterator[bytes]:
-    while chunk := file.file.read(_CHUNK_BYTES):
-        yield chunk
 
 
 @router.get("/v1/files", tags=["files"])

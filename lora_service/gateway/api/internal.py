@@ -8,6 +8,7 @@ import tempfile
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from lora_service.file_chunks import read_chunks
 from lora_service.gateway import views
 from lora_service.gateway.api.access import GatewayOf
 from lora_service.gateway.api.files import content
@@ -42,9 +43,8 @@ async def take_output(key: str, name: str, gateway: GatewayOf, request: Request)
         async for part in request.stream():
             spooled.write(part)
         spooled.seek(0)
-        pieces = iter(lambda: spooled.read(_IN_MEMORY), b"")
         row = await run_in_threadpool(
-            store, gateway, pieces, owner=job.owner, purpose="output", name=name, job=job.id,
+            store, gateway, read_chunks(spooled), owner=job.owner, purpose="output", name=name, job=job.id,
             content_type=request.headers.get("content-type", ""),
         )  # fmt: skip
     return Response(status_code=201, headers={"Location": internal_link(gateway, row)})
