@@ -1,4 +1,4 @@
-"""What the gateway costs: a request against the same to a Cog server, jobs queued in a second, memory with a queue.
+"""The cost of the gateway: a request against the same to a Cog server, jobs queued in a second, memory with a queue.
 
     python -m benchmarks.gateway [--requests 30] [--jobs 10000]
 

@@ -52,7 +52,7 @@ Images = list[Image.Image]
 
 @dataclass(frozen=True)
 class Job:
-    """What every side draws."""
+    """The pictures that every side draws."""
 
     side: int
     steps: int

@@ -92,7 +92,7 @@ class Settings(EnvironmentSettings):
     max_table_bytes: int = Field(default=16 * MEBIBYTE, ge=1)
     """A table of captions, such as ``captions.csv``."""
     max_repeats: int = Field(default=1000, ge=1)
-    """How often a folder named like ``10_ohwx dog`` may have its pictures counted."""
+    """Largest repeat count in a folder's name like ``10_ohwx dog``."""
     max_pixels: int = Field(default=120_000_000, ge=1, le=178_956_970)
     """Width × height of one picture; Pillow itself refuses more than the upper limit."""
     max_decode_bytes: int = Field(default=2048 * MEBIBYTE, ge=256 * MEBIBYTE)
@@ -100,7 +100,7 @@ class Settings(EnvironmentSettings):
     max_decode_seconds: int = Field(default=30, ge=1)
     """Time for decoding one picture, after which it is left out."""
     max_ratio: int = Field(default=200, ge=1)
-    """How many times its packed size a file of an archive may unpack to."""
+    """Largest ratio of unpacked to packed size of a file in an archive."""
     max_download_seconds: float = Field(default=1800, gt=0)
     """Time for all links of a job together."""
     max_pixel_steps: int = Field(default=2_000_000_000, ge=1)
@@ -110,7 +110,7 @@ class Settings(EnvironmentSettings):
     caption_model: str = ""
     """A folder or hub id of the model that writes captions in ``caption_mode`` ``model``."""
     likeness_model: str = "auto"
-    """What judges how like the subject a training's samples are: ``auto`` (for the embedded base its own judge),
+    """The judge of how like the subject a training's samples are: ``auto`` (for the embedded base its own judge),
     ``none``, or a folder or hub id of a CLIP or a DINO."""
     allow_private_addresses: SeparatedList[str] = ()
     """``host:port`` or ``host:*``, comma-separated, that may be fetched although the address is private."""
@@ -121,7 +121,7 @@ class Settings(EnvironmentSettings):
     safety_checker: str = ""
     """A folder or hub id of Stable Diffusion's safety checker; empty: pictures are not checked."""
     allow_disabling_safety_checker: bool = False
-    """Whether the input ``disable_safety_checker`` is followed."""
+    """True if the input ``disable_safety_checker`` is followed."""
     adapters: Annotated[tuple[str, ...], NoDecode] = ()
     """``type=folder`` or ``type=owner/name``, split by ``|``: ControlNets and T2I-Adapters beside the known ones."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -129,11 +129,11 @@ class Settings(EnvironmentSettings):
     base_quantization: Quantization = "none"
     """The format of the weights of the UNet's linear layers on CUDA: int8 and nf4 for trainings, fp8 for drawing."""
     compile: bool = False
-    """Whether the UNet and the VAE's decoder are compiled before a server that draws is READY."""
+    """True if the UNet and the VAE's decoder are compiled before a server that draws is READY."""
     cuda_graphs: bool = False
     """With ``compile``: whether the kernels of the base's own size are recorded and replayed."""
     warm_up: bool = False
-    """Whether a server does before it is READY what the first job would wait for."""
+    """True if a server does before it is READY what the first job would wait for."""
     trackers: SeparatedList[Tracker] = ()
     """``tensorboard``, ``wandb`` and ``comet``, comma-separated: where trainings are logged to besides."""
     tracker_folder: HomePath | None = None

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PREFIXES = ("lora-pictures-", "lora-training-", "lora-archive-")
-"""How the names of the folders begin."""
+"""Beginnings of the folders' names."""
 _MIN_AGE = 10.0  # seconds; a younger one may not be locked yet
 
 

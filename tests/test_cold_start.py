@@ -1,4 +1,4 @@
-"""What a fresh process imports on its way to the first picture, and what a server does before it is READY."""
+"""The imports of a fresh process on its way to the first picture, and what a server does before it is READY."""
 
 from __future__ import annotations
 

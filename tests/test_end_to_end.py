@@ -81,7 +81,7 @@ def drawer(start_service: Any, environment: dict[str, str]) -> Service:
 
 @pytest.fixture(scope="module")
 def lora(trainer: Service, archive: bytes) -> bytes:
-    """What the training server makes of the zip, posted as a data URI."""
+    """The training server's LoRA of the zip, posted as a data URI."""
     return content(trainer.output(instance_data=data_uri(archive), **STEPS))
 
 

@@ -98,7 +98,7 @@ def test_the_images_have_what_is_pinned_for_everyone() -> None:
 
 
 def wants() -> Iterator[tuple[str, Requirement]]:
-    """What the pinned packages say that they need, on the images' Python."""
+    """Requirements of the pinned packages, on the images' Python."""
     for name in pins("requirements.txt"):
         for text in metadata.requires(name) or ():
             requirement = Requirement(text)
@@ -126,7 +126,7 @@ def _pattern(line: str) -> re.Pattern[str]:
 
 
 def left_out(path: str) -> bool:
-    """Whether Docker leaves ``path`` out of the build, for itself or for a folder it is in."""
+    """Return True if Docker leaves ``path`` out of the build, for itself or for a folder it is in."""
     lines = [
         line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith(("#", "!"))
     ]
@@ -136,7 +136,7 @@ def left_out(path: str) -> bool:
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the build copies into the image, from the files of the repository."""
+    """The files that the build copies into the image, of the files of the repository."""
     folder = tmp_path_factory.mktemp("src")
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     output = subprocess.run(listed, cwd=ROOT, capture_output=True, check=False)

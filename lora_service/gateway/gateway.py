@@ -1,4 +1,4 @@
-"""What a gateway consists of, put together once and handed to the parts that need it."""
+"""The parts of a gateway, put together once and handed to the parts that need it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Gateway:
 
     @property
     def upload_url(self) -> str:
-        """Where Cog's servers put their output files; a file's name follows."""
+        """The address under which Cog's servers put their output files; a file's name follows."""
         return f"{self.callback_url}/internal/uploads/{self.signer.sign('uploads')}/"
 
     def server_environment(self) -> dict[str, str]:

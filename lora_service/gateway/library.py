@@ -1,4 +1,4 @@
-"""What the gateway knows of LoRA files: read from their headers once, and kept with the record of the file."""
+"""Facts on LoRA files: read from their headers once, and kept with the record of the file."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Metrics:
 
 
 class _Stored(Collector):
-    """What the database and the process say at the moment of asking."""
+    """Collects the values that the database and the process have at the moment of asking."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway

@@ -1,4 +1,4 @@
-"""What the OpenAPI document of a version says of its inputs."""
+"""The inputs in the OpenAPI document of a version."""
 
 from __future__ import annotations
 

@@ -45,15 +45,15 @@ class GatewaySettings(EnvironmentSettings):
     output_link_seconds: int = Field(default=3600, ge=10)
     """For how long the link to a file is valid."""
     keep_uploads_seconds: int = Field(default=_DAY, ge=0)
-    """How long uploaded files are kept; 0: for ever."""
+    """The time for which uploaded files are kept; 0: for ever."""
     keep_jobs_seconds: int = Field(default=30 * _DAY, ge=0)
-    """How long inputs, logs and outputs of ended jobs are kept; 0: for ever."""
+    """The time for which inputs, logs and outputs of ended jobs are kept; 0: for ever."""
     max_job_attempts: int = Field(default=3, ge=1)
-    """How often a job is begun whose server was lost under it."""
+    """Most attempts of a job whose server was lost under it."""
     drain_seconds: float = Field(default=600.0, ge=0)
-    """How long running jobs may take to end after SIGTERM; those that do not are begun again at the next start."""
+    """The time that running jobs may take to end after SIGTERM; those that do not are begun again at the next start."""
     log_json: bool = False
-    """Whether each line of the log is a JSON object."""
+    """True if each line of the log is a JSON object."""
 
     @property
     def database(self) -> str:

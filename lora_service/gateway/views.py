@@ -17,7 +17,7 @@ from lora_service.gateway.identifiers import Signer
 from lora_service.gateway.schemas import secret_inputs
 
 HIDDEN = "[hidden]"
-"""What is shown in place of an input that is a secret."""
+"""Shown in place of an input that is a secret."""
 DOWNLOAD, STREAM, INTERNAL = "download", "stream", "internal"
 """The purposes of signed links."""
 

@@ -54,7 +54,7 @@ class DenoisingCallback:
 
 @dataclass(frozen=True)
 class LatentLayout:
-    """How a family's pipelines hold the latents ``(b, c, h, w)`` of pictures of one size between steps.
+    """The form in which a family's pipelines hold the latents ``(b, c, h, w)`` of pictures of one size between steps.
 
     Attributes:
         height, width: of the latents.

@@ -1,4 +1,4 @@
-"""What a request starts from on a base of flow matching: noise, or an initial image, perhaps with a mask."""
+"""The start of a request on a base of flow matching: noise, or an initial image, perhaps with a mask."""
 
 from __future__ import annotations
 

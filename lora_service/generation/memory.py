@@ -1,4 +1,4 @@
-"""What pictures take of a device's memory: how many are drawn at once, and how their latents are decoded.
+"""Estimates the memory that pictures take: how many are drawn at once, and how their latents are decoded.
 
 The figures are estimates that err on the safe side; where a GPU's memory is still not enough, fewer are drawn at once.
 """

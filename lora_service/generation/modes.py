@@ -1,4 +1,4 @@
-"""What a request starts from: noise (text2img), a noisy picture (img2img), or a picture with a hole (inpainting)."""
+"""The start of a request: noise (text2img), a noisy picture (img2img), or a picture with a hole (inpainting)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees while images are drawn: a line with speed and time left, and previews."""
+"""Progress while images are drawn: a line with speed and time left, and previews."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a LoRA file's header says of it, without torch and without a look at its tensors."""
+"""The facts in a LoRA file's header, read without torch and without a look at its tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LONGEST = 200
 
 @dataclass(frozen=True)
 class HeaderFacts:
-    """What the header says; what it does not say, or not as we write it, is empty.
+    """The facts of a header; those that it does not have, or not as we write them, are empty.
 
     Attributes:
         tokens: names of the learned tokens.

@@ -178,7 +178,7 @@ class LoraWeights:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What it may be called by in a prompt's ``<lora:name:0.8>``: file name, kohya's name, title, trigger."""
+        """Its names in a prompt's ``<lora:name:0.8>``: file name, kohya's name, title, trigger."""
         keys = ("ss_output_name", "modelspec.title", TRIGGER_KEY)
         return tuple(name for name in (self.name, *(self.metadata.get(key, "").strip() for key in keys)) if name)
 

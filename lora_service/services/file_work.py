@@ -1,4 +1,4 @@
-"""What the gateway has done with strangers' files in a process of its own, which runs this module.
+"""Works on strangers' files for the gateway, in a process of its own that runs this module.
 
 It reads one JSON object from standard input, with ``work`` and what that takes, and writes one to standard
 output: the answer, or the user's mistake as ``error``. Pictures and LoRA files are opened here and not in the gateway,

@@ -119,7 +119,7 @@ class TrainingService(ModelService):
 
     @cached_property
     def judge(self) -> ImageJudge | None:
-        """What tells the likeness of samples, loaded on first use; None where nothing does."""
+        """The judge of the samples' likeness, loaded on first use; None where there is none."""
         from lora_service.models.image_judge import likeness_judge
 
         return likeness_judge(self.settings)

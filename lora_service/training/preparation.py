@@ -1,4 +1,4 @@
-"""What comes before the steps: the inputs resolved on the base, and the pictures loaded."""
+"""Prepares a training: the inputs resolved on the base, and the pictures loaded."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 @dataclass(frozen=True)
 class DatasetPreview:
-    """What a training would use.
+    """The pictures that a training would use.
 
     Attributes:
         dataset: of the subject.

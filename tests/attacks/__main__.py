@@ -18,7 +18,7 @@ KIND = "kind of attack"
 
 @dataclass
 class Tally:
-    """What became of the attacks of one kind."""
+    """Outcomes of the attacks of one kind."""
 
     held: int = 0
     failed: int = 0

@@ -1,4 +1,4 @@
-"""What a stranger, or a user with a token, could send to a gateway: nothing gets in, nothing leaks, it goes on."""
+"""Attacks on a gateway by a stranger, or a user with a token: nothing gets in, nothing leaks, it goes on."""
 
 from __future__ import annotations
 

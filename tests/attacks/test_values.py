@@ -44,7 +44,7 @@ def inference(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Infer
 
 
 class Recorder:
-    """What a client and an operator see of a job: its log and its metrics."""
+    """Records what a client and an operator see of a job: its log and its metrics."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

@@ -44,7 +44,7 @@ class Job:
 
 @dataclass
 class Report:
-    """What was done and seen."""
+    """Counts of what was done and seen."""
 
     kills: Counter[str] = field(default_factory=Counter)
     jobs: dict[str, Job] = field(default_factory=dict)

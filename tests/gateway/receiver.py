@@ -32,7 +32,7 @@ class Received:
 
 @dataclass
 class Receiver:
-    """What came and what of it was taken, in the order of arrival."""
+    """The webhooks that came and those that were taken, in the order of arrival."""
 
     port: int = 0
     came: list[Received] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What a Cog server tells of a job, and what it means."""
+"""The answers of a Cog server on a job, and their meaning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the gateway does when its own database fails at a job, or is away for a moment."""
+"""The gateway when its own database fails at a job, or is away for a moment."""
 
 from __future__ import annotations
 

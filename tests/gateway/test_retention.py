@@ -1,4 +1,4 @@
-"""How long links are valid and files, inputs and outputs are kept."""
+"""The time for which links are valid, and files, inputs and outputs are kept."""
 
 from __future__ import annotations
 

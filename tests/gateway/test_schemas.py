@@ -1,4 +1,4 @@
-"""What the documents of versions say of their inputs."""
+"""The inputs in the documents of versions."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ SETTINGS: dict[str, Any] = {
     "base": "Stable Diffusion 1.5",
 }
 _SETTING = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
-"""How A1111 finds the settings in the last line."""
+"""The pattern by which A1111 finds the settings in the last line."""
 
 
 def text_in(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What a person sees while images are drawn."""
+"""Progress and previews while images are drawn."""
 
 from typing import Any
 

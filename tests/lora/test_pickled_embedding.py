@@ -16,7 +16,7 @@ ROWS = torch.arange(6.0).reshape(2, 3)
 
 
 class Program:
-    """What a hostile pickle has: a call of any function."""
+    """A hostile pickle's content: a call of any function."""
 
     def __reduce__(self) -> Any:
         return os.system, ("touch /tmp/lora-service-was-here",)

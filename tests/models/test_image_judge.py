@@ -1,4 +1,4 @@
-"""Which judge the settings name, and what it finds alike."""
+"""The judge that the settings name, and the pictures that it finds alike."""
 
 from __future__ import annotations
 

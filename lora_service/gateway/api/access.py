@@ -1,4 +1,4 @@
-"""Who asks, and what they may do."""
+"""Callers of the API, and their rights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MINUTE = 60.0
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks."""
+    """The user behind a request."""
 
     user: str
     scope: str

@@ -33,7 +33,7 @@ _BUSY_SECONDS = 10
 
 @dataclass(frozen=True)
 class Target:
-    """What a job is to run."""
+    """The version that a job runs."""
 
     kind: str
     version: Version

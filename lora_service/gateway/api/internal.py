@@ -1,4 +1,4 @@
-"""What Cog's servers call: the content of inputs, and the webhooks of running jobs; each link opens one thing."""
+"""The addresses that Cog's servers call: inputs' content, and webhooks of running jobs; a link opens one thing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What operating needs: health, readiness, metrics."""
+"""The addresses for operating: health, readiness, metrics."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ _KEPT_SECONDS = 3600.0
 
 
 class PreviewBody(BaseModel):
-    """What a training would be asked for."""
+    """The inputs of the training that is previewed."""
 
     input: dict[str, Any] = Field(default_factory=dict, description="The training's input.")
 

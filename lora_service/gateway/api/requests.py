@@ -15,7 +15,7 @@ _MAX_CANCEL_SECONDS = 7 * 24 * 3600
 
 
 class JobBody(BaseModel):
-    """What predictions and trainings have in common."""
+    """The fields that predictions and trainings have in common."""
 
     input: dict[str, Any] = Field(default_factory=dict, description="The model's inputs.")
     webhook: str | None = Field(default=None, max_length=4000, description="Receives the job at its events.")

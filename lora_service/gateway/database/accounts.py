@@ -13,7 +13,7 @@ from lora_service.gateway.database.tables import Token, User
 from lora_service.gateway.identifiers import new_token, new_webhook_secret, token_hash
 
 SCOPES = ("read", "run", "admin")
-"""What a token allows; each includes those before it."""
+"""The rights of a token; each includes those before it."""
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 
 

@@ -1,4 +1,4 @@
-"""What trainings have reported on the way."""
+"""Measurements that trainings have reported on the way."""
 
 from __future__ import annotations
 

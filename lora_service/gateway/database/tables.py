@@ -125,7 +125,7 @@ class Job(Table):
 
 
 class Measurement(Table):
-    """What a training reported after a step, in its so many-th attempt."""
+    """The values that a training reported after a step, in its so many-th attempt."""
 
     __tablename__ = "measurements"
     seq: Mapped[int] = mapped_column(_BIG, primary_key=True, autoincrement=True)

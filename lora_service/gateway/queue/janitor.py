@@ -1,4 +1,4 @@
-"""What has to happen at some time: Cancel-After, the end of uploads and of old jobs' data."""
+"""Work that is done at its time: Cancel-After, the end of uploads and of old jobs' data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server gave back as stored files, and the version that a training made."""
+"""Stores what a server gave back as files, and the version that a training made."""
 
 from __future__ import annotations
 

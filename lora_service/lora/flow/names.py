@@ -67,7 +67,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Module:
-    """What a name stands for: an original module, or, with ``part``, one of the modules that have its rows."""
+    """The module that a name stands for: an original one, or, with ``part``, one of the modules that have its rows."""
 
     entry: Entry
     number: int | None

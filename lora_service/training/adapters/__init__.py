@@ -1,4 +1,4 @@
-"""What learns: layers of a LoRA, and the embeddings of new tokens.
+"""The parameters that learn: layers of a LoRA, and the embeddings of new tokens.
 
 lora_targets.py        the layers of a base that learn
 lora_layers.py         peft's LoRA, DoRA and LoKr layers, in and out of a model

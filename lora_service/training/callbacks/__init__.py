@@ -1,4 +1,4 @@
-"""What watches the steps.
+"""Callbacks that watch the steps.
 
 training_progress.py   what is told of a stage on the way
 held_out.py            the loss of fixed pictures, noise and timesteps

@@ -34,7 +34,7 @@ _PROMPTS: Mapping[Task, tuple[str, ...]] = {
 }
 """The prompts of the samples by task, the most telling first; one does without the subject, and should not change."""
 _OTHERS: Mapping[Task, str] = {"face": "a person", "object": "a house"}
-"""What is drawn in place of the subject where there is no class word."""
+"""Drawn in place of the subject where there is no class word."""
 
 
 def sample_prompts(resolved: ResolvedConfig) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What is trained on.
+"""The data of a training.
 
 class_dataset.py       class pictures of an upload
 class_images.py        class pictures that the base draws

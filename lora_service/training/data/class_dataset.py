@@ -17,7 +17,7 @@ from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.inputs.resolved_config import ResolvedConfig
 
 _IN_FRONT = f"{SUBJECT}, "
-"""What stands before a caption that names no subject: a dataset's captions are templates, all of them."""
+"""Put before a caption that names no subject: a dataset's captions are templates, all of them."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ LoraKind = Literal["lora", "dora", "rslora", "lokr"]
 TimestepSampling = Literal["auto", "logit_normal", "uniform", "cubic", "mode"]
 OptimizerName = Literal["adamw", "adamw8bit", "prodigy", "adamw_schedule_free", "muon"]
 ORIGINAL_TARGETS: LoraTargets = "attention+geglu"
-"""What the original trainers taught, and all that the cloneofsimo format has numbers for."""
+"""The layers that the original trainers taught, and all that the cloneofsimo format has numbers for."""
 PRODIGY_RATE = 1.0
 """The default of all rates with Prodigy, which multiplies them by what it finds."""
 

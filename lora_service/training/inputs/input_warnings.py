@@ -22,7 +22,7 @@ _INPUTS_OF_STAGE: Mapping[str, tuple[str, ...]] = {
 
 
 _LEAST_PRODIGY_RATE = 0.05
-"""What is below was meant for another optimiser."""
+"""A rate below it was meant for another optimiser."""
 
 
 def warn_of_inputs(config: TrainConfig, report: DatasetReport) -> list[str]:

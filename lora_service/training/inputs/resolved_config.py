@@ -34,7 +34,7 @@ TASKS: dict[str, TaskDefaults] = {
 
 @dataclass(frozen=True)
 class FastPreset:
-    """What ``preset`` ``fast`` makes of a config; docs/recipe.md has the trainings it was chosen by.
+    """The changes that ``preset`` ``fast`` makes to a config; docs/recipe.md has the trainings it was chosen by.
 
     There is no stage 1: the trigger alone calls the subject, and all captions of stage 2 teach it.
 
@@ -137,7 +137,7 @@ class ResolvedConfig:
 
     @property
     def preservation(self) -> str:
-        """How stage 2 keeps the class; "none" when there is no stage 2: stage 1 changes nothing of the base."""
+        """The input of that name; "none" when there is no stage 2: stage 1 changes nothing of the base."""
         return self.config.preservation if self.config.max_train_steps_tuning else "none"
 
     @property

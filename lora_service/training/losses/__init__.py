@@ -1,4 +1,4 @@
-"""What a step makes smaller.
+"""The losses.
 
 loss.py                noise, timesteps, targets and weights, as pure functions
 denoising_loss.py      the loss of noisy latents on a base

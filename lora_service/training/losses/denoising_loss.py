@@ -38,7 +38,7 @@ class NoisyLatents:
 
 
 class DenoisingLoss:
-    """How far the base's predictions are from their targets, as ``resolved`` weighs it."""
+    """The distance of the base's predictions from their targets, as ``resolved`` weighs it."""
 
     def __init__(self, base: DiffusionBase, resolved: ResolvedConfig) -> None:
         self.base, self._resolved = base, resolved

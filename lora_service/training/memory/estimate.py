@@ -108,7 +108,7 @@ class MemoryEstimate:
 
 @dataclass(frozen=True)
 class MemorySavings:
-    """What a training does to need less memory.
+    """Measures by which a training needs less memory.
 
     Attributes:
         checkpointing: activations of the UNet are made anew for the backward pass, for a third more time.

@@ -16,12 +16,12 @@ from lora_service.training.runs.stop_signal import StopSignal
 
 _LOCK = ".lock"
 SAMPLE_TIMES = 4
-"""How often samples are drawn in a run whose folder is kept."""
+"""The number of times that samples are drawn in a run whose folder is kept."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What is kept of a run on the way.
+    """Options for what is kept of a run on the way.
 
     Attributes:
         save_every: steps between two checkpoints; None: as suits the stages' lengths; 0: none.

@@ -25,7 +25,7 @@ from lora_service.training.runs.state_file import read_state
 
 @dataclass(frozen=True, eq=False)
 class StartingLora:
-    """What can go on of a LoRA.
+    """The parts of a LoRA that a training can go on from.
 
     Attributes:
         layers: component -> module path, without ``text_model.`` -> its change.

@@ -31,7 +31,7 @@ RANK, ALPHA = 3, 2.0
 
 
 def output(base: DiffusionBase) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the UNet makes of noise, and the states of a caption."""
+    """The UNet's output for noise, and the states of a caption."""
     generator = torch.Generator().manual_seed(0)
     x, t = torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([500, 20])
     sizes = torch.tensor([[32.0, 32, 0, 0, 32, 32]] * 2) if base.family.name == "sdxl" else None
@@ -62,7 +62,7 @@ def trained(base: DiffusionBase, kind: LoraKind, targets: LoraTargets) -> tuple[
 
 
 def holds(lora_format: str, kind: str, targets: str) -> bool:
-    """Whether the inputs' check lets the format hold them."""
+    """Return True if the inputs' check lets the format hold them."""
     lora_format = "kohya" if lora_format == "comfyui" else lora_format  # the same for a UNet
     try:
         TrainConfig.of({"lora_format": lora_format, "lora_kind": kind, "lora_targets": targets})

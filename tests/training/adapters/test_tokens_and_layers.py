@@ -1,4 +1,4 @@
-"""What learns is put in and taken out without a trace."""
+"""Tokens and layers are put in and taken out without a trace."""
 
 from typing import Any, get_args
 

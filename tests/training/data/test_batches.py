@@ -1,4 +1,4 @@
-"""Which pictures, versions and captions the steps see."""
+"""The pictures, versions and captions that the steps see."""
 
 from collections import Counter
 

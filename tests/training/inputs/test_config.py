@@ -1,4 +1,4 @@
-"""What a user may ask, what is refused, and what open inputs become."""
+"""Inputs that are taken and refused, and the values of those left open."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What trainings report, and the order of a user's jobs."""
+"""The measurements of trainings, and the order of a user's jobs."""
 
 from __future__ import annotations
 
