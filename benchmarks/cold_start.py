@@ -28,7 +28,7 @@ from pathlib import Path
 
 import requests
 
-from lora_service.models.registry import EMBEDDED
+from lora_service.models.defaults import EMBEDDED
 from lora_service.serving import entries
 from lora_service.serving.server import CogServer
 

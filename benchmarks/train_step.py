@@ -34,10 +34,11 @@ from lora_service.training.adapters.lora_layers import LayerOptions, lora_layers
 from lora_service.training.adapters.lora_targets import learning_targets, targets_in
 from lora_service.training.adapters.textual_inversion import added_tokens, initial_embeddings
 from lora_service.training.callbacks.training_progress import ProgressReporter
+from lora_service.training.context import TrainingContext
 from lora_service.training.data.latent_cache import cache_latents
 from lora_service.training.inputs.config import ORIGINAL_TARGETS, TrainConfig
 from lora_service.training.inputs.resolved_config import resolve_config
-from lora_service.training.stages import TrainingContext, train_lora, train_textual_inversion
+from lora_service.training.stages import train_lora, train_textual_inversion
 
 RANK = 16
 TOKENS = ("<s1>", "<s2>")

@@ -16,8 +16,8 @@ from pydantic import BaseModel
 from lora_service.cli.main import cli
 from lora_service.gateway.settings import GatewaySettings
 from lora_service.generation.request import GenerateRequest
-from lora_service.models.defaults import ModelDefaults
-from lora_service.models.registry import EMBEDDED, REGISTRY
+from lora_service.models.defaults import EMBEDDED, ModelDefaults
+from lora_service.models.registry import REGISTRY
 from lora_service.serving import entries, signature
 from lora_service.serving.signature import EntryParameter
 from lora_service.settings import Settings

@@ -14,8 +14,8 @@ from lora_service.generation.generator import ImageGenerator, ScaledLora
 from lora_service.generation.request import GenerateRequest
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.image_judge import ImageJudge
+from lora_service.training.context import TrainingContext
 from lora_service.training.optimization.loop import StageRun, TrainingCallback
-from lora_service.training.stages import TrainingContext
 from tools.judges.judging import TextJudge
 
 SEED = 11

@@ -19,9 +19,9 @@ from lora_service.lora.files import read_lora
 from lora_service.lora.scale import Scale
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.settings import Settings
+from lora_service.training.context import TrainingContext
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.optimization.loop import TrainingCallback
-from lora_service.training.stages import TrainingContext
 from lora_service.training.trainer import Trainer
 
 FLOOR = "base"

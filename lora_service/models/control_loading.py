@@ -10,11 +10,10 @@ from safetensors import SafetensorError
 
 from lora_service.errors import AdapterError, BaseModelError, InputError
 from lora_service.models.control_registry import AdapterType, adapters_of_setting, find_adapter
-from lora_service.models.defaults import ModelDefaults
+from lora_service.models.defaults import EMBEDDED, ModelDefaults
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.hub_download import local_folder
 from lora_service.models.hub_files import CONFIG, select_adapter
-from lora_service.models.registry import EMBEDDED
 from lora_service.settings import Settings
 
 Adapter: TypeAlias = ControlNetModel | T2IAdapter

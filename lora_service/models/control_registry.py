@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 from lora_service.errors import InputError, SettingError
-from lora_service.models.registry import EMBEDDED
+from lora_service.models.defaults import EMBEDDED
 from lora_service.settings import Settings
 
 AdapterType = Literal["sketch", "seg", "keypose", "depth", "canny", "lineart", "pose"]

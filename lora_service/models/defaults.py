@@ -14,6 +14,9 @@ from lora_service.validation import first_error
 DEFAULTS_FILE = "base.json"
 """Name of the file with a model's own defaults, beside its weights."""
 
+EMBEDDED = Path(__file__).parent / "embedded"
+"""The base model that the package carries."""
+
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_service.errors import BaseModelError
-from lora_service.models.defaults import DEFAULTS_FILE, ModelDefaults
+from lora_service.models.defaults import DEFAULTS_FILE, EMBEDDED, ModelDefaults
 from lora_service.models.families.chroma import CHROMA
 from lora_service.models.families.family import Family
 from lora_service.models.families.flux1 import FLUX1
@@ -20,9 +20,6 @@ from lora_service.models.families.sd1 import SD1
 from lora_service.models.families.sd2 import SD2
 from lora_service.models.families.sdxl import SDXL
 from lora_service.models.families.zimage import ZIMAGE
-
-EMBEDDED = Path(__file__).parent / "embedded"
-"""The base model that the package carries."""
 
 INDEX = "model_index.json"
 """diffusers' list of a model's components."""

@@ -4,34 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from lora_service.dataset.captions.templates import TagOptions
-from lora_service.dataset.training_images import TrainingImage
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.text_encoders import PromptEmbeds, TextEncoders
 from lora_service.training.adapters.lora_layers import Layers
 from lora_service.training.adapters.textual_inversion import AddedTokens, NormPull
-from lora_service.training.data.batches import BatchBlock, BatchPlan, CaptionSampler, SubjectTexts
-from lora_service.training.data.latent_cache import CachedLatents
+from lora_service.training.context import TrainingContext
+from lora_service.training.data.batches import BatchBlock, BatchPlan
 from lora_service.training.inputs.resolved_config import ResolvedConfig
 from lora_service.training.losses.denoising_loss import DenoisingLoss
 from lora_service.training.losses.preservation import (
     BatchSource,
     ClassCaptions,
     ClassCaptionSampler,
-    ClassSet,
     EncodeCaptions,
     output_loss,
     prior_loss,
 )
-from lora_service.training.memory.offloading import Offloading
 from lora_service.training.optimization.loop import BatchLoss, LoopReport, LoopSpec, TrainingCallback, run_loop
 from lora_service.training.optimization.optimizers import TOKENS
-from lora_service.training.optimization.processes import Processes
 
 TRIGGER_SHARE = 0.3
 """Share of stage 2's captions that carry the plain trigger word instead of the learned tokens, so that the
@@ -40,45 +35,6 @@ LoRA also works in tools that read no tokens."""
 STAGE_2_COST = 1.1
 """Time of a step of stage 2 in steps of stage 1, for the time that is left; both go forward and back through the
 UNet."""
-
-
-@dataclass(frozen=True)
-class TrainingContext:
-    """The inputs of both stages; the tokenizers of ``text`` have the new tokens, where there are any.
-
-    Attributes:
-        held_out_images, held_out_latents: of the held-out loss, without mirroring and changed colours.
-        offloading: the models that may wait on the host; None: they are always on their device.
-    """
-
-    base: DiffusionBase
-    images: tuple[TrainingImage, ...]
-    latents: list[CachedLatents]
-    resolved: ResolvedConfig
-    text: TextEncoders
-    autocast: torch.dtype | None
-    processes: Processes = field(default_factory=Processes)
-    held_out_images: tuple[TrainingImage, ...] = ()
-    held_out_latents: Sequence[CachedLatents] = ()
-    class_set: ClassSet | None = None
-    offloading: Offloading | None = None
-
-    def plan(self, stage: str, subjects: tuple[SubjectTexts, ...], dropout: float) -> BatchPlan:
-        """Plan the batches of a stage; ``dropout`` is the share of captions that are left empty."""
-        config = self.resolved.config
-        tags = TagOptions(config.shuffle_tags, config.keep_tokens, dropout)
-        return BatchPlan(
-            self.latents,
-            self.images,
-            CaptionSampler(subjects, tags, config.chunks),
-            self.text,
-            batch_size=config.train_batch_size * self.processes.count,
-            seed=f"{stage} {config.seed}",
-        )
-
-    def generator(self, offset: int) -> torch.Generator:
-        """Return the generator of a stage's noise and timesteps, on the device."""
-        return torch.Generator(self.base.device).manual_seed((self.resolved.config.seed or 0) + offset)
 
 
 def train_textual_inversion(

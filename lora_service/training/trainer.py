@@ -30,6 +30,7 @@ from lora_service.training.callbacks.sampling import Sampling
 from lora_service.training.callbacks.stopping import INTERRUPTED, RequestFiles, StopRequest, TimeLimit
 from lora_service.training.callbacks.trackers import RunTrackers, TrackerCallback, check_trackers, run_trackers
 from lora_service.training.callbacks.training_progress import OnProgress, ProgressReporter
+from lora_service.training.context import ClassSet, TrainingContext
 from lora_service.training.data.class_dataset import (
     PictureSources,
     check_class_data,
@@ -40,7 +41,6 @@ from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.inputs.family_inputs import fit_to_family
 from lora_service.training.inputs.input_warnings import warn_of_inputs
 from lora_service.training.inputs.resolved_config import ResolvedConfig
-from lora_service.training.losses.preservation import ClassSet
 from lora_service.training.memory.estimate import choose_savings, explain_out_of_memory
 from lora_service.training.memory.offloading import Offloading
 from lora_service.training.memory.precision import precision
@@ -53,7 +53,7 @@ from lora_service.training.runs.run_folder import RunFolder, RunOptions
 from lora_service.training.runs.run_record import RunRecord, identity_of, machine_of, stored_paths
 from lora_service.training.runs.starting_lora import StartingLora
 from lora_service.training.runs.state_file import write_state
-from lora_service.training.stages import TrainingContext, train_lora, train_textual_inversion
+from lora_service.training.stages import train_lora, train_textual_inversion
 
 _JUDGED_WITH = 64
 """Training pictures that samples are compared with, at most."""

@@ -9,8 +9,8 @@ from PIL import Image
 
 from lora_service.demo.show import CLASS_WORD, PROMPTS, SUBJECT, read_subject, show
 from lora_service.lora.files import read_lora
+from lora_service.models.defaults import EMBEDDED
 from lora_service.models.image_judge import ImageJudge
-from lora_service.models.registry import EMBEDDED
 
 pytestmark = pytest.mark.slow
 SEEDS = (21, 22)

@@ -12,7 +12,7 @@ import trustme
 
 from lora_service.lora.files import write_lora
 from lora_service.lora.weights import LoraLayer, LoraWeights
-from lora_service.models.registry import EMBEDDED
+from lora_service.models.defaults import EMBEDDED
 from tests.downloads.link_fakes import Exchange, FakeSites
 
 DRIVE = "https://drive.google.com/file/d/1AbCdEfGh/view?usp=sharing"

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_service.errors import BaseModelError
-from lora_service.models.defaults import ModelDefaults
+from lora_service.models.defaults import EMBEDDED, ModelDefaults
 from lora_service.models.families.sd1 import SD15
 from lora_service.models.families.sd2 import SD21, SD21_BASE
 from lora_service.models.families.sdxl import SDXL_BASE
 from lora_service.models.loading import choose_device, choose_dtype, load_base
-from lora_service.models.registry import EMBEDDED, locate
+from lora_service.models.registry import locate
 from lora_service.settings import Settings
 from tests.errors import raises
 from tests.small_base import pipeline_of, small_base

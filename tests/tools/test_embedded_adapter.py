@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 
-from lora_service.models.registry import EMBEDDED
+from lora_service.models.defaults import EMBEDDED
 from tools.embedded import adapter
 from tools.embedded.loop import Plan
 

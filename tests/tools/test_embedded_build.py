@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from lora_service.models.defaults import EMBEDDED
 from lora_service.models.loading import load_base
-from lora_service.models.registry import EMBEDDED
 from lora_service.settings import Settings
 from tools.embedded import build, diffusion, tokenizer, vae
 from tools.embedded.pool import load_pool, start_pool, to_tensor

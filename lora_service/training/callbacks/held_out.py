@@ -17,11 +17,11 @@ import torch
 from lora_service.dataset.captions.templates import fill_template
 from lora_service.dataset.training_images import TrainingImage
 from lora_service.models.text_encoders import TokenIds
+from lora_service.training.context import TrainingContext
 from lora_service.training.data.latent_cache import CachedLatents
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.losses.denoising_loss import DenoisingLoss, NoisyLatents
 from lora_service.training.optimization.loop import StageRun, TrainingCallback
-from lora_service.training.stages import TrainingContext
 
 HELD_OUT_LOSS = "held_out_loss"
 """Name among the measurements of a stage."""

@@ -17,8 +17,8 @@ from lora_service.dataset.options import SUBJECT, Task
 from lora_service.generation.generator import ImageGenerator
 from lora_service.generation.image_grid import ImageRow
 from lora_service.generation.request import GenerateRequest
+from lora_service.training.context import TrainingContext
 from lora_service.training.inputs.resolved_config import ResolvedConfig
-from lora_service.training.stages import TrainingContext
 
 MOST_INFERENCE_STEPS = 20
 """Denoising steps of a sample: with the default scheduler pictures change little beyond."""

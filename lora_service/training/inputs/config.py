@@ -6,11 +6,10 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from lora_service.dataset.captions.token_window import TokenWindow
 from lora_service.dataset.options import (
     DEFAULT_TRIGGER_WORDS,
     SUBJECT,
@@ -27,6 +26,9 @@ from lora_service.errors import InputError
 from lora_service.models.defaults import ModelDefaults
 from lora_service.settings import Settings
 from lora_service.validation import Int, validate, without_surrogates
+
+if TYPE_CHECKING:
+    from lora_service.dataset.captions.token_window import TokenWindow
 
 _INVISIBLE = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"}
 """Unicode categories of characters that nobody sees and nobody can type: control, direction, zero width, surrogates."""

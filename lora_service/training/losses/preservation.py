@@ -34,14 +34,6 @@ EncodeCaptions = Callable[[int, slice], PromptEmbeds]
 
 
 @dataclass(frozen=True)
-class ClassSet:
-    """The class pictures of prior preservation."""
-
-    images: tuple[TrainingImage, ...]
-    latents: Sequence[CachedLatents]
-
-
-@dataclass(frozen=True)
 class NoisyBatch:
     """A micro-batch, with all that its loss takes.
 

@@ -22,11 +22,11 @@ from lora_service.training.callbacks.held_out import (
     smoothed,
 )
 from lora_service.training.callbacks.training_progress import TrainingProgress
+from lora_service.training.context import TrainingContext
 from lora_service.training.data.latent_cache import cache_latents
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.inputs.resolved_config import resolve_config
 from lora_service.training.optimization.loop import BatchLoss, LoopSpec, StageRun, TrainingCallback, run_loop
-from lora_service.training.stages import TrainingContext
 from lora_service.training.trainer import Trainer
 from tests.errors import raises
 from tests.small_base import DEFAULTS, picture, picture_zip, small_base

@@ -18,6 +18,7 @@ from lora_service.settings import Settings
 from lora_service.training.adapters.lora_layers import LayerOptions, LearnedLayer, lora_layers
 from lora_service.training.adapters.lora_targets import targets_in
 from lora_service.training.callbacks.training_progress import TrainingProgress
+from lora_service.training.context import TrainingContext
 from lora_service.training.data.latent_cache import cache_latents
 from lora_service.training.inputs.config import ORIGINAL_TARGETS, TrainConfig
 from lora_service.training.inputs.input_warnings import warn_of_inputs
@@ -33,7 +34,6 @@ from lora_service.training.losses.preservation import (
     without_lora_layers,
 )
 from lora_service.training.memory.estimate import estimate
-from lora_service.training.stages import TrainingContext
 from lora_service.training.trainer import Trainer, TrainResult
 from tests.dataset.picture_makers import png, zipped
 from tests.errors import raises
