@@ -60,7 +60,7 @@ def test_a_picture_is_drawn_without_importing_what_drawing_does_not_use() -> Non
     assert not modules & NOT_FOR_DRAWING
 
 
-@pytest.mark.parametrize("module", ["check", "grid", "hosting", "jobs", "links"])
+@pytest.mark.parametrize("module", ["check", "grid", "hosting", "links", "train_and_generate"])
 def test_the_command_line_starts_without_torch(module: str) -> None:
     modules = imported(f"import json, sys, lora_service.cli.{module}; print(json.dumps(sorted(sys.modules)))")
     assert not modules & {"torch", "diffusers", "transformers", "huggingface_hub", "scipy"}

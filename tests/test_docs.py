@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ MARKDOWN = sorted(
     if path.relative_to(ROOT).parts[0] not in NOT_OURS and not {".cache", "node_modules"} & set(path.parts)
 )
 ENTRIES = [("Training", "train", TrainConfig), ("Inference", "predict", GenerateRequest)]
+PACKAGES = [path.parent for path in sorted((ROOT / "lora_service").glob("*/**/__init__.py"))]
 WORDS_OF_THE_README = 900
 
 
@@ -178,6 +180,20 @@ def test_documented_commands_and_their_options_exist(path: Path) -> None:
             known = {option.replace("-", "_") for option in (*options, "--help", "-h")}
             used = {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)}
             assert {option.replace("-", "_") for option in used} <= known, line
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_package_lists_its_modules_and_none_that_is_gone(package: Path) -> None:
+    listing = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8"))) or ""
+    listed = set(
+        re.findall(r"^ *(?:``)?([a-z][a-z0-9_]*)(?:``|\.py|/| ) +\S", listing.partition("\n")[2], re.MULTILINE)
+    )
+    modules = {path.stem for path in package.glob("[!_]*.py")} | {
+        path.parent.name for path in package.glob("*/__init__.py")
+    }
+    assert modules <= listed
+    marked = set(re.findall(r"^ *(?:``)?([a-z][a-z0-9_]*)(?:``|\.py|/) ", listing, re.MULTILINE))
+    assert marked <= modules | {path.name for path in package.iterdir() if path.is_dir()}
 
 
 def test_the_readme_is_one_page() -> None:

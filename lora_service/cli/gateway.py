@@ -28,11 +28,11 @@ def up_command(host: str, port: int, predict_url: str, train_url: str) -> None:
     draws, and local/lora-training, which teaches; Cog's servers are started when they are needed. /docs describes the
     API.
     """
-    from lora_service.gateway import server
+    from lora_service.gateway.http_server import up
 
     settings = Settings.from_environment()
     locate(settings.base_model, settings.model_cache)  # refuse what can be no base model here, not in every job
-    sys.exit(server.up(host, port, {"predict": predict_url, "train": train_url}, ready=click.echo))
+    sys.exit(up(host, port, {"predict": predict_url, "train": train_url}, ready=click.echo))
 
 
 @click.group("token")

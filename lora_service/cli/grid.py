@@ -14,8 +14,8 @@ import click
 from PIL import Image
 
 from lora_service.cli.field_options import ConfigCommand, GroupedOption, config_options
-from lora_service.cli.jobs import lora_option
 from lora_service.cli.output_files import check_output, force_option, whole_file
+from lora_service.cli.train_and_generate import lora_option
 from lora_service.downloads.parsed_url import redact
 from lora_service.downloads.resolve import resolve
 from lora_service.errors import InputError, blame_input

@@ -85,7 +85,7 @@ def merge_command(loras: tuple[str, ...], rank: int | None, output: Path | None,
 
     SCALE is 1 by default; 0.8/0.5 is 0.8 in the UNet and 0.5 in the text encoders. The sum is exact.
     """
-    from lora_service.cli.jobs import split_scale
+    from lora_service.cli.train_and_generate import split_scale
     from lora_service.lora.scale import parse_scale
 
     parts = [split_scale(lora, default="1") for lora in loras]

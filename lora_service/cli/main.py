@@ -37,11 +37,17 @@ class LazyCommand:
 
 COMMANDS = {
     "demo": LazyCommand(
-        "jobs", "demo_command", "Teach the embedded model a subject it has never seen, and show it on one sheet."
+        "train_and_generate",
+        "demo_command",
+        "Teach the embedded model a subject it has never seen, and show it on one sheet.",
     ),
     "check": LazyCommand("check", "check_command", "Show what a training would use of pictures, without training."),
-    "train": LazyCommand("jobs", "train_command", "Teach what the pictures in ZIP show, and write one LoRA file."),
-    "generate": LazyCommand("jobs", "generate_command", "Draw PROMPT; <1> in it is what the first --lora learned."),
+    "train": LazyCommand(
+        "train_and_generate", "train_command", "Teach what the pictures in ZIP show, and write one LoRA file."
+    ),
+    "generate": LazyCommand(
+        "train_and_generate", "generate_command", "Draw PROMPT; <1> in it is what the first --lora learned."
+    ),
     "grid": LazyCommand(
         "grid",
         "grid_command",

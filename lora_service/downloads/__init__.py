@@ -6,13 +6,10 @@
     parsed_url.py          http(s) links, taken apart and redacted
     auth.py                the token that goes with a request
     fetcher.py             ``RemoteFile`` -> a checked LoRA in the cache, or a picture or zip in a folder
+    prefetch.py            fetches the later files of a request while the first ones are
     cache.py               verified LoRAs on disk, shared by processes; values in memory for some minutes
     partial_file.py        a file while it is downloaded, and its safe name afterwards
-    http/download.py       one file, complete: retries, resumed ranges, size limits, pages that come instead
-    http/transport.py      one GET: redirects, tokens, errors
-    http/network.py        connections pinned to checked addresses
-    http/addresses.py      the addresses and ports that may be connected to
-    http/deadline.py       limits of time, size and number, and the thread that ends a fetch on time
+    http/                  the guarded transport: pinned connections, resumed ranges, limits
 
 Importing the package imports no torch.
 """

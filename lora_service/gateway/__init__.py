@@ -1,7 +1,7 @@
 """The gateway: a durable queue and Replicate's HTTP API v1 in front of Cog's servers; imports no torch.
 
 ``settings``     the environment's settings
-``server``       the app on a port, with this machine's engines
+``http_server``  the app on a port, with this machine's engines
 ``app``          the ASGI app, and what runs beside its requests
 ``gateway``      the parts that all others share
 ``api``          the HTTP API

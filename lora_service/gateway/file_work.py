@@ -35,7 +35,7 @@ class FileWork:
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def run(self, user: str, work: str, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Have a work of :mod:`lora_service.services.file_work` done, one of a user's at a time; returns its answer.
+        """Have a work of :mod:`lora_service.services.file_worker` done, one of a user's at a time; returns its answer.
 
         Raises:
             Problem: the user's mistake (422), too many wait (429), or it takes too long (408).
@@ -57,7 +57,7 @@ class FileWork:
 
     async def _run(self, request: bytes) -> dict[str, Any]:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "lora_service.services.file_work", env=self._environment(), start_new_session=True,
+            sys.executable, "-m", "lora_service.services.file_worker", env=self._environment(), start_new_session=True,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         try:

@@ -13,21 +13,19 @@ import torch
 from PIL import Image
 
 from lora_service.errors import InputError
-from lora_service.generation.batches import draw_in_batches
 from lora_service.generation.clip_skip import choose_clip_skip
 from lora_service.generation.control.structure_control import StructureControl
 from lora_service.generation.denoiser import Denoiser
-from lora_service.generation.denoising import DenoisingCallback, DenoisingPlan, LatentLayout
-from lora_service.generation.family_inputs import fit_to_family
+from lora_service.generation.denoising import DenoisingCallback, DenoisingPlan, LatentLayout, LoraSteps
+from lora_service.generation.denoising_progress import FlowPreviews, Preview, Previews, Progress
 from lora_service.generation.flow_modes import choose_flow_mode
+from lora_service.generation.image_batches import draw_in_batches
 from lora_service.generation.image_files import GeneratedImage
-from lora_service.generation.initial_image import InitialImage
-from lora_service.generation.input_images import InputImages
-from lora_service.generation.layer_cache import LayerCache
-from lora_service.generation.memory import check_memory
+from lora_service.generation.image_memory import check_memory
+from lora_service.generation.initial_image import InitialImage, InputImages
+from lora_service.generation.layer_cache import FreshLayerCache, LayerCache
 from lora_service.generation.modes import choose_mode
 from lora_service.generation.pipelines import make_pipeline
-from lora_service.generation.progress import FlowPreviews, Preview, Previews, Progress
 from lora_service.generation.prompt_cache import PromptCache
 from lora_service.generation.prompt_embeddings import EMBEDDING_SCALE, report_embeddings
 from lora_service.generation.prompt_loras import follow_lora_tags
@@ -36,7 +34,7 @@ from lora_service.generation.request import GenerateRequest
 from lora_service.generation.scheduler_classes import has_zero_terminal_snr, make_flow_scheduler, make_scheduler
 from lora_service.generation.schedulers import check_scheduler
 from lora_service.generation.sizes import Size, check_work, choose_size
-from lora_service.generation.step_callbacks import FreshLayerCache, LoraSteps
+from lora_service.generation.unsupported_inputs import fit_to_family
 from lora_service.lora.patcher import Patcher, PatchReport
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraWeights

@@ -11,13 +11,14 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from lora_service.generation.text_parameters import text_parameters
+from lora_service.generation.schedulers import SCHEDULERS
 
 PNG_SETTINGS = "lora_service"
 """The PNG text chunk that holds all settings as JSON."""
 _EXIF_IFD, _EXIF_USER_COMMENT, _EXIF_MAKER_NOTE = 0x8769, 0x9286, 0x927C
 _MAX_EXIF = 65_000
 """Bytes; JPEG takes 65,533 in one segment."""
+_SPECIAL = frozenset(',:\n"')
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ class GeneratedImage:
 def save_image(generated: GeneratedImage, path: Path, quality: int = 90) -> Path:
     """Write an image to ``path``, in the format of its suffix, with its settings in the metadata.
 
-    They are there twice, both without the links, as these may hold a token. As A1111's text
-    (:func:`lora_service.generation.text_parameters.text_parameters`): PNG has it as the text chunk ``parameters``, JPEG
-    and WebP as the EXIF user comment. And all of them as JSON: in the text chunk ``lora_service``, or as the EXIF maker
-    note. Of what EXIF has no room for, the text is kept before the JSON, and the beginning of the text.
+    They are there twice, both without the links, as these may hold a token. As A1111's text (:func:`text_parameters`):
+    PNG has it as the text chunk ``parameters``, JPEG and WebP as the EXIF user comment. And all of them as JSON: in
+    the text chunk ``lora_service``, or as the EXIF maker note. Of what EXIF has no room for, the text is kept before
+    the JSON, and the beginning of the text.
     """
     text = text_parameters(generated.settings)
     settings = json.dumps(dict(generated.settings), ensure_ascii=False, sort_keys=True)
@@ -73,3 +74,43 @@ def _exif(text: str, settings: bytes) -> Image.Exif:
     if len(comment) + len(settings) <= _MAX_EXIF:
         ifd[_EXIF_MAKER_NOTE] = settings
     return exif
+
+
+def text_parameters(settings: Mapping[str, Any]) -> str:
+    """Return settings as A1111 writes them, and Civitai, Forge and ComfyUI's loaders read them too.
+
+    That is the prompt, a line with the negative prompt, and a line of settings by A1111's names.
+
+    Args:
+        settings: those of a generated image, by our names.
+    """
+    lines = [str(settings.get("prompt", ""))]
+    if negative := settings.get("negative_prompt"):
+        lines.append(f"Negative prompt: {negative}")
+    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in _named(settings).items() if value != ""))
+    return "\n".join(lines)
+
+
+def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
+    scheduler = settings.get("scheduler", "")
+    choice = SCHEDULERS.get(scheduler)
+    schedule = settings.get("schedule") or (choice.schedule if choice else "default")
+    size = f"{settings['width']}x{settings['height']}" if "width" in settings else ""
+    return {
+        "Steps": settings.get("num_inference_steps", ""),
+        "Sampler": (choice and choice.webui_name) or scheduler,
+        "Schedule type": schedule.capitalize() if schedule != "default" else "",
+        "CFG scale": settings.get("guidance_scale", ""),
+        "Seed": settings.get("seed", ""),
+        "Size": size,
+        "Model": settings.get("base", ""),
+        "Clip skip": settings.get("clip_skip", ""),
+        "Denoising strength": settings.get("prompt_strength", ""),
+        "Mask blur": settings.get("mask_feather", ""),
+    }
+
+
+def _quoted(value: Any) -> str:
+    """Return a value, as a JSON string where a comma or a colon in it would end it."""
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return json.dumps(text, ensure_ascii=False) if _SPECIAL & set(text) else text

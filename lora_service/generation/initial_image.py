@@ -1,4 +1,4 @@
-"""The picture that a request starts from, and the mask of what is drawn anew, in the size of the result."""
+"""The pictures of a request; the one that it starts from, with its mask, in the size of the result."""
 
 from __future__ import annotations
 
@@ -10,11 +10,30 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from lora_service.errors import InputError
-from lora_service.generation.input_images import InputImages
 
 _BLACK, _WHITE = 16, 239
 """Values of a mask that count as black and white: JPEG leaves neither pure."""
 _MAX_SHAPE_DIFFERENCE = 0.02
+
+
+@dataclass(frozen=True)
+class InputImages:
+    """The decoded pictures of a request, upright; the fields are named as the inputs.
+
+    Attributes:
+        image: the initial image of img2img; None for text2img.
+        mask: white where the initial image is drawn anew; None: everywhere.
+        adapter_condition_image: the picture whose structure is followed; None for none.
+    """
+
+    image: Image.Image | None = None
+    mask: Image.Image | None = None
+    adapter_condition_image: Image.Image | None = None
+
+    @property
+    def shape(self) -> Image.Image | None:
+        """The picture whose shape the result has where no size is asked for."""
+        return self.image or self.adapter_condition_image
 
 
 @dataclass(frozen=True)

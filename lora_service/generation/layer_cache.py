@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import nn
 
+from lora_service.generation.denoising import DenoisingBatch, DenoisingCallback
+
 
 class LayerCache:
     """The kept results of a UNet's inner layers; one for each batch of images, :meth:`reset` between them.
@@ -69,3 +71,16 @@ def inner_layers(unet: Any) -> list[nn.Module]:
         layers += [*getattr(down, kind, ())][1:]
         layers += [*getattr(up, kind, ())][:-2]
     return layers
+
+
+class FreshLayerCache(DenoisingCallback):
+    """Keeps results of layers within a batch of images only."""
+
+    def __init__(self, cache: LayerCache) -> None:
+        self._cache = cache
+
+    def on_batch_start(self, batch: DenoisingBatch) -> None:
+        self._cache.reset()
+
+    def on_batch_end(self, batch: DenoisingBatch) -> None:
+        self._cache.reset()

@@ -6,6 +6,7 @@
     files.py               ``read_lora``, ``write_lora``, the registry of formats
     archive.py             the LoRA in a zip or tar, unpacked safely; imports no torch
     formats/               one module per file format
+    flow/                  the modules of transformers: their names, sizes and fused layers
     layer_builder.py       tensors of one module -> its change
     key_mapping.py         keys of other tools <-> module paths of the diffusers model
     pickled_embedding.py   textual inversions in PyTorch's own files
@@ -15,6 +16,7 @@
     base_detection.py      the base that a LoRA or a model belongs to
     patcher.py             ``LoraWeights`` -> patched model, and exactly back
     token_embeddings.py    learned tokens in copies of tokenizers and in embedding tables
+    merging.py             the change of a weight by several LoRAs
     arithmetic.py          merging, resizing and comparing LoRAs
     summary.py             the contents that ``lora-service inspect`` shows
 

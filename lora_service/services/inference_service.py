@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lora_service.generation.input_images import InputImages
+from lora_service.generation.initial_image import InputImages
 from lora_service.generation.request import GenerateRequest
 from lora_service.generation.schedulers import SCHEDULERS
 from lora_service.services.image_uploads import open_image
@@ -27,9 +27,9 @@ from lora_service.services.worker import COMMON_IMPORTS, Worker, family_imports
 from lora_service.settings import Settings
 
 if TYPE_CHECKING:
+    from lora_service.generation.denoising_progress import Preview
     from lora_service.generation.generator import ImageGenerator
     from lora_service.generation.image_files import GeneratedImage
-    from lora_service.generation.progress import Preview
     from lora_service.generation.safety import SafetyChecker
     from lora_service.models.diffusion_base import DiffusionBase
 

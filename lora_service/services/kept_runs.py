@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_service.errors import InputError
 from lora_service.services.model_service import Log, RecordMetric, ignore_metric
-from lora_service.training.runs.run_folder import RunFolder, RunOptions
-from lora_service.training.runs.stop_signal import StopSignal
+from lora_service.training.runs.run_folder import RunFolder, RunOptions, StopSignal
 
 if TYPE_CHECKING:
     from lora_service.services.training_service import TrainingService, TrainingUpload

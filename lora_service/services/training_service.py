@@ -26,8 +26,7 @@ from lora_service.services.worker import COMMON_IMPORTS, Worker, family_imports
 from lora_service.settings import Settings
 from lora_service.training.data.class_dataset import check_class_data
 from lora_service.training.inputs.config import TrainConfig
-from lora_service.training.runs.run_folder import SAMPLE_TIMES, RunFolder, RunOptions
-from lora_service.training.runs.stop_signal import StopSignal
+from lora_service.training.runs.run_folder import SAMPLE_TIMES, RunFolder, RunOptions, StopSignal
 
 if TYPE_CHECKING:  # torch and diffusers take seconds to import: on a command line they wait for the job
     from lora_service.models.diffusion_base import DiffusionBase

@@ -3,6 +3,7 @@
 trainer.py             from upload to file
 preparation.py         inputs resolved, pictures loaded
 preview.py             the pictures alone, without torch
+context.py             the inputs of the stages
 stages.py              textual inversion, then LoRA
 export.py              a trained adapter -> the file
 

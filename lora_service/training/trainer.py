@@ -23,10 +23,9 @@ from lora_service.settings import Settings
 from lora_service.training.adapters.lora_layers import LayerOptions, Layers, LearnedLayer, check_kind, lora_layers
 from lora_service.training.adapters.lora_targets import learning_targets
 from lora_service.training.adapters.textual_inversion import added_tokens, initial_embeddings
-from lora_service.training.callbacks.best_checkpoint import BestCheckpoint
-from lora_service.training.callbacks.held_out import HeldOutEvaluation, HeldOutLoss, choose_held_out
+from lora_service.training.callbacks.held_out import BestCheckpoint, HeldOutEvaluation, HeldOutLoss, choose_held_out
+from lora_service.training.callbacks.sample_callback import Sampling
 from lora_service.training.callbacks.samples import SampleDrawer, sample_prompts
-from lora_service.training.callbacks.sampling import Sampling
 from lora_service.training.callbacks.stopping import INTERRUPTED, RequestFiles, StopRequest, TimeLimit
 from lora_service.training.callbacks.trackers import RunTrackers, TrackerCallback, check_trackers, run_trackers
 from lora_service.training.callbacks.training_progress import OnProgress, ProgressReporter

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from lora_service.cli.check import check_command
-from lora_service.cli.jobs import train_command
+from lora_service.cli.train_and_generate import train_command
 from lora_service.errors import InputError, PicturesError
 from tests.dataset.picture_makers import CLEAN, MIXED, png, zipped
 

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from lora_service.cli.field_options import Config, ConfigCommand, config_options
-from lora_service.cli.jobs import generate_command, train_command
+from lora_service.cli.train_and_generate import generate_command, train_command
 from lora_service.errors import InputError
 from lora_service.generation.request import GenerateRequest
 from lora_service.training.inputs.config import TrainConfig

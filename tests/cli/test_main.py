@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from lora_service.cli import main
-from lora_service.cli.jobs import split_scale
+from lora_service.cli.train_and_generate import split_scale
 from lora_service.generation.image_files import read_settings
 from lora_service.lora.files import read_lora
 from tests.small_base import picture_zip

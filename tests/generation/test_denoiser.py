@@ -12,7 +12,7 @@ from PIL import Image
 
 from lora_service.generation.few_steps import few_step_advice, few_step_kind
 from lora_service.generation.generator import ImageGenerator
-from lora_service.generation.input_images import InputImages
+from lora_service.generation.initial_image import InputImages
 from lora_service.generation.layer_cache import LayerCache, inner_layers
 from lora_service.generation.prompt_cache import PromptCache
 from lora_service.generation.request import GenerateRequest

@@ -11,9 +11,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler, ZImageImg2ImgPipeline
 from PIL import Image
 
 from lora_service.errors import InputError
+from lora_service.generation.denoising_progress import Preview
 from lora_service.generation.generator import ImageGenerator
-from lora_service.generation.input_images import InputImages
-from lora_service.generation.progress import Preview
+from lora_service.generation.initial_image import InputImages
 from lora_service.generation.request import GenerateRequest
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraLayer, LoraWeights

@@ -13,7 +13,7 @@ from PIL import Image
 from lora_service.errors import InputError, WrongBaseError
 from lora_service.generation.generator import ImageGenerator
 from lora_service.generation.image_files import GeneratedImage
-from lora_service.generation.input_images import InputImages
+from lora_service.generation.initial_image import InputImages
 from lora_service.generation.request import GenerateRequest
 from lora_service.generation.scheduler_classes import make_scheduler
 from lora_service.generation.schedulers import SCHEDULERS

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lora_service.generation.image_files import GeneratedImage, read_settings, save_image
-from lora_service.generation.text_parameters import text_parameters
+from lora_service.generation.image_files import GeneratedImage, read_settings, save_image, text_parameters
 
 SETTINGS: dict[str, Any] = {
     "prompt": "a photo of a dog, on the beach",

@@ -7,8 +7,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from lora_service.errors import InputError
-from lora_service.generation.initial_image import InitialImage
-from lora_service.generation.input_images import InputImages
+from lora_service.generation.initial_image import InitialImage, InputImages
 from tests.errors import raises
 
 SIZE = (64, 48)

@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from lora_service.generation import batches
+from lora_service.generation import image_batches
 from lora_service.generation.denoising import DenoisingPlan
 from lora_service.generation.generator import ImageGenerator, ScaledLora
-from lora_service.generation.input_images import InputImages
+from lora_service.generation.initial_image import InputImages
 from lora_service.generation.request import GenerateRequest
 from lora_service.generation.schedulers import SCHEDULERS
 from lora_service.lora.scale import Scale
@@ -58,14 +58,14 @@ def pictures(generator: ImageGenerator) -> Mapping[str, InputImages]:
 def finite_latents(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Note of each batch whether its latents are numbers: a picture of NaN is black."""
     seen: list[bool] = []
-    denoise = batches.denoise
+    denoise = image_batches.denoise
 
     def noted(plan: DenoisingPlan, seeds: Sequence[int]) -> torch.Tensor:
         latents = denoise(plan, seeds)
         seen.append(bool(torch.isfinite(latents).all()))
         return latents
 
-    monkeypatch.setattr(batches, "denoise", noted)
+    monkeypatch.setattr(image_batches, "denoise", noted)
     return seen
 
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from lora_service.errors import InputError
 from lora_service.generation import modes
 from lora_service.generation.generator import ImageGenerator
-from lora_service.generation.input_images import InputImages
+from lora_service.generation.initial_image import InputImages
 from lora_service.generation.request import GenerateRequest
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.loading import load_base

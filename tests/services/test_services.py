@@ -21,8 +21,7 @@ from lora_service.services.training_service import TrainingService, TrainingUplo
 from lora_service.settings import Settings
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.optimization.loop import LoopReport
-from lora_service.training.runs.run_folder import RunOptions
-from lora_service.training.runs.stop_signal import StopSignal
+from lora_service.training.runs.run_folder import RunOptions, StopSignal
 from tests.errors import raises
 from tests.lora.lora_fakes import random_lora, save
 from tests.small_base import picture_zip, small_base

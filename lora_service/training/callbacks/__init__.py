@@ -1,10 +1,9 @@
 """Callbacks that watch the steps.
 
 training_progress.py   what is told of a stage on the way
-held_out.py            the loss of fixed pictures, noise and timesteps
-best_checkpoint.py     the step of the lowest held-out loss
+held_out.py            the loss of fixed pictures, noise and timesteps, and the step where it is lowest
 samples.py             the prompts of samples, and drawing them
-sampling.py            samples now and then, in grids
+sample_callback.py     samples now and then, in grids
 trackers.py            TensorBoard, Weights & Biases, Comet
 stopping.py            an early end, by request or by time
 """

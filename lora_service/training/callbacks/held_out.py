@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ from lora_service.training.context import TrainingContext
 from lora_service.training.data.latent_cache import CachedLatents
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.losses.denoising_loss import DenoisingLoss, NoisyLatents
-from lora_service.training.optimization.loop import StageRun, TrainingCallback
+from lora_service.training.optimization.loop import Snapshot, StageRun, TrainingCallback
 
 HELD_OUT_LOSS = "held_out_loss"
 """Name among the measurements of a stage."""
@@ -198,3 +198,35 @@ class HeldOutEvaluation(TrainingCallback):
         if not math.isfinite(value):
             raise stage.diverged("The held-out loss")
         stage.measure(HELD_OUT_LOSS, value)
+
+
+class BestCheckpoint(TrainingCallback):
+    """Ends the last stage with the parameters of the step whose smoothed held-out loss was the lowest.
+
+    Steps of a stage's first half do not count: a loss that is lowest there is one of a subject not learned yet.
+    """
+
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self._log = log
+
+    def on_step_end(self, stage: StageRun) -> None:
+        """Keep a copy of the parameters if they are the best so far."""
+        if stage.spec.later_steps or not stage.measured_now(HELD_OUT_LOSS) or 2 * stage.step < stage.spec.steps:
+            return
+        loss = smoothed([value for _, value in stage.measurements[HELD_OUT_LOSS]])[-1]
+        if stage.best is None or loss < stage.best.loss:
+            with stage.evaluating():
+                stage.best = Snapshot(stage.step, loss, stage.parameter_copies())
+
+    def on_stage_end(self, stage: StageRun) -> None:
+        """Put the best parameters back."""
+        best = stage.best
+        if best is None:
+            return
+        stage.set_parameters(best.parameters)
+        stage.kept_step = best.step
+        last = smoothed([value for _, value in stage.measurements[HELD_OUT_LOSS]])[-1]
+        self._log(
+            f"{stage.spec.name}: step {best.step} of {stage.step} is kept, where the held-out loss is lowest: "
+            f"{best.loss:.4f} smoothed, {last:.4f} at the end"
+        )

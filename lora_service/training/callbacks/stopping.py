@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lora_service.training.optimization.loop import StageRun, TrainingCallback
-from lora_service.training.runs.run_folder import RunFolder
-from lora_service.training.runs.stop_signal import StopSignal
+from lora_service.training.runs.run_folder import RunFolder, StopSignal
 
 INTERRUPTED = "stopped by request"
 _RESERVED_SHARE, _LEAST_RESERVED, _MOST_RESERVED = 0.1, 1.0, 60.0

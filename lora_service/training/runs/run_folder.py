@@ -12,11 +12,28 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lora_service.errors import InputError
-from lora_service.training.runs.stop_signal import StopSignal
 
 _LOCK = ".lock"
 SAMPLE_TIMES = 4
 """The number of times that samples are drawn in a run whose folder is kept."""
+
+
+@dataclass
+class StopSignal:
+    """Set by whoever wants the end, for example in a signal handler.
+
+    Attributes:
+        requested: True once somebody asked: the training ends after this step.
+        can_stop: True while there is something to be kept; before the first step nothing is learned.
+    """
+
+    requested: bool = False
+    can_stop: bool = False
+
+    @property
+    def stops_now(self) -> bool:
+        """True if the training is to end with what it has."""
+        return self.requested and self.can_stop
 
 
 @dataclass(frozen=True)

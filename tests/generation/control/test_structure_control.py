@@ -15,7 +15,7 @@ from lora_service.errors import InputError
 from lora_service.generation.control.condition_image import trace_canny
 from lora_service.generation.generator import ImageGenerator
 from lora_service.generation.image_files import GeneratedImage
-from lora_service.generation.input_images import InputImages
+from lora_service.generation.initial_image import InputImages
 from lora_service.generation.request import GenerateRequest
 from lora_service.models.control_loading import ControlModels
 from lora_service.models.diffusion_base import DiffusionBase

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from lora_service.errors import DivergedError
 from lora_service.lora.files import read_lora
 from lora_service.models.diffusion_base import DiffusionBase
-from lora_service.training.callbacks.best_checkpoint import BestCheckpoint
 from lora_service.training.callbacks.held_out import (
     HELD_OUT_LOSS,
+    BestCheckpoint,
     HeldOutEvaluation,
     HeldOutLoss,
     choose_held_out,

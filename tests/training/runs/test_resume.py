@@ -19,10 +19,9 @@ from lora_service.training.callbacks.stopping import INTERRUPTED, StopRequest
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.optimization.loop import StageRun, TrainingCallback
 from lora_service.training.runs.checkpoints import CheckpointFolder, CheckpointWriter, save_interval
-from lora_service.training.runs.run_folder import RunFolder, RunOptions
+from lora_service.training.runs.run_folder import RunFolder, RunOptions, StopSignal
 from lora_service.training.runs.run_record import RunRecord
 from lora_service.training.runs.state_file import read_state, write_state
-from lora_service.training.runs.stop_signal import StopSignal
 from lora_service.training.trainer import Trainer, TrainResult
 from tests.errors import raises
 from tests.small_base import hashes, picture_zip, small_base

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lora_service.generation.denoising import DenoisingBatch
+from lora_service.generation.denoising_progress import Preview, Progress
 from lora_service.generation.generator import ImageGenerator
-from lora_service.generation.progress import Preview, Progress
 from lora_service.generation.request import GenerateRequest
 from lora_service.models.loading import load_base
 from lora_service.settings import Settings

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from lora_service.cli.jobs import train_command
-from lora_service.cli.runs import check_resume, recorded_output, stop_on_interrupt, training_settings
+from lora_service.cli.run_options import check_resume, recorded_output, stop_on_interrupt, training_settings
+from lora_service.cli.train_and_generate import train_command
 from lora_service.errors import InputError
 from lora_service.training.runs.run_folder import RunFolder
 from tests.errors import raises

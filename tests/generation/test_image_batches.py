@@ -9,11 +9,11 @@ import torch
 from PIL import Image, ImageDraw
 
 from lora_service.errors import InputError
-from lora_service.generation import batches, memory
+from lora_service.generation import image_batches, image_memory
 from lora_service.generation.denoising import DenoisingBatch, DenoisingCallback, DenoisingPlan
 from lora_service.generation.generator import ImageGenerator
 from lora_service.generation.image_files import GeneratedImage
-from lora_service.generation.input_images import InputImages
+from lora_service.generation.initial_image import InputImages
 from lora_service.generation.request import GenerateRequest
 from lora_service.generation.schedulers import SCHEDULERS
 from tests.errors import raises
@@ -52,13 +52,13 @@ class Batches(DenoisingCallback):
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Batches:
     callback = Batches([])
-    denoise = batches.denoise
+    denoise = image_batches.denoise
 
     def with_callback(plan: DenoisingPlan, seeds: Any) -> Any:
         plan = replace(plan, callbacks=[*plan.callbacks, callback])
         return denoise(plan, seeds)
 
-    monkeypatch.setattr(batches, "denoise", with_callback)
+    monkeypatch.setattr(image_batches, "denoise", with_callback)
     return callback
 
 
@@ -101,29 +101,29 @@ def test_an_image_that_does_not_fit_is_refused_and_leaves_the_base(watched: Batc
 
 def test_the_free_memory_decides_how_many_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     base, size = small_base(), (64, 64)
-    one = memory.denoising_bytes(base, size)
+    one = image_memory.denoising_bytes(base, size)
     for fitting, count, expected in ((100, 8, 8), (4.1, 8, 4), (5.1, 8, 4), (3.1, 4, 2), (1.1, 8, 1), (0.5, 8, 1)):
-        monkeypatch.setattr(memory, "free_bytes", lambda device, free=fitting * one / 0.8: int(free))
-        assert memory.images_at_once(base, size, count) == expected
-    monkeypatch.setattr(memory, "free_bytes", lambda device: None)
-    assert memory.images_at_once(base, size, 8) == 1
+        monkeypatch.setattr(image_memory, "free_bytes", lambda device, free=fitting * one / 0.8: int(free))
+        assert image_memory.images_at_once(base, size, count) == expected
+    monkeypatch.setattr(image_memory, "free_bytes", lambda device: None)
+    assert image_memory.images_at_once(base, size, 8) == 1
 
 
 def test_a_size_beyond_the_memory_is_refused_with_one_that_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
     base = small_base()
-    monkeypatch.setattr(memory, "free_bytes", lambda device: int(memory.denoising_bytes(base, (64, 64))))
+    monkeypatch.setattr(image_memory, "free_bytes", lambda device: int(image_memory.denoising_bytes(base, (64, 64))))
     with raises(InputError, code="too_large_for_memory", field="width") as caught:
         ImageGenerator(base).generate(request(width=128, height=96), [])
     assert caught.value.value == 128
     assert "64 × 48 would do" in caught.value.expected
-    memory.check_memory(base, (64, 48))
+    image_memory.check_memory(base, (64, 48))
 
 
 def test_latents_are_decoded_in_tiles_only_where_the_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     generator, lines = ImageGenerator(small_base()), list[str]()
     whole = generator.generate(request(width=96, height=96), [], log=lines.append)[0]
     assert not lines[:-1]
-    monkeypatch.setattr(memory, "decoding_bytes", lambda base, size: 2.0**60)
+    monkeypatch.setattr(image_memory, "decoding_bytes", lambda base, size: 2.0**60)
     tiled = generator.generate(request(width=96, height=96), [], log=lines.append)[0]
     assert any("tiles" in line for line in lines)
     assert tiled.image.size == whole.image.size
@@ -146,12 +146,12 @@ def test_decoding_that_does_not_fit_is_tried_with_less(monkeypatch: pytest.Monke
         return decode(latents)
 
     monkeypatch.setattr(generator.base, "decode", short)
-    monkeypatch.setattr(batches, "decoded_at_once", lambda base, size: 8)
+    monkeypatch.setattr(image_batches, "decoded_at_once", lambda base, size: 8)
     drawn = generator.generate(request(num_outputs=3), [])
     assert tried == [(3, False), (1, False), (1, False), (1, False)]
     assert [each.image.tobytes() for each in drawn] == [each.image.tobytes() for each in expected]
 
 
 def test_the_free_memory_of_this_machine_is_plausible() -> None:
-    free = memory.free_bytes(torch.device("cpu"))
+    free = image_memory.free_bytes(torch.device("cpu"))
     assert free is None or GIBIBYTE / 100 < free < 2**50

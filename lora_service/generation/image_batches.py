@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from lora_service.generation.denoising import DenoisingPlan, denoise
-from lora_service.generation.memory import (
+from lora_service.generation.image_memory import (
     decoded_at_once,
     denoising_bytes,
     free_bytes,

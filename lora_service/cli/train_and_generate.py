@@ -18,7 +18,7 @@ import click
 
 from lora_service.cli.field_options import ConfigCommand, GroupedOption, class_data_option, config_options
 from lora_service.cli.output_files import check_folder, check_output, force_option, free_path, whole_file
-from lora_service.cli.runs import (
+from lora_service.cli.run_options import (
     check_resume,
     is_launched,
     is_main_process,
@@ -41,7 +41,7 @@ from lora_service.training.inputs.resolved_config import ResolvedConfig
 from lora_service.training.runs.run_folder import RunFolder, RunOptions
 
 if TYPE_CHECKING:  # they import torch
-    from lora_service.generation.progress import Preview
+    from lora_service.generation.denoising_progress import Preview
     from lora_service.training.callbacks.training_progress import OnProgress
 
 _DEFAULT_SCALE = "0.8"
@@ -194,7 +194,7 @@ def _training_output() -> Iterator[tuple[Log, OnProgress | None]]:
     if not sys.stderr.isatty():
         yield click.echo, None
         return
-    from lora_service.cli.progress import ProgressBar
+    from lora_service.cli.progress_bar import ProgressBar
 
     with ProgressBar() as bar:
         yield bar.log, bar.show

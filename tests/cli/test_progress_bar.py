@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from lora_service.cli.jobs import _training_output
+from lora_service.cli.train_and_generate import _training_output
 from lora_service.training.callbacks.training_progress import TrainingProgress
 
 

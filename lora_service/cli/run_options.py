@@ -19,8 +19,7 @@ import click
 from lora_service.cli.field_options import GroupedOption
 from lora_service.errors import InputError
 from lora_service.settings import Settings, Tracker
-from lora_service.training.runs.run_folder import RunFolder
-from lora_service.training.runs.stop_signal import StopSignal
+from lora_service.training.runs.run_folder import RunFolder, StopSignal
 
 CommandFunction = TypeVar("CommandFunction", bound=Callable[..., Any])
 
