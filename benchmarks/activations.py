@@ -25,7 +25,8 @@ from lora_service.models.families.sd1 import SD1
 from lora_service.models.text_encoders import PromptEmbeds
 from lora_service.training.adapters.lora_layers import LayerOptions, lora_layers
 from lora_service.training.adapters.lora_targets import targets_in
-from lora_service.training.inputs.config import ORIGINAL_TARGETS, LoraKind, LoraTargets
+from lora_service.training.inputs.config import LoraKind, LoraTargets
+from lora_service.training.inputs.input_checks import ORIGINAL_TARGETS
 from lora_service.training.memory.estimate import encoder_bytes, unet_bytes
 from lora_service.training.memory.transformers import transformer_bytes
 

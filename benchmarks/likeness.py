@@ -18,7 +18,7 @@ from PIL import Image
 
 from benchmarks.bases import load_named_base
 from benchmarks.quality.subjects import PROMPTS_BY_KIND, REFERENCE_PICTURES, SHOWN_PICTURES, TRAINING_PICTURES
-from lora_service.demo.evaluation import Evaluation, Metrics, evaluate, reconstruct
+from lora_service.demo.evaluation import Evaluation, VariantMetrics, evaluate, reconstruct
 from lora_service.generation.image_grid import ImageRow, draw_grid
 from lora_service.lora.files import read_lora
 from lora_service.lora.weights import LoraWeights
@@ -41,7 +41,7 @@ def train(base: DiffusionBase, kind: str, seed: int, folder: Path) -> Path:
 
 def likeness(
     base: DiffusionBase, lora: LoraWeights, judge: ImageJudge, kind: str, seed: int
-) -> tuple[list[ImageRow], Metrics]:
+) -> tuple[list[ImageRow], VariantMetrics]:
     """Evaluate a LoRA: rows of pictures for a sheet, and metrics with the ceiling among the similarities."""
     setup, side = PROMPTS_BY_KIND[kind], base.defaults.resolution
     held_out = [p.image for p in islice(pictures(seed, side, "judge", kind), 2 * REFERENCE_PICTURES)]

@@ -36,7 +36,8 @@ from lora_service.training.adapters.textual_inversion import added_tokens, initi
 from lora_service.training.callbacks.training_progress import ProgressReporter
 from lora_service.training.context import TrainingContext
 from lora_service.training.data.latent_cache import cache_latents
-from lora_service.training.inputs.config import ORIGINAL_TARGETS, TrainConfig
+from lora_service.training.inputs.config import TrainConfig
+from lora_service.training.inputs.input_checks import ORIGINAL_TARGETS
 from lora_service.training.inputs.resolved_config import resolve_config
 from lora_service.training.stages import train_lora, train_textual_inversion
 

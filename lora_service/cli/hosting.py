@@ -10,7 +10,7 @@ import click
 from lora_service.errors import InputError
 from lora_service.models.hub_download import download_base
 from lora_service.models.registry import REGISTRY, locate
-from lora_service.serving import server
+from lora_service.serving import foreground
 from lora_service.serving.entries import Mode
 from lora_service.settings import Settings
 
@@ -24,7 +24,7 @@ def serve_command(mode: Mode, port: int | None, host: str, upload_url: str | Non
     """Run Cog's own HTTP server without Docker, and restart its worker when it dies."""
     settings = Settings.from_environment()
     locate(settings.base_model, settings.model_cache)  # refuse what can be no base model here, not in every job
-    sys.exit(server.serve(mode, port=port, host=host, upload_url=upload_url))
+    sys.exit(foreground.serve(mode, port=port, host=host, upload_url=upload_url))
 
 
 @click.command("download-base")

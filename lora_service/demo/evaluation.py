@@ -48,7 +48,7 @@ class Evaluation:
 
 
 @dataclass
-class Metrics:
+class VariantMetrics:
     """Means over prompts and seeds, by the name of the variant: ``base``, ``scale 0.5`` …"""
 
     similarity: dict[str, float] = field(default_factory=dict)
@@ -64,9 +64,9 @@ class Metrics:
         ]
 
 
-def evaluate(base: DiffusionBase, lora: LoraWeights, evaluation: Evaluation) -> tuple[list[ImageRow], Metrics]:
+def evaluate(base: DiffusionBase, lora: LoraWeights, evaluation: Evaluation) -> tuple[list[ImageRow], VariantMetrics]:
     """Generate images with the base and with the LoRA at two scales; return rows of them and their metrics."""
-    generator, metrics, rows = ImageGenerator(base), Metrics(), []
+    generator, metrics, rows = ImageGenerator(base), VariantMetrics(), []
     variants = {
         "base": (0.0, evaluation.base_subject),
         "scale 0.5": (0.5, evaluation.lora_subject.format("<1>")),

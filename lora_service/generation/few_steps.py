@@ -52,8 +52,7 @@ def few_step_kind(weights: LoraWeights, link: str) -> FewStepKind | None:
 
 def few_step_advice(kind: FewStepKind, request: GenerateRequest, defaults: ModelDefaults) -> str | None:
     """Return what to set for a LoRA of ``kind``, as a sentence for the log; None where everything is set so."""
-    steps = request.num_inference_steps or defaults.num_inference_steps
-    guidance = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
+    steps, guidance = request.steps(defaults), request.guidance(defaults)
     advice = []
     if request.scheduler != kind.scheduler:
         advice.append(f"scheduler {kind.scheduler}")

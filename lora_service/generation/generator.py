@@ -158,18 +158,12 @@ class ImageGenerator:
             self.patcher.restore()
             raise
 
-    def _steps(self, request: GenerateRequest) -> int:
-        return request.num_inference_steps or self.base.defaults.num_inference_steps
-
-    def _guidance_scale(self, request: GenerateRequest) -> float:
-        return self.base.defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
-
     def _settings(self, request: GenerateRequest, size: Size, prompts: Prompts, images: InputImages) -> dict[str, Any]:
         """Return the settings for the files' metadata."""
         settings = {
             "prompt": prompts.prompt,
-            "num_inference_steps": self._steps(request),
-            "guidance_scale": self._guidance_scale(request),
+            "num_inference_steps": request.steps(self.base.defaults),
+            "guidance_scale": request.guidance(self.base.defaults),
             "negative_prompt": prompts.negative_prompt,
             "width": size[0],
             "height": size[1],
@@ -210,7 +204,7 @@ class ImageGenerator:
         pipeline.unet = Denoiser(
             self.base.unet,
             self.base.compiled,
-            guidance_scale=self._guidance_scale(request),
+            guidance_scale=request.guidance(self.base.defaults),
             guidance_rescale=self._guidance_rescale(request),
             layer_cache=cache,
         )
@@ -240,7 +234,7 @@ class ImageGenerator:
         initial: InitialImage | None,
     ) -> DenoisingPlan:
         """Choose pipeline and scheduler, and prepare what they are called with."""
-        steps = self._steps(request)
+        steps = request.steps(self.base.defaults)
         check_scheduler(request.scheduler, steps, request.schedule)
         if initial is not None and int(request.prompt_strength * steps) < 1:
             expected = f"at least {1 / steps:.2g}, so that one of {steps} steps is taken"
@@ -256,7 +250,7 @@ class ImageGenerator:
             )
         arguments: dict[str, Any] = {
             "num_inference_steps": steps,
-            **self.base.family.guidance(self._guidance_scale(request)),
+            **self.base.family.guidance(request.guidance(self.base.defaults)),
             **mode.arguments,
             **encoder.encode(prompts),
         }

@@ -58,17 +58,13 @@ def expand_references(
             return ""
         if number > len(subjects):
             last = len(subjects)
-            known = f"<1> to <{last}>, the LoRAs" if last > 1 else "<1>, the only LoRA"
-            expected = f"one that names no other than {known} of the request"
+            references = f"<1> to <{last}>, the LoRAs" if last > 1 else "<1>, the only LoRA"
+            expected = f"one that names no other than {references} of the request"
             raise InputError(field, prompt, expected, code="unknown_reference")
         subject = subjects[number - 1]
         if match[2] is not None:
             by_name = named_subjects[number - 1] if named_subjects else {"1": subject or ""}
-            named = by_name.get(" ".join(match[2].lower().split()))
-            if named is None:
-                known = ", ".join(f"<{number}:{name}>" for name in by_name)
-                expected = f"one that names the subjects of LoRA {number} as {shortened(known, 200)}"
-                raise InputError(field, prompt, expected, code="unknown_reference")
+            named = _named_subject(match[2], number, by_name, (field, prompt))
             subject = named if subject is not None else None
         if not subject:
             notes.append(f"LoRA {number} has no token or trigger word, so {match[0]} was left out of the {shown}.")
@@ -80,3 +76,17 @@ def expand_references(
 
     expanded = _REFERENCE.sub(expand, prompt)
     return ExpandedPrompt(re.sub(r"\s+", " ", expanded).strip() if notes else expanded, tuple(dict.fromkeys(notes)))
+
+
+def _named_subject(name: str, number: int, by_name: Mapping[str, str], prompt_input: tuple[str, str]) -> str:
+    """Return the text of the subject ``name`` of LoRA ``number``.
+
+    Raises:
+        InputError: it has none of that name, as the prompt's input says (its name and value).
+    """
+    subject = by_name.get(" ".join(name.lower().split()))
+    if subject is None:
+        references = ", ".join(f"<{number}:{each}>" for each in by_name)
+        expected = f"one that names the subjects of LoRA {number} as {shortened(references, 200)}"
+        raise InputError(*prompt_input, expected, code="unknown_reference")
+    return subject

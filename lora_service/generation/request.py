@@ -13,6 +13,7 @@ from lora_service.errors import InputError, blame_input
 from lora_service.generation.schedulers import SCHEDULERS, check_scheduler
 from lora_service.lora.scale import Scale, parse_scale
 from lora_service.models.control_registry import AdapterType
+from lora_service.models.defaults import ModelDefaults
 from lora_service.validation import Int, validate, without_surrogates
 
 LARGEST_SIDE = 8192
@@ -165,6 +166,14 @@ class GenerateRequest(BaseModel):
         check_scheduler(request.scheduler, 1, request.schedule)
         request.links("embedding_urls")
         return request
+
+    def steps(self, defaults: ModelDefaults) -> int:
+        """Return the inference steps, on a base with ``defaults``."""
+        return self.num_inference_steps or defaults.num_inference_steps
+
+    def guidance(self, defaults: ModelDefaults) -> float:
+        """Return the guidance scale, on a base with ``defaults``."""
+        return defaults.guidance_scale if self.guidance_scale is None else self.guidance_scale
 
     def links(self, field: Literal["lora_urls", "embedding_urls"] = "lora_urls") -> tuple[str, ...]:
         """Return the links of ``lora_urls`` or ``embedding_urls``.

@@ -73,7 +73,7 @@ def check_work(request: GenerateRequest, base: DiffusionBase, size: Size, max_pi
     Raises:
         InputError: it exceeds the limit (``too_much_work``).
     """
-    steps = request.num_inference_steps or base.defaults.num_inference_steps
+    steps = request.steps(base.defaults)
     pixel_steps = size[0] * size[1] * steps * request.num_outputs
     if max_pixel_steps is not None and pixel_steps > max_pixel_steps:
         limit = max_pixel_steps // (size[0] * size[1] * request.num_outputs)

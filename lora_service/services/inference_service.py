@@ -168,11 +168,7 @@ class InferenceService(ModelService):
         sources = LoraSources(replicate_weights.strip(), lora)
         with self._job(log, uploads), self.loras.request():
             request = GenerateRequest.of(inputs, self.loras.count(sources))
-            images = InputImages(
-                image=open_image("image", image, self.settings),
-                mask=open_image("mask", mask, self.settings, background=_BLACK),
-                adapter_condition_image=open_image("adapter_condition_image", adapter_condition_image, self.settings),
-            )
+            images = self._input_images(image, mask, adapter_condition_image)
             started = time.monotonic()
             loras, embeddings = self.loras.read(request, sources, token, self.base.defaults, log)
             fetched = time.monotonic()
@@ -184,17 +180,22 @@ class InferenceService(ModelService):
             )
             kept = self._without_held_back(generated, checked=checked, log=log)
             paths = self._save(request, kept)
-            record_metric("seed", generated[0].seed)
-            record_metric("seeds", " ".join(str(image.seed) for image in generated))
-            if len(kept) < len(generated):
-                record_metric("held_back", len(generated) - len(kept))
             if request.preview_every and on_preview is None:
                 record_metric("preview", "")  # the pictures are there
+            _record_seeds(generated, len(generated) - len(kept), record_metric)
             record_metric("loras", len(loras))
             record_metric("loras_in_memory", self.loras.hits)
             record_metric("seconds_lora", round(fetched - started, 3))
             record_metric("seconds_drawing", round(time.monotonic() - fetched, 3))
             return paths
+
+    def _input_images(self, image: object, mask: object, adapter_condition_image: object) -> InputImages:
+        """Decode the pictures of a request, each anything that Cog hands over."""
+        return InputImages(
+            image=open_image("image", image, self.settings),
+            mask=open_image("mask", mask, self.settings, background=_BLACK),
+            adapter_condition_image=open_image("adapter_condition_image", adapter_condition_image, self.settings),
+        )
 
     def _previews(self, request: GenerateRequest, show: OnPreview, *, checked: bool, log: Log) -> OnPreview | None:
         """Return what shows previews; None where pictures are checked, as nobody checks those."""
@@ -224,6 +225,13 @@ class InferenceService(ModelService):
         folder = self._output.renew()
         suffix = "jpg" if request.output_format == "jpeg" else request.output_format
         return [save_image(image, folder / f"out-{i}.{suffix}", request.output_quality) for i, image in generated]
+
+
+def _record_seeds(generated: list[GeneratedImage], held_back: int, record_metric: RecordMetric) -> None:
+    record_metric("seed", generated[0].seed)
+    record_metric("seeds", " ".join(str(image.seed) for image in generated))
+    if held_back:
+        record_metric("held_back", held_back)
 
 
 def _record_preview(record_metric: RecordMetric, preview: Preview) -> None:

@@ -7,5 +7,6 @@
 ``schema``        the OpenAPI document that Cog's build would write
 ``supervisor``    restarts a server that dies
 ``server``        Cog's server as a process, with the document in its working folder
+``foreground``    serves until a signal, as the command line does
 ``cog_process``   the process itself, which ends with the one that started it
 """

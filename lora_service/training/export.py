@@ -74,7 +74,28 @@ def export_lora(
     Raises:
         DivergedError: a number is beyond what the file can hold.
     """
-    config = resolved.config
+    report = _report(adapter, base, resolved, dataset, stages)
+    header = metadata_strings(_header(adapter, base, resolved, stages), __version__)
+    metadata = header | _bases(base) | {REPORT_KEY: json.dumps(report, sort_keys=True)}
+    try:
+        write_lora(path, adapter.weights(resolved.tokens, metadata), format=resolved.config.lora_format)
+    except LoraFileError as error:
+        if error.code != "not_finite":
+            raise
+        raise DivergedError(
+            "What was learned has grown beyond the file's numbers (fp16); try lower learning rates, or fewer steps."
+        ) from error
+    return path
+
+
+def _report(
+    adapter: TrainedAdapter,
+    base: DiffusionBase,
+    resolved: ResolvedConfig,
+    dataset: DatasetReport,
+    stages: Mapping[str, LoopReport],
+) -> dict[str, object]:
+    """Return the training as the header tells it, for JSON."""
     report: dict[str, object] = {
         "base": base.defaults.title,
         "base_family": base.family.name,
@@ -94,9 +115,17 @@ def export_lora(
     report |= _exceptions(adapter, stages)
     if parts := {name: stage.parts for name, stage in stages.items() if stage.parts}:
         report["loss_parts"] = parts
+    return report
+
+
+def _header(
+    adapter: TrainedAdapter, base: DiffusionBase, resolved: ResolvedConfig, stages: Mapping[str, LoopReport]
+) -> LoraMetadata:
+    """Return the facts that other tools read too."""
+    config = resolved.config
     side, rank = config.resolution or 0, config.lora_rank or 0
     alpha = config.lora_alpha or 0.0
-    header = LoraMetadata(
+    return LoraMetadata(
         architecture=base.defaults.architecture,
         base_version=base.defaults.version,
         base_name=base.defaults.title,
@@ -113,16 +142,6 @@ def export_lora(
         thumbnail=adapter.thumbnail,
         network_args=_LYCORIS_ARGS.get(config.lora_kind, {}),
     )
-    metadata = metadata_strings(header, __version__) | _bases(base) | {REPORT_KEY: json.dumps(report, sort_keys=True)}
-    try:
-        write_lora(path, adapter.weights(resolved.tokens, metadata), format=config.lora_format)
-    except LoraFileError as error:
-        if error.code != "not_finite":
-            raise
-        raise DivergedError(
-            "What was learned has grown beyond the file's numbers (fp16); try lower learning rates, or fewer steps."
-        ) from error
-    return path
 
 
 @dataclass(frozen=True)

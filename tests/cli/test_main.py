@@ -161,7 +161,7 @@ def test_a_reader_that_has_gone_is_no_traceback() -> None:
 
 def test_a_server_is_told_where_outputs_are_uploaded_to(monkeypatch: pytest.MonkeyPatch) -> None:
     options: list[dict[str, object]] = []
-    monkeypatch.setattr("lora_service.serving.server.serve", lambda mode, **more: options.append(more) or 0)
+    monkeypatch.setattr("lora_service.serving.foreground.serve", lambda mode, **more: options.append(more) or 0)
     assert run(monkeypatch, "serve", "predict", "--upload-url", "https://files.example.com/lora/") == 0
     assert run(monkeypatch, "serve", "predict") == 0
     assert [each["upload_url"] for each in options] == ["https://files.example.com/lora/", None]
@@ -172,7 +172,7 @@ def test_a_server_is_not_started_on_what_can_be_no_base(
     kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started: list[str] = []
-    monkeypatch.setattr("lora_service.serving.server.serve", lambda kind, **_: started.append(kind) or 0)
+    monkeypatch.setattr("lora_service.serving.foreground.serve", lambda kind, **_: started.append(kind) or 0)
     monkeypatch.setenv("BASE_MODEL", "sd3000")
     assert run(monkeypatch, "serve", kind) == 2
     assert "error: BASE_MODEL is 'sd3000', but there is no such folder or file" in capsys.readouterr().err

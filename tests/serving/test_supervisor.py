@@ -21,7 +21,8 @@ import requests
 
 from lora_service.errors import ServingError
 from lora_service.serving import server as server_module
-from lora_service.serving.server import CogServer, serve
+from lora_service.serving.foreground import serve
+from lora_service.serving.server import CogServer
 from lora_service.serving.supervisor import Health, RestartPolicy, supervise
 from tests.errors import raises
 
@@ -262,7 +263,7 @@ def webhooks() -> Iterator[type[Webhooks]]:
 @pytest.fixture
 def command(home, tmp_path) -> Iterator[subprocess.Popen[str]]:
     """Run ``serve`` in a process of its own, as the command line does."""
-    code = "import pathlib, sys; from lora_service.serving.server import serve; "
+    code = "import pathlib, sys; from lora_service.serving.foreground import serve; "
     code += f"sys.exit(serve('predict', port=0, home=pathlib.Path({str(home)!r})))"
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen(

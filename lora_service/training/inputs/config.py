@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from lora_service.dataset.options import (
 from lora_service.errors import InputError
 from lora_service.models.defaults import ModelDefaults
 from lora_service.settings import Settings
+from lora_service.training.inputs.input_checks import check_combinations, parse_sample_prompts
 from lora_service.validation import Int, validate, without_surrogates
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 _INVISIBLE = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"}
 """Unicode categories of characters that nobody sees and nobody can type: control, direction, zero width, surrogates."""
-MOST_SAMPLE_PROMPTS, _LONGEST_SAMPLE_PROMPT = 16, 1000
-_REFERENCE = re.compile(r"<\d+>")
 CLASS_IMAGES = 100
 """Class pictures that are drawn where no number is given; DreamBooth's authors took 100 to 200."""
 PLACEHOLDER = re.compile(r"<[^<>|\s]{1,30}>")
@@ -45,8 +43,6 @@ LoraTargets = Literal[
 LoraKind = Literal["lora", "dora", "rslora", "lokr"]
 TimestepSampling = Literal["auto", "logit_normal", "uniform", "cubic", "mode"]
 OptimizerName = Literal["adamw", "adamw8bit", "prodigy", "adamw_schedule_free", "muon"]
-ORIGINAL_TARGETS: LoraTargets = "attention+geglu"
-"""The layers that the original trainers taught, and all that the cloneofsimo format has numbers for."""
 PRODIGY_RATE = 1.0
 """The default of all rates with Prodigy, which multiplies them by what it finds."""
 
@@ -328,43 +324,8 @@ class TrainConfig(BaseModel):
         return validate(TrainConfig, values)
 
     @model_validator(mode="after")
-    def _some_steps(self) -> TrainConfig:
-        if self.max_train_steps_ti == self.max_train_steps_tuning == 0:
-            raise InputError(
-                "max_train_steps_tuning", 0, "1 or more when max_train_steps_ti is 0 too: nothing would be taught"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _own_words(self) -> TrainConfig:
-        """Check that the trigger is a word of its own, beside the new tokens."""
-        reserved = (*self.placeholder_tokens.split("|"), SUBJECT, *_REFERENCE.findall(self.trigger))
-        clash = next((text for text in reserved if text in self.trigger), "")
-        if clash:
-            expected = f"a plain word without {clash}, which stands for the new tokens or a LoRA"
-            raise InputError("trigger", self.trigger, expected)
-        if "|" in self.class_word:
-            expected = "one word or name without |; initializer_tokens takes one for each new token"
-            raise InputError("class_word", self.class_word, expected)
-        return self
-
-    @model_validator(mode="after")
-    def _class_is_not_the_subject(self) -> TrainConfig:
-        """Check that what is preserved is not what is taught."""
-        if self.preservation == "output" and not self.class_word:
-            expected = (
-                "the kind of thing the subject is, like dog: preservation 'output' keeps what the base draws of it"
-            )
-            raise InputError("class_word", "", expected, code="class_word_needed")
-        if self.preservation == "prior" and not self.class_word and not self.class_prompt and self.task != "style":
-            expected = "the kind of thing the subject is, like dog: preservation 'prior' keeps it; or give class_prompt"
-            raise InputError("class_word", "", expected, code="class_word_needed")
-        names = {"output": ("class_word",), "prior": ("class_word", "class_prompt"), "none": ()}[self.preservation]
-        for name in names:
-            value = getattr(self, name)
-            if self.trigger and re.search(rf"(?<!\w){re.escape(self.trigger)}(?!\w)", value, re.IGNORECASE):
-                expected = f"without the trigger {self.trigger!r}: what calls the subject cannot be kept as it was"
-                raise InputError(name, value, expected, code="preserves_the_subject")
+    def _inputs_fit_each_other(self) -> TrainConfig:
+        check_combinations(self)
         return self
 
     @field_validator("class_prompt")
@@ -374,44 +335,6 @@ class TrainConfig(BaseModel):
         if SUBJECT in value or (value.strip() and not all(prompts)):
             raise InputError("class_prompt", value, "prompts without {} split by |, like 'a photo of a dog'")
         return "|".join(prompts)
-
-    @model_validator(mode="after")
-    def _layers_fit(self) -> TrainConfig:
-        """Check that the file's format holds the layers, and that they can go on from a LoRA's."""
-        if self.start_from.strip() and self.lora_kind != "lora":
-            expected = "lora with start_from, whose layers go on as they are"
-            raise InputError("lora_kind", self.lora_kind, expected, code="cannot_go_on")
-        if self.lora_kind == "lokr" and self.lora_format != "kohya":
-            raise InputError("lora_format", self.lora_format, "kohya, the only format of LoKr, with lora_kind lokr")
-        if self.lora_format != "cloneofsimo":
-            return self
-        if self.lora_kind == "dora":
-            raise InputError("lora_format", self.lora_format, "kohya or diffusers with lora_kind dora")
-        if self.lora_targets != ORIGINAL_TARGETS:
-            expected = f"{ORIGINAL_TARGETS} with lora_format cloneofsimo, which has no names for other layers"
-            raise InputError("lora_targets", self.lora_targets, expected)
-        return self
-
-    @model_validator(mode="after")
-    def _optimizer_fits(self) -> TrainConfig:
-        """Check that the rates' inputs fit each other and the optimiser."""
-        if self.lr_warmup_steps and self.lr_warmup_ratio:
-            raise InputError("lr_warmup_ratio", self.lr_warmup_ratio, "0 beside lr_warmup_steps; give one of the two")
-        if self.optimizer == "adamw_schedule_free":
-            if not self.lr_scheduler.startswith("constant"):
-                raise InputError("lr_scheduler", self.lr_scheduler, "constant with optimizer adamw_schedule_free")
-            if self.ema_decay:
-                expected = "0 with optimizer adamw_schedule_free, which keeps a mean already"
-                raise InputError("ema_decay", self.ema_decay, expected)
-        if self.lora_plus_ratio != 1:
-            if self.optimizer == "prodigy":
-                expected = "1 with optimizer prodigy, which finds the rates of a group as one"
-                raise InputError("lora_plus_ratio", self.lora_plus_ratio, expected)
-            if self.lora_kind == "lokr":
-                raise InputError(
-                    "lora_plus_ratio", self.lora_plus_ratio, "1 with lora_kind lokr, which has no up matrix"
-                )
-        return self
 
     @field_validator("trigger", "class_word")
     @classmethod
@@ -517,34 +440,3 @@ class TrainConfig(BaseModel):
     def prompts_of_samples(self) -> tuple[str, ...]:
         """The user's prompts of the samples, with ``{}`` for the subject; none: the task's own."""
         return parse_sample_prompts(self.sample_prompts)
-
-
-def parse_sample_prompts(text: str) -> tuple[str, ...]:
-    """Return the prompts in the input ``sample_prompts``, with ``{}`` for ``<1>``; none where there are none.
-
-    Raises:
-        InputError: there are too many, one is too long, or one names another LoRA than this.
-    """
-    prompts = tuple(prompt.replace("<1>", SUBJECT) for prompt in _lines_or_json(text))
-    if len(prompts) > MOST_SAMPLE_PROMPTS:
-        raise InputError("sample_prompts", text, f"at most {MOST_SAMPLE_PROMPTS} prompts, not {len(prompts)}")
-    for prompt in prompts:
-        if len(prompt) > _LONGEST_SAMPLE_PROMPT or _REFERENCE.search(prompt):
-            expected = (
-                f"of at most {_LONGEST_SAMPLE_PROMPT} characters, with {{}} or <1> for the subject and no other LoRA"
-            )
-            raise InputError("sample_prompts", prompt, expected)
-    return prompts
-
-
-def _lines_or_json(text: str) -> list[str]:
-    """Return the texts of a JSON list, or the lines of any other text; empty ones are left out."""
-    if not text.lstrip().startswith("["):
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    try:
-        texts = json.loads(text)
-    except ValueError:
-        texts = None
-    if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
-        raise InputError("sample_prompts", text, """one prompt per line, or a JSON list like '["a photo of {}"]'""")
-    return [each.strip() for each in texts if each.strip()]

@@ -53,7 +53,8 @@ from lora_service.models.quantization import weight_shape
 from lora_service.training.adapters.lora_layers import parameter_count
 from lora_service.training.adapters.lora_targets import TargetLayers, learning_targets, targets_in
 from lora_service.training.data.batches import CAPTIONS_PER_BLOCK
-from lora_service.training.inputs.config import ORIGINAL_TARGETS, TrainConfig
+from lora_service.training.inputs.config import TrainConfig
+from lora_service.training.inputs.input_checks import ORIGINAL_TARGETS
 from lora_service.training.memory.transformers import layer_positions, transformer_bytes
 from lora_service.training.optimization.optimizers import STATE_BYTES
 

@@ -12,7 +12,8 @@ from lora_service.models.families.sd1 import SD1
 from lora_service.training.adapters.lora_layers import FusedLoraLinear, LayerOptions, lora_layers
 from lora_service.training.adapters.lora_targets import targets_in
 from lora_service.training.adapters.textual_inversion import added_tokens, initial_embeddings, pull_norms
-from lora_service.training.inputs.config import ORIGINAL_TARGETS, LoraKind
+from lora_service.training.inputs.config import LoraKind
+from lora_service.training.inputs.input_checks import ORIGINAL_TARGETS
 from tests.errors import raises
 from tests.small_base import hashes, small_base
 

@@ -21,7 +21,8 @@ from lora_service.lora.scale import Scale
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.image_judge import ImageJudge
 from lora_service.training.callbacks.samples import SampleDrawer, SamplePlan, sample_prompts, sample_steps
-from lora_service.training.inputs.config import MOST_SAMPLE_PROMPTS, TrainConfig, parse_sample_prompts
+from lora_service.training.inputs.config import TrainConfig
+from lora_service.training.inputs.input_checks import MOST_SAMPLE_PROMPTS, parse_sample_prompts
 from lora_service.training.inputs.resolved_config import resolve_config
 from lora_service.training.trainer import Trainer, TrainResult
 from tests.errors import raises

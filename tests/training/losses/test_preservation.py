@@ -20,7 +20,8 @@ from lora_service.training.adapters.lora_targets import targets_in
 from lora_service.training.callbacks.training_progress import TrainingProgress
 from lora_service.training.context import TrainingContext
 from lora_service.training.data.latent_cache import cache_latents
-from lora_service.training.inputs.config import ORIGINAL_TARGETS, TrainConfig
+from lora_service.training.inputs.config import TrainConfig
+from lora_service.training.inputs.input_checks import ORIGINAL_TARGETS
 from lora_service.training.inputs.input_warnings import warn_of_inputs
 from lora_service.training.inputs.resolved_config import ResolvedConfig, resolve_config
 from lora_service.training.losses.denoising_loss import DenoisingLoss
