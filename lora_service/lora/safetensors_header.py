@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from lora_service.errors import LoraFileError
+from lora_service.errors import LoraFileError, shorten
 
 MAX_HEADER_BYTES = 16 * 1024**2
 """The largest header that is read; a full SDXL LoHa has 2 MiB, the rest is room for a thumbnail and statistics."""
@@ -242,6 +242,5 @@ def _check_offsets(tensors: Mapping[str, TensorEntry], data_size: int) -> None:
 
 
 def shortened(text: str, limit: int = 80) -> str:
-    """Return untrusted text cut to ``limit`` characters, without control characters that would steer a terminal."""
-    text = text if len(text) <= limit else text[: limit - 1] + "…"
-    return text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """Return a name out of a file as it may be shown, in ``limit`` characters: shorter than what a user typed."""
+    return shorten(text, limit)

@@ -154,7 +154,7 @@ def test_a_tensor_with_a_name_of_megabytes_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.attack("hostile LoRA files")
 def test_a_shortened_text_cannot_steer_a_terminal() -> None:
-    assert shortened("a\x1b[2Jb") == "a\N{REPLACEMENT CHARACTER}[2Jb"
+    assert shortened("a\x1b[2Jb") == "a?[2Jb"
     assert len(shortened("x" * 1000)) == 80
 
 
