@@ -108,11 +108,11 @@ def check_resume(
     Raises:
         InputError: something is (code ``fixed_by_run``).
     """
-    given = {name: value for name, value in inputs.items() if value is not None}
-    given |= {"instance_data_urls": links} if links.strip() else {}
-    given |= {"run_folder": str(run_folder)} if run_folder else {}
-    given |= {"save_every": save_every} if save_every is not None else {}
-    for name, value in given.items():
+    set_inputs = {name: value for name, value in inputs.items() if value is not None}
+    set_inputs |= {"instance_data_urls": links} if links.strip() else {}
+    set_inputs |= {"run_folder": str(run_folder)} if run_folder else {}
+    set_inputs |= {"save_every": save_every} if save_every is not None else {}
+    for name, value in set_inputs.items():
         expected = f"left out with --resume, as the run in {folder} has it from its beginning"
         raise InputError(name, value, expected, code="fixed_by_run")
 

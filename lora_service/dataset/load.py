@@ -185,12 +185,14 @@ def _select_captions(
     """Return the captions of each image, in which the trigger of its own subject stands for that."""
     captions: dict[str, SelectedCaptions] = {}
     for trigger in triggers or [""]:
-        own = [each for each in prepared if len(triggers) < 2 or _word(each.sample) == trigger]
+        of_subject = [each for each in prepared if len(triggers) < 2 or _word(each.sample) == trigger]
         words = (*options.trigger_words, *filter(None, [trigger]))
         selected = select_captions(
-            [each.sample for each in own], [each.views[0].image for each in own], replace(options, trigger_words=words)
+            [each.sample for each in of_subject],
+            [each.views[0].image for each in of_subject],
+            replace(options, trigger_words=words),
         )
-        captions |= {each.sample.name: of_image for each, of_image in zip(own, selected, strict=True)}
+        captions |= {each.sample.name: of_image for each, of_image in zip(of_subject, selected, strict=True)}
     return [captions[each.sample.name] for each in prepared]
 
 

@@ -68,8 +68,8 @@ def parse_captions(text: str) -> dict[str, tuple[str, ...]]:
     except (ValueError, RecursionError):
         captions = None
     is_object = isinstance(captions, dict)
-    given = captions if is_object else {}
-    lists = {name: [value] if isinstance(value, str) else value for name, value in given.items()}
+    by_picture = captions if is_object else {}
+    lists = {name: [value] if isinstance(value, str) else value for name, value in by_picture.items()}
     if not is_object or not all(map(_is_list_of_texts, lists.values())):
         raise InputError("captions", text, """a JSON object of captions by pictures, like '{"1.jpg": "{} at sea"}'""")
     return {name: tuple(" ".join(caption.split()) for caption in value) for name, value in lists.items()}

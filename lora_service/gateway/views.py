@@ -56,21 +56,21 @@ class Links:
 
 def jobs(session: Session, rows: list[Job], links: Links) -> list[dict[str, Any]]:
     """Return jobs with fresh links to their files."""
-    wanted = [mark for row in rows for mark in stored_files.marked([row.input, row.output])]
-    files = stored_files.find_all(session, sorted(set(wanted)))
+    identifiers = [mark for row in rows for mark in stored_files.marked([row.input, row.output])]
+    files = stored_files.find_all(session, sorted(set(identifiers)))
     secrets = _secrets(session, rows)
     return [_job(row, files, links, secrets[row.version]) for row in rows]
 
 
 def _secrets(session: Session, rows: list[Job]) -> dict[str, list[str]]:
     """Return the inputs that hold secrets, by version; of one that was removed, those of our own servers."""
-    wanted = {row.version for row in rows}
-    found = {row.id: row for row in session.scalars(select(Version).where(Version.id.in_(wanted)))}
-    secrets = {name: secret_inputs(row.openapi_schema) for name, row in found.items()}
-    if wanted - found.keys():
+    identifiers = {row.version for row in rows}
+    versions = {row.id: row for row in session.scalars(select(Version).where(Version.id.in_(identifiers)))}
+    secrets = {name: secret_inputs(row.openapi_schema) for name, row in versions.items()}
+    if identifiers - versions.keys():
         ours = (catalog.latest_version(session, *each) for each in (catalog.INFERENCE_MODEL, catalog.TRAINING_MODEL))
         known = [name for row in ours if row for name in secret_inputs(row.openapi_schema)]
-        secrets |= dict.fromkeys(wanted - found.keys(), known)
+        secrets |= dict.fromkeys(identifiers - versions.keys(), known)
     return secrets
 
 

@@ -26,17 +26,18 @@ def choose_clip_skip(
     """
     if request.clip_skip is not None or not base.family.learns_text:
         return request.clip_skip
-    own = base.family.own_clip_skip
-    asked = [
-        weights.clip_skip if own == 1 or _OWN_VERSION in weights.metadata else None
+    default = base.family.own_clip_skip
+    lora_layers = [
+        weights.clip_skip if default == 1 or _OWN_VERSION in weights.metadata else None
         for weights, scale in loras
         if not scale.is_zero
     ]
-    layers = {layer or own for layer in asked}
+    layers = {layer or default for layer in lora_layers}
     if len(layers) > 1:
-        shown = ", ".join(str(layer or own) for layer in asked)
-        log(f"warning: the LoRAs were trained with clip_skip {shown}; the base's own, {own}, is used; set it to choose")
-    if len(layers) != 1 or layers == {own}:
+        shown = ", ".join(str(layer or default) for layer in lora_layers)
+        note = f"the base's own, {default}, is used; set it to choose"
+        log(f"warning: the LoRAs were trained with clip_skip {shown}; {note}")
+    if len(layers) != 1 or layers == {default}:
         return None
     (layer,) = layers
     log(f"clip_skip {layer}, as the LoRA was trained with it; the input clip_skip changes it")

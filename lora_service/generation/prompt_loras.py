@@ -71,7 +71,7 @@ def take_lora_tags(prompt: str, names: Sequence[Sequence[str]], field: str = "pr
     Raises:
         InputError: a scale is no number from −2 to 2.
     """
-    by_name = {_key(name): index for index, own in reversed(list(enumerate(names))) for name in own if name}
+    by_name = {_key(name): index for index, group in reversed(list(enumerate(names))) for name in group if name}
     scales: dict[int, Scale] = {}
     notes: list[str] = []
 

@@ -114,9 +114,9 @@ def _tokens(prompt: str, literals: Collection[str]) -> Iterator[tuple[str, re.Ma
     literal = re.compile("|".join(map(re.escape, words))) if words else None
     done = position = 0
     while match := _TOKEN.search(prompt, position):
-        found = literal.search(prompt, position) if literal else None
-        if found and found.start() <= match.start():
-            position = found.end()
+        literal_match = literal.search(prompt, position) if literal else None
+        if literal_match and literal_match.start() <= match.start():
+            position = literal_match.end()
             continue
         yield prompt[done : match.start()], match
         done = position = match.end()

@@ -93,7 +93,7 @@ def without_held_back(
     return kept
 
 
-def is_check_wanted(settings: Settings, disable: bool, log: Callable[[str], None]) -> bool:
+def is_check_required(settings: Settings, disable: bool, log: Callable[[str], None]) -> bool:
     """Return True if the pictures of a request are to be checked.
 
     Args:

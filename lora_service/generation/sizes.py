@@ -24,8 +24,8 @@ def choose_size(request: GenerateRequest, base: DiffusionBase, image: Image.Imag
         InputError: a side is no multiple of :func:`size_step`, or there is nothing left for ``aspect_ratio`` to say.
     """
     native, step = base.defaults.resolution, size_step(base)
-    given = {"width": request.width, "height": request.height}
-    for name, value in given.items():
+    sides = {"width": request.width, "height": request.height}
+    for name, value in sides.items():
         if value is not None and value % step:
             raise InputError(name, value, f"a multiple of {step}, like {_nearest(value, step)}")
     if request.aspect_ratio != "auto":

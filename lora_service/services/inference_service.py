@@ -161,7 +161,7 @@ class InferenceService(ModelService):
         Raises:
             LoraServiceError: a mistake that the user can mend.
         """
-        from lora_service.generation.safety import is_check_wanted
+        from lora_service.generation.safety import is_check_required
 
         log = JobLog(log, record_metric)
         uploads = [path for path in (image, mask, adapter_condition_image, lora) if isinstance(path, Path)]
@@ -172,7 +172,7 @@ class InferenceService(ModelService):
             started = time.monotonic()
             loras, embeddings = self.loras.read(request, sources, token, self.base.defaults, log)
             fetched = time.monotonic()
-            checked = is_check_wanted(self.settings, request.disable_safety_checker, log)
+            checked = is_check_required(self.settings, request.disable_safety_checker, log)
             show = on_preview or partial(_record_preview, record_metric)
             previews = self._previews(request, show, checked=checked, log=log)
             generated = self._generator.generate(

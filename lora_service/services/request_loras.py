@@ -122,8 +122,8 @@ class LoraReader:
         files: list[tuple[str, RemoteFile]] = []
         for name in links:
             with blame_input(name):
-                found = [resolve(link, allow_local=self._allow_local) for link in links[name]]
-            files += [(name, replace(file, is_embedding=name == "embedding_urls")) for file in found]
+                remotes = [resolve(link, allow_local=self._allow_local) for link in links[name]]
+            files += [(name, replace(file, is_embedding=name == "embedding_urls")) for file in remotes]
         check_one_host([file for _, file in files], token, self.settings)
         trained = None if sources.replicate_weights else self.trained_weights(defaults)
         uploaded = [] if sources.lora is None else [_read_upload(sources.lora)]
@@ -138,8 +138,8 @@ class LoraReader:
                 with blame_input(name):
                     fetched[name].append(self._lora(file, token, defaults, log, until))
                 _propose_settings(fetched[name][-1], file, request, defaults, log)
-        own = [] if trained is None else [trained]
-        loras = [*own, *fetched["replicate_weights"], *uploaded, *fetched["lora_urls"]]
+        service_loras = [] if trained is None else [trained]
+        loras = [*service_loras, *fetched["replicate_weights"], *uploaded, *fetched["lora_urls"]]
         for number, lora in enumerate(loras, start=1):
             log(_description(number, lora))
             for warning in lora.warnings:

@@ -182,13 +182,13 @@ class CogServer:
         shutil.rmtree(self._temporary, ignore_errors=True)
         self._temporary.mkdir()
         self._job_file.unlink(missing_ok=True)
-        own = {"TMPDIR": str(self._temporary), JOB_FILE_VARIABLE: str(self._job_file)}
+        variables = {"TMPDIR": str(self._temporary), JOB_FILE_VARIABLE: str(self._job_file)}
         with contextlib.ExitStack() as stack:
             log = self._log or stack.enter_context((self.folder / "server.log").open("ab"))
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "lora_service.serving.cog_process", *self._arguments()],
                 cwd=self.folder,
-                env=self._environment | own,
+                env=self._environment | variables,
                 stdin=subprocess.PIPE,  # its end tells the process that this one has ended
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -171,16 +171,16 @@ class Preparation:
         if resolved.preservation != "prior":
             return ClassPictures()
         with self.timer.measure("class pictures"):
-            given = given_class_pictures(sources, options, dataset.report, resolved, self.folder)
-            if given is None:
+            class_dataset = given_class_pictures(sources, options, dataset.report, resolved, self.folder)
+            if class_dataset is None:
                 settings = self.settings
                 cache = ClassImageCache(settings.class_image_cache, settings.class_image_cache_max_bytes)
                 artist = ClassImageArtist(self.base, cache, self.log)
                 count = resolved.config.num_class_images or CLASS_IMAGES
                 drawn = artist.dataset(resolved.class_prompts, count, class_options(options, resolved), self.folder)
                 return ClassPictures(drawn.images, are_drawn=True)
-        for line in class_report_lines(given.report):
+        for line in class_report_lines(class_dataset.report):
             self.log(line)
         if resolved.config.num_class_images != CLASS_IMAGES:
             self.log("warning: num_class_images has no effect, as class pictures are given")
-        return ClassPictures(given.images)
+        return ClassPictures(class_dataset.images)

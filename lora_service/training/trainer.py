@@ -132,7 +132,7 @@ class Trainer:
         check_trackers(self.settings.trackers)
         check_class_data(class_data, config)
         self.started = self.started or time.monotonic()
-        given = config
+        inputs = config
         if self.start:
             self.start.check(self.base)
             config = self.start.fill(config)
@@ -148,15 +148,15 @@ class Trainer:
         sources = PictureSources(source, class_data)
         prepared = preparation.load(sources, config, resolved)
         dataset, resolved = prepared.dataset, prepared.resolved
-        for line in (*dataset.report.lines(), *warn_of_inputs(given, dataset.report)):
+        for line in (*dataset.report.lines(), *warn_of_inputs(inputs, dataset.report)):
             self.log(line)
-        for text in self.start.warnings(given) if self.start else ():
+        for text in self.start.warnings(inputs) if self.start else ():
             self.log(f"warning: {text}")
         self._warn_of_unseen(dataset, resolved)
         quantization = quantization_of(self.base)
         kept_in = "" if quantization == "none" else f" in {quantization}"
-        self.log(f"base: {self.base.defaults.title}{kept_in}; {resolved.describe_defaults(given)}")
-        record = self._record(sources, given, prepared)
+        self.log(f"base: {self.base.defaults.title}{kept_in}; {resolved.describe_defaults(inputs)}")
+        record = self._record(sources, inputs, prepared)
         with self._run_trackers(resolved) as trackers:
             with explain_out_of_memory(self.base, resolved.config, checkpointing=savings.checkpointing):
                 offloading = Offloading.of(self.base, is_on=savings.offloading)

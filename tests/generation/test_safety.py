@@ -12,7 +12,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil
 
 from lora_service.errors import HeldBackError, SettingError
 from lora_service.generation.image_files import GeneratedImage
-from lora_service.generation.safety import SafetyChecker, is_check_wanted, without_held_back
+from lora_service.generation.safety import SafetyChecker, is_check_required, without_held_back
 from lora_service.services.inference_service import InferenceService
 from lora_service.settings import Settings
 from tests.errors import raises
@@ -68,11 +68,13 @@ def test_where_all_are_held_back_the_request_fails_with_a_sentence(tmp_path: Pat
 def test_only_the_operator_can_allow_pictures_unchecked() -> None:
     lines: list[str] = []
     settings = Settings(safety_checker="somewhere")
-    assert is_check_wanted(settings, disable=True, log=lines.append)
+    assert is_check_required(settings, disable=True, log=lines.append)
     assert len(lines) == 1
-    assert not is_check_wanted(settings.model_copy(update={"allow_disabling_safety_checker": True}), True, lines.append)
-    assert not is_check_wanted(Settings(), True, lines.append)
-    assert is_check_wanted(settings, disable=False, log=lines.append)
+    assert not is_check_required(
+        settings.model_copy(update={"allow_disabling_safety_checker": True}), True, lines.append
+    )
+    assert not is_check_required(Settings(), True, lines.append)
+    assert is_check_required(settings, disable=False, log=lines.append)
     assert len(lines) == 1
 
 

@@ -73,11 +73,11 @@ def pair_files(files: Sequence[SourceFile], limits: UploadLimits, *, takes_class
         samples.append(
             RawSample(
                 file,
-                captions=own.lines if (own := captions.get(file.name)) else None,
+                captions=file_captions.lines if (file_captions := captions.get(file.name)) else None,
                 mask=masks.get(file.name),
                 repeats=folder.repeats,
                 word=folder.word,
-                warnings=(own.warning,) if own and own.warning else (),
+                warnings=(file_captions.warning,) if file_captions and file_captions.warning else (),
             )
         )
     skipped = [*left_out, *skipped_masks]

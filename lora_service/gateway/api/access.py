@@ -108,18 +108,18 @@ class Gatekeeper:
             Problem: no known token (401), or too many requests (429).
         """
         scheme, _, token = authorization.partition(" ")
-        known = self._known(token.strip()) if scheme.lower() in ("bearer", "token") and token else None
-        if known is None:
+        caller = self._known(token.strip()) if scheme.lower() in ("bearer", "token") and token else None
+        if caller is None:
             if self._gateway.needs_tokens:
                 # A known token is taken from any address: behind a proxy, those who guess share it with all others.
                 if token and (seconds := self._guesses.take(address)) > 0:
                     raise _too_many(seconds)
                 detail = "A token is needed: Authorization: Bearer …" if not token else "The token is not known."
                 raise Problem(401, detail, {"WWW-Authenticate": "Bearer"})
-            known = Caller(LOCAL_USER, "admin")
-        if (seconds := self._requests.take(known.user)) > 0:
+            caller = Caller(LOCAL_USER, "admin")
+        if (seconds := self._requests.take(caller.user)) > 0:
             raise _too_many(seconds)
-        return known
+        return caller
 
     def _known(self, token: str) -> Caller | None:
         hashed = token_hash(token)
@@ -127,8 +127,8 @@ class Gatekeeper:
             if hmac.compare_digest(fixed, hashed):
                 return Caller(user, scope)
         with self._gateway.database.read() as session:
-            found = accounts.owner_of_token(session, token)
-        return Caller(*found) if found else None
+            owner = accounts.owner_of_token(session, token)
+        return Caller(*owner) if owner else None
 
 
 def _too_many(seconds: float) -> Problem:

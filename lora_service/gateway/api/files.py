@@ -70,13 +70,13 @@ def list_files(gateway: GatewayOf, caller: Reader, links: LinksOf) -> dict[str, 
 @router.get("/v1/files/{file}", tags=["files"])
 def get_file(file: str, gateway: GatewayOf, caller: Reader, links: LinksOf) -> dict[str, Any]:
     """Return what is known of an upload."""
-    return views.file(_own(gateway, caller, file), links)
+    return views.file(_owned_file(gateway, caller, file), links)
 
 
 @router.delete("/v1/files/{file}", status_code=204, tags=["files"])
 def delete_file(file: str, gateway: GatewayOf, caller: Runner) -> Response:
     """Remove an upload."""
-    row = _own(gateway, caller, file)
+    row = _owned_file(gateway, caller, file)
     with gateway.database.write() as session:
         check_not_awaited(session, row)
         session.delete(session.get_one(StoredFile, row.id))
@@ -147,7 +147,7 @@ def _range(text: str, size: int) -> tuple[int, int]:
     return (start, end) if start < end else (0, size)
 
 
-def _own(gateway: Gateway, caller: Caller, identifier: str) -> StoredFile:
+def _owned_file(gateway: Gateway, caller: Caller, identifier: str) -> StoredFile:
     with gateway.database.read() as session:
         row = stored_files.find(session, identifier)
     if row is None or row.purpose != "input":

@@ -51,7 +51,7 @@ def work_of(request: Request) -> FileWork:
 WorkOf = Annotated[FileWork, Depends(work_of)]
 
 
-def _own(gateway: Gateway, caller: Caller, identifier: str) -> StoredFile:
+def _owned_file(gateway: Gateway, caller: Caller, identifier: str) -> StoredFile:
     with gateway.database.read() as session:
         row = stored_files.find(session, identifier)
     if row is None or row.purpose not in _PURPOSES:
@@ -79,7 +79,7 @@ def list_loras(gateway: GatewayOf, caller: Reader, links: LinksOf) -> dict[str, 
 @router.get("/{file}")
 async def get_lora(file: str, gateway: GatewayOf, caller: Reader, links: LinksOf, work: WorkOf) -> dict[str, Any]:
     """Return what a LoRA file holds, and the formats that it can be converted to."""
-    row = await run_in_threadpool(_own, gateway, caller, file)
+    row = await run_in_threadpool(_owned_file, gateway, caller, file)
     with tempfile.TemporaryDirectory(prefix="lora-gateway-") as folder:
         path = await run_in_threadpool(_copy, gateway, row, Path(folder))
         answer = await work.run(caller.user, "inspect", {"path": str(path), "name": row.name})
@@ -127,7 +127,7 @@ async def convert_lora(
     file: str, body: ConversionBody, gateway: GatewayOf, caller: Runner, links: LinksOf, work: WorkOf
 ) -> dict[str, Any]:
     """Write a LoRA in another format; the new file is kept as long as an upload."""
-    row = await run_in_threadpool(_own, gateway, caller, file)
+    row = await run_in_threadpool(_owned_file, gateway, caller, file)
     with tempfile.TemporaryDirectory(prefix="lora-gateway-") as folder:
         path = await run_in_threadpool(_copy, gateway, row, Path(folder))
         name = f"{path.stem}-{body.format}.safetensors"
@@ -145,7 +145,7 @@ async def convert_lora(
 @router.post("/{file}/share", status_code=201)
 def share_lora(file: str, body: ShareBody, gateway: GatewayOf, caller: Runner, links: LinksOf) -> dict[str, Any]:
     """Return a link to a LoRA file that needs no token and expires; whoever has it can also draw with it here."""
-    row = _own(gateway, caller, file)
+    row = _owned_file(gateway, caller, file)
     until = time.time() + body.seconds
     expires_at = until if row.expires_at is None else min(until, row.expires_at)
     return {"url": links.file(row, body.seconds), "expires_at": views.time_text(expires_at)}
@@ -154,7 +154,7 @@ def share_lora(file: str, body: ShareBody, gateway: GatewayOf, caller: Runner, l
 @router.delete("/{file}", status_code=204)
 def delete_lora(file: str, gateway: GatewayOf, caller: Runner) -> Response:
     """Remove a LoRA file; one that was taught goes with its version, its samples and the files saved on the way."""
-    row = _own(gateway, caller, file)
+    row = _owned_file(gateway, caller, file)
     with gateway.database.write() as session:
         check_not_awaited(session, row)
         version = catalog.of_weights(session, row.id)

@@ -44,12 +44,12 @@ async def create_preview(
         return await run_in_threadpool(_stored, gateway, caller.user, links, answer, Path(folder))
 
 
-def _inputs(gateway: Gateway, caller: Caller, links: views.Links, given: dict[str, Any]) -> dict[str, Any]:
+def _inputs(gateway: Gateway, caller: Caller, links: views.Links, values: dict[str, Any]) -> dict[str, Any]:
     with gateway.database.read() as session:
         trainer = catalog.latest_version(session, *catalog.TRAINING_MODEL)
     if trainer is None:
         raise not_found("model")
-    inputs = checked_inputs(gateway, caller, links, trainer.openapi_schema, given)
+    inputs = checked_inputs(gateway, caller, links, trainer.openapi_schema, values)
     return with_links(gateway, {name: value for name, value in inputs.items() if value is not None})
 
 

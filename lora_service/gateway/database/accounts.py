@@ -19,12 +19,12 @@ NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 
 def user(session: Session, name: str) -> User:
     """Return a user, who is made if there is none of that name."""
-    found = session.get(User, name)
-    if found is None:
-        found = User(name=name, webhook_secret=new_webhook_secret(), created_at=time.time(), served=0.0)
-        session.add(found)
+    row = session.get(User, name)
+    if row is None:
+        row = User(name=name, webhook_secret=new_webhook_secret(), created_at=time.time(), served=0.0)
+        session.add(row)
         session.flush()
-    return found
+    return row
 
 
 def add_token(session: Session, name: str, scope: str, token: str = "") -> str:
@@ -46,8 +46,8 @@ def add_token(session: Session, name: str, scope: str, token: str = "") -> str:
 
 def owner_of_token(session: Session, token: str) -> tuple[str, str] | None:
     """Return the user and the scope of a token, None for an unknown one."""
-    found = session.get(Token, token_hash(token))
-    return (found.user, found.scope) if found else None
+    row = session.get(Token, token_hash(token))
+    return (row.user, row.scope) if row else None
 
 
 def remove_tokens(session: Session, name: str) -> int:

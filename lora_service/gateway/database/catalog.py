@@ -26,12 +26,12 @@ def model(session: Session, owner: str, name: str) -> Model | None:
 
 def add_model(session: Session, owner: str, name: str, **values: Any) -> Model:
     """Add a model; returns the one that is there already."""
-    found = model(session, owner, name)
-    if found is None:
-        found = Model(owner=owner, name=name, created_at=time.time(), **values)
-        session.add(found)
+    row = model(session, owner, name)
+    if row is None:
+        row = Model(owner=owner, name=name, created_at=time.time(), **values)
+        session.add(row)
         session.flush()
-    return found
+    return row
 
 
 def visible_models(session: Session, owner: str | None, limit: int = 1000) -> list[Model]:

@@ -74,8 +74,8 @@ def reorder(session: Session, owner: str, identifiers: Sequence[str]) -> None:
         CannotReorderError: one does not wait any more, or they are of different priorities or kinds of server.
     """
     query = select(Job).where(Job.id.in_(identifiers), Job.owner == owner).with_for_update()
-    found = {job.id: job for job in session.scalars(query)}
-    jobs = [found[identifier] for identifier in identifiers]
+    by_id = {job.id: job for job in session.scalars(query)}
+    jobs = [by_id[identifier] for identifier in identifiers]
     if late := next((job for job in jobs if job.status != "starting" or job.claimed), None):
         raise CannotReorderError(f"the job {late.id} does not wait any more")
     if len({job.engine for job in jobs}) > 1:

@@ -33,9 +33,9 @@ def replace_marks(value: Any, link: Callable[[str], str | None]) -> Any:
 
 def marked(value: Any) -> list[str]:
     """Return the identifiers of the files that an input or output has marks of."""
-    found: list[str] = []
-    replace_marks(value, lambda identifier: found.append(identifier))  # type: ignore[func-returns-value]
-    return found
+    identifiers: list[str] = []
+    replace_marks(value, lambda identifier: identifiers.append(identifier))  # type: ignore[func-returns-value]
+    return identifiers
 
 
 def find(session: Session, identifier: str) -> StoredFile | None:

@@ -67,9 +67,9 @@ def added_tokens(base: DiffusionBase, names: Sequence[str], rows: Mapping[str, t
     Raises:
         InputError: a name is a token of the base already, and would get no row of its own.
     """
-    known = [name for name in names for tokenizer in base.tokenizers.values() if name in tokenizer.get_vocab()]
-    if known:
-        expected = f"words that {base.name} does not know yet, unlike {known[0]}"
+    existing = [name for name in names for tokenizer in base.tokenizers.values() if name in tokenizer.get_vocab()]
+    if existing:
+        expected = f"words that {base.name} does not know yet, unlike {existing[0]}"
         raise InputError("placeholder_tokens", "|".join(names), expected, code="token_exists")
     tokens = TokenEmbeddings(base.text.encoders, base.tokenizers)
     with ExitStack() as stack:

@@ -151,11 +151,11 @@ class SampleDrawer:
 
     def summary(self) -> dict[str, Any]:
         """Return what the header says of the samples; prompts of the user's own are private."""
-        own = bool(self.context.resolved.config.sample_prompts)
+        has_prompts = bool(self.context.resolved.config.sample_prompts)
         return {
             "seed": self.seed,
             "num_inference_steps": self.num_inference_steps,
-            "prompts": len(self.prompts) if own else self.captions,
+            "prompts": len(self.prompts) if has_prompts else self.captions,
         }
 
 

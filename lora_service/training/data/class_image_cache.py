@@ -32,12 +32,12 @@ class ClassImageCache:
         path = self._path(key, seed)
         try:
             with Image.open(path) as image:
-                found = image.convert("RGB")
+                picture = image.convert("RGB")
         except (OSError, SyntaxError):  # Pillow raises the latter at a broken PNG
             return None
         with contextlib.suppress(OSError):
             os.utime(path)
-        return found
+        return picture
 
     def store(self, key: str, seed: int, image: Image.Image) -> None:
         """Keep a picture.

@@ -48,10 +48,10 @@ class Processes:
         The mean over processes of these weighted means is the mean over the batch. A process that gets none computes
         the first picture's loss, with weight 0.
         """
-        own = range(self.index, count, self.count)
-        if not own:
+        part = range(self.index, count, self.count)
+        if not part:
             return slice(0, 1), 0.0
-        return slice(self.index, None, self.count), len(own) * self.count / count
+        return slice(self.index, None, self.count), len(part) * self.count / count
 
     def average(self, parameters: Iterable[torch.nn.Parameter], *scalars: torch.Tensor) -> None:
         """Replace the gradients of ``parameters`` and the ``scalars`` by their means over all processes."""
