@@ -103,7 +103,7 @@ def test_the_header_names_seed_and_prompts_but_not_those_of_the_user(tmp_path: P
 def test_samples_that_would_take_long_are_fewer_unless_their_number_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lora_service.training.callbacks.sampling.LARGEST_SHARE", 0.0)
+    monkeypatch.setattr("lora_service.training.callbacks.sample_callback.LARGEST_SHARE", 0.0)
     lines: list[str] = []
     train(tmp_path, lines)
     assert [line for line in lines if "samples: 2 of 1 prompt, about" in line and "are drawn if samples is 4" in line]
