@@ -20,7 +20,7 @@ class TooLargeError(Exception):
 
 
 @dataclass(frozen=True)
-class Written:
+class BlobInfo:
     """A file as it was stored."""
 
     size: int
@@ -47,7 +47,7 @@ class BlobStore:
         if self._is_local:
             self._files.makedirs(self._root, exist_ok=True)
 
-    def write(self, identifier: str, chunks: Iterable[bytes], limit: int) -> Written:
+    def write(self, identifier: str, chunks: Iterable[bytes], limit: int) -> BlobInfo:
         """Store a file; it is there only once all of it is.
 
         Raises:
@@ -69,7 +69,7 @@ class BlobStore:
             raise
         if self._is_local:
             self._files.mv(target, path)
-        return Written(size, digest.hexdigest())
+        return BlobInfo(size, digest.hexdigest())
 
     def read(self, identifier: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Yield a file's bytes from ``start`` up to ``end``.

@@ -1,4 +1,4 @@
-"""The progress of a stage, as it is told to a person or a program."""
+"""The progress of a stage, for a person or a program."""
 
 from __future__ import annotations
 
