@@ -122,7 +122,7 @@ def test_a_size_beyond_the_memory_is_refused_with_one_that_would_do(monkeypatch:
 def test_latents_are_decoded_in_tiles_only_where_the_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     generator, lines = ImageGenerator(small_base()), list[str]()
     whole = generator.generate(request(width=96, height=96), [], log=lines.append)[0]
-    assert not lines[:-1]
+    assert not any("tiles" in line for line in lines)  # a slow machine logs its steps too
     monkeypatch.setattr(image_memory, "decoding_bytes", lambda base, size: 2.0**60)
     tiled = generator.generate(request(width=96, height=96), [], log=lines.append)[0]
     assert any("tiles" in line for line in lines)
