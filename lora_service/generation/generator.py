@@ -18,7 +18,7 @@ from lora_service.generation.clip_skip import choose_clip_skip
 from lora_service.generation.control.structure_control import StructureControl
 from lora_service.generation.denoiser import Denoiser
 from lora_service.generation.denoising import DenoisingCallback, DenoisingPlan, LatentLayout
-from lora_service.generation.family_inputs import fit_to_family
+from lora_service.generation.family_inputs import fit_to_base
 from lora_service.generation.flow_modes import choose_flow_mode
 from lora_service.generation.image_files import GeneratedImage
 from lora_service.generation.initial_image import InitialImage
@@ -123,7 +123,7 @@ class ImageGenerator:
             AdapterError: the model for ``adapter_type`` cannot be used.
         """
         images = images or InputImages()
-        request = fit_to_family(request, self.base.family, log)
+        request = fit_to_base(request, self.base, images, log)
         size = choose_size(request, self.base, images.shape)
         check_work(request, self.base, size, self._max_pixel_steps)
         check_memory(self.base, size)

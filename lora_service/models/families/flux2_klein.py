@@ -91,8 +91,11 @@ class Flux2Klein(FlowFamily):
         )[0]
         return self.unpack(prediction, height, width)
 
-    def pipeline_options(self, defaults: ModelDefaults) -> dict[str, Any]:
-        return {**super().pipeline_options(defaults), "is_distilled": defaults.guidance_scale <= 1}
+    def pipeline_options(self, pipeline: Config) -> dict[str, Any]:
+        return {**super().pipeline_options(pipeline), "is_distilled": bool(pipeline.get("is_distilled"))}
+
+    def takes_guidance(self, backbone: Any, pipeline: Config) -> bool:
+        return not pipeline.get("is_distilled")
 
     def latent_factor(self, vae: Any) -> int:
         return super().latent_factor(vae) * _PACKED

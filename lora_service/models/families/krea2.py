@@ -94,8 +94,11 @@ class Krea2(QwenLatentsFamily):
         )[0]
         return self.unpack(prediction, height, width)
 
-    def pipeline_options(self, defaults: ModelDefaults) -> dict[str, Any]:
-        return {**super().pipeline_options(defaults), "is_distilled": bool(defaults.trains_on)}
+    def pipeline_options(self, pipeline: Config) -> dict[str, Any]:
+        return {**super().pipeline_options(pipeline), "is_distilled": bool(pipeline.get("is_distilled"))}
+
+    def guides(self, scale: float) -> bool:
+        return scale > 0  # of cond + scale · (cond − uncond)
 
     def log_shift(self, scheduler: Config, positions: int, steps: int) -> float:
         if scheduler.get("is_distilled"):
