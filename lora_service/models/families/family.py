@@ -70,6 +70,8 @@ class Family(ABC):
         takes_packed_latents: True if its pipelines' argument ``latents`` is as of :meth:`pack`.
         reads_negative_prompt: False if its pipelines have no guidance away from a prompt.
         repeats_prompts: False if its pipelines take prompt embeds of each image, and not of each prompt.
+        file_keys: tensors, in the original layout and diffusers', that no files but those of its backbones have; none:
+            they are known otherwise.
         imports: what a server's worker imports before its first job, as of ``lora_service.services.worker.import_all``.
         t2i_adapter_end: the end of the ``adapter_type`` of its T2I-Adapters.
     """
@@ -92,6 +94,7 @@ class Family(ABC):
     takes_packed_latents: ClassVar[bool] = False
     reads_negative_prompt: ClassVar[bool] = True
     repeats_prompts: ClassVar[bool] = True
+    file_keys: ClassVar[tuple[str, ...]] = ()
     imports: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod

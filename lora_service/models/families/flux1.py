@@ -59,6 +59,7 @@ class Flux1(PackedFlowFamily):
         "transformers:T5EncoderModel T5TokenizerFast",
         "lora_service.models.t5_text_encoder",
     )
+    file_keys = ("double_blocks.0.img_mod.lin.weight", "single_transformer_blocks.0.norm.linear.weight")
     kept = ("time_text_embed", "x_embedder", "context_embedder", "norm_out", "proj_out")
     reads_negative_prompt = False
 

@@ -59,6 +59,7 @@ class Flux2Klein(FlowFamily):
         feed_forward=("ff.linear_out", "ff_context.linear_out"),
         blocks=("transformer_blocks", "single_transformer_blocks"),
     )
+    file_keys = ("single_stream_modulation.lin.weight", "single_stream_modulation.linear.weight")
     kept = ("time_guidance_embed", "x_embedder", "context_embedder", "norm_out", "proj_out")
     imports = (
         f"diffusers:Flux2KleinPipeline Flux2Transformer2DModel AutoencoderKLFlux2 {SCHEDULER}",

@@ -56,6 +56,7 @@ class Krea2(QwenLatentsFamily):
         "transformers:Qwen3VLModel Qwen2Tokenizer Qwen2TokenizerFast",
         "lora_service.models.template_text_encoder",
     )
+    file_keys = ("txtfusion.projector.weight", "text_fusion.projector.weight")
     kept = ("img_in", "time_embed", "time_mod_proj", "text_fusion", "txt_in", "final_layer")
 
     def defaults(self, scheduler: Config, pipeline: Config) -> ModelDefaults:

@@ -59,6 +59,7 @@ class ZImage(FlowFamily):
         "transformers:Qwen3Model Qwen2Tokenizer Qwen2TokenizerFast",
         "lora_service.models.chat_text_encoder",
     )
+    file_keys = ("cap_pad_token",)
     kept = ("t_embedder", "cap_embedder", "all_x_embedder", "all_final_layer")
 
     def defaults(self, scheduler: Config, pipeline: Config) -> ModelDefaults:
