@@ -74,6 +74,8 @@ class Settings(EnvironmentSettings):
 
     base_model: str = "embedded"
     """``embedded``, ``sd15``, ``sd21``, ``sd21-base``, ``sdxl``, a hub id, a folder, or a single file."""
+    base_components: str = ""
+    """Where ``BASE_MODEL`` is the file of a transformer, the base with its other parts; "": its family's first."""
     model_cache: HomePath = _CACHE / "models"
     lora_cache: HomePath = _CACHE / "loras"
     lora_cache_max_bytes: int = Field(default=4096 * MEBIBYTE, ge=0)

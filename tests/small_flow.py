@@ -176,7 +176,7 @@ def _zimage() -> tuple[Any, Any, Any, Any]:
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
-    return transformer, vae, Qwen3Model(_qwen3(3)), FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return transformer, vae, Qwen3Model(_qwen3(3)), FlowMatchEulerDiscreteScheduler(shift=6.0)
 
 
 def _qwen_vae() -> Any:

@@ -113,10 +113,9 @@ def denoise(plan: DenoisingPlan, seeds: Sequence[int]) -> Tensor:
         for callback in plan.callbacks:
             started.append(callback)
             callback.on_batch_start(batch)
-        arguments = {**plan.arguments, **plan.batch_arguments(batch)}
         plan.pipeline(
-            **arguments,
-            num_images_per_prompt=len(seeds),
+            **_prompt_arguments(plan, len(seeds)),
+            **plan.batch_arguments(batch),
             generator=generators,
             output_type="latent",
             callback_on_step_end=on_step_end,
@@ -143,3 +142,13 @@ class LoraSteps(DenoisingCallback):
         if batch.step < batch.steps:
             self._patcher.move_to(batch.step / batch.steps)
         return latents
+
+
+def _prompt_arguments(plan: DenoisingPlan, images: int) -> dict[str, Any]:
+    """Return the pipeline's arguments for ``images`` images of one prompt."""
+    if plan.layout.family.repeats_prompts:
+        return {**plan.arguments, "num_images_per_prompt": images}
+    return {
+        name: value.repeat_interleave(images, dim=0) if "prompt" in name and isinstance(value, Tensor) else value
+        for name, value in plan.arguments.items()
+    }

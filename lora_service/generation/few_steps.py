@@ -45,7 +45,12 @@ https://arxiv.org/abs/2405.14867 (DMD2), https://arxiv.org/abs/2402.19159 (TCD).
 
 
 def few_step_kind(weights: LoraWeights, link: str) -> FewStepKind | None:
-    """Return the kind that the names in a LoRA's header or its link tell; None: a LoRA like any other."""
+    """Return the kind that the names in a LoRA's header or its link tell; None: a LoRA like any other.
+
+    Those of transformers are none: there the names are also those of bases, such as Z-Image-Turbo.
+    """
+    if "transformer" in weights.layers:
+        return None
     names = [link.lower(), *(weights.metadata.get(key, "").lower() for key in _NAMES_IN_HEADER)]
     return next((kind for kind in KINDS if any(re.search(kind.pattern, name) for name in names)), None)
 

@@ -63,8 +63,7 @@ class InitialLatents(DenoisingCallback):
         """Return the pipeline's arguments, the noisy latents and their noise levels."""
         family, (height, width) = self._base.family, self._latents.shape[-2:]
         scheduler = batch.pipeline.scheduler
-        config = {**batch.pipeline.config, **scheduler.config}
-        mu = family.log_shift(config, family.positions(height, width), self._steps)
+        mu = family.log_shift(self._base.shift_config, family.positions(height, width), self._steps)
         scheduler.set_timesteps(sigmas=self._levels, mu=mu, device=self._base.device)
         noisy = self._noisy(scheduler.sigmas[0])
         return {"latents": family.pack(noisy) if family.takes_packed_latents else noisy, "sigmas": self._levels}

@@ -34,7 +34,7 @@ from lora_service.generation.request import GenerateRequest
 from lora_service.generation.scheduler_classes import has_zero_terminal_snr, make_flow_scheduler, make_scheduler
 from lora_service.generation.schedulers import check_scheduler
 from lora_service.generation.sizes import Size, check_work, choose_size
-from lora_service.generation.unsupported_inputs import fit_to_family
+from lora_service.generation.unsupported_inputs import fit_to_base
 from lora_service.lora.patcher import Patcher, PatchReport
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraWeights
@@ -121,7 +121,7 @@ class ImageGenerator:
             AdapterError: the model for ``adapter_type`` cannot be used.
         """
         images = images or InputImages()
-        request = fit_to_family(request, self.base.family, log)
+        request = fit_to_base(request, self.base, images, log)
         size = choose_size(request, self.base, images.shape)
         check_work(request, self.base, size, self._max_pixel_steps)
         check_memory(self.base, size)

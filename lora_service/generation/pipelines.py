@@ -23,7 +23,7 @@ def make_pipeline(base: DiffusionBase, task: PipelineTask, scheduler: Any) -> An
     """
     components = {"vae": base.vae, base.family.backbone: base.backbone, "scheduler": scheduler}
     pipeline = getattr(diffusers, base.family.pipelines[task])(
-        **components, **base.family.pipeline_options(base.defaults)
+        **components, **base.family.pipeline_options(base.pipeline_config)
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

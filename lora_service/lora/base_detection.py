@@ -60,6 +60,14 @@ def can_be_for(weights: LoraWeights, base: str) -> bool:
     return detect_lora_base(weights) in (None, base)
 
 
+def likelier_base(weights: LoraWeights, base: str | None) -> str | None:
+    """Return the base of another family that a LoRA is likelier for than for ``base``, which it can be for too."""
+    found = lora_candidates(weights)
+    if not found or base is None or found[0].family is family_of_title(base):
+        return None
+    return found[0].title
+
+
 def has_sdxl_modules(weights: LoraWeights) -> bool:
     """Return True for a LoRA of Stable Diffusion XL, or of any base built like it, whatever its widths."""
     return (

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from lora_service.errors import BaseModelError, LoraFileError, WrongBaseError
-from lora_service.lora.base_detection import can_be_for, detect_lora_base, detect_model_base
+from lora_service.lora.base_detection import can_be_for, detect_lora_base, detect_model_base, likelier_base
 from lora_service.lora.key_mapping import strip_text_model
 from lora_service.lora.merging import ScaledChange, fits, merge
 from lora_service.lora.safetensors_header import shortened
@@ -45,21 +45,30 @@ class PatchReport:
             its trigger; "" if it has neither.
         named_subjects: for each LoRA, the same for all of its subjects, by their numbers from "1" on, their triggers
             and the first words of these, in small letters.
+        likelier: the bases that LoRAs are likelier for, though their modules are those of this one too.
     """
 
     matched: Mapping[str, int] = field(default_factory=dict)
     unmatched: tuple[str, ...] = ()
     subjects: tuple[str, ...] = ()
     named_subjects: tuple[Mapping[str, str], ...] = ()
+    likelier: tuple[str, ...] = ()
 
     @property
     def warning(self) -> str | None:
-        """A sentence that names changes without a weight; None if there are none."""
-        if not self.unmatched:
-            return None
-        total = sum(self.matched.values()) + len(self.unmatched)
-        named = ", ".join(shortened(key) for key in self.unmatched[:5]) + (", …" if len(self.unmatched) > 5 else "")
-        return f"{len(self.unmatched)} of {total} changes in the LoRAs fit no weight of this base: {named}"
+        """What names changes without a weight, and LoRAs that may be another base's; None if there are none."""
+        warnings = []
+        if self.unmatched:
+            total = sum(self.matched.values()) + len(self.unmatched)
+            named = ", ".join(shortened(key) for key in self.unmatched[:5]) + (", …" if len(self.unmatched) > 5 else "")
+            warnings.append(
+                f"{len(self.unmatched)} of {total} changes in the LoRAs fit no weight of this base: {named}"
+            )
+        warnings += [
+            f"a LoRA looks like one for {base}, whose modules this base has too, and is used for this base"
+            for base in self.likelier
+        ]
+        return "; ".join(warnings) or None
 
 
 TextState = tuple[tuple[int, float, tuple[tuple[str, float], ...]], ...]
@@ -159,7 +168,9 @@ class Patcher:
                 for weights, scale in active
             )
             named = tuple(named_subjects(weights, {} if scale.is_zero else next(names)) for weights, scale in loras)
-            return PatchReport(matched, unmatched, tuple(by_name["1"] for by_name in named), named)
+            bases = (likelier_base(weights, self._base) for weights, _ in active)
+            likelier = tuple(dict.fromkeys(base for base in bases if base))
+            return PatchReport(matched, unmatched, tuple(by_name["1"] for by_name in named), named, likelier)
         except BaseException:
             self.restore()
             raise

@@ -14,6 +14,7 @@
 ``components``        the models as loaded, and the checks that they are whole
 ``diffusers_folder``  loads them from a folder in diffusers' layout
 ``single_file``       loads them from one checkpoint in the original layout
+``single_transformer``  loads a transformer from one file, and the rest from its family's base
 ``compiled``          modules compiled once for each class of shapes
 ``float8``            linear layers with weights in 8-bit floats, for drawing
 ``quantization``      puts 8- or 4-bit linear layers into the backbone, for trainings

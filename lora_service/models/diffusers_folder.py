@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,18 @@ _OTHER_PIPELINES = {
 }
 """Models that are no base, by a part of their pipeline's name."""
 
-_PREFIX = "text_model."
-"""Prefix of the keys of text encoders; newer versions of transformers save them without it."""
+_PREFIX = re.compile(r"(?:(?:text_model|model|language_model)\.)+")
+"""Prefixes of the keys of text encoders, which versions of transformers save with and without."""
 
 
-def load_folder(folder: Path, name: str, dtype: torch.dtype) -> Components:
+def load_folder(folder: Path, name: str, dtype: torch.dtype, backbone: Any = None) -> Components:
     """Load the models in ``folder``, on the CPU.
+
+    Args:
+        folder: in diffusers' layout.
+        name: of the base, for messages.
+        dtype: of the weights.
+        backbone: takes the place of the folder's own.
 
     Raises:
         BaseModelError: it is no base of any family.
@@ -41,6 +48,8 @@ def load_folder(folder: Path, name: str, dtype: torch.dtype) -> Components:
     if family is None:
         raise unusable(name, other or f"is for diffusers' {pipeline_class}")
     options = {"dtype": dtype, "variant": _variant(folder / family.backbone), **family.loading_options()}
+    if backbone is not None:
+        options[family.backbone] = backbone
     pipeline = getattr(diffusers, pipeline_class).from_pretrained(folder, **options)
     components = Components.from_pipeline(pipeline, family)
     for encoder_name, encoder in components.text_encoders.items():
@@ -54,9 +63,14 @@ def _missing_parameter(folder: Path, encoder: Any) -> str | None:
     keys = set()
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            keys |= {key.removeprefix(_PREFIX) for key in file.keys()}  # noqa: SIM118
-    missing = (key for key, _ in encoder.named_parameters() if key.removeprefix(_PREFIX) not in keys)
+            keys |= {_without_prefix(key) for key in file.keys()}  # noqa: SIM118
+    missing = (key for key, _ in encoder.named_parameters() if _without_prefix(key) not in keys)
     return next(missing, None) if keys else None
+
+
+def _without_prefix(key: str) -> str:
+    match = _PREFIX.match(key)
+    return key[match.end() :] if match else key
 
 
 def _variant(folder: Path) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -29,6 +29,7 @@ class DiffusionBase:
         backbone: the UNet or transformer that denoises.
         scheduler_config: the base's own; every sampling scheduler and the noise schedule of the training follow it.
         defaults: the defaults of inputs that depend on the base.
+        pipeline_config: that of the base's own pipeline in diffusers, such as ``is_distilled``.
         dtype: that of the backbone and the text encoders; the VAE may have another.
         compiled: the backbone compiled, for drawing; None: it is not.
         compiled_decoder: the VAE's decoder compiled; None: it is not.
@@ -43,8 +44,14 @@ class DiffusionBase:
     defaults: ModelDefaults
     device: torch.device
     dtype: torch.dtype
+    pipeline_config: Mapping[str, Any] = field(default_factory=dict)
     compiled: CompiledModule | None = None
     compiled_decoder: CompiledModule | None = None
+
+    @property
+    def shift_config(self) -> dict[str, Any]:
+        """What the noise levels of flow matching are shifted by: the configs of the pipeline and the scheduler."""
+        return {**self.pipeline_config, **self.scheduler_config}
 
     @property
     def components(self) -> dict[str, nn.Module]:

@@ -131,6 +131,7 @@ def assemble(
         vae=components.vae,
         text=family.text_encoders(components),
         scheduler_config=scheduler_config,
+        pipeline_config=components.pipeline_config,
         defaults=defaults or family.defaults(scheduler_config, components.pipeline_config),
         device=device,
         dtype=dtype,

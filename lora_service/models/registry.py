@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from lora_service.errors import BaseModelError
 from lora_service.models.defaults import DEFAULTS_FILE, EMBEDDED, ModelDefaults
 from lora_service.models.families.chroma import CHROMA
@@ -32,7 +34,8 @@ FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL, FLUX2_KLEIN, ZIMAGE, KREA2, CHRO
 REGISTRY = {name: base for family in FAMILIES for name, base in family.bases.items()}
 ACCEPTED = (
     f"embedded, {', '.join(REGISTRY)}, a hub id (owner/name or owner/name@revision), a folder in diffusers' layout "
-    f"or a single .safetensors file of a Stable Diffusion; of the families {', '.join(f.title for f in FAMILIES)}"
+    "or a single .safetensors file, of a Stable Diffusion or of a transformer alone; "
+    f"of the families {', '.join(f.title for f in FAMILIES)}"
 )
 """The values of ``BASE_MODEL``, as the end of "it must be …"."""
 
@@ -80,13 +83,31 @@ def folder_of(name: str, model_cache: Path) -> Path:
 
 def family_at(name: str, path: Path | None) -> Family | None:
     """Return the family of the base ``name``, which lies at ``path`` if at all; None where only loading shows it."""
-    if path is not None and path.is_dir():
+    if path is not None:
         try:
-            return family_in(path)
-        except (OSError, ValueError, TypeError, AttributeError):
+            return family_in(path) if path.is_dir() else family_of_file(path)
+        except (OSError, ValueError, TypeError, AttributeError, SafetensorError):
             return None  # loading the model reports what is wrong with it
     hub_id = name.partition("@")[0]
     return next((f for f in FAMILIES for short, b in f.bases.items() if hub_id in (short, b.hub_id)), None)
+
+
+def family_of_file(path: Path) -> Family | None:
+    """Return the family of the transformer in a .safetensors file; None for any other file.
+
+    Raises:
+        OSError, SafetensorError: it cannot be read.
+    """
+    if path.suffix != ".safetensors":
+        return None
+    with safe_open(str(path), framework="np") as file:
+        names = {transformer_name(key) for key in file.keys()}  # noqa: SIM118
+    return next((family for family in FAMILIES if not names.isdisjoint(family.file_keys)), None)
+
+
+def transformer_name(key: str) -> str:
+    """Return the name of a tensor of a transformer without the prefix of ComfyUI's files."""
+    return key.removeprefix("model.").removeprefix("diffusion_model.")
 
 
 def find_family(pipeline_class: str, backbone: Mapping[str, Any]) -> Family | None:

@@ -17,7 +17,8 @@ from transformers import CLIPTokenizer
 
 from lora_service.models.components import INPAINTING_CHANNELS, Components, check_channels, unusable
 from lora_service.models.families.stable_diffusion import StableDiffusion
-from lora_service.models.registry import FAMILIES
+from lora_service.models.registry import FAMILIES, family_of_file
+from lora_service.models.single_transformer import load_transformer_file
 from lora_service.settings import Settings
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -48,12 +49,15 @@ def load_single_file(path: Path, name: str, dtype: torch.dtype, settings: Settin
     """Load the models in the file ``path``, on the CPU.
 
     Raises:
-        BaseModelError: it is no Stable Diffusion 1.x, 2.x or XL base, or there is no tokenizer for it.
+        BaseModelError: it is no Stable Diffusion 1.x, 2.x or XL base and no transformer of the other families, or there
+            is no tokenizer for it.
         OSError, ValueError, KeyError, SafetensorError: it cannot be read.
     """
     import diffusers
 
     shapes, metadata = _read_header(path, name)
+    if transformer_family := family_of_file(path):
+        return load_transformer_file(path, transformer_family, name, dtype, settings)
     family = detect_family(name, shapes)
     config = CONFIGS / next(iter(family.bases))
     pipeline_class = json.loads((config / "model_index.json").read_text())["_class_name"]

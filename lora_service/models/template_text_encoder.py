@@ -86,7 +86,11 @@ class TemplateTextEncoder(ChatTextEncoder):
     def arguments(self, embeds: PromptEmbeds, prefix: str = "") -> dict[str, Any]:
         """Return ``prompt_embeds`` and their mask, no longer than the longest prompt where padding follows it."""
         embeds = embeds if self.pads_before_suffix else trimmed(embeds)
-        return {f"{prefix}prompt_embeds": embeds.states, f"{prefix}prompt_embeds_mask": embeds.mask}
+        return {
+            f"{prefix}prompt_embeds": embeds.states,
+            f"{prefix}prompt_embeds_mask": embeds.mask,
+            "max_sequence_length": self.limit,  # else the pipelines cut embeds off at 512
+        }
 
 
 def trimmed(embeds: PromptEmbeds) -> PromptEmbeds:

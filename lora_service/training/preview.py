@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from lora_service.dataset.captions.token_window import TokenWindow
 from lora_service.dataset.load import TrainingDataset, load_dataset
 from lora_service.models.families.family import Family
-from lora_service.models.families.sd1 import SD1, SD15
+from lora_service.models.families.sd1 import SD1
 from lora_service.models.registry import family_at, locate
 from lora_service.settings import Settings
 from lora_service.training.data.class_dataset import (
@@ -75,7 +75,8 @@ def preview_dataset(
         InputError: an input cannot be used.
     """
     base_path, defaults = locate(settings.base_model, settings.model_cache)
-    defaults, family = defaults or SD15, family_at(settings.base_model, base_path) or SD1
+    family = family_at(settings.base_model, base_path) or SD1
+    defaults = defaults or next(iter(family.bases.values())).defaults
     said: list[str] = []
     config = fit_to_family(config, family, said.append)
     check_class_data(class_data, config)

@@ -17,7 +17,7 @@ from lora_service.generation.layer_cache import LayerCache, inner_layers
 from lora_service.generation.prompt_cache import PromptCache
 from lora_service.generation.request import GenerateRequest
 from lora_service.lora.scale import Scale, parse_scale
-from lora_service.lora.weights import LoraWeights
+from lora_service.lora.weights import LoraLayer, LoraWeights
 from lora_service.models.families.sd1 import SD15
 from tests.lora.lora_fakes import random_lora
 from tests.small_base import hashes, pipeline_of, small_base
@@ -183,6 +183,13 @@ def test_a_lora_in_all_steps_by_two_halves_is_the_same_and_in_one_half_another()
 def test_loras_for_few_steps_are_told_by_their_names(link: str, title: str, kind: str | None) -> None:
     found = few_step_kind(LoraWeights({}, {}, {"modelspec.title": title}), link)
     assert (found.name if found else None) == kind
+
+
+def test_the_lora_of_a_distilled_transformer_is_none_for_few_steps() -> None:
+    """It is named for its base, Z-Image-Turbo say, and the advice is for UNets."""
+    change = {"layers.0.attention.to_q": LoraLayer(torch.zeros(1, 8), torch.zeros(8, 1), 1.0)}
+    lora = LoraWeights({"transformer": change}, metadata={"modelspec.title": "a dog on Z-Image-Turbo"})
+    assert few_step_kind(lora, "dog-zimage-turbo.safetensors") is None
 
 
 def test_what_a_lora_for_few_steps_needs_is_proposed_where_it_is_not_set() -> None:

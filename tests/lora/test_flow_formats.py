@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lora_service.errors import LoraFileError, WrongBaseError
 from lora_service.lora.arithmetic import compare_loras, merge_loras, resize_lora
-from lora_service.lora.base_detection import detect_lora_base
+from lora_service.lora.base_detection import can_be_for, detect_lora_base, likelier_base
 from lora_service.lora.files import read_lora, write_lora
 from lora_service.lora.lycoris import Factor, FullDifference, LohaLayer, LokrLayer
 from lora_service.lora.patcher import Patcher
@@ -267,14 +267,53 @@ def test_a_lora_for_another_family_is_an_error_that_names_both(
     assert all(title in str(caught.value) for title in titles)
 
 
-def test_a_lora_of_names_and_shapes_that_another_family_has_too_is_refused() -> None:
+def test_a_lora_of_more_blocks_than_the_base_has_is_refused() -> None:
     layer = LoraLayer(torch.zeros(1, 3072), torch.zeros(3072, 1), 1.0)
-    layers = {"transformer": {f"transformer_blocks.{number}.attn.to_q": layer for number in range(5)}}
-    patcher = Patcher({"transformer": full_size_transformer("qwen-image")}, {})
+    layers = {"transformer": {f"transformer_blocks.{number}.attn.to_q": layer for number in range(60)}}
+    patcher = Patcher({"transformer": full_size_transformer("flux1")}, {})
     with raises(WrongBaseError) as caught:
         patcher.apply([(LoraWeights(layers), parse_scale("1"))])
-    assert "FLUX.2 klein 4B" in str(caught.value)
+    assert "FLUX.1" in str(caught.value)
     assert "Qwen-Image" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("module", "parts"), [("double_blocks.{}.img_attn.qkv", 3), ("transformer_blocks.{}.attn.to_q", 1)]
+)
+def test_a_lora_of_a_few_blocks_follows_the_base_where_nothing_tells_families_apart(
+    module: str, parts: int, tmp_path: Path
+) -> None:
+    """FLUX.1's first five blocks have the names and widths of klein's five."""
+    tensors = {}
+    for number in range(5):
+        tensors[f"diffusion_model.{module.format(number)}.lora_A.weight"] = torch.zeros(1, 3072)
+        tensors[f"diffusion_model.{module.format(number)}.lora_B.weight"] = torch.zeros(parts * 3072, 1)
+    lora = read_lora(save(tmp_path / "lora.safetensors", tensors))
+    reports = {
+        base: Patcher({"transformer": full_size_transformer(base)}, {}).apply([(lora, parse_scale("0/0"))])
+        for base in ("flux1", "flux2-klein")
+    }
+    assert all(report.matched == {"transformer": 5 * parts} for report in reports.values())
+    assert likelier_base(lora, "FLUX.1") == "FLUX.2 klein 4B"
+    assert likelier_base(lora, "FLUX.2 klein 4B") is None
+    assert not can_be_for(lora, "Krea 2")
+
+
+def test_what_has_another_shape_in_klein_is_flux1s(tmp_path: Path) -> None:
+    name = "diffusion_model.double_blocks.{}.img_mlp.0.lora_{}.weight"
+    tensors = {name.format(number, "A"): torch.zeros(1, 3072) for number in range(5)}
+    tensors |= {name.format(number, "B"): torch.zeros(12288, 1) for number in range(5)}
+    lora = read_lora(save(tmp_path / "lora.safetensors", tensors))
+    assert detect_lora_base(lora) == "FLUX.1"
+    assert not can_be_for(lora, "FLUX.2 klein 4B")
+
+
+def test_a_likelier_base_is_in_the_report() -> None:
+    shared = {"transformer": {"transformer_blocks.0.attn.to_q": LoraLayer(torch.zeros(1, 16), torch.zeros(16, 1), 1.0)}}
+    patcher = Patcher({"transformer": small_transformer("flux1")}, {})
+    warning = patcher.apply([(LoraWeights(shared), parse_scale("1"))]).warning
+    assert warning is not None
+    assert "FLUX.2" in warning
 
 
 def test_unets_and_transformers_refuse_each_others_loras() -> None:

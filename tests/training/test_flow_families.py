@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from lora_service.errors import InputError
 from lora_service.generation.generator import ImageGenerator
@@ -17,6 +19,7 @@ from lora_service.lora.files import read_lora
 from lora_service.lora.patcher import Patcher
 from lora_service.lora.scale import Scale
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.families.zimage import ZIMAGE
 from lora_service.models.loading import assemble
 from lora_service.models.quantization import quantization_of, quantize_backbone
 from lora_service.training.inputs.config import TrainConfig
@@ -112,10 +115,35 @@ def test_the_loss_is_that_of_diffusers_training_scripts(family: str) -> None:
 
 def test_the_shift_is_the_pipelines_own() -> None:
     zimage, klein = small_flow_base("zimage"), small_flow_base("flux2-klein")
-    assert zimage.family.shift(zimage.scheduler_config, 4096) == 3.0
+    assert zimage.family.shift(zimage.scheduler_config, 4096) == 6.0
     flux = np.exp([0.5, 1.15])  # FLUX.1's, which klein's is at many steps
     found = [klein.family.shift(klein.scheduler_config, positions) for positions in (256, 4096)]
     np.testing.assert_allclose(found, flux, rtol=0.01)
+
+
+def test_the_shift_of_a_distilled_krea_is_its_pipelines() -> None:
+    base = small_flow_base("krea2")
+    distilled = replace(base, pipeline_config={**base.pipeline_config, "is_distilled": True})
+    resolved = resolve_config(fit_to_family(TrainConfig.of(STEPS), base.family), base.defaults, "ohwx", 1)
+    latents = torch.zeros(1, 4, 8, 8)
+    halves = [DenoisingLoss(each, resolved).at(latents, latents, torch.tensor([0.5])) for each in (base, distilled)]
+    shift = np.exp(1.15)  # of 0.5, s / (s + 1)
+    assert halves[1].timesteps.item() == pytest.approx(shift / (shift + 1))
+    assert halves[0].timesteps.item() != pytest.approx(shift / (shift + 1), abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+def test_a_shift_by_the_resolution_is_the_schedulers_own(kind: str) -> None:
+    config = {"use_dynamic_shifting": True, "time_shift_type": kind}
+    family, sigmas = small_flow_base("chroma").family, torch.linspace(0.1, 0.9, 5)
+    scheduler = FlowMatchEulerDiscreteScheduler(**config)
+    theirs = scheduler.time_shift(family.log_shift(config, 1024, 0), 1.0, sigmas)
+    torch.testing.assert_close(flow_matching.shift_sigmas(sigmas, family.shift(config, 1024)), theirs)
+
+
+def test_a_folder_of_z_image_turbo_has_its_defaults() -> None:
+    assert ZIMAGE.defaults({"shift": 3.0}, {}).title == "Z-Image-Turbo"
+    assert ZIMAGE.defaults({"shift": 6.0}, {}).title == "Z-Image"
 
 
 @pytest.mark.parametrize(

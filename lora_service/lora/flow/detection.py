@@ -68,8 +68,9 @@ def candidates(shapes: Mapping[str, Shape], metadata: Mapping[str, str] | None =
     tied = [candidate for candidate in found if candidate.known == most]
     tied = [candidate for candidate in tied if candidate.versions or not candidate.sized]
     tied = [candidate for candidate in tied if _is_in_header(candidate.family, metadata or {})] or tied
-    # Nearly every training changes the last block too.
-    return tuple([c for c in tied if c.exact] or [c for c in tied if c.sized] or tied)
+    tied = [candidate for candidate in tied if candidate.sized] or tied
+    # Nearly every training changes the last block too; but one of a few blocks may have as many as another family's.
+    return tuple(sorted(tied, key=lambda candidate: not candidate.exact))
 
 
 def lora_candidates(weights: LoraWeights) -> tuple[Candidate, ...]:

@@ -69,6 +69,9 @@ class Family(ABC):
         drawing_step: the factor of widths and heights of what is drawn, where it is another than :meth:`size_step`.
         takes_packed_latents: True if its pipelines' argument ``latents`` is as of :meth:`pack`.
         reads_negative_prompt: False if its pipelines have no guidance away from a prompt.
+        repeats_prompts: False if its pipelines take prompt embeds of each image, and not of each prompt.
+        file_keys: tensors, in the original layout and diffusers', that no files but those of its backbones have; none:
+            they are known otherwise.
         imports: what a server's worker imports before its first job, as of ``lora_service.services.worker.import_all``.
         t2i_adapter_end: the end of the ``adapter_type`` of its T2I-Adapters.
     """
@@ -90,6 +93,8 @@ class Family(ABC):
     drawing_step: ClassVar[int | None] = None
     takes_packed_latents: ClassVar[bool] = False
     reads_negative_prompt: ClassVar[bool] = True
+    repeats_prompts: ClassVar[bool] = True
+    file_keys: ClassVar[tuple[str, ...]] = ()
     imports: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
@@ -131,8 +136,12 @@ class Family(ABC):
         """
         return dict(config)
 
-    def pipeline_options(self, defaults: ModelDefaults) -> dict[str, Any]:
-        """Return the arguments of the pipelines' classes beside backbone, VAE and scheduler."""
+    def pipeline_options(self, pipeline: Config) -> dict[str, Any]:
+        """Return the arguments of the pipelines' classes beside backbone, VAE and scheduler.
+
+        Args:
+            pipeline: the config of the base's own pipeline.
+        """
         return {"text_encoder": None, "tokenizer": None}
 
     def loading_options(self) -> dict[str, Any]:
@@ -146,6 +155,14 @@ class Family(ABC):
     def guidance(self, scale: float) -> dict[str, Any]:
         """Return the arguments of the pipelines for a guidance scale."""
         return {"guidance_scale": scale}
+
+    def takes_guidance(self, backbone: Any, pipeline: Config) -> bool:
+        """Return False for a base that was distilled to draw without guidance, and cannot have any."""
+        return True
+
+    def guides(self, scale: float) -> bool:
+        """Return True if a guidance scale is more than none: the negative prompt, if there is one, is read."""
+        return scale > 1
 
     def encode(self, vae: Any, pixels: Tensor) -> Any:
         """Return the posterior of pictures ``(b, 3, h, w)``: diffusers' distribution of latents ``(b, c, h, w)``."""

@@ -76,7 +76,8 @@ class FlowFamily(Family):
         """Return the scheduler's own shift, or, where it depends on the positions, that of many fine steps."""
         if not scheduler.get("use_dynamic_shifting"):
             return float(scheduler.get("shift", 1.0))
-        return math.exp(self.log_shift(scheduler, positions, FINE_STEPS))
+        mu = self.log_shift(scheduler, positions, FINE_STEPS)
+        return mu if scheduler.get("time_shift_type") == "linear" else math.exp(mu)
 
     def log_shift(self, scheduler: Config, positions: int, steps: int) -> float:
         """Return diffusers' ``mu``, linear in the positions (``calculate_shift`` of its pipelines)."""

@@ -59,6 +59,7 @@ class Flux1(PackedFlowFamily):
         "transformers:T5EncoderModel T5TokenizerFast",
         "lora_service.models.t5_text_encoder",
     )
+    file_keys = ("double_blocks.0.img_mod.lin.weight", "single_transformer_blocks.0.norm.linear.weight")
     kept = ("time_text_embed", "x_embedder", "context_embedder", "norm_out", "proj_out")
     reads_negative_prompt = False
 
@@ -70,8 +71,11 @@ class Flux1(PackedFlowFamily):
 
         return T5TextEncoder(components.text_encoders, components.tokenizers, name="text_encoder_2")
 
-    def pipeline_options(self, defaults: ModelDefaults) -> dict[str, Any]:
-        return {**super().pipeline_options(defaults), "text_encoder_2": None, "tokenizer_2": None}
+    def pipeline_options(self, pipeline: Config) -> dict[str, Any]:
+        return {**super().pipeline_options(pipeline), "text_encoder_2": None, "tokenizer_2": None}
+
+    def takes_guidance(self, backbone: Any, pipeline: Config) -> bool:
+        return bool(backbone.config.guidance_embeds)
 
     def predict(
         self, backbone: Any, noisy: Tensor, timesteps: Tensor, text: PromptEmbeds, sizes: Tensor | None

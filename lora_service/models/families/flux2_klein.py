@@ -59,6 +59,7 @@ class Flux2Klein(FlowFamily):
         feed_forward=("ff.linear_out", "ff_context.linear_out"),
         blocks=("transformer_blocks", "single_transformer_blocks"),
     )
+    file_keys = ("single_stream_modulation.lin.weight", "single_stream_modulation.linear.weight")
     kept = ("time_guidance_embed", "x_embedder", "context_embedder", "norm_out", "proj_out")
     imports = (
         f"diffusers:Flux2KleinPipeline Flux2Transformer2DModel AutoencoderKLFlux2 {SCHEDULER}",
@@ -91,8 +92,11 @@ class Flux2Klein(FlowFamily):
         )[0]
         return self.unpack(prediction, height, width)
 
-    def pipeline_options(self, defaults: ModelDefaults) -> dict[str, Any]:
-        return {**super().pipeline_options(defaults), "is_distilled": defaults.guidance_scale <= 1}
+    def pipeline_options(self, pipeline: Config) -> dict[str, Any]:
+        return {**super().pipeline_options(pipeline), "is_distilled": bool(pipeline.get("is_distilled"))}
+
+    def takes_guidance(self, backbone: Any, pipeline: Config) -> bool:
+        return not pipeline.get("is_distilled")
 
     def latent_factor(self, vae: Any) -> int:
         return super().latent_factor(vae) * _PACKED

@@ -56,6 +56,7 @@ class Krea2(QwenLatentsFamily):
         "transformers:Qwen3VLModel Qwen2Tokenizer Qwen2TokenizerFast",
         "lora_service.models.template_text_encoder",
     )
+    file_keys = ("txtfusion.projector.weight", "text_fusion.projector.weight")
     kept = ("img_in", "time_embed", "time_mod_proj", "text_fusion", "txt_in", "final_layer")
 
     def defaults(self, scheduler: Config, pipeline: Config) -> ModelDefaults:
@@ -94,8 +95,11 @@ class Krea2(QwenLatentsFamily):
         )[0]
         return self.unpack(prediction, height, width)
 
-    def pipeline_options(self, defaults: ModelDefaults) -> dict[str, Any]:
-        return {**super().pipeline_options(defaults), "is_distilled": bool(defaults.trains_on)}
+    def pipeline_options(self, pipeline: Config) -> dict[str, Any]:
+        return {**super().pipeline_options(pipeline), "is_distilled": bool(pipeline.get("is_distilled"))}
+
+    def guides(self, scale: float) -> bool:
+        return scale > 0  # of cond + scale · (cond − uncond)
 
     def log_shift(self, scheduler: Config, positions: int, steps: int) -> float:
         if scheduler.get("is_distilled"):

@@ -50,6 +50,7 @@ class QwenImage(QwenLatentsFamily):
         "transformers:Qwen2_5_VLForConditionalGeneration Qwen2Tokenizer Qwen2TokenizerFast",
         "lora_service.models.template_text_encoder",
     )
+    file_keys = ("transformer_blocks.0.img_mod.1.weight",)
     kept = ("time_text_embed", "img_in", "txt_in", "norm_out", "proj_out")
 
     def defaults(self, scheduler: Config, pipeline: Config) -> ModelDefaults:

@@ -65,7 +65,7 @@ class StableDiffusionXL(StableDiffusion):
     def takes_sizes(self) -> bool:
         return True
 
-    def pipeline_options(self, defaults: ModelDefaults) -> dict[str, Any]:
+    def pipeline_options(self, pipeline: Config) -> dict[str, Any]:
         none = {"text_encoder": None, "tokenizer": None, "text_encoder_2": None, "tokenizer_2": None}
         return {**none, "add_watermarker": False}
 

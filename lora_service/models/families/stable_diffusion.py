@@ -76,9 +76,9 @@ class StableDiffusion(Family):
         prediction: Tensor = backbone(noisy.to(backbone.dtype), timesteps, text.states).sample
         return prediction
 
-    def pipeline_options(self, defaults: ModelDefaults) -> dict[str, Any]:
+    def pipeline_options(self, pipeline: Config) -> dict[str, Any]:
         none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        return {**super().pipeline_options(defaults), **none}
+        return {**super().pipeline_options(pipeline), **none}
 
     def loading_options(self) -> dict[str, Any]:
         return {"safety_checker": None, "requires_safety_checker": False}

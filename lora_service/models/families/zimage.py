@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from lora_service.models.components import Components
     from lora_service.models.text_encoders import PromptEmbeds, TextEncoders
 
+_TURBO_SHIFT = 3.0
+"""The shift in the scheduler config of the distilled model; the base's is 6. Nothing else tells them apart."""
+
 ZIMAGE_BASE = replace(
     FLOW_DEFAULTS,
     title="Z-Image",
@@ -56,10 +59,14 @@ class ZImage(FlowFamily):
         "transformers:Qwen3Model Qwen2Tokenizer Qwen2TokenizerFast",
         "lora_service.models.chat_text_encoder",
     )
+    file_keys = ("cap_pad_token",)
     kept = ("t_embedder", "cap_embedder", "all_x_embedder", "all_final_layer")
 
     def defaults(self, scheduler: Config, pipeline: Config) -> ModelDefaults:
-        return ZIMAGE_BASE
+        return ZIMAGE_TURBO if scheduler.get("shift") == _TURBO_SHIFT else ZIMAGE_BASE
+
+    def guides(self, scale: float) -> bool:
+        return scale > 0  # of cond + scale · (cond − uncond)
 
     def text_width(self, backbone: Any) -> int:
         return int(backbone.config.cap_feat_dim)

@@ -118,7 +118,7 @@ class FlowNoising(Noising):
     def timesteps_at(self, latents: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
         family = self._base.family
         positions = family.positions(latents.shape[-2], latents.shape[-1])
-        return flow_matching.shift_sigmas(shares, family.shift(self._base.scheduler_config, positions))
+        return flow_matching.shift_sigmas(shares, family.shift(self._base.shift_config, positions))
 
     def at(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> NoisyLatents:
         return NoisyLatents(
