@@ -90,6 +90,18 @@ class DenoisingPlan:
     callbacks: Sequence[DenoisingCallback] = field(default=())
 
 
+def _for_each(arguments: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Return a pipeline's arguments with the embeds of one image for ``count`` of them.
+
+    Some pipelines, such as Chroma's and Stable Diffusion 3's, do not repeat embeds that they are given.
+    """
+
+    def repeated(value: Any) -> Any:
+        return value * count if isinstance(value, list) else value.repeat_interleave(count, dim=0)
+
+    return {name: repeated(value) if "prompt" in name else value for name, value in arguments.items()}
+
+
 def denoise(plan: DenoisingPlan, seeds: Sequence[int]) -> Tensor:
     """Return the latents ``(b, c, h, w)`` of the images with these seeds, denoised together."""
     # On the CPU, for the same noise on every device.
@@ -112,10 +124,9 @@ def denoise(plan: DenoisingPlan, seeds: Sequence[int]) -> Tensor:
         for callback in plan.callbacks:
             started.append(callback)
             callback.on_batch_start(batch)
-        arguments = {**plan.arguments, **plan.batch_arguments(batch)}
+        arguments = {**_for_each(plan.arguments, len(seeds)), **plan.batch_arguments(batch)}
         plan.pipeline(
             **arguments,
-            num_images_per_prompt=len(seeds),
             generator=generators,
             output_type="latent",
             callback_on_step_end=on_step_end,

@@ -40,7 +40,8 @@ def load_folder(folder: Path, name: str, dtype: torch.dtype) -> Components:
     family = None if other else family_in(folder)
     if family is None:
         raise unusable(name, other or f"is for diffusers' {pipeline_class}")
-    options = {"dtype": dtype, "variant": _variant(folder / family.backbone), **family.loading_options()}
+    left_out = {part: None for part, value in index.items() if value == [None, None]}
+    options = {"dtype": dtype, "variant": _variant(folder / family.backbone), **left_out, **family.loading_options()}
     pipeline = getattr(diffusers, pipeline_class).from_pretrained(folder, **options)
     components = Components.from_pipeline(pipeline, family)
     for encoder_name, encoder in components.text_encoders.items():

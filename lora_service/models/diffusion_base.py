@@ -49,12 +49,12 @@ class DiffusionBase:
     @property
     def components(self) -> dict[str, nn.Module]:
         """The models that a LoRA can change, by their names in LoRA files."""
-        return {self.family.backbone: self.backbone, **(self.text.encoders if self.family.learns_text else {})}
+        return {self.family.backbone: self.backbone, **self.text.learning}
 
     @property
     def tokenizers(self) -> Mapping[str, Any]:
         """The tokenizers of the text encoders among the :attr:`components`, which can learn new tokens."""
-        return self.text.tokenizers if self.family.learns_text else {}
+        return {name: each for name, each in self.text.tokenizers.items() if name in self.text.learning}
 
     @property
     def models(self) -> dict[str, nn.Module]:
@@ -151,12 +151,23 @@ class DiffusionBase:
         """Return the multiple of :attr:`size_step` nearest to ``pixels``."""
         return max(self.size_step, round(pixels / self.size_step) * self.size_step)
 
+    def check_longest(self, field: str, pixels: int) -> None:
+        """Check that a side of ``pixels`` is not longer than what the backbone takes.
+
+        Raises:
+            InputError: on ``field``.
+        """
+        longest = self.family.longest_side(self.vae, self.backbone)
+        if longest is not None and pixels > longest:
+            raise InputError(field, pixels, f"at most {longest} for {self.defaults.title}")
+
     def check_side(self, field: str, pixels: int) -> None:
         """Check that pictures can have a side of ``pixels``.
 
         Raises:
-            InputError: on ``field``, unless it is a multiple of :attr:`size_step`.
+            InputError: on ``field``, unless it is a multiple of :attr:`size_step`, and not too long.
         """
+        self.check_longest(field, pixels)
         if pixels % self.size_step:
             near = self.nearest_side(pixels)
             raise InputError(field, pixels, f"a multiple of {self.size_step} for {self.defaults.title}, like {near}")

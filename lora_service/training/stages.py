@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from lora_service.dataset.captions.templates import TagOptions
 from lora_service.dataset.training_images import TrainingImage
 from lora_service.models.diffusion_base import DiffusionBase
-from lora_service.models.text_encoders import PromptEmbeds, TextEncoders
+from lora_service.models.text_encoders import PromptEmbeds, TextEncoders, TokenIds
 from lora_service.training.adapters.lora_layers import Layers
 from lora_service.training.adapters.textual_inversion import AddedTokens, NormPull
 from lora_service.training.data.batches import BatchBlock, BatchPlan, CaptionSampler, SubjectTexts
@@ -76,6 +76,12 @@ class TrainingContext:
             seed=f"{stage} {config.seed}",
         )
 
+    def text_waits(self, *, is_needed: bool, companions_are_needed: bool = False) -> AbstractContextManager[None]:
+        """Return the context in which text encoders wait that no step needs, as of :class:`Offloading`."""
+        if self.offloading is None:
+            return nullcontext()
+        return self.offloading.text_waits(is_needed=is_needed, companions_are_needed=companions_are_needed)
+
     def generator(self, offset: int) -> torch.Generator:
         """Return the generator of a stage's noise and timesteps, on the device."""
         return torch.Generator(self.base.device).manual_seed((self.resolved.config.seed or 0) + offset)
@@ -103,7 +109,8 @@ def train_textual_inversion(
         later_steps=STAGE_2_COST * config.max_train_steps_tuning,
         after_step=_norm_pull(context.base, tokens),
     )
-    return run_loop(spec, config, callbacks, context.processes)
+    with context.text_waits(is_needed=True):
+        return run_loop(spec, config, callbacks, context.processes)
 
 
 def train_lora(
@@ -142,9 +149,8 @@ def train_lora(
         generator=generator,
         after_step=_norm_pull(base, learning),
     )
-    is_needed = text_learns or resolved.preservation == "output"  # which encodes its captions at each step
-    waits = context.offloading.text_waits(is_needed=is_needed) if context.offloading else nullcontext()
-    with waits:
+    encodes_each_step = resolved.preservation == "output"
+    with context.text_waits(is_needed=text_learns or encodes_each_step, companions_are_needed=encodes_each_step):
         return run_loop(spec, config, callbacks, context.processes)
 
 
@@ -190,8 +196,17 @@ EncodePlan = Callable[[TextEncoders, BatchPlan], EncodeCaptions]
 
 
 def _encode_each_step(text: TextEncoders, plan: BatchPlan) -> EncodeCaptions:
-    """Encode with the text encoders as they are at each step."""
-    return lambda i, share: text.encode(plan.token_ids(i, share))
+    """Encode with the text encoders as they are at each step; companions read each caption of a block once."""
+    read: dict[int, TokenIds] = {}
+
+    def encode(i: int, share: slice) -> PromptEmbeds:
+        block = plan.block_of(i)
+        if block.first not in read:
+            read.clear()
+            read[block.first] = text.read_by_companions(block.token_ids)
+        return text.encode(plan.token_ids(i, share, read[block.first]))
+
+    return encode
 
 
 def _encode_once(text: TextEncoders, plan: BatchPlan) -> EncodeCaptions:

@@ -199,6 +199,18 @@ class Family(ABC):
     def size_step(self, vae: Any, backbone: Any) -> int:
         """Return the factor of widths and heights in pixels."""
 
+    def text_blocks(self, backbone: Any) -> Mapping[str, int]:
+        """Return children with blocks of text alone, of which no gradients are checkpointed.
+
+        Returns:
+            Path of the child -> the positions that its blocks work on, in positions of the text.
+        """
+        return {}
+
+    def longest_side(self, vae: Any, backbone: Any) -> int | None:
+        """Return the most pixels of a side; None: any number."""
+        return None
+
     def to_backbone(self, vae: Any, latents: Tensor) -> Tensor:
         """Return latents of the VAE as the backbone takes them, with about unit variance."""
         return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor

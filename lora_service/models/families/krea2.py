@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -96,6 +97,10 @@ class Krea2(QwenLatentsFamily):
 
     def pipeline_options(self, defaults: ModelDefaults) -> dict[str, Any]:
         return {**super().pipeline_options(defaults), "is_distilled": bool(defaults.trains_on)}
+
+    def text_blocks(self, backbone: Any) -> Mapping[str, int]:
+        """Return the blocks of the fusion of the text's layers, and those behind it."""
+        return {"text_fusion.layerwise_blocks": backbone.config.num_text_layers, "text_fusion.refiner_blocks": 1}
 
     def log_shift(self, scheduler: Config, positions: int, steps: int) -> float:
         if scheduler.get("is_distilled"):

@@ -5,7 +5,8 @@ In bytes, for batches of ``b`` pictures:
     weights    of the UNet, the text encoders and the VAE, as they are held
     parameters 8 for each that learns: itself and its gradient, both fp32; with the optimiser's state, for AdamW two
                moments of 4 each, and 4 of a running mean where one is kept
-    captions   prompt embeds, which are kept for a block of batches where nothing learns in the text encoders
+    captions   prompt embeds, which are kept for a block of batches where nothing learns in the text encoders, else
+               those of the frozen ones beside them
     step       b · (UNet + text encoders), twice where the class is preserved, saved for the backward pass:
                 UNet           x · Σ n (c_in + c_out) over residual blocks + y · Σ n c over transformer blocks,
                                with n positions and c channels each
@@ -34,7 +35,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -137,23 +138,29 @@ def estimate(base: DiffusionBase, config: TrainConfig, *, checkpointing: bool) -
     step = backbone_bytes(base, side // base.vae_scale_factor, checkpointing=checkpointing)
     # With "auto" captions are mostly short, and nobody has read them yet.
     positions = base.text.positions * (1 if config.max_token_length == "auto" else config.chunks)
-    if base.family.learns_text and (trains_text or config.max_train_steps_ti):
-        step += sum(encoder_bytes(e, positions, base.dtype) for e in base.text.encoders.values())
+    if trains_text or config.max_train_steps_ti:
+        chunks = positions // base.text.positions
+        step += sum(
+            encoder_bytes(encoder, chunks * base.text.positions_of(name), base.dtype)
+            for name, encoder in base.text.learning.items()
+        )
     layers = _layers(base, config)
     step += sum(
         layer_bytes(component, of_component, side // base.vae_scale_factor, base, config, checkpointing=checkpointing)
         for component, of_component in layers.items()
     )
-    kept = 0 if trains_text else min(CAPTIONS_PER_BLOCK, config.max_train_steps_tuning * config.train_batch_size)
+    kept = min(CAPTIONS_PER_BLOCK, config.max_train_steps_tuning * config.train_batch_size)
+    of_companions = sum(base.text.positions_of(name) for name in base.text.companions)
+    kept_positions = kept * (of_companions if trains_text else positions)
     return MemoryEstimate(
         weights=_weight_bytes(*base.models.values()),
         parameters=_bytes_per_parameter(config) * _parameter_count(layers, config),
-        captions=kept * positions * base.text.width * base.dtype.itemsize,
+        captions=kept_positions * base.text.width * base.dtype.itemsize,
         step=round(batch * step * (2 if _preserves(config) else 1)),
         encoding=4 * side**2 * base.family.vae_widths(base.vae)[0] * base.vae.dtype.itemsize,
         deltas=_delta_bytes(layers, base.dtype, checkpointing=checkpointing) if config.lora_kind == "lokr" else 0,
         text_weights=_weight_bytes(*base.text.encoders.values()),
-        away=_weight_bytes(base.vae, *(() if _steps_need_text(config) else base.text.encoders.values())),
+        away=_weight_bytes(base.vae, *_waiting_encoders(base, config)),
     )
 
 
@@ -161,10 +168,12 @@ def _weight_bytes(*models: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for model in models for p in model.parameters())
 
 
-def _steps_need_text(config: TrainConfig) -> bool:
-    """Return True if a step of the resolved ``config`` may need the text encoders."""
-    learns = bool(config.max_train_steps_ti or config.learning_rate_text or config.continue_inversion)
-    return learns or config.preservation == "output"
+def _waiting_encoders(base: DiffusionBase, config: TrainConfig) -> Iterable[nn.Module]:
+    """Return the text encoders that no step of the resolved ``config`` needs."""
+    if config.preservation == "output":  # which encodes its captions at each step
+        return ()
+    learns = config.max_train_steps_ti or config.learning_rate_text or config.continue_inversion
+    return (base.text.companions if learns else base.text.encoders).values()
 
 
 def _preserves(config: TrainConfig) -> bool:
@@ -225,9 +234,11 @@ def layer_bytes(
 
 
 def _layer_positions(base: DiffusionBase, component: str, path: str, side: int) -> int:
-    if component != base.family.backbone or path.endswith(("attn2.to_k", "attn2.to_v")):
-        return base.text.positions
-    return _positions(path, side**2, base.unet) if component == "unet" else layer_positions(base, path, side)
+    if component != base.family.backbone:
+        return base.text.positions_of(component)
+    if component != "unet":
+        return layer_positions(base, path, side)
+    return base.text.positions if path.endswith(("attn2.to_k", "attn2.to_v")) else _positions(path, side**2, base.unet)
 
 
 def _delta_bytes(layers: Mapping[str, TargetLayers], dtype: torch.dtype, *, checkpointing: bool) -> int:
