@@ -13,6 +13,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from lora_service.errors import InputError, SettingError
+from lora_service.models.block_offloading import BlockOffloading
 from lora_service.models.compiled import Backend, CompiledModule
 from lora_service.models.defaults import ModelDefaults
 from lora_service.models.families.family import Family
@@ -32,6 +33,7 @@ class DiffusionBase:
         dtype: that of the backbone and the text encoders; the VAE may have another.
         compiled: the backbone compiled, for drawing; None: it is not.
         compiled_decoder: the VAE's decoder compiled; None: it is not.
+        waiting_blocks: the backbone's blocks, where they always wait on the host; None: they are on the device.
     """
 
     name: str
@@ -45,6 +47,7 @@ class DiffusionBase:
     dtype: torch.dtype
     compiled: CompiledModule | None = None
     compiled_decoder: CompiledModule | None = None
+    waiting_blocks: BlockOffloading | None = None
 
     @property
     def components(self) -> dict[str, nn.Module]:
@@ -80,6 +83,12 @@ class DiffusionBase:
             raise SettingError("COMPILE", True, f"0 for {self.family.title}, which is drawn uncompiled")
         self.compiled = CompiledModule(self.backbone, backend=backend, cuda_graphs=cuda_graphs)
         self.compiled_decoder = CompiledModule(self.vae, "decode", backend=backend, cuda_graphs=cuda_graphs)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks of a transformer, in order; none of a UNet."""
+        children = (*self.family.targets.blocks, *self.family.text_blocks(self.backbone))
+        return [block for child in children for block in self.backbone.get_submodule(child).children()]
 
     def to_device(self) -> None:
         """Move what a broken-off training may have left in the host's memory back to the device; mostly nothing."""

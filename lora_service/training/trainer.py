@@ -42,7 +42,7 @@ from lora_service.training.inputs.input_warnings import warn_of_inputs
 from lora_service.training.inputs.resolved_config import ResolvedConfig, TaughtSubject
 from lora_service.training.losses.preservation import ClassSet
 from lora_service.training.memory.estimate import choose_savings, explain_out_of_memory
-from lora_service.training.memory.offloading import Offloading
+from lora_service.training.memory.offloading import Offloading, blocks_wait
 from lora_service.training.memory.precision import precision
 from lora_service.training.optimization.loop import LoopReport, TrainingCallback
 from lora_service.training.optimization.optimizers import check_optimizer
@@ -162,7 +162,10 @@ class Trainer:
                 self._say_what_companions_read(subject)
         record = self._record(sources, given, prepared)
         with self._run_trackers(resolved) as trackers:
-            with explain_out_of_memory(self.base, resolved.config, checkpointing=savings.checkpointing):
+            with (
+                explain_out_of_memory(self.base, resolved.config, checkpointing=savings.checkpointing),
+                blocks_wait(self.base, is_on=savings.blocks),
+            ):
                 offloading = Offloading.of(self.base, is_on=savings.offloading)
                 context = self._context(prepared, offloading)
                 with (
@@ -411,7 +414,7 @@ class Trainer:
             if learn or starts:
                 targets = learning_targets(self.base, component, config.lora_targets)
                 paths = targets if learn else ()
-                added = lora_layers(model, paths, options, generator, starts, learn=learn)
+                added = lora_layers(model, paths, options, generator, starts, learn=learn, device=self.base.device)
                 layers[component] = stack.enter_context(added)
                 if self.start:
                     new = len(layers[component]) - len(starts)

@@ -23,6 +23,7 @@ In bytes, for batches of ``b`` pictures:
                with off-loading, where the text encoders wait on the host during the encoding, and the VAE and perhaps
                they (away) during the steps:
                weights + max(encoding − text encoders, parameters + captions + max(0, step + deltas − away))
+               and where the blocks of a transformer wait too, their weights less, but for the largest block's
 
 Samples are not counted: where there is no place for them, none are drawn.
 
@@ -48,9 +49,10 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from lora_service.errors import InputError
+from lora_service.models.block_offloading import BlockOffloading
 from lora_service.models.clip_text_encoders import TextEncoder
 from lora_service.models.diffusion_base import DiffusionBase
-from lora_service.models.quantization import weight_shape
+from lora_service.models.quantization import quantization_of, weight_shape
 from lora_service.training.adapters.lora_layers import parameter_count
 from lora_service.training.adapters.lora_targets import TargetLayers, learning_targets, targets_in
 from lora_service.training.data.batches import CAPTIONS_PER_BLOCK
@@ -94,6 +96,7 @@ class MemoryEstimate:
     deltas: int = 0
     text_weights: int = 0
     away: int = 0
+    blocks: int = 0
 
     @property
     def beyond_weights(self) -> int:
@@ -114,21 +117,40 @@ class MemorySavings:
     Attributes:
         checkpointing: activations of the UNet are made anew for the backward pass, for a third more time.
         offloading: models wait on the host while no step needs them, for a few transfers.
+        blocks: the transformer's blocks wait there too, each but when it is computed, for two transfers of all weights
+            at each step.
     """
 
     checkpointing: bool = False
     offloading: bool = False
+    blocks: bool = False
 
     def need(self, base: DiffusionBase, config: TrainConfig) -> int:
         """Return the bytes beside the base of the resolved ``config``."""
         estimated = estimate(base, config, checkpointing=self.checkpointing)
-        return estimated.beyond_weights_offloaded if self.offloading else estimated.beyond_weights
+        need = estimated.beyond_weights_offloaded if self.offloading else estimated.beyond_weights
+        return need - estimated.blocks if self.blocks else need
 
     @staticmethod
-    def allowed_by(config: TrainConfig) -> list[MemorySavings]:
-        """Return what ``gradient_checkpointing`` allows, that which costs least time first."""
-        checkpointing = {"auto": (False, True), "on": (True,), "off": (False,)}[config.gradient_checkpointing]
-        return [MemorySavings(each, offloading) for each in checkpointing for offloading in (False, True)]
+    def allowed_by(config: TrainConfig, base: DiffusionBase) -> list[MemorySavings]:
+        """Return what ``gradient_checkpointing`` and ``base`` allow, that which costs least time first.
+
+        Blocks wait with checkpointing alone: without it the weights stay on the device for the backward pass.
+
+        Raises:
+            InputError: the blocks always wait, and ``gradient_checkpointing`` is off.
+        """
+        asked = config.gradient_checkpointing
+        if base.waiting_blocks is not None and asked == "off":
+            expected = "auto or on where the transformer's blocks wait on the host (OFFLOAD_BLOCKS)"
+            raise InputError("gradient_checkpointing", asked, expected)
+        checkpointing = {"auto": (False, True), "on": (True,), "off": (False,)}[asked]
+        if base.waiting_blocks is not None:
+            return [MemorySavings(True, offloading) for offloading in (False, True)]
+        allowed = [MemorySavings(each, offloading) for each in checkpointing for offloading in (False, True)]
+        if base.blocks and asked != "off" and quantization_of(base) == "none":
+            allowed.append(MemorySavings(True, True, True))
+        return allowed
 
 
 def estimate(base: DiffusionBase, config: TrainConfig, *, checkpointing: bool) -> MemoryEstimate:
@@ -161,11 +183,20 @@ def estimate(base: DiffusionBase, config: TrainConfig, *, checkpointing: bool) -
         deltas=_delta_bytes(layers, base.dtype, checkpointing=checkpointing) if config.lora_kind == "lokr" else 0,
         text_weights=_weight_bytes(*base.text.encoders.values()),
         away=_weight_bytes(base.vae, *_waiting_encoders(base, config)),
+        blocks=_block_bytes(base),
     )
 
 
 def _weight_bytes(*models: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for model in models for p in model.parameters())
+
+
+def _block_bytes(base: DiffusionBase) -> int:
+    """Return the bytes of the transformer's blocks that are on the device, but for the largest."""
+    if base.waiting_blocks is not None or not base.blocks:
+        return 0
+    sizes = BlockOffloading(base.blocks, base.device).block_bytes
+    return sum(sizes) - max(sizes)
 
 
 def _waiting_encoders(base: DiffusionBase, config: TrainConfig) -> Iterable[nn.Module]:
@@ -320,9 +351,9 @@ def choose_savings(
     """
     asked = config.gradient_checkpointing
     free = _free(base.device) if free is None else free
+    allowed = MemorySavings.allowed_by(config, base)
     if free is None:
-        return MemorySavings(checkpointing=asked == "on")
-    allowed = MemorySavings.allowed_by(config)
+        return MemorySavings(checkpointing=asked == "on" or base.waiting_blocks is not None)
     chosen = next((each for each in allowed if each.need(base, config) * OVERHEAD <= free), allowed[-1])
     need = chosen.need(base, config)
     if need > free:
@@ -334,6 +365,8 @@ def choose_savings(
         log(f"gradient_checkpointing is on, as {unsaved} without")
     if chosen.offloading:
         log(f"text encoders and VAE are in the host's memory while they are not needed, as {unsaved} otherwise")
+    if chosen.blocks:
+        log("the transformer's blocks are there too, each but when it is computed, which takes longer")
     return chosen
 
 

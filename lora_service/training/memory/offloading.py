@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lora_service.models.block_offloading import BlockOffloading
 from lora_service.models.diffusion_base import DiffusionBase
 
 _HOST = torch.device("cpu")
@@ -87,6 +88,16 @@ class OffloadedModels:
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device)
+
+
+@contextmanager
+def blocks_wait(base: DiffusionBase, *, is_on: bool) -> Iterator[None]:
+    """Within the context the blocks of the transformer wait on the host, if that ``is_on``; some always do."""
+    if not is_on or base.waiting_blocks is not None:
+        yield
+        return
+    with BlockOffloading(base.blocks, base.device).waiting():
+        yield
 
 
 @dataclass(frozen=True)

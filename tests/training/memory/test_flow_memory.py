@@ -15,7 +15,7 @@ from lora_service.training.adapters.lora_targets import targets_in
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.inputs.family_inputs import fit_to_family
 from lora_service.training.inputs.resolved_config import resolve_config
-from lora_service.training.memory.estimate import GIB, OVERHEAD, choose_savings, estimate
+from lora_service.training.memory.estimate import GIB, OVERHEAD, MemorySavings, choose_savings, estimate
 from lora_service.training.memory.transformers import transformer_bytes
 from tests.errors import raises
 
@@ -69,6 +69,23 @@ def test_a_training_at_512_pixels_fits_the_card_with_a_base_of_4_bits(name: str,
     assert not any("may not fit" in line for line in lines)
     with raises(InputError, code="out_of_memory"):
         choose_savings(base, config, lines.append, GIB // 8)
+
+
+def test_blocks_wait_where_nothing_else_helps() -> None:
+    base, said = bare_base("klein"), list[str]()
+    config = resolved(base, resolution=512)
+    *others, blocks = MemorySavings.allowed_by(config, base)
+    assert blocks == MemorySavings(checkpointing=True, offloading=True, blocks=True)
+    sizes = [sum(2 * weight.numel() for weight in block.parameters()) for block in base.blocks]
+    assert len(sizes) == 25
+    assert blocks.need(base, config) == others[-1].need(base, config) - (sum(sizes) - max(sizes))
+    free = int(0.9 * others[-1].need(base, config))
+    assert choose_savings(base, config, said.append, free) == blocks
+    assert any("blocks" in line for line in said)
+    off = config.model_copy(update={"gradient_checkpointing": "off"})
+    assert not any(each.blocks for each in MemorySavings.allowed_by(off, base))
+    packed = bare_base("klein", quantization="nf4")
+    assert not any(each.blocks for each in MemorySavings.allowed_by(config, packed))
 
 
 def test_t5_waits_while_clip_learns_and_the_others_where_nothing_does() -> None:
