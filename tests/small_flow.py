@@ -84,19 +84,17 @@ def small_flow_components(family: str) -> Components:
     )
 
 
-def flow_pipeline_of(base: DiffusionBase) -> Any:
-    """Make diffusers' own pipeline of the base's models."""
+def flow_pipeline_of(base: DiffusionBase, **more: None) -> Any:
+    """Make diffusers' own pipeline of the base's models, without those of ``more``."""
     config = _PIPELINE_CONFIGS.get(base.family.name, {})
-    parts = {
-        **base.text.encoders,
-        **{name.replace("text_encoder", "tokenizer"): each for name, each in base.text.tokenizers.items()},
-    }
     pipeline = getattr(diffusers, base.family.pipelines["text2img"])(
         **config,
         scheduler=FlowMatchEulerDiscreteScheduler.from_config(base.scheduler_config),
         vae=base.vae,
         transformer=base.backbone,
-        **{**base.family.pipeline_options(base.defaults), **parts},
+        **base.text.encoders,
+        **{name.replace("text_encoder", "tokenizer"): each for name, each in base.text.tokenizers.items()},
+        **more,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -90,18 +90,6 @@ class DenoisingPlan:
     callbacks: Sequence[DenoisingCallback] = field(default=())
 
 
-def _for_each(arguments: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """Return a pipeline's arguments with the embeds of one image for ``count`` of them.
-
-    Some pipelines, such as Chroma's and Stable Diffusion 3's, do not repeat embeds that they are given.
-    """
-
-    def repeated(value: Any) -> Any:
-        return value * count if isinstance(value, list) else value.repeat_interleave(count, dim=0)
-
-    return {name: repeated(value) if "prompt" in name else value for name, value in arguments.items()}
-
-
 def denoise(plan: DenoisingPlan, seeds: Sequence[int]) -> Tensor:
     """Return the latents ``(b, c, h, w)`` of the images with these seeds, denoised together."""
     # On the CPU, for the same noise on every device.
@@ -124,9 +112,9 @@ def denoise(plan: DenoisingPlan, seeds: Sequence[int]) -> Tensor:
         for callback in plan.callbacks:
             started.append(callback)
             callback.on_batch_start(batch)
-        arguments = {**_for_each(plan.arguments, len(seeds)), **plan.batch_arguments(batch)}
         plan.pipeline(
-            **arguments,
+            **_prompt_arguments(plan, len(seeds)),
+            **plan.batch_arguments(batch),
             generator=generators,
             output_type="latent",
             callback_on_step_end=on_step_end,
@@ -135,3 +123,13 @@ def denoise(plan: DenoisingPlan, seeds: Sequence[int]) -> Tensor:
     finally:
         for callback in reversed(started):
             callback.on_batch_end(batch)
+
+
+def _prompt_arguments(plan: DenoisingPlan, images: int) -> dict[str, Any]:
+    """Return the pipeline's arguments for ``images`` images of one prompt."""
+    if plan.layout.family.repeats_prompts:
+        return {**plan.arguments, "num_images_per_prompt": images}
+    return {
+        name: value.repeat_interleave(images, dim=0) if "prompt" in name and isinstance(value, Tensor) else value
+        for name, value in plan.arguments.items()
+    }

@@ -43,6 +43,7 @@ class Chroma(PackedFlowFamily):
         "transformers:T5EncoderModel T5Tokenizer T5TokenizerFast",
         "lora_service.models.t5_text_encoder",
     )
+    repeats_prompts = False
     kept = ("distilled_guidance_layer", "x_embedder", "context_embedder", "norm_out", "proj_out")
 
     def defaults(self, scheduler: Config, pipeline: Config) -> ModelDefaults:

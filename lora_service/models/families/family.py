@@ -69,6 +69,7 @@ class Family(ABC):
         drawing_step: the factor of widths and heights of what is drawn, where it is another than :meth:`size_step`.
         takes_packed_latents: True if its pipelines' argument ``latents`` is as of :meth:`pack`.
         reads_negative_prompt: False if its pipelines have no guidance away from a prompt.
+        repeats_prompts: False if its pipelines take prompt embeds of each image, and not of each prompt.
         imports: what a server's worker imports before its first job, as of ``lora_service.services.worker.import_all``.
         t2i_adapter_end: the end of the ``adapter_type`` of its T2I-Adapters.
     """
@@ -90,6 +91,7 @@ class Family(ABC):
     drawing_step: ClassVar[int | None] = None
     takes_packed_latents: ClassVar[bool] = False
     reads_negative_prompt: ClassVar[bool] = True
+    repeats_prompts: ClassVar[bool] = True
     imports: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod

@@ -85,6 +85,7 @@ class StableDiffusion3(FlowFamily):
     kept = ("pos_embed", "time_text_embed", "context_embedder", "norm_out", "proj_out")
     learns_text = True
     own_clip_skip = 2
+    repeats_prompts = False
     imports = (
         f"diffusers:StableDiffusion3Pipeline SD3Transformer2DModel {SCHEDULER}",
         "transformers:CLIPTextModelWithProjection CLIPTokenizer T5EncoderModel T5TokenizerFast",
