@@ -84,6 +84,7 @@ class StableDiffusion3(FlowFamily):
     )
     kept = ("pos_embed", "time_text_embed", "context_embedder", "norm_out", "proj_out")
     learns_text = True
+    caption_tokens = 255
     own_clip_skip = 2
     repeats_prompts = False
     imports = (
