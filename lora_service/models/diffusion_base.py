@@ -86,9 +86,9 @@ class DiffusionBase:
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The blocks of a transformer, in order; none of a UNet."""
-        children = (*self.family.targets.blocks, *self.family.text_blocks(self.backbone))
-        return [block for child in children for block in self.backbone.get_submodule(child).children()]
+        """The blocks of a transformer whose gradients can be checkpointed; none of a UNet."""
+        children = map(self.backbone.get_submodule, self.family.targets.blocks)
+        return [block for child in children for block in child.children()]
 
     def to_device(self) -> None:
         """Move what a broken-off training may have left in the host's memory back to the device; mostly nothing."""
