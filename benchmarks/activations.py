@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from benchmarks.flow_models import BARE, bare_base
 from benchmarks.random_models import bare_text_encoder, bare_unet
+from lora_service.models import template_text_encoder
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.families.sd1 import SD1
 from lora_service.models.text_encoders import PromptEmbeds
@@ -129,8 +131,11 @@ def count_transformer(
         layers = transformer.config.num_text_layers
         shape = (1, texts, layers, base.text.width // layers)
     states = torch.empty(shape, device=META, dtype=dtype)
-    pooled = torch.empty(1, 768, device=META, dtype=dtype) if name == "flux-dev" else None
-    text = PromptEmbeds(states, pooled, mask=torch.ones(1, texts, dtype=torch.bool))
+    width = transformer.config.get("pooled_projection_dim")
+    pooled = None if width is None else torch.empty(1, width, device=META, dtype=dtype)
+    # Qwen-Image's transformer only computes with the mask; Z-Image's picks the states of texts by it.
+    mask = torch.ones(1, texts, dtype=torch.bool, device=META if name == "qwen-image" else None)
+    text = PromptEmbeds(states, pooled, mask=mask)
     with ExitStack() as stack:
         saved = stack.enter_context(_saved_storages(transformer, dtype))
         paths = targets_in(family.backbone, transformer, targets, family)
@@ -138,6 +143,7 @@ def count_transformer(
         if checkpointing:
             transformer.train()
             transformer.enable_gradient_checkpointing(_checkpoint(saved))
+        stack.enter_context(patch.object(template_text_encoder, "trimmed", lambda embeds: embeds))  # it asks for values
         family.predict(transformer, noisy, timesteps, text, None)
     return sum(storage.nbytes() for storage in saved.values())
 

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
@@ -48,6 +49,21 @@ _FLUX_VAE = {
     "use_post_quant_conv": False,
 }
 _FLUX = {"guidance_embeds": True}
+_SD35_LARGE = {
+    "num_layers": 38,
+    "num_attention_heads": 38,
+    "caption_projection_dim": 2432,
+    "pos_embed_max_size": 192,
+    "qk_norm": "rms_norm",
+}
+_SD35_MEDIUM = {
+    "num_layers": 24,
+    "num_attention_heads": 24,
+    "caption_projection_dim": 1536,
+    "pos_embed_max_size": 384,
+    "qk_norm": "rms_norm",
+    "dual_attention_layers": tuple(range(13)),
+}
 _MODELS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     "klein": ("Flux2Transformer2DModel", _KLEIN, "AutoencoderKLFlux2", {}),
     "zimage": ("ZImageTransformer2DModel", {}, "AutoencoderKL", _FLUX_VAE),
@@ -55,9 +71,19 @@ _MODELS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     "chroma": ("ChromaTransformer2DModel", {}, "AutoencoderKL", _FLUX_VAE),
     "flux-dev": ("FluxTransformer2DModel", _FLUX, "AutoencoderKL", _FLUX_VAE),
     "qwen-image": ("QwenImageTransformer2DModel", {}, "AutoencoderKLQwenImage", {}),
+    "sd35-medium": ("SD3Transformer2DModel", _SD35_MEDIUM, "AutoencoderKL", _FLUX_VAE),
+    "sd35-large": ("SD3Transformer2DModel", _SD35_LARGE, "AutoencoderKL", _FLUX_VAE),
 }
 """Short name of the base -> class and configuration of the transformer and of the VAE."""
 _T5_XXL = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
+_CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "projection_dim": 768}
+_CLIP_BIGG = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "projection_dim": 1280,
+}
 _QWEN3_4B = {
     "hidden_size": 2560,
     "intermediate_size": 9728,
@@ -122,4 +148,7 @@ def _text_encoders(name: str) -> dict[str, nn.Module]:
     t5 = T5EncoderModel(T5Config(**_T5_XXL, feed_forward_proj="gated-gelu"))
     if name == "chroma":
         return {"text_encoder": t5}
+    if name.startswith("sd35"):
+        clips = (CLIPTextModelWithProjection(CLIPTextConfig(**config)) for config in (_CLIP_L, _CLIP_BIGG))
+        return dict(zip(("text_encoder", "text_encoder_2", "text_encoder_3"), (*clips, t5), strict=True))
     return {"text_encoder": CLIPTextModel(CLIPTextConfig(hidden_size=768)), "text_encoder_2": t5}

@@ -130,6 +130,8 @@ class Settings(EnvironmentSettings):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     base_quantization: Quantization = "none"
     """The format of the weights of the UNet's linear layers on CUDA: int8 and nf4 for trainings, fp8 for drawing."""
+    offload_blocks: bool = False
+    """Whether the blocks of a transformer wait in the host's memory, and come to the card where they are computed."""
     compile: bool = False
     """True if the UNet and the VAE's decoder are compiled before a server that draws is READY."""
     cuda_graphs: bool = False

@@ -17,11 +17,13 @@ from diffusers import (
     FluxTransformer2DModel,
     Krea2Transformer2DModel,
     QwenImageTransformer2DModel,
+    SD3Transformer2DModel,
     ZImageTransformer2DModel,
 )
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
-    CLIPTextModel,
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -38,9 +40,11 @@ from lora_service.models.components import Components
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.loading import assemble
 from lora_service.models.registry import FAMILIES
-from tests.small_models import small_models, small_tokenizer
+from tests.small_models import small_models, small_text_encoder, small_tokenizer
 
-FLOW_FAMILIES = ("flux2-klein", "zimage", "krea2", "chroma", "flux1", "qwen-image")
+FLOW_FAMILIES = ("flux2-klein", "zimage", "krea2", "chroma", "flux1", "qwen-image", "sd3")
+FROZEN_TEXT = tuple(name for name in FLOW_FAMILIES if name != "sd3")
+"""Those whose text encoders do not learn."""
 _TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
@@ -80,8 +84,8 @@ def small_flow_components(family: str) -> Components:
     )
 
 
-def flow_pipeline_of(base: DiffusionBase) -> Any:
-    """Make diffusers' own pipeline of the base's models."""
+def flow_pipeline_of(base: DiffusionBase, **more: None) -> Any:
+    """Make diffusers' own pipeline of the base's models, without those of ``more``."""
     config = _PIPELINE_CONFIGS.get(base.family.name, {})
     pipeline = getattr(diffusers, base.family.pipelines["text2img"])(
         **config,
@@ -90,6 +94,7 @@ def flow_pipeline_of(base: DiffusionBase) -> Any:
         transformer=base.backbone,
         **base.text.encoders,
         **{name.replace("text_encoder", "tokenizer"): each for name, each in base.text.tokenizers.items()},
+        **more,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -109,7 +114,7 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _tokenizer_of(encoder: Any) -> Any:
-    return small_tokenizer() if isinstance(encoder, CLIPTextModel) else chat_tokenizer()
+    return small_tokenizer() if isinstance(encoder.config, CLIPTextConfig) else chat_tokenizer()
 
 
 def _qwen3(layers: int) -> Qwen3Config:
@@ -215,8 +220,8 @@ def _qwen_image() -> tuple[Any, Any, Any, Any]:
     return transformer, _qwen_vae(), encoder, FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
 
 
-def _t5() -> T5EncoderModel:
-    return T5EncoderModel(T5Config(vocab_size=320, d_model=_WIDTH, d_kv=8, d_ff=32, num_layers=2, num_heads=2))
+def _t5(width: int = _WIDTH) -> T5EncoderModel:
+    return T5EncoderModel(T5Config(vocab_size=320, d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2))
 
 
 def _flux1() -> tuple[Any, Any, Any, Any]:
@@ -240,6 +245,21 @@ def _chroma() -> tuple[Any, Any, Any, Any]:
     return transformer, vae, _t5(), FlowMatchEulerDiscreteScheduler(shift=1.5)
 
 
+def _sd3() -> tuple[Any, Any, Any, Any]:
+    _, vae, _, scheduler = _zimage()
+    transformer = SD3Transformer2DModel(
+        sample_size=8, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=96, caption_projection_dim=32, pooled_projection_dim=32, pos_embed_max_size=24,
+        qk_norm="rms_norm", dual_attention_layers=(0,),
+    )  # fmt: skip
+    encoders = {
+        "text_encoder": small_text_encoder(CLIPTextModelWithProjection, 32),
+        "text_encoder_2": small_text_encoder(CLIPTextModelWithProjection, 48),
+        "text_encoder_3": _t5(96),
+    }
+    return transformer, vae, encoders, scheduler
+
+
 _PIPELINE_CONFIGS: dict[str, dict[str, Any]] = {"krea2": {"text_encoder_select_layers": (1, 3)}}
 _MAKERS = {
     "flux2-klein": _klein,
@@ -248,4 +268,5 @@ _MAKERS = {
     "chroma": _chroma,
     "flux1": _flux1,
     "qwen-image": _qwen_image,
+    "sd3": _sd3,
 }

@@ -52,9 +52,12 @@ def small_models(family: str = "sd1", dtype: torch.dtype = torch.float32) -> Sma
     """Make random models of a family; the same every time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        components: dict[str, nn.Module] = {"unet": _unet(family), "text_encoder": _text_encoder(CLIPTextModel, 32)}
+        components: dict[str, nn.Module] = {
+            "unet": _unet(family),
+            "text_encoder": small_text_encoder(CLIPTextModel, 32),
+        }
         if family == "sdxl":
-            components["text_encoder_2"] = _text_encoder(CLIPTextModelWithProjection, 48)
+            components["text_encoder_2"] = small_text_encoder(CLIPTextModelWithProjection, 48)
     tokenizers = {name: small_tokenizer() for name in components if name != "unet"}
     return SmallModels(family, {name: _cast(model.eval(), dtype) for name, model in components.items()}, tokenizers)
 
@@ -91,7 +94,8 @@ def _unet(family: str) -> UNet2DConditionModel:
     return UNet2DConditionModel(**common)
 
 
-def _text_encoder(kind: type[nn.Module], width: int) -> nn.Module:
+def small_text_encoder(kind: type[nn.Module], width: int) -> nn.Module:
+    """Make a random text encoder of one of CLIP's classes."""
     return kind(
         CLIPTextConfig(
             vocab_size=len(_vocabulary()),

@@ -1,4 +1,4 @@
-"""The whole job on a small klein and a small Z-Image as BASE_MODEL: on the command line and through Cog's servers."""
+"""The whole job on small transformers as BASE_MODEL: on the command line, and a Z-Image's through Cog's servers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from tests.small_base import picture_zip
 from tests.small_flow import flow_pipeline_of, small_flow_base
 
 STEPS = {"task": "object", "class_word": "dog", "seed": 7, "max_train_steps_tuning": 2, "samples": 1}
-FLOW_FAMILIES = ("flux2-klein", "zimage")
-ARCHITECTURES = {"flux2-klein": "flux-2-klein/lora", "zimage": "z-image/lora"}
+ARCHITECTURES = {
+    "flux2-klein": "flux-2-klein/lora", "zimage": "z-image/lora", "sd3": "stable-diffusion-v3.5-medium/lora",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def environments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str
     """The environment of each family: a small base in diffusers' layout that says of itself what suits it."""
     cache = str(tmp_path_factory.mktemp("cache"))
     made = {}
-    for family in FLOW_FAMILIES:
+    for family in ARCHITECTURES:
         folder, base = tmp_path_factory.mktemp("bases") / family, small_flow_base(family)
         flow_pipeline_of(base).save_pretrained(folder)
         (folder / "base.json").write_text(json.dumps(asdict(base.defaults)))
@@ -41,7 +42,7 @@ def _run(*arguments: str) -> None:
     cli.main(list(arguments), standalone_mode=False)  # what goes wrong is raised
 
 
-@pytest.mark.parametrize("family", FLOW_FAMILIES)
+@pytest.mark.parametrize("family", ARCHITECTURES)
 def test_on_the_command_line(
     family: str,
     environments: dict[str, dict[str, str]],
@@ -52,12 +53,17 @@ def test_on_the_command_line(
     for name, value in environments[family].items():
         monkeypatch.setenv(name, value)
     archive, lora = picture_zip(tmp_path / "p.zip"), tmp_path / "dog.safetensors"
-    options = [f"--{name}={value}" for name, value in STEPS.items()]
+    learns_text = family == "sd3"
+    steps = STEPS | ({"max_train_steps_ti": 1} if learns_text else {})
+    options = [f"--{name}={value}" for name, value in steps.items()]
     _run("check", str(archive), *options)
     _run("train", str(archive), "-o", str(lora), *options)
-    assert "has no stage 1" in "".join(capsys.readouterr())
+    said = "".join(capsys.readouterr())
+    assert ("has no stage 1" in said) is not learns_text
+    assert ("which learns no new tokens, reads" in said) is learns_text
     weights = read_lora(lora)
     assert set(weights.layers) == {"transformer"}
+    assert bool(weights.embeddings) is learns_text
     assert weights.metadata["modelspec.architecture"] == ARCHITECTURES[family]
     _run("generate", "a photo of <1>", "--lora", str(lora), "-o", str(tmp_path / "out"))
     with Image.open(tmp_path / "out" / "picture-1.png") as drawn:

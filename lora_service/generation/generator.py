@@ -132,7 +132,8 @@ class ImageGenerator:
             if report.warning:
                 log(f"warning: {report.warning}")
             clip_skip = choose_clip_skip(request, loras, self.base, log)
-            text = self.base.text.with_tokenizers(self.patcher.tokenizers).with_clip_skip(clip_skip)
+            text = self.base.text.with_tokenizers(self.patcher.tokenizers, self.patcher.plain_text)
+            text = text.with_clip_skip(clip_skip)
             encoder = PromptEncoder(text, self.patcher, self.base.device, log, self._prompt_cache)
             prompts = encoder.expand(request, report, [scale for _, scale in loras])
             with torch.inference_mode():

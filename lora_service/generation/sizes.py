@@ -21,8 +21,16 @@ def choose_size(request: GenerateRequest, base: DiffusionBase, image: Image.Imag
     """Return width and height: the request's, else those of its aspect ratio or initial image, else the base's.
 
     Raises:
-        InputError: a side is no multiple of :func:`size_step`, or there is nothing left for ``aspect_ratio`` to say.
+        InputError: a side is no multiple of :func:`size_step` or longer than the base takes, or there is nothing left
+            for ``aspect_ratio`` to say.
     """
+    size = _choose(request, base, image)
+    for name, side in zip(("width", "height"), size, strict=True):
+        base.check_longest(name, side)
+    return size
+
+
+def _choose(request: GenerateRequest, base: DiffusionBase, image: Image.Image | None) -> Size:
     native, step = base.defaults.resolution, size_step(base)
     sides = {"width": request.width, "height": request.height}
     for name, value in sides.items():

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from lora_service.lora.flow.detection import candidates, family_of_title, lora_candidates
-from lora_service.lora.flow.families import FAMILIES
+from lora_service.lora.flow.families import FAMILIES, SD3
 from lora_service.lora.weights import LoraWeights
 
 Shape = tuple[int, ...]
@@ -28,6 +28,8 @@ _BASE_BY_HEADER_PREFIX = {
     "stable-diffusion-v1": SD1,
     "sd_v2": SD2,
     "stable-diffusion-v2": SD2,
+    "sd3": SD3.title,
+    "stable-diffusion-v3": SD3.title,
 }
 _TEXT_PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _LATER_TRANSFORMER_BLOCK = re.compile(r"\.transformer_blocks\.[1-9]")
@@ -41,12 +43,15 @@ def detect_lora_base(weights: LoraWeights) -> str | None:
     """
     if found := lora_candidates(weights):
         return found[0].title
+    told = _from_header(weights.metadata)
+    if told == SD3.title and "unet" not in weights.layers:  # tokens and layers of its text encoders are as XL's
+        return told
     shapes = {component: _shapes(weights, component) for component in weights.layers}
     base = _from_shapes(shapes.get("unet", ()), shapes.get("text_encoder", ()), "text_encoder_2" in weights.layers)
     if base is None and weights.embeddings:
         rows = next(iter(weights.embeddings.values()))
         base = _base_name(2048 if "text_encoder_2" in rows else rows["text_encoder"].shape[-1])
-    return base or _from_header(weights.metadata)
+    return base or told
 
 
 def can_be_for(weights: LoraWeights, base: str) -> bool:

@@ -26,7 +26,7 @@ from lora_service.lora.key_mapping import strip_text_model
 from lora_service.lora.merging import ScaledChange, fits, merge
 from lora_service.lora.safetensors_header import shortened
 from lora_service.lora.scale import Scale, block_of, with_outer_blocks
-from lora_service.lora.token_embeddings import TokenEmbeddings, named_subjects
+from lora_service.lora.token_embeddings import TokenEmbeddings, in_plain_words, named_subjects
 from lora_service.lora.weights import BACKBONES, BIAS, LoraWeights
 
 ModuleKey = tuple[str, str]
@@ -114,6 +114,7 @@ class Patcher:
         self._requested: _Plan = {}
         self._scales: tuple[Scale, ...] = ()
         self._text_state: TextState = ()
+        self._plain_words: dict[str, str] = {}
         self._hold_addresses = hold_addresses
         self._buffers: dict[ModuleKey, Tensor] = {}
         self._blocks = with_outer_blocks(block_of(component, path) for component, path in self._weights)
@@ -137,6 +138,10 @@ class Patcher:
     def with_all_rows(self, prompt: str) -> str:
         """Return a prompt in which the word of an embedding of several rows is followed by the names of the others."""
         return self._token_embeddings.with_all_rows(prompt)
+
+    def plain_text(self, prompt: str) -> str:
+        """Return a prompt with each LoRA's trigger in place of its tokens, for encoders that do not know these."""
+        return in_plain_words(prompt, self._plain_words)
 
     def apply(self, loras: Sequence[tuple[LoraWeights, Scale]]) -> PatchReport:
         """Patch the models with these LoRAs at these scales, and no others; their changes are summed.
@@ -167,7 +172,14 @@ class Patcher:
                 )
                 for weights, scale in active
             )
-            named = tuple(named_subjects(weights, {} if scale.is_zero else next(names)) for weights, scale in loras)
+            by_lora = [{} if scale.is_zero else next(names) for _, scale in loras]
+            self._plain_words = {
+                unique[token]: trigger
+                for (weights, _), unique in zip(loras, by_lora, strict=True)
+                for token, trigger in weights.triggers_of_tokens.items()
+                if token in unique
+            }
+            named = tuple(named_subjects(weights, unique) for (weights, _), unique in zip(loras, by_lora, strict=True))
             bases = (likelier_base(weights, self._base) for weights, _ in active)
             likelier = tuple(dict.fromkeys(base for base in bases if base))
             return PatchReport(matched, unmatched, tuple(by_name["1"] for by_name in named), named, likelier)
@@ -194,7 +206,7 @@ class Patcher:
 
     def restore(self) -> None:
         """Put the exact originals back. Safe to call again if it was interrupted."""
-        self._requested, self._scales, self._text_state = {}, (), ()
+        self._requested, self._scales, self._text_state, self._plain_words = {}, (), (), {}
         with torch.inference_mode(False), torch.no_grad():
             for key in list(self._originals):
                 self._restore_weight(key)

@@ -8,7 +8,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, takewhile
+from itertools import count, groupby, takewhile
 from typing import Any
 
 import torch
@@ -190,6 +190,25 @@ def _other_rows(names: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
         for word in names
     }
     return {names[word]: rows for word, rows in others.items() if rows}
+
+
+def in_plain_words(prompt: str, words: Mapping[str, str]) -> str:
+    """Return a prompt as an encoder reads it that does not know the tokens: with plain words in their place.
+
+    Args:
+        words: token name -> its word; tokens in a row that have the same are one word, and "" leaves them out.
+    """
+    if not words:
+        return prompt
+    token = "|".join(_pattern(name) for name in sorted(words, key=len, reverse=True))
+
+    def replace(match: re.Match[str]) -> str:
+        in_a_row = groupby(words[found[0]] for found in re.finditer(token, match[0]))
+        text = " ".join(word for word, _ in in_a_row if word)
+        before, after = prompt[: match.start()], prompt[match.end() :]
+        return " " * bool(re.search(r"\w$", before)) + text + " " * bool(re.match(r"\w", after))
+
+    return re.sub(rf"(?:{token})(?:\s*(?:{token}))*", replace, prompt)
 
 
 def _pattern(name: str) -> str:

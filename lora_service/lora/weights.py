@@ -206,6 +206,11 @@ class LoraWeights:
             subjects = ()
         return subjects or (LoraSubject(self.trigger or "", self.tokens),)
 
+    @property
+    def triggers_of_tokens(self) -> dict[str, str]:
+        """The trigger word of each token's subject, "" where it has none."""
+        return dict.fromkeys(self.embeddings, "") | {t: each.trigger for each in self.subjects for t in each.tokens}
+
     @cached_property
     def memory_bytes(self) -> int:
         """Memory that it holds, with that of many small tensors' objects, which may exceed their values' by far."""

@@ -10,6 +10,8 @@
 ``chat_text_encoder``  a frozen chat model, such as Qwen3
 ``template_text_encoder``  a frozen vision-language model with a fixed template
 ``t5_text_encoder``   a frozen T5, and CLIP's pooled states
+``sd3_text_encoders``  two of CLIP's text encoders that learn, beside a frozen T5
+``block_offloading``  transformers' blocks that wait on the host
 ``diffusion_base``    a base in memory, the same for all families
 ``components``        the models as loaded, and the checks that they are whole
 ``diffusers_folder``  loads them from a folder in diffusers' layout

@@ -36,14 +36,20 @@ class ClipTextEncoders(TextEncoders):
         clip_skip: the layer whose hidden states are taken, counted from the end as A1111 and kohya do: 1 is the last.
             None: the base's own, 1 with one encoder and 2 with two. One encoder's final norm follows any layer, two
             have none.
+        pools_all: the pooled embedding is that of all encoders, concatenated.
     """
 
     encoders: Mapping[str, TextEncoder]
     tokenizers: Mapping[str, CLIPTokenizer]
     zeros_for_empty_prompt: bool = False
+    pools_all: bool = False
 
     max_chunks: ClassVar[int] = MAX_CHUNKS
     reads_weights: ClassVar[bool] = True
+
+    @property
+    def learning(self) -> Mapping[str, TextEncoder]:
+        return self.encoders
 
     @property
     def width(self) -> int:
@@ -67,7 +73,7 @@ class ClipTextEncoders(TextEncoders):
         That is the last layer of XL's first encoder, whose penultimate hidden states are used; the second one's is
         behind the pooled embedding.
         """
-        if len(self.encoders) == 1 or name == list(self.encoders)[-1]:
+        if self.pools_all or len(self.encoders) == 1 or name == list(self.encoders)[-1]:
             return ()
         return (f"encoder.layers.{self.encoders[name].config.num_hidden_layers - 1}",)
 
@@ -134,7 +140,8 @@ class ClipTextEncoders(TextEncoders):
         ]
         layer = -(self.clip_skip or 2)
         states = torch.cat([out.hidden_states[layer] for out in outputs], dim=-1)
-        pooled = outputs[-1].text_embeds.reshape(len(ids), -1, outputs[-1].text_embeds.shape[-1])[:, 0]
+        embeds = [out.text_embeds for out in (outputs if self.pools_all else outputs[-1:])]
+        pooled = torch.cat([each.reshape(len(ids), -1, each.shape[-1])[:, 0] for each in embeds], dim=-1)
         return PromptEmbeds(states.reshape(len(ids), -1, states.shape[-1]), pooled)
 
 

@@ -47,7 +47,8 @@ def load_folder(folder: Path, name: str, dtype: torch.dtype, backbone: Any = Non
     family = None if other else family_in(folder)
     if family is None:
         raise unusable(name, other or f"is for diffusers' {pipeline_class}")
-    options = {"dtype": dtype, "variant": _variant(folder / family.backbone), **family.loading_options()}
+    left_out = {part: None for part, value in index.items() if value == [None, None]}
+    options = {"dtype": dtype, "variant": _variant(folder / family.backbone), **left_out, **family.loading_options()}
     if backbone is not None:
         options[family.backbone] = backbone
     pipeline = getattr(diffusers, pipeline_class).from_pretrained(folder, **options)

@@ -13,6 +13,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from lora_service.errors import InputError, SettingError
+from lora_service.models.block_offloading import BlockOffloading
 from lora_service.models.compiled import Backend, CompiledModule
 from lora_service.models.defaults import ModelDefaults
 from lora_service.models.families.family import Family
@@ -33,6 +34,7 @@ class DiffusionBase:
         dtype: that of the backbone and the text encoders; the VAE may have another.
         compiled: the backbone compiled, for drawing; None: it is not.
         compiled_decoder: the VAE's decoder compiled; None: it is not.
+        waiting_blocks: the backbone's blocks, where they always wait on the host; None: they are on the device.
     """
 
     name: str
@@ -47,6 +49,7 @@ class DiffusionBase:
     pipeline_config: Mapping[str, Any] = field(default_factory=dict)
     compiled: CompiledModule | None = None
     compiled_decoder: CompiledModule | None = None
+    waiting_blocks: BlockOffloading | None = None
 
     @property
     def shift_config(self) -> dict[str, Any]:
@@ -56,12 +59,12 @@ class DiffusionBase:
     @property
     def components(self) -> dict[str, nn.Module]:
         """The models that a LoRA can change, by their names in LoRA files."""
-        return {self.family.backbone: self.backbone, **(self.text.encoders if self.family.learns_text else {})}
+        return {self.family.backbone: self.backbone, **self.text.learning}
 
     @property
     def tokenizers(self) -> Mapping[str, Any]:
         """The tokenizers of the text encoders among the :attr:`components`, which can learn new tokens."""
-        return self.text.tokenizers if self.family.learns_text else {}
+        return {name: each for name, each in self.text.tokenizers.items() if name in self.text.learning}
 
     @property
     def models(self) -> dict[str, nn.Module]:
@@ -87,6 +90,12 @@ class DiffusionBase:
             raise SettingError("COMPILE", True, f"0 for {self.family.title}, which is drawn uncompiled")
         self.compiled = CompiledModule(self.backbone, backend=backend, cuda_graphs=cuda_graphs)
         self.compiled_decoder = CompiledModule(self.vae, "decode", backend=backend, cuda_graphs=cuda_graphs)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks of a transformer whose gradients can be checkpointed; none of a UNet."""
+        children = map(self.backbone.get_submodule, self.family.targets.blocks)
+        return [block for child in children for block in child.children()]
 
     def to_device(self) -> None:
         """Move what a broken-off training may have left in the host's memory back to the device; mostly nothing."""
@@ -158,12 +167,23 @@ class DiffusionBase:
         """Return the multiple of :attr:`size_step` nearest to ``pixels``."""
         return max(self.size_step, round(pixels / self.size_step) * self.size_step)
 
+    def check_longest(self, field: str, pixels: int) -> None:
+        """Check that a side of ``pixels`` is not longer than what the backbone takes.
+
+        Raises:
+            InputError: on ``field``.
+        """
+        longest = self.family.longest_side(self.vae, self.backbone)
+        if longest is not None and pixels > longest:
+            raise InputError(field, pixels, f"at most {longest} for {self.defaults.title}")
+
     def check_side(self, field: str, pixels: int) -> None:
         """Check that pictures can have a side of ``pixels``.
 
         Raises:
-            InputError: on ``field``, unless it is a multiple of :attr:`size_step`.
+            InputError: on ``field``, unless it is a multiple of :attr:`size_step`, and not too long.
         """
+        self.check_longest(field, pixels)
         if pixels % self.size_step:
             near = self.nearest_side(pixels)
             raise InputError(field, pixels, f"a multiple of {self.size_step} for {self.defaults.title}, like {near}")

@@ -10,11 +10,13 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from lora_service.errors import BaseModelError
+from lora_service.errors import BaseModelError, SettingError
+from lora_service.models.block_offloading import BlockOffloading
 from lora_service.models.components import Components, check_components, unusable
 from lora_service.models.defaults import ModelDefaults
 from lora_service.models.diffusers_folder import load_folder
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.families.family import Family
 from lora_service.models.hub_download import ensure_local
 from lora_service.models.quantization import check_quantization, quantize_backbone
 from lora_service.models.registry import family_at
@@ -26,12 +28,14 @@ def load_base(settings: Settings, *, for_training: bool = False) -> DiffusionBas
     """Load the base model of ``BASE_MODEL`` onto its device, frozen; a model of the hub is downloaded first.
 
     Raises:
-        BaseModelError: there is no such folder, file or hub id, or it is no base of any family.
-        SettingError: ``BASE_QUANTIZATION`` cannot be done here.
+        BaseModelError: there is no such folder, file or hub id, it is no base of any family, or it does not fit the
+            device's memory.
+        SettingError: ``BASE_QUANTIZATION`` or ``OFFLOAD_BLOCKS`` cannot be done here.
     """
     _disable_progress_bars()
     device = choose_device(settings)
     check_quantization(settings, device, for_training=for_training)
+    _check_blocks(settings, device)
     path, defaults = ensure_local(settings)
     half_precision = family.half_precision if (family := family_at(settings.base_model, path)) else ""
     dtype = choose_dtype(settings, device, half_precision, for_training=for_training)
@@ -42,10 +46,40 @@ def load_base(settings: Settings, *, for_training: bool = False) -> DiffusionBas
     if settings.base_quantization != "none":
         kept = components.family.kept
         quantize_backbone(components.backbone, settings.base_quantization, dtype, device, kept)
-    base = assemble(settings.base_model, components, defaults, device, dtype)
+    waits = settings.offload_blocks
+    try:
+        base = assemble(settings.base_model, components, defaults, device, dtype, blocks_wait=waits)
+    except torch.OutOfMemoryError as error:
+        raise _too_large(settings, components.family, for_training=for_training) from error
     if not for_training:
         prepare_for_drawing(base)
     return base
+
+
+def _too_large(settings: Settings, family: Family, *, for_training: bool) -> BaseModelError:
+    """Make the error for a base that the device has no memory for, with the settings that would help."""
+    helps = [f"BASE_QUANTIZATION={'nf4' if for_training else 'fp8'}"] if settings.base_quantization == "none" else []
+    if family.backbone == "transformer" and not settings.offload_blocks:
+        helps.insert(0, "OFFLOAD_BLOCKS=1")
+    advice = f"set {' or '.join(helps)}, or take a smaller one" if helps else "take a smaller one"
+    return BaseModelError(
+        f"BASE_MODEL {settings.base_model!r} does not fit the device's memory; {advice}.",
+        code="out_of_memory",
+        field="BASE_MODEL",
+    )
+
+
+def _check_blocks(settings: Settings, device: torch.device) -> None:
+    """Check that ``OFFLOAD_BLOCKS`` can be done here, before anything is downloaded or loaded.
+
+    Raises:
+        SettingError: it cannot.
+    """
+    if settings.offload_blocks and device.type == "cpu":
+        raise SettingError("OFFLOAD_BLOCKS", True, "0 on a CPU, whose memory is the host's")
+    if settings.offload_blocks and settings.base_quantization != "none":
+        expected = f"0 with BASE_QUANTIZATION {settings.base_quantization}, whose weights stay on the card"
+        raise SettingError("OFFLOAD_BLOCKS", True, expected)
 
 
 def prepare_for_drawing(base: DiffusionBase) -> None:
@@ -115,12 +149,22 @@ def use_threads(settings: Settings) -> None:
 
 
 def assemble(
-    name: str, components: Components, defaults: ModelDefaults | None, device: torch.device, dtype: torch.dtype
+    name: str,
+    components: Components,
+    defaults: ModelDefaults | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    blocks_wait: bool = False,
 ) -> DiffusionBase:
     """Make one base of ``components``, frozen and on ``device``; ``defaults`` of None are replaced by the family's.
 
+    Args:
+        blocks_wait: the blocks of the transformer wait on the host where they are not computed.
+
     Raises:
         BaseModelError: it has a prediction type that is not supported.
+        SettingError: blocks are to wait of a UNet, which has no such blocks.
     """
     family = components.family
     scheduler_config = family.scheduler_config(name, components.scheduler_config, defaults)
@@ -138,11 +182,25 @@ def assemble(
     )
     for model in base.models.values():
         model.eval().requires_grad_(False)
-        if model is not base.vae:
-            model.to(device)
+    if blocks_wait:
+        _let_blocks_wait(base)
+    for model in (*([] if blocks_wait else [base.backbone]), *base.text.encoders.values()):
+        model.to(device)
     # nn.Module's own method: that of diffusers warns of every cast.
     nn.Module.to(base.vae, device, family.vae_dtype(base.vae.config, dtype))
     return base
+
+
+def _let_blocks_wait(base: DiffusionBase) -> None:
+    """Move the backbone without its blocks to the device; these come there when they are computed."""
+    if not base.blocks:
+        raise SettingError("OFFLOAD_BLOCKS", True, f"0 for {base.family.title}, whose {base.family.backbone} is small")
+    base.waiting_blocks = BlockOffloading(base.blocks, base.device)
+    base.waiting_blocks.start()
+    waiting = {id(tensor) for tensor in base.waiting_blocks.tensors}
+    for tensor in (*base.backbone.parameters(), *base.backbone.buffers()):
+        if id(tensor) not in waiting:
+            tensor.data = tensor.data.to(base.device)
 
 
 def _load_components(path: Path, dtype: torch.dtype, settings: Settings) -> Components:

@@ -20,6 +20,7 @@ from lora_service.models.families.krea2 import KREA2
 from lora_service.models.families.qwen_image import QWEN_IMAGE
 from lora_service.models.families.sd1 import SD1
 from lora_service.models.families.sd2 import SD2
+from lora_service.models.families.sd3 import SD3
 from lora_service.models.families.sdxl import SDXL
 from lora_service.models.families.zimage import ZIMAGE
 
@@ -29,7 +30,7 @@ INDEX = "model_index.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_ID_MAX_LENGTH = 96  # the hub's own limit
 
-FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL, FLUX2_KLEIN, ZIMAGE, KREA2, CHROMA, FLUX1, QWEN_IMAGE)
+FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL, FLUX2_KLEIN, ZIMAGE, KREA2, CHROMA, FLUX1, QWEN_IMAGE, SD3)
 """All families; the first that matches a model is its own."""
 REGISTRY = {name: base for family in FAMILIES for name, base in family.bases.items()}
 ACCEPTED = (

@@ -20,11 +20,13 @@ class TokenIds:
         by_encoder: text encoder -> token ids ``(b, chunks · positions)``; each chunk has its start and end.
         is_empty: ``(b,)``, True for an empty text.
         masks: text encoder -> ``(b, chunks · positions)``, False for padding; of those that are told so.
+        states: text encoder -> hidden states ``(b, n, width)``; of those that have read the texts already.
     """
 
     by_encoder: Mapping[str, Tensor]
     is_empty: Tensor
     masks: Mapping[str, Tensor] = field(default_factory=dict)
+    states: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.is_empty)
@@ -45,8 +47,10 @@ class TokenIds:
         return self._each(lambda tensor: tensor.to(device), self.is_empty.to(device))
 
     def _each(self, change: Callable[[Tensor], Tensor], is_empty: Tensor) -> TokenIds:
-        ids, masks = ({n: change(t) for n, t in each.items()} for each in (self.by_encoder, self.masks))
-        return TokenIds(ids, is_empty, masks)
+        ids, masks, states = (
+            {n: change(t) for n, t in each.items()} for each in (self.by_encoder, self.masks, self.states)
+        )
+        return TokenIds(ids, is_empty, masks, states)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +102,8 @@ class TextEncoders(ABC):
     Attributes:
         clip_skip: the layer that is read, counted from the end; None: the base's own.
         on_device: a context that the encoders are used in; one that were elsewhere may come to their device in it.
+        companions_on_device: the same for the :attr:`companions`.
+        plain_text: makes of a text what encoders read that do not know its new tokens.
         max_chunks: the most chunks of a text.
         reads_weights: True if words of a prompt may have weights, and ``BREAK`` may begin a chunk.
     """
@@ -106,9 +112,21 @@ class TextEncoders(ABC):
     tokenizers: Mapping[str, Any]
     clip_skip: int | None = None
     on_device: Callable[[], AbstractContextManager[None]] = nullcontext
+    companions_on_device: Callable[[], AbstractContextManager[None]] = nullcontext
+    plain_text: Callable[[str], str] = str
 
     max_chunks: ClassVar[int] = 1
     reads_weights: ClassVar[bool] = False
+
+    @property
+    def learning(self) -> Mapping[str, Any]:
+        """The encoders that learn new tokens and LoRA layers."""
+        return {}
+
+    @property
+    def companions(self) -> Mapping[str, Any]:
+        """The frozen encoders beside those that learn; they know no new tokens."""
+        return {}
 
     @property
     @abstractmethod
@@ -148,9 +166,24 @@ class TextEncoders(ABC):
         """Return the module paths, without ``text_model.``, of layers of the encoder ``name`` that no embeds need."""
         return ()
 
-    def with_tokenizers(self, tokenizers: Mapping[str, Any]) -> Self:
-        """Return the same encoders with other tokenizers, which know new tokens."""
-        return replace(self, tokenizers={**self.tokenizers, **tokenizers})
+    def read_by_companions(self, ids: TokenIds) -> TokenIds:
+        """Return ``ids`` with the states of the :attr:`companions`, which :meth:`encode` then makes no more."""
+        return ids
+
+    def positions_of(self, encoder: str) -> int:
+        """Return the tokens of a text that the encoder of this name reads at once."""
+        return self.positions
+
+    def with_tokenizers(self, tokenizers: Mapping[str, Any], plain_text: Callable[[str], str] = str) -> Self:
+        """Return the same encoders with other tokenizers, which know new tokens.
+
+        Args:
+            plain_text: as of :attr:`plain_text`, for these tokens.
+        """
+        known = self.plain_text
+        return replace(
+            self, tokenizers={**self.tokenizers, **tokenizers}, plain_text=lambda text: plain_text(known(text))
+        )
 
     def count(self, text: str) -> int:
         """Return the number of tokens of ``text``, without its start and end."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -59,6 +60,12 @@ class TrainingContext:
             batch_size=config.train_batch_size * self.processes.count,
             seed=f"{stage} {config.seed}",
         )
+
+    def text_waits(self, *, is_needed: bool, companions_are_needed: bool = False) -> AbstractContextManager[None]:
+        """Return the context in which text encoders wait that no step needs, as of :class:`Offloading`."""
+        if self.offloading is None:
+            return nullcontext()
+        return self.offloading.text_waits(is_needed=is_needed, companions_are_needed=companions_are_needed)
 
     def generator(self, offset: int) -> torch.Generator:
         """Return the generator of a stage's noise and timesteps, on the device."""

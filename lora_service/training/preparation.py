@@ -126,6 +126,8 @@ class Preparation:
                 token_window=self._token_window(resolved),
             )
             dataset = load_dataset(sources.pictures, options, self.folder)
+        for side in {side for image in dataset.images for side in image.image.size}:  # of buckets, which are long
+            self.base.check_longest("resolution", side)
         if dataset.triggers:
             resolved = self._resolve_triggers(config, dataset.triggers, resolved.config.seed)
         class_pictures = self._class_pictures(sources, dataset, options, resolved)
@@ -157,7 +159,8 @@ class Preparation:
         Raises:
             InputError: the trigger word or the new tokens alone are more than it reads at once.
         """
-        text, chunks = self.base.text, resolved.config.chunks
+        text = self.base.text
+        chunks = min(resolved.config.chunks, text.max_chunks)
         window = TokenWindow(text.count, text.chunk_tokens, subject_tokens=len(resolved.tokens), chunks=chunks)
         if len(resolved.tokens) > window.size:
             expected = f"at most {window.size} names, as the base reads so many tokens"

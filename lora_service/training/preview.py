@@ -101,8 +101,9 @@ def _token_window(base: Path | None, chunks: int, family: Family) -> TokenWindow
 
     Words and marks are counted where it is not on this machine: CLIP has a token or more for each of them.
     """
-    if not family.learns_text:  # a language model reads more than any caption file holds
-        return TokenWindow(lambda text: len(_WORD.findall(text)), _LANGUAGE_MODEL_POSITIONS, subject_tokens=3)
+    if not family.learns_text or family.caption_tokens:  # a language model reads more than most caption files hold
+        size = family.caption_tokens or _LANGUAGE_MODEL_POSITIONS
+        return TokenWindow(lambda text: len(_WORD.findall(text)), size, subject_tokens=3)
     folder = base / "tokenizer" if base and base.is_dir() else base.with_name("tokenizer") if base else None
     if folder is None or not folder.is_dir():
         return TokenWindow(lambda text: len(_WORD.findall(text)), _CLIP_POSITIONS - 2, subject_tokens=2, chunks=chunks)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from lora_service.models.diffusion_base import DiffusionBase
-from lora_service.models.text_encoders import PromptEmbeds, TextEncoders
+from lora_service.models.text_encoders import PromptEmbeds, TextEncoders, TokenIds
 from lora_service.training.adapters.lora_layers import Layers
 from lora_service.training.adapters.textual_inversion import AddedTokens, NormPull
 from lora_service.training.context import TrainingContext
@@ -59,7 +58,8 @@ def train_textual_inversion(
         later_steps=STAGE_2_COST * config.max_train_steps_tuning,
         after_step=_norm_pull(context.base, tokens),
     )
-    return run_loop(spec, config, callbacks, context.processes)
+    with context.text_waits(is_needed=True):
+        return run_loop(spec, config, callbacks, context.processes)
 
 
 def train_lora(
@@ -98,9 +98,8 @@ def train_lora(
         generator=generator,
         after_step=_norm_pull(base, learning),
     )
-    is_needed = text_learns or resolved.preservation == "output"  # which encodes its captions at each step
-    waits = context.offloading.text_waits(is_needed=is_needed) if context.offloading else nullcontext()
-    with waits:
+    encodes_each_step = resolved.preservation == "output"
+    with context.text_waits(is_needed=text_learns or encodes_each_step, companions_are_needed=encodes_each_step):
         return run_loop(spec, config, callbacks, context.processes)
 
 
@@ -146,8 +145,17 @@ EncodePlan = Callable[[TextEncoders, BatchPlan], EncodeCaptions]
 
 
 def _encode_each_step(text: TextEncoders, plan: BatchPlan) -> EncodeCaptions:
-    """Encode with the text encoders as they are at each step."""
-    return lambda i, share: text.encode(plan.token_ids(i, share))
+    """Encode with the text encoders as they are at each step; companions read each caption of a block once."""
+    read: dict[int, TokenIds] = {}
+
+    def encode(i: int, share: slice) -> PromptEmbeds:
+        block = plan.block_of(i)
+        if block.first not in read:
+            read.clear()
+            read[block.first] = text.read_by_companions(block.token_ids)
+        return text.encode(plan.token_ids(i, share, read[block.first]))
+
+    return encode
 
 
 def _encode_once(text: TextEncoders, plan: BatchPlan) -> EncodeCaptions:

@@ -39,9 +39,9 @@ from lora_service.training.export import IntermediateFile, TrainedAdapter, expor
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.inputs.family_inputs import fit_to_family
 from lora_service.training.inputs.input_warnings import warn_of_inputs
-from lora_service.training.inputs.resolved_config import ResolvedConfig
+from lora_service.training.inputs.resolved_config import ResolvedConfig, TaughtSubject
 from lora_service.training.memory.estimate import choose_savings, explain_out_of_memory
-from lora_service.training.memory.offloading import Offloading
+from lora_service.training.memory.offloading import Offloading, blocks_wait
 from lora_service.training.memory.precision import precision
 from lora_service.training.optimization.loop import LoopReport, TrainingCallback
 from lora_service.training.optimization.optimizers import check_optimizer
@@ -156,9 +156,15 @@ class Trainer:
         quantization = quantization_of(self.base)
         kept_in = "" if quantization == "none" else f" in {quantization}"
         self.log(f"base: {self.base.defaults.title}{kept_in}; {resolved.describe_defaults(inputs)}")
+        if self.base.text.companions:
+            for subject in resolved.subjects:
+                self._say_what_companions_read(subject)
         record = self._record(sources, inputs, prepared)
         with self._run_trackers(resolved) as trackers:
-            with explain_out_of_memory(self.base, resolved.config, checkpointing=savings.checkpointing):
+            with (
+                explain_out_of_memory(self.base, resolved.config, checkpointing=savings.checkpointing),
+                blocks_wait(self.base, is_on=savings.blocks),
+            ):
                 offloading = Offloading.of(self.base, is_on=savings.offloading)
                 context = self._context(prepared, offloading)
                 with (
@@ -169,6 +175,13 @@ class Trainer:
             result = self._export(record, adapter, resolved, dataset, stages)
             trackers.log_file(result.path)
         return result
+
+    def _say_what_companions_read(self, subject: TaughtSubject) -> None:
+        """Log what encoders that learn no tokens read in the place of a subject's."""
+        if subject.tokens:
+            names = ", ".join(self.base.text.companions)
+            instead = f"reads {subject.trigger!r} in place of" if subject.trigger else "leaves out"
+            self.log(f"{names}, which learns no new tokens, {instead} {subject.text}")
 
     def _record(self, sources: PictureSources, config: TrainConfig, prepared: PreparedPictures) -> RunRecord:
         """Write the record of the run, or, where it goes on, check it.
@@ -264,7 +277,11 @@ class Trainer:
             images,
             latents,
             resolved,
-            replace(self.base.text.with_clip_skip(config.clip_skip), on_device=offloading.text.on_device),
+            replace(
+                self.base.text.with_clip_skip(config.clip_skip),
+                on_device=offloading.text.on_device,
+                companions_on_device=offloading.companions.on_device,
+            ),
             autocast=None,
             processes=self._processes,
             held_out_images=held_out_images,
@@ -296,8 +313,10 @@ class Trainer:
                 rows = self._initial_rows(resolved, generator)
                 if checkpoint:
                     rows = checkpoint.job["tokens"]
-                adapter.tokens = stack.enter_context(added_tokens(self.base, resolved.tokens, rows))
-                context = replace(context, text=context.text.with_tokenizers(adapter.tokens.text.tokenizers))
+                added = added_tokens(self.base, resolved.tokens, rows, resolved.plain_words)
+                adapter.tokens = stack.enter_context(added)
+                known = adapter.tokens.text
+                context = replace(context, text=context.text.with_tokenizers(known.tokenizers, known.plain_text))
             sampling = self._sampling(context, trackers)
             watching = self._watching(context, sampling, trackers)
             callbacks = self._callbacks(watching, record, checkpoint, lambda: job_state(adapter, stages))
@@ -394,7 +413,7 @@ class Trainer:
             if learn or starts:
                 targets = learning_targets(self.base, component, config.lora_targets)
                 paths = targets if learn else ()
-                added = lora_layers(model, paths, options, generator, starts, learn=learn)
+                added = lora_layers(model, paths, options, generator, starts, learn=learn, device=self.base.device)
                 layers[component] = stack.enter_context(added)
                 if self.start:
                     new = len(layers[component]) - len(starts)

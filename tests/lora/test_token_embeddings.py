@@ -9,7 +9,7 @@ import torch
 
 from lora_service.errors import WrongBaseError
 from lora_service.lora.patcher import Patcher, Scale
-from lora_service.lora.token_embeddings import as_text
+from lora_service.lora.token_embeddings import as_text, in_plain_words
 from lora_service.lora.weights import LoraSubject, LoraWeights, subjects_to_header
 from tests.errors import raises
 from tests.lora.lora_fakes import TOKEN_NAMES, assert_same_state, random_lora, state_of
@@ -189,3 +189,34 @@ def test_a_token_for_a_second_encoder_is_for_another_base(models: SmallModels, p
 )
 def test_tokens_are_spelled_as_a_prompt_needs_them(names: tuple[str, ...], text: str) -> None:
     assert as_text(names) == text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "plain"),
+    [
+        ("a photo of <s1><s2>, old", "a photo of zwx dog, old"),
+        ("<s1> <s2> and <s2>", "zwx dog and zwx dog"),
+        ("<s1><s2><s3>", "zwx dog vok cat"),
+        ("my<s1>s", "my zwx dog s"),
+        ("a word, word_1 and words", "a ,  and words"),
+        ("nothing <s9>", "nothing <s9>"),
+    ],
+)
+def test_plain_words_stand_for_tokens(prompt: str, plain: str) -> None:
+    words = {"<s1>": "zwx dog", "<s2>": "zwx dog", "<s3>": "vok cat", "word": "", "word_1": ""}
+    assert in_plain_words(prompt, words) == plain
+    assert in_plain_words(prompt, {}) == prompt
+
+
+def test_the_plain_words_of_two_loras_are_their_own_triggers(models: SmallModels, patcher: Patcher) -> None:
+    loras = [
+        replace(only_tokens(models, ("<s1>",), seed), metadata={"modelspec.trigger_phrase": trigger})
+        for seed, trigger in ((1, "zwx dog"), (2, "vok cat"))
+    ]
+    report = patcher.apply([(lora, FULL) for lora in loras])
+    first, second = report.subjects
+    assert patcher.plain_text(f"{first} and {second}") == "zwx dog and vok cat"
+    patcher.apply([(loras[0], FULL), (loras[1], Scale(0.0, 0.0))])
+    assert patcher.plain_text("<s1>") == "zwx dog"
+    patcher.restore()
+    assert patcher.plain_text("<s1>") == "<s1>"

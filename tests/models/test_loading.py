@@ -83,7 +83,7 @@ def test_the_vae_of_an_xl_stays_in_full_precision_unless_it_is_a_fixed_one(
         ("StableDiffusionXLImg2ImgPipeline", "refiner"),
         ("StableDiffusionInstructPix2PixPipeline", "instruction editing"),
         ("StableDiffusionUpscalePipeline", "upscaler"),
-        ("StableDiffusion3Pipeline", "StableDiffusion3Pipeline"),
+        ("PixArtAlphaPipeline", "PixArtAlphaPipeline"),
     ],
 )
 def test_other_models_are_refused_by_name(tmp_path: Path, pipeline: str, model: str) -> None:

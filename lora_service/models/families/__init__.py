@@ -13,4 +13,5 @@
 ``qwen_image``        Qwen-Image
 ``flux1``             FLUX.1
 ``chroma``            Chroma
+``sd3``               Stable Diffusion 3 and 3.5
 """

@@ -64,6 +64,7 @@ class Family(ABC):
         objective: what the backbone was trained for: ``diffusion``, or ``flow``, flow matching.
         half_precision: the dtype that is half precision on cards that have it; "": whatever suits the task.
         schedulers: the names of the input ``scheduler`` that the family takes, its default first; none: all.
+        caption_tokens: the tokens of a caption that a frozen text encoder reads beside CLIP's; None: there is none.
         own_clip_skip: the layer of the text encoders that is read, counted from the end.
         control_width: the width of the prompt embeds of the family's published ControlNets; None: none are known.
         drawing_step: the factor of widths and heights of what is drawn, where it is another than :meth:`size_step`.
@@ -87,6 +88,7 @@ class Family(ABC):
     objective: ClassVar[Objective] = "diffusion"
     half_precision: ClassVar[str] = ""
     schedulers: ClassVar[tuple[str, ...]] = ()
+    caption_tokens: ClassVar[int | None] = None
     own_clip_skip: ClassVar[int] = 1
     control_width: ClassVar[int | None] = None
     t2i_adapter_end: ClassVar[str] = "_adapter"
@@ -215,6 +217,18 @@ class Family(ABC):
     @abstractmethod
     def size_step(self, vae: Any, backbone: Any) -> int:
         """Return the factor of widths and heights in pixels."""
+
+    def text_blocks(self, backbone: Any) -> Mapping[str, int]:
+        """Return children with blocks of text alone, of which no gradients are checkpointed.
+
+        Returns:
+            Path of the child -> the positions that its blocks work on, in positions of the text.
+        """
+        return {}
+
+    def longest_side(self, vae: Any, backbone: Any) -> int | None:
+        """Return the most pixels of a side; None: any number."""
+        return None
 
     def to_backbone(self, vae: Any, latents: Tensor) -> Tensor:
         """Return latents of the VAE as the backbone takes them, with about unit variance."""

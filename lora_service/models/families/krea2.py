@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -100,6 +101,10 @@ class Krea2(QwenLatentsFamily):
 
     def guides(self, scale: float) -> bool:
         return scale > 0  # of cond + scale · (cond − uncond)
+
+    def text_blocks(self, backbone: Any) -> Mapping[str, int]:
+        """Return the blocks of the fusion of the text's layers, and those behind it."""
+        return {"text_fusion.layerwise_blocks": backbone.config.num_text_layers, "text_fusion.refiner_blocks": 1}
 
     def log_shift(self, scheduler: Config, positions: int, steps: int) -> float:
         if scheduler.get("is_distilled"):

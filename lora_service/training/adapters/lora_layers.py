@@ -187,6 +187,7 @@ def lora_layers(
     starts: Mapping[str, LoraLayer] | None = None,
     *,
     learn: bool = True,
+    device: torch.device | None = None,
 ) -> Iterator[Mapping[str, LearnedLayer]]:
     """Let the layers of ``model`` at ``paths`` learn within the context; yields them by path.
 
@@ -198,6 +199,7 @@ def lora_layers(
         starts: module path -> the change that the layer there starts from, of its own rank and alpha; of the kind lora
             alone. Layers that are not among ``paths`` are added.
         learn: False if the layers stay as they start.
+        device: of the layers; None: that of the weights, which may wait elsewhere.
     """
     starts = starts or {}
     paths = list(dict.fromkeys([*paths, *starts]))
@@ -209,7 +211,8 @@ def lora_layers(
         layers = {path: LearnedLayer(cast(BaseTunerLayer, model.get_submodule(path))) for path in paths}
         for path, layer in layers.items():
             for parameter in layer.parameters.values():
-                parameter.data = parameter.data.float()  # peft makes them in the base's dtype; what learns is fp32
+                # peft makes them in the base's dtype; what learns is fp32.
+                parameter.data = parameter.data.to(device or parameter.device, torch.float32)
                 parameter.requires_grad_(learn)
             if path in starts:
                 layer.start_from(starts[path])

@@ -9,12 +9,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
 from lora_service.errors import InputError
-from lora_service.lora.token_embeddings import TokenEmbeddings
+from lora_service.lora.token_embeddings import TokenEmbeddings, in_plain_words
 from lora_service.models.clip_text_encoders import TextEncoder
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.text_encoders import TextEncoders
@@ -59,8 +60,14 @@ class AddedTokens:
 
 
 @contextmanager
-def added_tokens(base: DiffusionBase, names: Sequence[str], rows: Mapping[str, torch.Tensor]) -> Iterator[AddedTokens]:
-    """Add the tokens ``names`` to all text encoders within the context; ``rows``: text encoder -> ``(n, width)``.
+def added_tokens(
+    base: DiffusionBase, names: Sequence[str], rows: Mapping[str, torch.Tensor], plain_words: Mapping[str, str] = {}
+) -> Iterator[AddedTokens]:
+    """Add the tokens ``names`` to all text encoders that learn within the context.
+
+    Args:
+        rows: text encoder -> ``(n, width)``.
+        plain_words: name -> what encoders read that do not learn; they read what is missing as it is written.
 
     The base's tokenizers are never touched, and its embedding tables are as before at the end.
 
@@ -79,7 +86,8 @@ def added_tokens(base: DiffusionBase, names: Sequence[str], rows: Mapping[str, t
         for encoder, tokenizer in tokens.tokenizers.items():
             first = tokenizer.convert_tokens_to_ids(names[0])
             learned[encoder] = stack.enter_context(_learning(base.text.encoders[encoder], rows[encoder], first))
-        yield AddedTokens(base.text.with_tokenizers(tokens.tokenizers), learned)
+        in_words = partial(in_plain_words, words=plain_words)
+        yield AddedTokens(base.text.with_tokenizers(tokens.tokenizers, in_words), learned)
 
 
 @contextmanager
@@ -103,7 +111,7 @@ def initial_embeddings(
     Raises:
         InputError: a word has no token in the base's vocabulary.
     """
-    return {encoder: _initial_rows(base, encoder, names, words, generator) for encoder in base.text.encoders}
+    return {encoder: _initial_rows(base, encoder, names, words, generator) for encoder in base.text.learning}
 
 
 def _initial_rows(

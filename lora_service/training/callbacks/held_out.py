@@ -145,7 +145,7 @@ class HeldOutLoss:
         chunks = max(min(context.resolved.config.chunks, text.chunks_for(text.count(caption))) for caption in captions)
         return _Batch(
             noisy=self._denoising.at(latents, noise, shares),
-            captions=text.tokenize(captions, chunks).to(latents.device),
+            captions=text.read_by_companions(text.tokenize(captions, chunks).to(latents.device)),
             sizes=bucket.time_ids(variants, images),
             masks=bucket.masks(variants, images),
         )

@@ -89,7 +89,8 @@ class CaptionSampler:
         Raises:
             InputError: a text that names the subject is longer than a chunk.
         """
-        window = TokenWindow(text_encoders.count, text_encoders.chunk_tokens, chunks=self.chunks)
+        chunks = min(self.chunks, text_encoders.max_chunks)
+        window = TokenWindow(text_encoders.count, text_encoders.chunk_tokens, chunks=chunks)
         for text, _ in (pair for subject in self.subjects for pair in subject):
             window = window.for_subject("trigger", text)
         return window
@@ -132,9 +133,13 @@ class BatchPlan:
             self._block = self._make_block(first)
         return self._block
 
-    def token_ids(self, i: int, share: slice = slice(None)) -> TokenIds:
-        """Return the captions of batch ``i``, or of a share of its pictures, tokenized."""
-        batch, ids = self[i], self.block_of(i).token_ids
+    def token_ids(self, i: int, share: slice = slice(None), read: TokenIds | None = None) -> TokenIds:
+        """Return the captions of batch ``i``, or of a share of its pictures, tokenized.
+
+        Args:
+            read: those of its block, with what was made of them; None: as they are.
+        """
+        batch, ids = self[i], self.block_of(i).token_ids if read is None else read
         positions, captions = batch.chunks * self._text.positions, batch.captions[share]
         return ids[captions].first(positions)
 

@@ -31,15 +31,17 @@ def fit_to_family(config: TrainConfig, family: Family, log: Callable[[str], None
         raise InputError("lora_format", config.lora_format, expected, code=_CODE)
     values: dict[str, Any] = {"snr_gamma": _zero(config, "snr_gamma", family, "flow matching has no SNR weights")}
     values["noise_offset"] = config.noise_offset or 0.0
+    if config.max_token_length != "auto":
+        expected = f"auto for {family.title}, whose text encoders read no chunks of 75 tokens"
+        raise InputError("max_token_length", config.max_token_length, expected, code=_CODE)
     if family.learns_text:
         return config.model_copy(update=values)
     why = "its text encoder is frozen"
     for name in ("learning_rate_text", "continue_inversion"):
         values[name] = _zero(config, name, family, why)
-    for name, neutral in (("clip_skip", None), ("max_token_length", "auto")):
-        if getattr(config, name) != neutral:
-            expected = f"{neutral or 'left out'} for {family.title}, whose text encoder is no CLIP"
-            raise InputError(name, getattr(config, name), expected, code=_CODE)
+    if config.clip_skip is not None:
+        expected = f"left out for {family.title}, whose text encoder is no CLIP"
+        raise InputError("clip_skip", config.clip_skip, expected, code=_CODE)
     if not config.max_train_steps_tuning:
         expected = f"1 or more for {family.title}, which has no stage 1: {why}"
         raise InputError("max_train_steps_tuning", 0, expected, code=_CODE)

@@ -117,6 +117,11 @@ class ResolvedConfig:
         return tuple(token for subject in self.subjects for token in subject.tokens)
 
     @property
+    def plain_words(self) -> dict[str, str]:
+        """The trigger word of each token's subject, "" without one: what encoders read that know no new tokens."""
+        return {token: subject.trigger for subject in self.subjects for token in subject.tokens}
+
+    @property
     def initializers(self) -> tuple[str, ...]:
         """The words that :attr:`tokens` start from, "" for a random start."""
         return tuple(

@@ -5,7 +5,8 @@ In bytes, for batches of ``b`` pictures:
     weights    of the UNet, the text encoders and the VAE, as they are held
     parameters 8 for each that learns: itself and its gradient, both fp32; with the optimiser's state, for AdamW two
                moments of 4 each, and 4 of a running mean where one is kept
-    captions   prompt embeds, which are kept for a block of batches where nothing learns in the text encoders
+    captions   prompt embeds, which are kept for a block of batches where nothing learns in the text encoders, else
+               those of the frozen ones beside them
     step       b · (UNet + text encoders), twice where the class is preserved, saved for the backward pass:
                 UNet           x · Σ n (c_in + c_out) over residual blocks + y · Σ n c over transformer blocks,
                                with n positions and c channels each
@@ -22,6 +23,7 @@ In bytes, for batches of ``b`` pictures:
                with off-loading, where the text encoders wait on the host during the encoding, and the VAE and perhaps
                they (away) during the steps:
                weights + max(encoding − text encoders, parameters + captions + max(0, step + deltas − away))
+               and where the blocks of a transformer wait too, their weights less, but for the largest block's
 
 Samples are not counted: where there is no place for them, none are drawn.
 
@@ -34,7 +36,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -47,9 +49,10 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from lora_service.errors import InputError
+from lora_service.models.block_offloading import BlockOffloading
 from lora_service.models.clip_text_encoders import TextEncoder
 from lora_service.models.diffusion_base import DiffusionBase
-from lora_service.models.quantization import weight_shape
+from lora_service.models.quantization import quantization_of, weight_shape
 from lora_service.training.adapters.lora_layers import parameter_count
 from lora_service.training.adapters.lora_targets import TargetLayers, learning_targets, targets_in
 from lora_service.training.data.batches import CAPTIONS_PER_BLOCK
@@ -94,6 +97,7 @@ class MemoryEstimate:
     deltas: int = 0
     text_weights: int = 0
     away: int = 0
+    blocks: int = 0
 
     @property
     def beyond_weights(self) -> int:
@@ -114,21 +118,40 @@ class MemorySavings:
     Attributes:
         checkpointing: activations of the UNet are made anew for the backward pass, for a third more time.
         offloading: models wait on the host while no step needs them, for a few transfers.
+        blocks: the transformer's blocks wait there too, each but when it is computed, for two transfers of all weights
+            at each step.
     """
 
     checkpointing: bool = False
     offloading: bool = False
+    blocks: bool = False
 
     def need(self, base: DiffusionBase, config: TrainConfig) -> int:
         """Return the bytes beside the base of the resolved ``config``."""
         estimated = estimate(base, config, checkpointing=self.checkpointing)
-        return estimated.beyond_weights_offloaded if self.offloading else estimated.beyond_weights
+        need = estimated.beyond_weights_offloaded if self.offloading else estimated.beyond_weights
+        return need - estimated.blocks if self.blocks else need
 
     @staticmethod
-    def allowed_by(config: TrainConfig) -> list[MemorySavings]:
-        """Return what ``gradient_checkpointing`` allows, that which costs least time first."""
-        checkpointing = {"auto": (False, True), "on": (True,), "off": (False,)}[config.gradient_checkpointing]
-        return [MemorySavings(each, offloading) for each in checkpointing for offloading in (False, True)]
+    def allowed_by(config: TrainConfig, base: DiffusionBase) -> list[MemorySavings]:
+        """Return what ``gradient_checkpointing`` and ``base`` allow, that which costs least time first.
+
+        Blocks wait with checkpointing alone: without it the weights stay on the device for the backward pass.
+
+        Raises:
+            InputError: the blocks always wait, and ``gradient_checkpointing`` is off.
+        """
+        asked = config.gradient_checkpointing
+        if base.waiting_blocks is not None and asked == "off":
+            expected = "auto or on where the transformer's blocks wait on the host (OFFLOAD_BLOCKS)"
+            raise InputError("gradient_checkpointing", asked, expected)
+        checkpointing = {"auto": (False, True), "on": (True,), "off": (False,)}[asked]
+        if base.waiting_blocks is not None:
+            return [MemorySavings(True, offloading) for offloading in (False, True)]
+        allowed = [MemorySavings(each, offloading) for each in checkpointing for offloading in (False, True)]
+        if base.blocks and asked != "off" and quantization_of(base) == "none":
+            allowed.append(MemorySavings(True, True, True))
+        return allowed
 
 
 def estimate(base: DiffusionBase, config: TrainConfig, *, checkpointing: bool) -> MemoryEstimate:
@@ -138,23 +161,30 @@ def estimate(base: DiffusionBase, config: TrainConfig, *, checkpointing: bool) -
     step = backbone_bytes(base, side // base.vae_scale_factor, checkpointing=checkpointing)
     # With "auto" captions are mostly short, and nobody has read them yet.
     positions = base.text.positions * (1 if config.max_token_length == "auto" else config.chunks)
-    if base.family.learns_text and (trains_text or config.max_train_steps_ti):
-        step += sum(encoder_bytes(e, positions, base.dtype) for e in base.text.encoders.values())
+    if trains_text or config.max_train_steps_ti:
+        chunks = positions // base.text.positions
+        step += sum(
+            encoder_bytes(encoder, chunks * base.text.positions_of(name), base.dtype)
+            for name, encoder in base.text.learning.items()
+        )
     layers = _layers(base, config)
     step += sum(
         layer_bytes(component, of_component, side // base.vae_scale_factor, base, config, checkpointing=checkpointing)
         for component, of_component in layers.items()
     )
-    kept = 0 if trains_text else min(CAPTIONS_PER_BLOCK, config.max_train_steps_tuning * config.train_batch_size)
+    kept = min(CAPTIONS_PER_BLOCK, config.max_train_steps_tuning * config.train_batch_size)
+    of_companions = sum(base.text.positions_of(name) for name in base.text.companions)
+    kept_positions = kept * (of_companions if trains_text else positions)
     return MemoryEstimate(
         weights=_weight_bytes(*base.models.values()),
         parameters=_bytes_per_parameter(config) * _parameter_count(layers, config),
-        captions=kept * positions * base.text.width * base.dtype.itemsize,
+        captions=kept_positions * base.text.width * base.dtype.itemsize,
         step=round(batch * step * (2 if _preserves(config) else 1)),
         encoding=4 * side**2 * base.family.vae_widths(base.vae)[0] * base.vae.dtype.itemsize,
         deltas=_delta_bytes(layers, base.dtype, checkpointing=checkpointing) if config.lora_kind == "lokr" else 0,
         text_weights=_weight_bytes(*base.text.encoders.values()),
-        away=_weight_bytes(base.vae, *(() if _steps_need_text(config) else base.text.encoders.values())),
+        away=_weight_bytes(base.vae, *_waiting_encoders(base, config)),
+        blocks=_block_bytes(base),
     )
 
 
@@ -162,10 +192,20 @@ def _weight_bytes(*models: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for model in models for p in model.parameters())
 
 
-def _steps_need_text(config: TrainConfig) -> bool:
-    """Return True if a step of the resolved ``config`` may need the text encoders."""
-    learns = bool(config.max_train_steps_ti or config.learning_rate_text or config.continue_inversion)
-    return learns or config.preservation == "output"
+def _block_bytes(base: DiffusionBase) -> int:
+    """Return the bytes of the transformer's blocks that are on the device, but for the largest."""
+    if base.waiting_blocks is not None or not base.blocks:
+        return 0
+    sizes = BlockOffloading(base.blocks, base.device).block_bytes
+    return sum(sizes) - max(sizes)
+
+
+def _waiting_encoders(base: DiffusionBase, config: TrainConfig) -> Iterable[nn.Module]:
+    """Return the text encoders that no step of the resolved ``config`` needs."""
+    if config.preservation == "output":  # which encodes its captions at each step
+        return ()
+    learns = config.max_train_steps_ti or config.learning_rate_text or config.continue_inversion
+    return (base.text.companions if learns else base.text.encoders).values()
 
 
 def _preserves(config: TrainConfig) -> bool:
@@ -226,9 +266,11 @@ def layer_bytes(
 
 
 def _layer_positions(base: DiffusionBase, component: str, path: str, side: int) -> int:
-    if component != base.family.backbone or path.endswith(("attn2.to_k", "attn2.to_v")):
-        return base.text.positions
-    return _positions(path, side**2, base.unet) if component == "unet" else layer_positions(base, path, side)
+    if component != base.family.backbone:
+        return base.text.positions_of(component)
+    if component != "unet":
+        return layer_positions(base, path, side)
+    return base.text.positions if path.endswith(("attn2.to_k", "attn2.to_v")) else _positions(path, side**2, base.unet)
 
 
 def _delta_bytes(layers: Mapping[str, TargetLayers], dtype: torch.dtype, *, checkpointing: bool) -> int:
@@ -310,9 +352,9 @@ def choose_savings(
     """
     asked = config.gradient_checkpointing
     free = _free(base.device) if free is None else free
+    allowed = MemorySavings.allowed_by(config, base)
     if free is None:
-        return MemorySavings(checkpointing=asked == "on")
-    allowed = MemorySavings.allowed_by(config)
+        return MemorySavings(checkpointing=asked == "on" or base.waiting_blocks is not None)
     chosen = next((each for each in allowed if each.need(base, config) * OVERHEAD <= free), allowed[-1])
     need = chosen.need(base, config)
     if need > free:
@@ -324,6 +366,8 @@ def choose_savings(
         log(f"gradient_checkpointing is on, as {unsaved} without")
     if chosen.offloading:
         log(f"text encoders and VAE are in the host's memory while they are not needed, as {unsaved} otherwise")
+    if chosen.blocks:
+        log("the transformer's blocks are there too, each but when it is computed, which takes longer")
     return chosen
 
 

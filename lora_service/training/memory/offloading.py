@@ -1,19 +1,21 @@
 """Models that wait in the host's memory while a training does not need them.
 
 The VAE is needed until the latents are cached, and again for samples. The text encoders are needed from then on: at
-each step, unless nothing learns in them, where each caption of a block of batches is encoded once.
+each step, unless nothing learns in them, where each caption of a block of batches is encoded once. So it is by T5
+beside CLIP's encoders that learn.
 """
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from lora_service.models.block_offloading import BlockOffloading
 from lora_service.models.diffusion_base import DiffusionBase
 
 _HOST = torch.device("cpu")
@@ -88,23 +90,40 @@ class OffloadedModels:
         return tensor.to(self._device)
 
 
+@contextmanager
+def blocks_wait(base: DiffusionBase, *, is_on: bool) -> Iterator[None]:
+    """Within the context the blocks of the transformer wait on the host, if that ``is_on``; some always do."""
+    if not is_on or base.waiting_blocks is not None:
+        yield
+        return
+    with BlockOffloading(base.blocks, base.device).waiting():
+        yield
+
+
 @dataclass(frozen=True)
 class Offloading:
     """The models of a training that may wait on the host.
 
     Attributes:
+        text: the text encoders without the companions of those that learn.
+        companions: these, which wait while the others learn too.
         is_on: False if they stay on their device all the time.
     """
 
     vae: OffloadedModels
     text: OffloadedModels
+    companions: OffloadedModels
     is_on: bool = False
 
     @staticmethod
     def of(base: DiffusionBase, *, is_on: bool) -> Offloading:
         """Return the VAE and the text encoders of ``base``."""
-        vae = OffloadedModels(base.vae, device=base.device)
-        return Offloading(vae, OffloadedModels(*base.text.encoders.values(), device=base.device), is_on)
+        companions = base.text.companions
+        others = [encoder for name, encoder in base.text.encoders.items() if name not in companions]
+        vae, text, beside = (
+            OffloadedModels(*models, device=base.device) for models in ([base.vae], others, companions.values())
+        )
+        return Offloading(vae, text, beside, is_on)
 
     @contextmanager
     def vae_waits(self) -> Iterator[None]:
@@ -116,10 +135,11 @@ class Offloading:
             yield
 
     @contextmanager
-    def text_waits(self, *, is_needed: bool) -> Iterator[None]:
+    def text_waits(self, *, is_needed: bool, companions_are_needed: bool = False) -> Iterator[None]:
         """Within the context the text encoders wait on the host, if that :attr:`is_on`, unless each step needs them."""
-        if is_needed or not self.is_on:
-            yield
-            return
-        with self.text.waiting():
+        waits = {self.text: not is_needed, self.companions: not companions_are_needed}
+        with ExitStack() as stack:
+            for models, wait in waits.items():
+                if wait and self.is_on:
+                    stack.enter_context(models.waiting())
             yield

@@ -2,6 +2,7 @@
 
     block          t · Σ n w over the linear layers of attention and feed-forward, with n positions and w outputs each
     checkpointed   the inputs of all blocks, and the largest block anew
+    text           the same as of blocks for those of the text alone (``Family.text_blocks``), checkpointed or not
 
 ``t`` is what autograd saved at full size in one output of such a layer, counted by ``benchmarks.activations``.
 Of layers that work on the text alone n is the text's positions, of the others of their block the picture's; in blocks
@@ -10,7 +11,7 @@ without such layers it is both.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,24 +47,39 @@ def positions_of(base: DiffusionBase, side: int) -> Positions:
 def transformer_bytes(base: DiffusionBase, side: int, dtype: torch.dtype, *, checkpointing: bool) -> float:
     """Return the bytes saved of the backbone for one picture of ``side`` × ``side`` latents, computing in ``dtype``."""
     positions, each = positions_of(base, side), _FULL if dtype == torch.float32 else _HALF
-    blocks = list(_blocks(base))
+    blocks = list(_blocks(base, base.family.targets.blocks))
     saved = [each * sum(_outputs(layers, positions).values()) for layers in blocks]
+    of_text = each * _text_outputs(base) * positions.text
     if not checkpointing:
-        return sum(saved)
+        return sum(saved) + of_text
     inputs = sum(positions.both * max(_width(layer) for layer in layers.values()) for layers in blocks)
-    return inputs * dtype.itemsize + max(saved)
+    return inputs * dtype.itemsize + max(saved) + of_text
+
+
+def _text_outputs(base: DiffusionBase) -> int:
+    """Return the outputs for each position of the text of the layers in blocks of text alone."""
+    children = base.family.text_blocks(base.backbone).items()
+    return sum(
+        times * layer.out_features
+        for child, times in children
+        for layers in _blocks(base, [child])
+        for layer in layers.values()
+    )
 
 
 def layer_positions(base: DiffusionBase, path: str, side: int) -> int:
     """Return the positions that the layer at ``path`` works on, at most."""
     positions = positions_of(base, side)
+    for child, times in base.family.text_blocks(base.backbone).items():
+        if path.startswith(f"{child}."):
+            return times * positions.text
     return positions.text if any(part in path for part in _OF_TEXT) else positions.both
 
 
-def _blocks(base: DiffusionBase) -> Iterator[Mapping[str, Any]]:
-    """Yield the layers of attention and feed-forward of each block, by their paths in it."""
+def _blocks(base: DiffusionBase, children: Iterable[str]) -> Iterator[Mapping[str, Any]]:
+    """Yield the layers of attention and feed-forward of each block of these children, by their paths in it."""
     layers = targets_in(base.family.backbone, base.backbone, "attention+ff", base.family)
-    for name in base.family.targets.blocks:
+    for name in children:
         for block in base.backbone.get_submodule(name).children():
             inside = {id(module): path for path, module in block.named_modules()}
             yield {inside[id(layer)]: layer for layer in layers.values() if id(layer) in inside}

@@ -66,7 +66,7 @@ class StartingLora:
             LoraFileError: a change is of a module that cannot learn here (code ``cannot_go_on``).
         """
         TokenEmbeddings(base.text.encoders, base.tokenizers).check(self.rows)
-        missing = next((name for name, rows in self.rows.items() if set(rows) != set(base.text.encoders)), None)
+        missing = next((name for name, rows in self.rows.items() if set(rows) != set(base.text.learning)), None)
         if missing is not None:
             raise WrongBaseError(f"The LoRA's token {missing!r} lacks a row for a text encoder of {base.name}.")
         for component, layers in self.layers.items():

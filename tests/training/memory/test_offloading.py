@@ -18,6 +18,7 @@ from lora_service.training.memory.estimate import MemorySavings
 from lora_service.training.memory.offloading import OffloadedModels
 from lora_service.training.trainer import Trainer
 from tests.small_base import hashes, picture_zip, small_base
+from tests.small_flow import small_flow_base
 
 CPU = torch.device("cpu")
 
@@ -157,12 +158,25 @@ def test_the_file_is_the_same_with_models_that_wait(
     base = small_base()
     with unchanged(base):
         waiting = train(tmp_path / "waiting", base, **inputs)
-    vae, text = recorded
+    vae, text, _ = recorded
     monkeypatch.setattr(trainer, "choose_savings", lambda *_: MemorySavings())
     assert train(tmp_path / "plain", base, **inputs) == waiting
     assert vae.moves.count("leave") >= vae_comes
     assert text.moves.count("leave") >= text_comes
     assert text_comes or text.moves == ["come"]  # back when the latents were cached
+
+
+def test_t5_waits_while_clip_learns_beside_it(
+    tmp_path: Path, recorded: list[RecordedModels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, inputs = small_flow_base("sd3"), {"learning_rate_text": 0.01, "samples": 0}
+    with unchanged(base):
+        waiting = train(tmp_path / "waiting", base, **inputs)
+    _, clip, t5 = recorded
+    monkeypatch.setattr(trainer, "choose_savings", lambda *_: MemorySavings())
+    assert train(tmp_path / "plain", base, **inputs) == waiting
+    assert clip.moves == ["come"]  # back when the latents were cached
+    assert t5.moves.count("leave") >= 2  # for the block of captions of each stage, and held-out losses
 
 
 @pytest.mark.usefixtures("recorded")
