@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
+import json
 import re
 import time
 from collections.abc import Mapping
@@ -92,6 +94,7 @@ def create(
         version=target.version.id, deployment=target.deployment, destination=target.destination, input=inputs,
         output=None, logs="", error=None, metrics={}, status="starting", priority=body.priority, webhook=webhook,
         webhook_events=events, created_at=now, cancel_at=None if cancel_after is None else now + cancel_after,
+        loras=_loras(target.version, inputs),
     )  # fmt: skip
     with gateway.database.write() as session:
         accounts.user(session, caller.user)
@@ -99,6 +102,13 @@ def create(
         session.add(job)
     gateway.hub.notify(QUEUE)
     return job
+
+
+def _loras(version: Version, inputs: Mapping[str, Any]) -> str:
+    """Return the same text for jobs that draw with the same LoRAs."""
+    names = [version.weights, inputs.get("replicate_weights"), inputs.get("lora_urls")]
+    named = json.dumps(names)
+    return hashlib.sha256(named.encode()).hexdigest()[:16] if any(names) else ""
 
 
 def checked_inputs(
