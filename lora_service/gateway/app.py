@@ -24,6 +24,7 @@ from lora_service.gateway.api import (
     previews,
     progress,
     queue,
+    runs,
     streams,
 )
 from lora_service.gateway.api.access import Gatekeeper
@@ -71,7 +72,7 @@ def create_app(gateway: Gateway, engines: Sequence[JobEngine] = ()) -> FastAPI:
     app.state.gatekeeper = Gatekeeper(gateway)
     app.state.metrics = Metrics(gateway)
     app.state.file_work = FileWork(gateway)
-    parts = (streams, jobs, previews, progress, queue, loras, models, files, account, operations, internal)
+    parts = (streams, jobs, previews, progress, queue, loras, models, files, account, operations, internal, runs)
     for part in parts:
         app.include_router(part.router)
     pages.install(app)
