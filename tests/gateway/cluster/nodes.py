@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import time
 from types import TracebackType
 from typing import Any, Self
 
@@ -84,16 +85,25 @@ class Nodes:
         self.nodes.append(node)
         return node
 
+    def replace_ended(self, seconds: float = 30.0) -> None:
+        """Start nodes in place of those that end with the head within some time; a durable head keeps them."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for node in [node for node in self.nodes if not node.remaining_processes_alive()]:
+                self.kill(node)
+                self.add()
+            time.sleep(0.5)
+
     def kill(self, node: Any) -> None:
         """End a node with its workers as a machine that loses its power would."""
         self.nodes.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
 
 
-def worker_processes(nodes: Nodes) -> list[int]:
-    """The processes of workers' servers that run jobs: Cog's children below the nodes."""
+def worker_processes(nodes: Nodes, of_node: Any = None) -> list[int]:
+    """The processes of workers' servers that run jobs: Cog's children below the nodes, or below one of them."""
     found = []
-    for node in nodes.nodes:
+    for node in [of_node] if of_node else nodes.nodes:
         raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
         for process in raylet.children(recursive=True):
             with contextlib.suppress(psutil.Error):
