@@ -34,7 +34,7 @@ class Nodes:
 
     def __init__(self, count: int = 3, cpus: int = 2, durable: bool = False) -> None:
         self._count, self._cpus, self._port = count, cpus, free_port()
-        self._folder = tempfile.mkdtemp(prefix="lora-ray-")
+        self._folder = tempfile.mkdtemp(prefix="nodes-")
         self._environment = {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
         if durable:
             self._environment |= {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": f"{self._folder}/gcs"}
