@@ -105,8 +105,10 @@ class Campaign:
             self._jobs[answer.json()["id"]] = ""
 
     def _look(self) -> None:
+        """Take note of jobs that have ended: some of them, so that there is time for disturbances."""
+        before = len(self._ended)
         for identifier, destination in self._jobs.items():
-            if identifier not in self._ended:
+            if identifier not in self._ended and len(self._ended) < before + 5:
                 shown = self._shown(identifier, destination)
                 if shown["status"] in FINAL:
                     self._ended[identifier] = shown
