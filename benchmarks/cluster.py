@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from benchmarks.gateway import DRAW, resident_mebibytes
 from tests.gateway.cluster.nodes import Nodes
 from tests.gateway.running import RunningGateway
 
-HOME = Path(__file__).parent / "sleeping"
 _SETTINGS = {"RAY_PREDICT_GPUS": "0", "RAY_TRAIN_GPUS": "0", "RAY_WAITING_PER_WORKER": "1", "RATE_LIMIT": "1000000"}
 _END_SECONDS = 600.0
 
@@ -37,13 +37,13 @@ class Run:
 
     Attributes:
         seconds: from the first begin to the last end.
-        waits: from each job's end to the begin of the next one on a worker, for one worker.
+        pace: between the ends of two jobs, the median.
         swaps: jobs whose LoRA was not the one before.
     """
 
     jobs: int
     seconds: float
-    waits: float
+    pace: float
     swaps: int
 
 
@@ -55,8 +55,12 @@ def gateway_on(nodes: Nodes | None, workers: int, **settings: str) -> Iterator[R
         environment["RAY_ADDRESS"] = nodes.address
     with tempfile.TemporaryDirectory() as folder:
         engine = "local" if nodes is None else "ray"
-        with RunningGateway(Path(folder) / "g", home=HOME, environment=environment, engine=engine) as gateway:
-            done(gateway, [{"seconds": 0.5}] * 3 * workers)  # the servers are up then
+        with RunningGateway(Path(folder) / "g", environment=environment, engine=engine) as gateway:
+            end = time.monotonic() + _END_SECONDS
+            while nodes is not None and gateway.log.read_text().count(" is ready on ") < workers:
+                assert time.monotonic() < end, gateway.log.read_text()[-5000:]
+                time.sleep(0.2)
+            done(gateway, [{"seconds": 0.2}] * workers)
             yield gateway
 
 
@@ -80,9 +84,9 @@ def done(gateway: RunningGateway, inputs: list[dict[str, Any]]) -> Run:
     assert all(shown["status"] == "succeeded" for shown in ended.values())
     begins = sorted(_moment(shown["started_at"]) for shown in ended.values())
     ends = sorted(_moment(shown["completed_at"]) for shown in ended.values())
-    waits = statistics.median(ends[n + 1] - ends[n] for n in range(len(ends) - 1)) if len(ends) > 1 else 0.0
+    pace = statistics.median(ends[n + 1] - ends[n] for n in range(len(ends) - 1)) if len(ends) > 1 else 0.0
     swaps = sum(int(shown["metrics"].get("swapped", 0)) for shown in ended.values())
-    return Run(len(jobs), ends[-1] - begins[0], waits, swaps)
+    return Run(len(jobs), ends[-1] - begins[0], pace, swaps)
 
 
 def _moment(text: str) -> float:
@@ -96,7 +100,7 @@ def scheduling(nodes: Nodes, jobs: int) -> None:
     for name, cluster in (("this machine", None), ("Ray", nodes)):
         with gateway_on(cluster, 1) as gateway:
             run = done(gateway, [{"seconds": 0.2}] * jobs)
-            print(f"{name}: {1000 * (run.waits - 0.2):.0f} ms a job beside its own time, median of {jobs}")
+            print(f"{name}: {1000 * (run.pace - 0.2):.0f} ms a job beside its own time, median of {jobs}")
 
 
 def scaling(nodes: Nodes, jobs: int) -> None:
@@ -110,6 +114,21 @@ def scaling(nodes: Nodes, jobs: int) -> None:
     ratio = times[1] / times[3]
     print(f"{jobs} jobs of 1 s: {times[1]:.1f} s on one worker, {times[3]:.1f} s on three, ratio {ratio:.2f}")
     print(f"memory of the gateway: {memory:.0f} MiB")
+
+
+def gateway_time(nodes: Nodes, jobs: int) -> None:
+    """Print what of a core the gateway's process takes for a job, and for each second that one runs."""
+    with gateway_on(nodes, 3) as gateway:
+        assert gateway.process is not None
+        process, taken = psutil.Process(gateway.process.pid), []
+        for inputs in ([{"seconds": 0.0}] * jobs, [{"seconds": 20.0}] * 3):
+            before = process.cpu_times()
+            done(gateway, inputs)
+            after = process.cpu_times()
+            taken.append(after.user + after.system - before.user - before.system)
+    asked = taken[0] / jobs
+    print(f"of a core, the gateway takes {1000 * asked:.0f} ms for a job with its requests and reports")
+    print(f"{1000 * max(0.0, taken[1] - 3 * asked) / 60:.1f} ms for each second that a job runs")
 
 
 def affinity(nodes: Nodes, jobs: int, swap: float) -> None:
@@ -136,6 +155,7 @@ def main() -> None:
     with Nodes(3) as nodes:
         scheduling(nodes, options.jobs)
         scaling(nodes, options.jobs)
+        gateway_time(nodes, options.jobs)
         affinity(nodes, options.jobs, options.swap)
 
 

@@ -19,6 +19,7 @@ from lora_service.temporary_folders import LockedFolder, remove_abandoned_folder
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0  # until an ended keeper is started again
 _END_SECONDS = 20.0
+_KEEPER = (sys.executable, "-m", "lora_service.gateway.engine.ray.keeper")
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
 Hear = Callable[[Mapping[str, Any]], None]
 
@@ -81,7 +82,7 @@ class RayCluster:
         try:
             with self._log.open("ab") as log:
                 self._process = process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "lora_service.gateway.engine.ray.keeper",
+                    *_KEEPER,
                     stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
                     start_new_session=True, env=os.environ | _QUIET,
                 )  # fmt: skip

@@ -32,6 +32,7 @@ from lora_service.serving.server import server_document
 
 _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0  # between two looks for workers without work
+_CHECK_SECONDS = 5.0  # between two health checks of a server, whose end Ray tells of
 _RUN_SECONDS = 600.0  # for a run folder to be brought to a worker, or its rest to be kept
 
 
@@ -151,7 +152,8 @@ class RayEngine:
             raise ServerAwayError("the worker was lost before it had the job")
         try:
             async with self._run_folder(url, job):
-                return await CogClient(url, self._client, lambda: worker.url != url).run(job, on_progress)
+                cog = CogClient(url, self._client, lambda: worker.url != url, _CHECK_SECONDS)
+                return await cog.run(job, on_progress)
         except _RunFolderAwayError:
             raise
         except EngineLostError:
