@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from lora_service.gateway.engine.ray.messages import KeeperConfig, WorkerSpec
 from lora_service.gateway.gateway import Gateway
 from lora_service.gateway.settings import GatewaySettings
 from lora_service.settings import Settings
+from tests.gateway.running import RunningGateway
+from tests.gateway.test_recovery import draw, wait_for
 
 KEEPER = """
 import json, sys
@@ -99,6 +103,7 @@ def test_there_is_an_engine_for_each_kind(tmp_path: Path, monkeypatch: pytest.Mo
     ("options", "field"),
     [
         ({"ray_min_workers": 2}, "RAY_MIN_WORKERS"),
+        ({"gateway_devices": ("0", "1")}, "GATEWAY_DEVICES"),
         ({"address": "10.0.0.5:6379"}, "CALLBACK_URL"),
         ({"ray_address": "auto"}, "CALLBACK_URL"),
     ],
@@ -115,3 +120,16 @@ def test_without_ray_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(SettingError, match="cluster"):
         engines(tmp_path)
+
+
+@pytest.mark.slow
+def test_without_an_address_a_cluster_of_this_machine_is_started_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = Path(tempfile.mkdtemp(prefix="t-"))  # a short path: Ray's sockets are below it
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    with RunningGateway(tmp_path / "gateway", engine="ray") as gateway:
+        assert wait_for(gateway, draw(gateway), "succeeded")["output"]
+        assert list(temporary.glob("lora-ray-*"))
+    assert not list(temporary.glob("lora-*"))
+    shutil.rmtree(temporary)

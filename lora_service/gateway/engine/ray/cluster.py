@@ -9,17 +9,20 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lora_service.gateway.engine.ray.messages import KeeperConfig
-from lora_service.temporary_folders import LockedFolder, remove_abandoned_folders
+from lora_service.temporary_folders import remove_abandoned_folders, temporary_folder
 
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0  # until an ended keeper is started again
 _END_SECONDS = 20.0
 _KEEPER = (sys.executable, "-m", "lora_service.gateway.engine.ray.keeper")
+_AS_OTHERS = {"RAY_worker_niceness": "0"}
+"""On a cluster of this machine alone, workers are no nicer than the servers of the local engine."""
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
 Hear = Callable[[Mapping[str, Any]], None]
 
@@ -69,31 +72,31 @@ class RayCluster:
     async def _keep_up(self) -> None:
         pause = _FIRST_PAUSE
         while True:
-            if await self._connect_once():
-                pause = _FIRST_PAUSE
+            try:
+                if await self._connect_once():
+                    pause = _FIRST_PAUSE
+            except (OSError, ValueError):  # no process could be started, or it said what nobody understands
+                _log.exception("the connection to Ray is tried again after an error")
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _connect_once(self) -> bool:
         """Run a keeper to its end; returns False if it could not connect."""
         remove_abandoned_folders()
-        temporary = None if self._address else LockedFolder("lora-ray-")
-        config = KeeperConfig(self._address, str(temporary.path) if temporary else "", self._kinds)
-        try:
-            with self._log.open("ab") as log:
-                self._process = process = await asyncio.create_subprocess_exec(
-                    *_KEEPER,
-                    stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
-                    start_new_session=True, env=os.environ | _QUIET,
-                )  # fmt: skip
-            return await self._listen(process, config)
-        finally:
-            self.is_connected = False
-            for hear in self._hear.values():
-                hear({"event": "away"})
-            await asyncio.shield(_end(process))
-            if temporary is not None:
-                temporary.remove()
+        with ExitStack() as stack:
+            temporary = "" if self._address else str(stack.enter_context(temporary_folder("lora-ray-")))
+            log = stack.enter_context(self._log.open("ab"))
+            self._process = process = await asyncio.create_subprocess_exec(
+                *_KEEPER, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
+                start_new_session=True, env=_AS_OTHERS | os.environ | _QUIET,
+            )  # fmt: skip
+            try:
+                return await self._listen(process, KeeperConfig(self._address, temporary, self._kinds))
+            finally:
+                self.is_connected = False
+                for hear in self._hear.values():
+                    hear({"event": "away"})
+                await asyncio.shield(_end(process))
 
     async def _listen(self, process: asyncio.subprocess.Process, config: KeeperConfig) -> bool:
         assert process.stdin is not None

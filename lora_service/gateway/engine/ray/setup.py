@@ -57,6 +57,9 @@ def ray_engines(
 def _check(settings: GatewaySettings, gateway: Gateway, address: str) -> None:
     if importlib.util.find_spec("ray") is None:
         raise SettingError("--engine", "ray", "local, or Ray installed beside it: pip install -e '.[cluster]'")
+    if settings.gateway_devices:
+        expected = "empty with --engine ray, which gives each worker its GPUs (RAY_PREDICT_WORKERS, RAY_PREDICT_GPUS)"
+        raise SettingError("GATEWAY_DEVICES", ",".join(settings.gateway_devices), expected)
     if settings.ray_min_workers > settings.ray_predict_workers:
         expected = f"at most RAY_PREDICT_WORKERS, which is {settings.ray_predict_workers}"
         raise SettingError("RAY_MIN_WORKERS", str(settings.ray_min_workers), expected)
