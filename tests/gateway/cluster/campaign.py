@@ -184,7 +184,7 @@ def campaign(
 ) -> Report:  # fmt: skip
     """Run a campaign; returns what was seen."""
     inputs: tuple[dict[str, Any], dict[str, Any]] = (
-        {"num_inference_steps": 3, "seed": 1}, {"max_train_steps_ti": 20, "max_train_steps_tuning": 60, "samples": 0}
+        {"num_inference_steps": 1, "seed": 1}, {"max_train_steps_ti": 20, "max_train_steps_tuning": 60, "samples": 0}
     )  # fmt: skip
     if quick:
         inputs = ({"seconds": 0.2}, {"steps": 200, "seconds": 0.05})

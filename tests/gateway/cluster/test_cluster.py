@@ -24,7 +24,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    with Nodes(2, cpus=4) as nodes:
+    with Nodes(2, cpus=4, durable=True) as nodes:
         yield nodes
 
 
@@ -71,6 +71,18 @@ def test_a_training_goes_on_on_another_node(gateway: RunningGateway, nodes: Node
     assert int(ended["logs"].split("begins at step ")[1].split()[0]) > 0
     assert httpx.get(ended["output"]["weights"]).content == b"3 bytes, 150 steps"
     assert state(gateway, training)["completed_at"] == ended["completed_at"]
+
+
+@pytest.mark.slow
+def test_jobs_outlive_the_head(gateway: RunningGateway, nodes: Nodes) -> None:
+    running, waiting = draw(gateway, input={"seconds": 5}), draw(gateway, input={"seconds": 1})
+    wait_for(gateway, running, "processing")
+    nodes.kill_head()
+    time.sleep(1)
+    nodes.start_head()
+    nodes.replace_ended(5)
+    for job in (running, waiting, draw(gateway)):
+        assert wait_for(gateway, job, "succeeded")["output"]
 
 
 def trains_on(node: Any) -> bool:

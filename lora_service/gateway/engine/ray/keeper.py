@@ -12,6 +12,8 @@ import json
 import logging
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -24,6 +26,7 @@ from lora_service.gateway.engine.ray.worker import CogWorker
 _OBJECT_STORE_BYTES = 80 * 1024**2  # nothing of ours is kept there, and Ray's least is 75 MiB
 _CALLS_AT_ONCE = 4
 _PAUSE_SECONDS = 1.0
+_LOOK_SECONDS = 5.0  # between two looks whether the cluster still knows us
 _END_SECONDS = 5.0
 Say = Callable[..., None]
 
@@ -113,6 +116,19 @@ def _connect(config: KeeperConfig) -> None:
     )  # fmt: skip
 
 
+def _end_with_node(own: str, say: Say) -> None:
+    """End this process once its own machine is no part of the cluster any more, as after a new start of the head.
+
+    Ray takes such a driver's workers away and does not tell it.
+    """
+    while True:
+        time.sleep(_LOOK_SECONDS)
+        with contextlib.suppress(Exception):  # the head does not answer; it may come back, and know us
+            if not any(node["NodeID"] == own and node["Alive"] for node in ray.nodes()):
+                say(event="away", error="this machine is no part of the cluster any more")
+                os._exit(1)
+
+
 async def _serve(lines: asyncio.StreamReader, say: Say) -> None:
     config = KeeperConfig.of(json.loads(await lines.readline()))
     try:
@@ -121,6 +137,7 @@ async def _serve(lines: asyncio.StreamReader, say: Say) -> None:
         say(event="away", error=str(error).strip().splitlines()[0])
         return
     say(event="connected")
+    threading.Thread(target=_end_with_node, args=(ray.get_runtime_context().get_node_id(), say), daemon=True).start()
     keeper = Keeper(config, say)
     while line := await lines.readline():
         keeper.do(json.loads(line))
