@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -15,13 +15,22 @@ from lora_service.settings import Settings
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from lora_service.gateway.engine.jobs import EngineKind
+
 
 @click.command("up")
 @click.option("--host", default="127.0.0.1", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, default=8000, help="Port; 0 for any that is free.  [default: 8000]")
 @click.option("--predict-url", metavar="URL", default="", help="A Cog server elsewhere that draws.")
 @click.option("--train-url", metavar="URL", default="", help="A Cog server elsewhere that trains.")
-def up_command(host: str, port: int, predict_url: str, train_url: str) -> None:
+@click.option(
+    "--engine", type=click.Choice(["local", "ray"]), default="local",
+    help="What runs the jobs: this machine, or a Ray cluster.  [default: local]",
+)  # fmt: skip
+@click.option("--address", default="", help="The Ray cluster, as ray.init takes it.  [default: RAY_ADDRESS]")
+def up_command(
+    host: str, port: int, predict_url: str, train_url: str, engine: Literal["local", "ray"], address: str
+) -> None:
     """Serve Replicate's HTTP API v1, with a queue that outlives restarts, in front of both servers.
 
     Replicate's clients work unchanged with REPLICATE_BASE_URL set to the address. The models are local/lora, which
@@ -30,9 +39,14 @@ def up_command(host: str, port: int, predict_url: str, train_url: str) -> None:
     """
     from lora_service.gateway.http_server import up
 
+    if engine == "ray" and (predict_url or train_url):
+        raise click.UsageError("--predict-url and --train-url name servers that no Ray cluster has; leave them out.")
+    if address and engine != "ray":
+        raise click.UsageError("--address names a Ray cluster, which --engine ray uses.")
     settings = Settings.from_environment()
     locate(settings.base_model, settings.model_cache)  # refuse what can be no base model here, not in every job
-    sys.exit(up(host, port, {"predict": predict_url, "train": train_url}, ready=click.echo))
+    urls: dict[EngineKind, str] = {"predict": predict_url, "train": train_url}
+    sys.exit(up(host, port, urls, engine=engine, ray_address=address, ready=click.echo))
 
 
 @click.group("token")

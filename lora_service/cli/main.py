@@ -70,6 +70,9 @@ COMMANDS = {
         "up_command",
         "Serve Replicate's HTTP API v1, with a queue that outlives restarts, in front of both servers.",
     ),
+    "batch": LazyCommand(
+        "batch", "batch_command", "Run each line of JOBS.JSONL through a gateway, and write one file of results."
+    ),
     "token": LazyCommand("gateway", "token_group", "Make or remove the tokens of the gateway's users."),
     "download-base": LazyCommand("hosting", "download_base_command", "Fetch the base model NAME from the hub."),
 }

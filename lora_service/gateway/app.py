@@ -24,6 +24,7 @@ from lora_service.gateway.api import (
     previews,
     progress,
     queue,
+    runs,
     streams,
 )
 from lora_service.gateway.api.access import Gatekeeper
@@ -55,7 +56,7 @@ def create_app(gateway: Gateway, engines: Sequence[JobEngine] = ()) -> FastAPI:
 
     Args:
         gateway: its parts; it is closed with the app.
-        engines: what runs the jobs, each one at a time.
+        engines: what runs the jobs.
 
     Raises:
         SettingError: ``API_TOKENS`` cannot be read.
@@ -71,7 +72,7 @@ def create_app(gateway: Gateway, engines: Sequence[JobEngine] = ()) -> FastAPI:
     app.state.gatekeeper = Gatekeeper(gateway)
     app.state.metrics = Metrics(gateway)
     app.state.file_work = FileWork(gateway)
-    parts = (streams, jobs, previews, progress, queue, loras, models, files, account, operations, internal)
+    parts = (streams, jobs, previews, progress, queue, loras, models, files, account, operations, internal, runs)
     for part in parts:
         app.include_router(part.router)
     pages.install(app)
@@ -91,7 +92,7 @@ async def _running(gateway: Gateway, engines: Sequence[JobEngine], metrics: Metr
         _log.info("%d jobs that were running when the gateway ended are begun again", recovered)
     known = await asyncio.gather(*(_make_known(gateway, engine) for engine in engines))
     dispatchers: list[asyncio.Task[Any]] = [
-        asyncio.create_task(_serve(Dispatcher(gateway, engine, metrics), is_known))
+        asyncio.create_task(_serve(gateway, engine, metrics, is_known))
         for engine, is_known in zip(engines, known, strict=True)
     ]
     beside = [asyncio.create_task(part.serve()) for part in (WebhookSender(gateway), Janitor(gateway))]
@@ -109,12 +110,13 @@ async def _running(gateway: Gateway, engines: Sequence[JobEngine], metrics: Metr
         gateway.database.close()
 
 
-async def _serve(dispatcher: Dispatcher, is_known: bool) -> None:
+async def _serve(gateway: Gateway, engine: JobEngine, metrics: Metrics, is_known: bool) -> None:
     """Run the jobs of an engine, once its model is known."""
-    while not is_known and not dispatcher.gateway.draining:
+    while not is_known and not gateway.draining:
         await asyncio.sleep(_PAUSE_SECONDS)
-        is_known = await _make_known(dispatcher.gateway, dispatcher.engine)
-    await dispatcher.serve()
+        is_known = await _make_known(gateway, engine)
+    turn = asyncio.Lock()
+    await asyncio.gather(*(Dispatcher(gateway, engine, metrics, turn).serve() for _ in range(engine.slots)))
 
 
 async def _make_known(gateway: Gateway, engine: JobEngine) -> bool:

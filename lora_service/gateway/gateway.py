@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy.event import listen
 from sqlalchemy.orm import Session
@@ -24,8 +24,17 @@ from lora_service.gateway.identifiers import Signer, load_key
 from lora_service.gateway.settings import GatewaySettings, needs_tokens
 from lora_service.settings import Settings
 
+JobLink = Literal["jobs", "runs"]
 QUEUE, WEBHOOKS = "queue", "webhooks"
 """Names in the hub beside jobs' identifiers: a job was added, a webhook was."""
+
+
+@dataclass(frozen=True)
+class Inbox:
+    """What a job that runs is told of; its server's reports count in the attempt alone that they are of."""
+
+    attempt: int
+    events: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
 
 
 @dataclass
@@ -34,7 +43,7 @@ class Gateway:
 
     Attributes:
         host, port: where it listens.
-        inboxes: of running jobs: the states that their servers report, and requests to cancel.
+        inboxes: of running jobs, by identifier: the states that their servers report, and requests to cancel.
         draining: True once no job is begun any more.
         ready: True once the queue was put in order.
     """
@@ -47,7 +56,7 @@ class Gateway:
     host: str = "127.0.0.1"
     port: int = 8000
     hub: EventHub = field(default_factory=EventHub)
-    inboxes: dict[str, asyncio.Queue[Any]] = field(default_factory=dict)
+    inboxes: dict[str, Inbox] = field(default_factory=dict)
     draining: bool = False
     ready: bool = False
     started: float = field(default_factory=time.time)
@@ -106,12 +115,27 @@ class Gateway:
         self.draining = True
         self.hub.notify(QUEUE)
 
-    def tell(self, identifier: str, event: Any) -> bool:
-        """Put an event into the inbox of a running job; returns False if it does not run here."""
+    def tell(self, identifier: str, event: Any, attempt: int | None = None) -> bool:
+        """Put an event into the inbox of a running job; returns False if it does not run here, or in another attempt.
+
+        A server that was given up may live on for a moment, and report what is of no use any more.
+        """
         inbox = self.inboxes.get(identifier)
-        if inbox is not None:
-            inbox.put_nowait(event)
-        return inbox is not None
+        if inbox is None or attempt not in (None, inbox.attempt):
+            return False
+        inbox.events.put_nowait(event)
+        return True
+
+    def job_link(self, purpose: JobLink, job: Job) -> str:
+        """Return the link by which the server of a job's attempt reports, or has its run folder kept."""
+        signature = self.signer.sign(purpose, job.id, str(job.attempt))
+        return f"{self.callback_url}/internal/{purpose}/{job.id}/{job.attempt}-{signature}"
+
+    def attempt_of(self, purpose: JobLink, identifier: str, key: str) -> int | None:
+        """Return the attempt that a link of :meth:`job_link` with that key is of; None if it is none."""
+        attempt, _, signature = key.partition("-")
+        is_valid = attempt.isdecimal() and self.signer.verify(signature, purpose, identifier, attempt)
+        return int(attempt) if is_valid else None
 
 
 def _json(value: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import uvicorn
@@ -62,6 +62,8 @@ def up(
     port: int,
     urls: Mapping[EngineKind, str] | None = None,
     *,
+    engine: Literal["local", "ray"] = "local",
+    ray_address: str = "",
     home: Path = entries.HOME,
     ready: Callable[[str], None] = print,
 ) -> int:
@@ -71,7 +73,9 @@ def up(
         host: the IP address to listen on.
         port: 0 for any that is free.
         urls: addresses of servers elsewhere.
-        home: the folder of the entries of this machine's servers.
+        engine: what runs the jobs: servers of this machine or at those addresses, or workers of a Ray cluster.
+        ray_address: of the cluster; empty: that of the settings, else one is started on this machine.
+        home: the folder of the servers' entries.
         ready: called with each line for the person who started it.
 
     Raises:
@@ -86,7 +90,13 @@ def up(
         _lock(stack, settings)
         gateway = Gateway.open(settings, service, address.host, address.port)
         client = httpx.AsyncClient(trust_env=False, limits=httpx.Limits(max_connections=None))
-        app = create_app(gateway, engines(gateway, client, urls or {}, home))
+        if engine == "ray":
+            from lora_service.gateway.engine.ray.setup import ray_engines
+
+            found = ray_engines(gateway, client, ray_address, home)
+        else:
+            found = engines(gateway, client, urls or {}, home)
+        app = create_app(gateway, found)
         config = uvicorn.Config(
             app, host=address.host, port=address.port, log_config=None, access_log=False, timeout_keep_alive=30,
             timeout_graceful_shutdown=5, server_header=False, limit_concurrency=1000,

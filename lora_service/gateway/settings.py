@@ -52,6 +52,26 @@ class GatewaySettings(EnvironmentSettings):
     """Most attempts of a job whose server was lost under it."""
     drain_seconds: float = Field(default=600.0, ge=0)
     """The time that running jobs may take to end after SIGTERM; those that do not are begun again at the next start."""
+    ray_address: str = ""
+    """With the engine ``ray``: the cluster, as ``ray.init`` takes it; empty: one of this machine alone is started."""
+    ray_predict_workers: int = Field(default=1, ge=1, le=10_000)
+    """The most workers that draw."""
+    ray_train_workers: int = Field(default=1, ge=1, le=10_000)
+    """The most workers that train."""
+    ray_min_workers: int = Field(default=0, ge=0)
+    """Workers that draw which are kept without work."""
+    ray_idle_seconds: float = Field(default=300.0, ge=0)
+    """The time for which other workers are kept without work."""
+    ray_predict_gpus: float | None = Field(default=None, ge=0)
+    """GPUs of a worker that draws, a fraction too; none: 1, or on a cluster of this machine alone what there is."""
+    ray_train_gpus: float | None = Field(default=None, ge=0)
+    """GPUs of a worker that trains."""
+    ray_cpus: float = Field(default=1.0, ge=0)
+    """CPU cores of a worker."""
+    ray_waiting_per_worker: int = Field(default=4, ge=1)
+    """Predictions that wait before one more worker is started."""
+    ray_lora_passes: int = Field(default=4, ge=0)
+    """The times that a prediction may be passed over by one whose LoRAs a free worker has; 0: never."""
     log_json: bool = False
     """True if each line of the log is a JSON object."""
 

@@ -87,7 +87,7 @@ def supervise(
         ServingError: it could not be started again.
     """
     stop, policy = stop or threading.Event(), policy or RestartPolicy()
-    deaths, watch, started = 0, _HealthWatch(server, policy), time.monotonic()
+    deaths, watch, started = 0, HealthWatch(server, policy), time.monotonic()
     while not stop.wait(policy.interval):
         reason = watch.check()
         if not reason:
@@ -95,10 +95,10 @@ def supervise(
         deaths = deaths + 1 if time.monotonic() - started < policy.stable_after else 0
         logger.warning("The %s server %s; restarting it.", server.mode, reason)
         _restart(server, stop, policy, deaths)
-        watch, started = _HealthWatch(server, policy), time.monotonic()
+        watch, started = HealthWatch(server, policy), time.monotonic()
 
 
-class _HealthWatch:
+class HealthWatch:
     """The health checks of a server since its start."""
 
     def __init__(self, server: SupervisedServer, policy: RestartPolicy) -> None:

@@ -18,7 +18,15 @@ import uvicorn
 
 from lora_service.gateway.app import create_app
 from lora_service.gateway.connections import TimedProtocol
-from lora_service.gateway.engine.jobs import CANCEL, EngineJob, EngineKind, EngineLostError, JobEngine, OnProgress
+from lora_service.gateway.engine.jobs import (
+    CANCEL,
+    EngineJob,
+    EngineKind,
+    EngineLostError,
+    JobEngine,
+    OneByOne,
+    OnProgress,
+)
 from lora_service.gateway.gateway import Gateway
 from lora_service.gateway.settings import GatewaySettings
 from lora_service.serving.server import server_document
@@ -36,7 +44,7 @@ def document(kind: EngineKind, home: Path = QUICK) -> dict[str, Any]:
 
 
 @dataclass
-class ScriptedEngine:
+class ScriptedEngine(OneByOne):
     """Does what the quick entries do, without a process: waits, draws, fails, is lost."""
 
     kind: EngineKind = "predict"

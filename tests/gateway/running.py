@@ -38,11 +38,13 @@ class RunningGateway:
         folder: its files; they outlive the process.
         home: the folder of the entries of its servers.
         environment: more settings.
+        engine: what runs the jobs.
     """
 
     folder: Path
     home: Path = QUICK
     environment: Mapping[str, str] = field(default_factory=dict)
+    engine: str = "local"
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
@@ -72,11 +74,12 @@ class RunningGateway:
             "GATEWAY_FOLDER": str(self.folder),
             "BASE_MODEL": "embedded",
             "DRAIN_SECONDS": "60",
+            **({"CALLBACK_URL": self.url} if self.engine == "ray" else {}),
             **self.environment,
         }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.gateway.quick_gateway", str(self.port), str(self.home)],
+                [sys.executable, "-m", "tests.gateway.quick_gateway", str(self.port), str(self.home), self.engine],
                 cwd=ROOT, env=environment, stdout=log, stderr=log,
             )  # fmt: skip
         self.wait_until_ready()

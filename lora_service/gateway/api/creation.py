@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
+import json
 import re
 import time
 from collections.abc import Mapping
@@ -10,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from jsonschema import Draft7Validator
 from sqlalchemy.orm import Session
 
 from lora_service.downloads.http.addresses import AddressPolicy
@@ -24,7 +25,7 @@ from lora_service.gateway.database.tables import Job, Version
 from lora_service.gateway.gateway import QUEUE, Gateway
 from lora_service.gateway.identifiers import ID_PATTERN, new_id
 from lora_service.gateway.problems import Problem, invalid, not_found
-from lora_service.gateway.schemas import file_inputs, input_schema
+from lora_service.gateway.schemas import file_inputs, input_problems
 from lora_service.gateway.uploads import store_data_uri
 
 _MAX_INPUT = 200_000  # characters of an input's texts, once its files are stored apart
@@ -92,6 +93,7 @@ def create(
         version=target.version.id, deployment=target.deployment, destination=target.destination, input=inputs,
         output=None, logs="", error=None, metrics={}, status="starting", priority=body.priority, webhook=webhook,
         webhook_events=events, created_at=now, cancel_at=None if cancel_after is None else now + cancel_after,
+        loras=_loras(target.version, inputs),
     )  # fmt: skip
     with gateway.database.write() as session:
         accounts.user(session, caller.user)
@@ -99,6 +101,13 @@ def create(
         session.add(job)
     gateway.hub.notify(QUEUE)
     return job
+
+
+def _loras(version: Version, inputs: Mapping[str, Any]) -> str:
+    """Return the same text for jobs that draw with the same LoRAs."""
+    names = [version.weights, inputs.get("replicate_weights"), inputs.get("lora_urls")]
+    named = json.dumps(names)
+    return hashlib.sha256(named.encode()).hexdigest()[:16] if any(names) else ""
 
 
 def checked_inputs(
@@ -203,22 +212,12 @@ def _check_inputs(document: Mapping[str, Any], inputs: Mapping[str, Any]) -> Non
     Raises:
         Problem: all that is wrong with it (422).
     """
-    schema = input_schema(document)
-    given = {name: value for name, value in inputs.items() if value is not None}
-    problems = {
-        name: "there is no input of that name; there are " + ", ".join(schema["properties"])
-        for name in given
-        if schema.get("properties") and name not in schema["properties"]
-    }
-    checked = {**schema, "components": document.get("components", {})}
-    for error in Draft7Validator(checked).iter_errors(given):
-        name = str(error.absolute_path[0]) if error.absolute_path else str(error.message.split("'")[1])
-        problems.setdefault(name, "is required" if error.validator == "required" else error.message[:300])
+    problems = input_problems(document, inputs)
     if problems:
         detail = "\n".join(f"- input.{name}: {text}" for name, text in problems.items())
         raise Problem(422, detail, fields={f"input.{name}": text for name, text in problems.items()})
     for name in file_inputs(document):
-        value = given.get(name)
+        value = inputs.get(name)
         texts = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
         if not all(text.startswith(("http://", "https://", "data:", "gateway-file:")) for text in texts):
             raise invalid(f"input.{name}", "must be an uploaded file, a data URI or an http(s) link")

@@ -61,7 +61,8 @@ def _job(gateway: Gateway, identifier: str) -> Job:
 @router.post("/jobs/{job}/{key}")
 async def take_webhook(job: str, key: str, gateway: GatewayOf, request: Request) -> Response:
     """Take the state of a job from its server."""
-    if not gateway.signer.verify(key, "job", job):
+    attempt = gateway.attempt_of("jobs", job, key)
+    if attempt is None:
         raise Problem(403, "This link is not valid.")
     size, parts = 0, []
     async for part in request.stream():
@@ -76,5 +77,5 @@ async def take_webhook(job: str, key: str, gateway: GatewayOf, request: Request)
     if not isinstance(response, dict):
         raise Problem(400, "This webhook is no JSON object.")
     # One of a job that does not run here any more is of no use to anybody, and must not be sent again.
-    gateway.tell(job, response)
+    gateway.tell(job, response, attempt)
     return Response(status_code=200)

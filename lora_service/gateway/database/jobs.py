@@ -11,6 +11,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from lora_service.gateway.database.tables import FINAL, Job, User
+from lora_service.gateway.engine.jobs import WaitingJob
 
 PLACE = func.coalesce(Job.place, Job.seq)
 """Where a job stands among its user's."""
@@ -52,24 +53,28 @@ def page(
     return list(session.scalars(query.order_by(Job.seq.desc())))
 
 
-def claim(session: Session, engine: str) -> Job | None:
-    """Return the next job for a kind of server and mark it as taken.
+def waiting(session: Session, engine: str, limit: int) -> list[WaitingJob]:
+    """Return the first jobs that wait for a kind of server, in the order in which they should begin.
 
     The highest priority comes first; among those, the user who was served longest ago, and the first of their jobs.
     """
     query = (
-        select(Job.seq)
+        select(Job.id, Job.loras, Job.priority)
         .join(User, User.name == Job.owner)
         .where(Job.status == "starting", Job.engine == engine, Job.claimed.is_(False))
         .order_by(Job.priority.desc(), User.served, PLACE)
-        .limit(1)
-        .with_for_update(of=Job, skip_locked=True)  # PostgreSQL's writers do not wait for each other, as SQLite's do
+        .limit(limit)
     )
-    seq = session.scalar(query)
-    if seq is None:
+    return [WaitingJob(*row) for row in session.execute(query)]
+
+
+def claim(session: Session, identifier: str) -> Job | None:
+    """Mark a job that waits as taken and return it; None if it does not wait any more."""
+    is_waiting = (Job.id == identifier, Job.status == "starting", Job.claimed.is_(False))
+    values = {"claimed": True, "attempt": Job.attempt + 1}
+    if not session.execute(update(Job).where(*is_waiting).values(**values)).rowcount:  # type: ignore[attr-defined]
         return None
-    job = session.get_one(Job, seq)
-    job.claimed, job.attempt = True, job.attempt + 1
+    job = session.scalars(select(Job).where(Job.id == identifier)).one()
     session.execute(update(User).where(User.name == job.owner).values(served=time.time()))
     return job
 

@@ -85,6 +85,8 @@ class Job(Table):
 
     ``place`` is where it stands among its user's, by ``seq`` where nobody reordered them.
 
+    ``loras`` is the same text for jobs that draw with the same LoRAs, empty for those without.
+
     ``claimed`` is true while a server has it. ``attempt`` counts how often it was begun, ``losses`` how often its
     server was lost under it.
     """
@@ -107,6 +109,7 @@ class Job(Table):
     status: Mapped[str] = mapped_column(String(10), default="starting")
     priority: Mapped[int] = mapped_column(default=0)
     place: Mapped[int | None] = mapped_column(_BIG)
+    loras: Mapped[str] = mapped_column(String(16), default="")
     claimed: Mapped[bool] = mapped_column(default=False)
     attempt: Mapped[int] = mapped_column(default=0)
     losses: Mapped[int] = mapped_column(default=0)

@@ -40,10 +40,18 @@ class CogClient:
         url: the server's address.
         client: sends the requests.
         is_lost: returns True if the server's process has ended or was restarted since the last call.
+        look_seconds: between two health checks of a server that reports nothing.
     """
 
-    def __init__(self, url: str, client: httpx.AsyncClient, is_lost: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        url: str,
+        client: httpx.AsyncClient,
+        is_lost: Callable[[], bool] = lambda: False,
+        look_seconds: float = _POLL_SECONDS,
+    ) -> None:
         self.url, self._client, self._is_lost = url.rstrip("/"), client, is_lost
+        self._look_seconds, self._looked_at = look_seconds, 0.0
 
     async def document(self) -> dict[str, Any]:
         """Return the server's OpenAPI document.
@@ -95,6 +103,9 @@ class CogClient:
         """Raise an error if the job will never be heard of again."""
         if self._is_lost():
             raise EngineLostError("the server ended")
+        if time.monotonic() - self._looked_at < self._look_seconds:
+            return
+        self._looked_at = time.monotonic()
         status, seconds = await self.status(), time.monotonic() - quiet_since
         if status in ("READY", "IDLE") and seconds > _IDLE_SECONDS:
             raise EngineLostError("the server is idle, and no end of the job was heard of")

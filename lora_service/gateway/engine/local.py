@@ -14,7 +14,7 @@ import httpx
 
 from lora_service.errors import LoraServiceError
 from lora_service.gateway.engine.cog_client import CogClient
-from lora_service.gateway.engine.jobs import EngineJob, EngineKind, EngineLostError, OnProgress
+from lora_service.gateway.engine.jobs import EngineJob, EngineKind, EngineLostError, OneByOne, OnProgress
 from lora_service.serving import entries
 from lora_service.serving.server import UPLOADING, CogServer, server_document
 from lora_service.serving.supervisor import Health, supervise
@@ -34,7 +34,7 @@ class _CountedServer(CogServer):
         super().start()
 
 
-class LocalEngine:
+class LocalEngine(OneByOne):
     """One of Cog's servers.
 
     Args:

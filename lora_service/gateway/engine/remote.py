@@ -8,10 +8,10 @@ from typing import Any
 import httpx
 
 from lora_service.gateway.engine.cog_client import CogClient
-from lora_service.gateway.engine.jobs import EngineJob, EngineKind, OnProgress
+from lora_service.gateway.engine.jobs import EngineJob, EngineKind, OneByOne, OnProgress
 
 
-class RemoteEngine:
+class RemoteEngine(OneByOne):
     """A server by its address."""
 
     def __init__(self, kind: EngineKind, client: httpx.AsyncClient, url: str) -> None:

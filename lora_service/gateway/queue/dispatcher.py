@@ -17,9 +17,16 @@ from lora_service.errors import LoraServiceError
 from lora_service.gateway.database import catalog, jobs, measurements
 from lora_service.gateway.database.jobs import Result
 from lora_service.gateway.database.tables import FINAL, Job
-from lora_service.gateway.engine.jobs import EngineJob, EngineLostError, JobEngine, RefusedError, ServerAwayError
+from lora_service.gateway.engine.jobs import (
+    EngineJob,
+    EngineLostError,
+    JobEngine,
+    RefusedError,
+    ServerAwayError,
+    WaitingJob,
+)
 from lora_service.gateway.events import wait
-from lora_service.gateway.gateway import QUEUE, Gateway
+from lora_service.gateway.gateway import QUEUE, Gateway, Inbox
 from lora_service.gateway.metrics import Metrics
 from lora_service.gateway.problems import Problem
 from lora_service.gateway.queue import inputs, outputs, run_files
@@ -28,41 +35,60 @@ _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 5.0  # a look at the queue although nobody said that something was added
 _PAUSE_SECONDS = 1.0  # after a server was lost
 _AWAY_SECONDS = 5.0  # until a server is tried again that was not there
+_WINDOW = 32  # jobs among which an engine may choose
 _DATABASE_IS_AWAY = (OperationalError, InterfaceError)
 
 
 class Dispatcher:
-    """Runs the jobs of one engine, one after another.
+    """Runs jobs of one engine, one after another; an engine of several slots has one of these for each.
 
     Args:
         gateway: whose queue.
         engine: the server.
         metrics: where waits and runs are noted.
+        turn: held by the one that looks at the queue, of those of one engine; the others need not.
     """
 
-    def __init__(self, gateway: Gateway, engine: JobEngine, metrics: Metrics) -> None:
+    def __init__(self, gateway: Gateway, engine: JobEngine, metrics: Metrics, turn: asyncio.Lock | None = None) -> None:
         self.gateway, self.engine, self.metrics = gateway, engine, metrics
+        self._turn = turn or asyncio.Lock()
         self._taken: Job | None = None
         self._measured: tuple[Any, ...] = ()
 
     async def serve(self) -> None:
         """Run jobs until the gateway drains."""
-        with self.gateway.hub.waiting(QUEUE) as added:
-            while not self.gateway.draining:
-                try:
-                    job = await asyncio.to_thread(self._claim)
-                    if job is None:
-                        await wait(added, _LOOK_SECONDS)
-                        continue
+        while not self.gateway.draining:
+            self._taken = chosen = None
+            try:
+                async with self._turn:
+                    chosen = await self._choose()
+                    job = await asyncio.to_thread(self._claim, chosen) if chosen else None
+                if job is not None:
                     await self._run(job)
-                except Exception as error:  # a database that is away for a moment must not end the queue
-                    _log.exception("the queue of the %s server goes on after an error", self.engine.kind)
-                    await self._put_back(isinstance(error, _DATABASE_IS_AWAY))
+            except Exception as error:  # a database that is away for a moment must not end the queue
+                _log.exception("the queue of the %s server goes on after an error", self.engine.kind)
+                await self._put_back(isinstance(error, _DATABASE_IS_AWAY))
+            finally:
+                if chosen:
+                    self.engine.release(chosen.id)
 
-    def _claim(self) -> Job | None:
-        self._taken = None
+    async def _choose(self) -> WaitingJob | None:
+        """Wait for a job that the engine has a place for; None when the gateway drains."""
+        with self.gateway.hub.waiting(QUEUE) as changed:
+            while not self.gateway.draining:
+                waiting = await asyncio.to_thread(self._waiting)
+                if waiting and (chosen := self.engine.choose(waiting)):
+                    return chosen
+                await wait(changed, _LOOK_SECONDS)
+        return None
+
+    def _waiting(self) -> list[WaitingJob]:
+        with self.gateway.database.read() as session:
+            return jobs.waiting(session, self.engine.kind, max(_WINDOW, self.engine.slots))
+
+    def _claim(self, chosen: WaitingJob) -> Job | None:
         with self.gateway.database.write() as session:
-            self._taken = jobs.claim(session, self.engine.kind)  # also where the commit fails, which may be done
+            self._taken = jobs.claim(session, chosen.id)  # also where the commit fails, which may be done
         return self._taken
 
     async def _put_back(self, is_away: bool) -> None:
@@ -89,8 +115,7 @@ class Dispatcher:
         _log.info("job %s begins (attempt %d)", job.id, job.attempt, extra=extra)
         self.metrics.wait.labels(job.engine).observe(max(0.0, time.time() - job.created_at))
         begun = time.monotonic()
-        inbox: asyncio.Queue[Any] = asyncio.Queue()
-        self.gateway.inboxes[job.id] = inbox
+        inbox = self.gateway.inboxes[job.id] = Inbox(job.attempt)
         try:
             status = await self._attempt(job, inbox)
         finally:
@@ -98,14 +123,15 @@ class Dispatcher:
         self.metrics.run.labels(job.engine, status).observe(time.monotonic() - begun)
         _log.info("job %s: %s after %.1f s", job.id, status, time.monotonic() - begun, extra=extra)
 
-    async def _attempt(self, job: Job, inbox: asyncio.Queue[Any]) -> str:
+    async def _attempt(self, job: Job, inbox: Inbox) -> str:
         """Run a job once; returns what became of it."""
         job.logs = ""  # those of an attempt before are not of this one
         try:
             prepared = await self._prepared(job)
             if prepared is None:
                 return "canceled"
-            task = EngineJob(job.id, prepared, self._webhook(job), inbox)
+            webhook, files = (self.gateway.job_link(purpose, job) for purpose in ("jobs", "runs"))
+            task = EngineJob(job.id, prepared, webhook, files, inbox.events)
             begun = time.time()
             response = await self.engine.run(task, lambda progress: asyncio.to_thread(self._note, job, progress))
             result = await asyncio.to_thread(self._result, job, response, begun)
@@ -134,9 +160,6 @@ class Dispatcher:
         with self.gateway.database.read() as session:
             row = jobs.find(session, job.id)
             return row is None or row.status in FINAL
-
-    def _webhook(self, job: Job) -> str:
-        return f"{self.gateway.callback_url}/internal/jobs/{job.id}/{self.gateway.signer.sign('job', job.id)}"
 
     def _note(self, job: Job, response: Mapping[str, Any]) -> None:
         """Store the state of a running job, and wake those who wait for it."""

@@ -81,10 +81,9 @@ class Janitor:
         """Return files whose time is over, and which no waiting job has as an input."""
         with self._gateway.database.read() as session:
             used = stored_files.awaited(session)
-            fetched = (StoredFile.purpose == "fetched") & StoredFile.job.in_(
-                select(Job.id).where(Job.status.in_(FINAL))
-            )
-            query = select(StoredFile.id).where(or_(StoredFile.expires_at <= now, fetched))
+            ended = select(Job.id).where(Job.status.in_(FINAL))
+            for_its_run = StoredFile.purpose.in_(("fetched", "run")) & StoredFile.job.in_(ended)
+            query = select(StoredFile.id).where(or_(StoredFile.expires_at <= now, for_its_run))
             return [name for name in session.scalars(query.limit(_AT_ONCE + len(used))) if name not in used][:_AT_ONCE]
 
     def _remove_runs(self) -> None:

@@ -12,18 +12,23 @@ OUTPUTS = LocalPath(tempfile.mkdtemp())
 
 
 class Predictor(BaseRunner):
+    patched = ""
+
     def run(
         self,
         prompt: str = Input(default="a dog", max_length=5000, description="What to draw."),
         num_outputs: int = Input(default=1, ge=1, le=8, description="How many pictures."),
         seconds: float = Input(default=0.0, ge=0, le=600, description="How long to take."),
+        swap: float = Input(default=0.0, ge=0, le=600, description="How long LoRAs take that were not the last ones."),
         image: Path | None = Input(default=None, description="A picture to start from."),
         lora_urls: str = Input(default="", description="Links."),
         replicate_weights: str = Input(default="", description="A link."),
         behaviour: str = Input(default="", choices=["", "fail", "crash", "crash once"], description="What happens."),
     ) -> list[Path]:
         print(f"drawing {prompt}")
-        end = time.monotonic() + seconds
+        swapped, self.patched = lora_urls != self.patched, lora_urls
+        self.record_metric("swapped", int(swapped))
+        end = time.monotonic() + seconds + (swap if swapped else 0)
         while time.monotonic() < end:
             time.sleep(0.02)
         if behaviour == "fail":
