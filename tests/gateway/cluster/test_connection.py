@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -133,3 +134,8 @@ def test_without_an_address_a_cluster_of_this_machine_is_started_and_nothing_is_
         assert list(temporary.glob("lora-ray-*"))
     assert not list(temporary.glob("lora-*"))
     shutil.rmtree(temporary)
+
+
+def test_the_gateway_itself_does_not_import_ray() -> None:
+    code = "import sys, lora_service.gateway.engine.ray.setup; sys.exit('ray' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
