@@ -10,6 +10,8 @@
     grid.py                grid
     lora_files.py          inspect, convert, merge, resize, compare
     links.py               resolve, cache ls, cache clear
+    batch.py               batch
+    batch_lines.py         batch's lines, and the results of earlier calls
     hosting.py             serve, download-base
     gateway.py             up, token
 

@@ -13,6 +13,7 @@
 ``streams``     server-sent events of a job
 ``account``     account, hardware, the webhooks' secret
 ``internal``    what Cog's servers call
+``runs``        what workers of a cluster call: run folders of trainings
 ``operations``  health, readiness, metrics
 ``pagination``  cursors
 """

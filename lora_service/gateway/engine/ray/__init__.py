@@ -1,5 +1,6 @@
 """Workers on a Ray cluster: Ray places and restarts them, and this package hands them jobs.
 
+``setup``      the engines of a gateway, from its settings
 ``engine``     the engine: which job goes to which worker, and how many workers are wanted
 ``affinity``   which of the waiting jobs suits which of the free workers
 ``cluster``    the gateway's side of the keeper: starts it again when it ends, and tells the engines what it says
