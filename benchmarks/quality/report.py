@@ -65,6 +65,7 @@ def curves(rows: Rows, path: Path) -> None:
     from matplotlib.figure import Figure
 
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    colors = {method: f"C{number}" for number, method in enumerate(_methods(rows))}
     figure = Figure(figsize=(4 * len(kinds), 7), layout="constrained")
     panels = figure.subplots(2, len(kinds), squeeze=False, sharey="col")
     for column, kind in enumerate(kinds):
@@ -74,7 +75,7 @@ def curves(rows: Rows, path: Path) -> None:
             panel = panels[line][column]
             for method in _methods(of_kind):
                 points = list(_points([row for row in of_kind if row["method"] == method], name))
-                panel.plot(*zip(*points, strict=True), marker="o", markersize=3, label=method)
+                panel.plot(*zip(*points, strict=True), color=colors[method], marker="o", markersize=3, label=method)
             if base:
                 panel.axhline(_mean(base, "likeness"), color="gray", linestyle=":", label="the base")
                 panel.axhline(_mean(base, "trigger_likeness"), color="gray", linestyle="--", label="ceiling")

@@ -257,7 +257,7 @@ def test_a_file_that_a_job_waits_for_stays(running: Running) -> None:
     for path, needed in ((f"/v1/files/{file['id']}", file["id"]), (f"/v1/loras/{lora['id']}", lora["id"])):
         with running.gateway.database.write() as session:
             row = session.scalars(select(Job).where(Job.id == busy["id"])).one()
-            row.input = {"lora_urls": mark(needed)}
+            row.input = {"seconds": 30, "lora_urls": mark(needed)}
         answer = running.call("DELETE", path, ANN)
         assert (answer.status_code, "cancel the job" in answer.text) == (409, True)
         assert running.call("GET", path, ANN).status_code == 200

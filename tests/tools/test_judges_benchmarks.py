@@ -40,7 +40,7 @@ def untrained_lora(base: DiffusionBase) -> LoraWeights:
 
 @pytest.mark.parametrize("kind", PROMPTS_BY_KIND)
 def test_an_untrained_lora_has_no_drift(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "SEEDS", (1,))
+    monkeypatch.setattr(evaluation, "SEEDS", 1)
     base = small_base()
     rows, metrics = likeness(base, untrained_lora(base), Redness(), kind, HELD_OUT_SUBJECTS)  # type: ignore[arg-type]
     assert [row.label.split(",")[0] for row in rows] == [

@@ -86,6 +86,7 @@ class StableDiffusion3(FlowFamily):
     learns_text = True
     caption_tokens = 255
     own_clip_skip = 2
+    file_keys = ("pos_embed.pos_embed", "joint_blocks.0.context_block.adaLN_modulation.1.weight")
     repeats_prompts = False
     imports = (
         f"diffusers:StableDiffusion3Pipeline SD3Transformer2DModel {SCHEDULER}",

@@ -73,7 +73,7 @@ def test_a_training_goes_on_on_another_node(gateway: RunningGateway, nodes: Node
     assert state(gateway, training)["completed_at"] == ended["completed_at"]
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_jobs_outlive_the_head(gateway: RunningGateway, nodes: Nodes) -> None:
     running, waiting = draw(gateway, input={"seconds": 5}), draw(gateway, input={"seconds": 1})
     wait_for(gateway, running, "processing")
