@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
+from lora_service.file_chunks import read_chunks
 from lora_service.gateway.api.access import GatewayOf
 from lora_service.gateway.database import jobs
 from lora_service.gateway.database.tables import FINAL, Job
@@ -61,7 +62,7 @@ async def keep_run_file(job: str, key: str, path: str, gateway: GatewayOf, reque
                 raise Problem(413, f"A file may have {gateway.settings.max_upload_bytes} bytes at most.")
             spooled.write(part)
         spooled.seek(0)
-        await run_in_threadpool(run_files.keep, gateway, row, path, iter(lambda: spooled.read(_IN_MEMORY), b""))
+        await run_in_threadpool(run_files.keep, gateway, row, path, read_chunks(spooled))
     return Response(status_code=201)
 
 

@@ -8,10 +8,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import httpx
+
+from lora_service.file_chunks import read_chunks
 
 _log = logging.getLogger(__name__)
 _PAUSE_SECONDS = 1.0  # between two looks at the folder
@@ -128,7 +129,7 @@ class RunMirror:
         except FileNotFoundError:
             return  # a checkpoint that was replaced
         with file:
-            answer = self._client.put(f"{self._link}/{quote(name)}", content=_chunks(file))
+            answer = self._client.put(f"{self._link}/{quote(name)}", content=read_chunks(file))
         answer.raise_for_status()
 
     def _files(self) -> Iterator[tuple[str, Mark]]:
@@ -142,11 +143,6 @@ class RunMirror:
                     yield name.as_posix(), _mark(path)
             except FileNotFoundError:
                 continue
-
-
-def _chunks(file: Any) -> Iterator[bytes]:
-    while chunk := file.read(256 * 1024):
-        yield chunk
 
 
 def _mark(path: Path) -> Mark:
