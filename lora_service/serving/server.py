@@ -45,7 +45,7 @@ _FOLDER_PREFIX = "lora-service-"
 _WEBHOOK_TIME = 1.0  # seconds that Cog gets after the last job to send its webhook
 UPLOADING = RestartPolicy(unexplained_busy=600.0)
 """Of a server that uploads its output: it is BUSY without a job meanwhile."""
-_DEATH_NOTICE_TIME = 5.0  # seconds that Cog gets to find out itself that a worker died while it started
+_DEATH_NOTICE_TIME = 5.0  # seconds that a server that starts may be without its worker: Cog may tell why it died
 _HEALTH_TIMEOUT = 10.0  # seconds; a job that holds the interpreter delays the worker's answer by 5
 
 
@@ -254,7 +254,7 @@ class CogServer:
             ServingError: the entry's setup failed, the process or its worker ended, or the time is over.
         """
         end = time.monotonic() + timeout
-        dead_after = math.inf
+        dead_since = math.inf
         while time.monotonic() < end:
             status = self._status()
             match status.get("status"):
@@ -266,11 +266,12 @@ class CogServer:
                 case Health.EXITED:
                     message = f"The {self.mode} server ended while it started: {self._last_log_line()}."
                     raise ServingError(message, code="server_exited")
-                case Health.STARTING if math.isinf(dead_after) and self._has_dead_worker():
-                    dead_after = time.monotonic() + _DEATH_NOTICE_TIME
-                case Health.STARTING if time.monotonic() > dead_after:
-                    message = f"The {self.mode} server's worker ended while it started: {self._last_log_line()}."
-                    raise ServingError(message, code="worker_exited")
+                case health:
+                    is_dead = health in (Health.UNHEALTHY, Health.DEFUNCT) or self._has_dead_worker()
+            dead_since = min(dead_since, time.monotonic()) if is_dead else math.inf
+            if time.monotonic() - dead_since > _DEATH_NOTICE_TIME:
+                message = f"The {self.mode} server's worker ended while it started: {self._last_log_line()}."
+                raise ServingError(message, code="worker_exited")
             time.sleep(_POLL_INTERVAL)
         message = f"The {self.mode} server is not ready after {timeout:.0f} s: {self._last_log_line()}."
         raise ServingError(message, code="not_ready")
@@ -301,7 +302,7 @@ class CogServer:
         return answer if isinstance(answer, dict) else {"status": Health.UNRESPONSIVE}
 
     def _has_dead_worker(self) -> bool:
-        """Return whether a child of the process has ended, which a server that starts does not take note of."""
+        """Return whether a child of the process has ended, which a server that starts may not take note of."""
         with contextlib.suppress(psutil.Error):
             children = psutil.Process(self._process.pid).children() if self._process else []
             return any(child.status() == psutil.STATUS_ZOMBIE for child in children)

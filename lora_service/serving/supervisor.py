@@ -10,6 +10,7 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -79,35 +80,47 @@ class RestartPolicy:
 
 
 def supervise(
-    server: SupervisedServer, *, stop: threading.Event | None = None, policy: RestartPolicy | None = None
+    server: SupervisedServer,
+    *,
+    stop: threading.Event | None = None,
+    policy: RestartPolicy | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Watch a server that is ready, and restart it when it dies, until ``stop`` is set.
+
+    Args:
+        server: runs and is ready.
+        stop: ends the watch.
+        policy: when to restart.
+        clock: the time in seconds, which a server's state is timed by.
 
     Raises:
         ServingError: it could not be started again.
     """
     stop, policy = stop or threading.Event(), policy or RestartPolicy()
-    deaths, watch, started = 0, HealthWatch(server, policy), time.monotonic()
+    deaths, watch, started = 0, HealthWatch(server, policy, clock), clock()
     while not stop.wait(policy.interval):
         reason = watch.check()
         if not reason:
             continue
-        deaths = deaths + 1 if time.monotonic() - started < policy.stable_after else 0
+        deaths = deaths + 1 if clock() - started < policy.stable_after else 0
         logger.warning("The %s server %s; restarting it.", server.mode, reason)
         _restart(server, stop, policy, deaths)
-        watch, started = HealthWatch(server, policy), time.monotonic()
+        watch, started = HealthWatch(server, policy, clock), clock()
 
 
 class HealthWatch:
     """The health checks of a server since its start."""
 
-    def __init__(self, server: SupervisedServer, policy: RestartPolicy) -> None:
-        self._server, self._policy = server, policy
-        self._health, self._since, self._checks = Health.READY, time.monotonic(), 0
+    def __init__(
+        self, server: SupervisedServer, policy: RestartPolicy, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._server, self._policy, self._clock = server, policy, clock
+        self._health, self._since, self._checks = Health.READY, clock(), 0
 
     def check(self) -> str:
         """Check the health once more; return why the server has to be restarted, or ""."""
-        now, health = time.monotonic(), self._server.health()
+        now, health = self._clock(), self._server.health()
         is_dead = health in (Health.UNHEALTHY, Health.DEFUNCT)
         if health is not self._health and not (is_dead and self._health in (Health.UNHEALTHY, Health.DEFUNCT)):
             self._since, self._checks = now, 0
@@ -116,7 +129,7 @@ class HealthWatch:
             return "ended"
         if is_dead and self._checks >= self._policy.unhealthy_checks:
             return "lost its worker"
-        seconds = time.monotonic() - self._since
+        seconds = self._clock() - self._since
         if health is Health.UNRESPONSIVE and seconds > self._policy.unresponsive_after:
             return "does not answer"
         if health is Health.BUSY and min(seconds, self._server.seconds_without_job()) > self._policy.unexplained_busy:

@@ -8,10 +8,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
+import psutil
 import pytest
 import requests
 
 from lora_service.errors import EntryError, InputError, ServingError
+from lora_service.serving import server as server_module
 from lora_service.serving.server import CogServer, ServerAddress
 from lora_service.serving.supervisor import Health
 from tests.errors import raises
@@ -221,6 +223,19 @@ def test_a_worker_killed_before_the_server_hears_of_it_is_reported(home, tmp_pat
     with starting as server, pytest.raises(ServingError) as caught:
         server.wait_ready(timeout=60)
     assert caught.value.code in ("worker_exited", "setup_failed"), "the latter where it just got to speak to it"
+
+
+def test_a_worker_killed_as_its_server_gets_ready_is_reported(home, monkeypatch) -> None:
+    # Observed: a worker that dies between its setup's end and the server's first READY leaves it UNHEALTHY for ever.
+    monkeypatch.setattr(server_module, "_DEATH_NOTICE_TIME", 0.2)
+    with CogServer("predict", home=home) as server:
+        server.wait_ready()
+        [worker] = psutil.Process(server._process.pid).children()
+        worker.kill()
+        while server.health() not in (Health.UNHEALTHY, Health.DEFUNCT):
+            pass
+        with raises(ServingError, code="worker_exited"):
+            server.wait_ready(timeout=60)
 
 
 def test_a_slow_setup_runs_out_of_time(tmp_path) -> None:

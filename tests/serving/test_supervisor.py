@@ -167,10 +167,11 @@ def test_a_job_longer_than_an_unexplained_one_is_left_alone(home) -> None:
 
 
 class FakeServer:
-    """A server with scripted health, which records the supervisor's calls."""
+    """A server with scripted health, which records the supervisor's calls; each look at it takes a second."""
 
     mode = "predict"
     without_job = 0.0
+    seconds = 0.0
 
     def __init__(self, *script: Health, stop: threading.Event) -> None:
         self.script, self.end, self.calls = list(script), stop, []
@@ -179,6 +180,7 @@ class FakeServer:
         return self.without_job
 
     def health(self) -> Health:
+        self.seconds += 1
         health = self.script.pop(0)
         if not self.script:
             self.end.set()
@@ -198,7 +200,7 @@ def watch(*script: Health, without_job: float = 0.0, **policy: float) -> list[st
     stop = threading.Event()
     server = FakeServer(*script, stop=stop)
     server.without_job = without_job
-    supervise(server, stop=stop, policy=RestartPolicy(interval=0.001, **policy))
+    supervise(server, stop=stop, policy=RestartPolicy(interval=0.001, **policy), clock=lambda: server.seconds)
     return server.calls
 
 
@@ -207,14 +209,14 @@ RESTART = ["stop", "start", "ready"]
 
 def test_a_server_that_stays_silent_is_restarted() -> None:
     silent = [Health.UNRESPONSIVE] * 4
-    assert watch(*silent, Health.READY, unresponsive_after=0.002) == RESTART
+    assert watch(*silent, Health.READY, unresponsive_after=2) == RESTART
     assert watch(*silent, Health.READY) == []
 
 
 def test_a_server_that_is_busy_for_long_is_restarted_only_if_its_worker_has_no_job() -> None:
     busy = [Health.BUSY] * 4
-    assert watch(*busy, Health.READY, without_job=60, unexplained_busy=0.002) == RESTART
-    assert watch(*busy, Health.READY, unexplained_busy=0.002) == []
+    assert watch(*busy, Health.READY, without_job=60, unexplained_busy=2) == RESTART
+    assert watch(*busy, Health.READY, unexplained_busy=2) == []
     assert watch(*busy, Health.READY, without_job=60) == []
 
 
