@@ -17,6 +17,7 @@
     patcher.py             ``LoraWeights`` -> patched model, and exactly back
     token_embeddings.py    learned tokens in copies of tokenizers and in embedding tables
     merging.py             the change of a weight by several LoRAs
+    side_by_side.py        several LoRAs in one batch, each of its own rows
     arithmetic.py          merging, resizing and comparing LoRAs
     summary.py             the contents that ``lora-service inspect`` shows
 
