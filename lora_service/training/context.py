@@ -16,6 +16,7 @@ from lora_service.training.data.batches import BatchPlan, CaptionSampler, Subjec
 from lora_service.training.data.latent_cache import CachedLatents
 from lora_service.training.inputs.resolved_config import ResolvedConfig
 from lora_service.training.memory.offloading import Offloading
+from lora_service.training.optimization.gradients import Gradients
 from lora_service.training.optimization.processes import Processes
 
 
@@ -34,6 +35,7 @@ class TrainingContext:
     Attributes:
         held_out_images, held_out_latents: of the held-out loss, without mirroring and changed colours.
         offloading: the models that may wait on the host; None: they are always on their device.
+        gradients: as of :func:`run_loop`.
     """
 
     base: DiffusionBase
@@ -47,6 +49,7 @@ class TrainingContext:
     held_out_latents: Sequence[CachedLatents] = ()
     class_set: ClassSet | None = None
     offloading: Offloading | None = None
+    gradients: Gradients | None = None
 
     def plan(self, stage: str, subjects: tuple[SubjectTexts, ...], dropout: float) -> BatchPlan:
         """Plan the batches of a stage; ``dropout`` is the share of captions that are left empty."""

@@ -15,16 +15,10 @@ from lora_service.training.adapters.textual_inversion import AddedTokens, NormPu
 from lora_service.training.context import TrainingContext
 from lora_service.training.data.batches import BatchBlock, BatchPlan
 from lora_service.training.inputs.resolved_config import ResolvedConfig
+from lora_service.training.losses.batch_loss import BatchLoss, BatchSource, ReadCaptions, SubjectLoss
 from lora_service.training.losses.denoising_loss import DenoisingLoss
-from lora_service.training.losses.preservation import (
-    BatchSource,
-    ClassCaptions,
-    ClassCaptionSampler,
-    EncodeCaptions,
-    output_loss,
-    prior_loss,
-)
-from lora_service.training.optimization.loop import BatchLoss, LoopReport, LoopSpec, TrainingCallback, run_loop
+from lora_service.training.losses.preservation import ClassCaptions, ClassCaptionSampler, OutputLoss, PriorLoss
+from lora_service.training.optimization.loop import LoopReport, LoopSpec, TrainingCallback, run_loop
 from lora_service.training.optimization.optimizers import TOKENS
 
 TRIGGER_SHARE = 0.3
@@ -47,19 +41,21 @@ def train_textual_inversion(
     steps = config.max_train_steps_ti
     plan = context.plan("tokens", tuple(((subject.text, 1.0),) for subject in resolved.subjects), dropout=0.0)
     generator = context.generator(1)
+    batches = _batches(context, plan, _tokenize, generator)
     spec = LoopSpec(
         name="stage 1 (tokens)",
         steps=steps,
         batch_size=config.train_batch_size * context.processes.count,
         param_groups=[_token_group(tokens, config.learning_rate_ti, config.weight_decay_ti)],
-        compute_loss=_batch_loss(_batches(context, plan, _encode_each_step, generator)),
+        compute_loss=SubjectLoss(batches.denoising, context.text),
+        sample=batches.sample,
         autocast=context.autocast,
         generator=generator,
         later_steps=STAGE_2_COST * config.max_train_steps_tuning,
         after_step=_norm_pull(context.base, tokens),
     )
     with context.text_waits(is_needed=True):
-        return run_loop(spec, config, callbacks, context.processes)
+        return run_loop(spec, config, callbacks, context.processes, context.gradients)
 
 
 def train_lora(
@@ -86,21 +82,23 @@ def train_lora(
     texts = tuple(tuple(zip((each.text, each.trigger), shares, strict=True)) for each in resolved.subjects)
     plan = context.plan("tuning", texts, config.caption_dropout or 0.0)
     text_learns = learning is not None or any(layers.get(name) for name in base.text.encoders)
-    encode = _encode_each_step if text_learns else _encode_once
+    read = _tokenize if text_learns else _encode_once
     generator = context.generator(2)
+    sample, compute_loss = _preserving_loss(context, _batches(context, plan, read, generator), read)
     spec = LoopSpec(
         name="stage 2 (LoRA)",
         steps=steps,
         batch_size=config.train_batch_size * context.processes.count,
         param_groups=param_groups,
-        compute_loss=_preserving_loss(context, _batches(context, plan, encode, generator), encode),
+        compute_loss=compute_loss,
+        sample=sample,
         autocast=context.autocast,
         generator=generator,
         after_step=_norm_pull(base, learning),
     )
     encodes_each_step = resolved.preservation == "output"
     with context.text_waits(is_needed=text_learns or encodes_each_step, companions_are_needed=encodes_each_step):
-        return run_loop(spec, config, callbacks, context.processes)
+        return run_loop(spec, config, callbacks, context.processes, context.gradients)
 
 
 def _norm_pull(base: DiffusionBase, tokens: AddedTokens | None) -> Callable[[Sequence[float]], None]:
@@ -141,24 +139,24 @@ def _layer_groups(resolved: ResolvedConfig, layers: Layers) -> list[dict[str, An
     return groups
 
 
-EncodePlan = Callable[[TextEncoders, BatchPlan], EncodeCaptions]
+ReadPlan = Callable[[TextEncoders, BatchPlan], ReadCaptions]
 
 
-def _encode_each_step(text: TextEncoders, plan: BatchPlan) -> EncodeCaptions:
-    """Encode with the text encoders as they are at each step; companions read each caption of a block once."""
+def _tokenize(text: TextEncoders, plan: BatchPlan) -> ReadCaptions:
+    """Leave captions to be encoded at each step, as something learns there; companions read each of a block once."""
     read: dict[int, TokenIds] = {}
 
-    def encode(i: int, share: slice) -> PromptEmbeds:
+    def tokenize(i: int, share: slice) -> TokenIds:
         block = plan.block_of(i)
         if block.first not in read:
             read.clear()
             read[block.first] = text.read_by_companions(block.token_ids)
-        return text.encode(plan.token_ids(i, share, read[block.first]))
+        return plan.token_ids(i, share, read[block.first])
 
-    return encode
+    return tokenize
 
 
-def _encode_once(text: TextEncoders, plan: BatchPlan) -> EncodeCaptions:
+def _encode_once(text: TextEncoders, plan: BatchPlan) -> ReadCaptions:
     """Encode each caption of a block once, not once a step, as nothing learns in the text encoders.
 
     Nothing is kept from block to block, so that a stage that goes on from any step encodes alike, bit for bit.
@@ -181,40 +179,31 @@ def _encode_block(text: TextEncoders, block: BatchBlock) -> PromptEmbeds:
         return PromptEmbeds.concatenate([text.encode(ids) for ids in block.token_ids.split(16)])
 
 
-def _batches(context: TrainingContext, plan: BatchPlan, encode: EncodePlan, generator: torch.Generator) -> BatchSource:
+def _batches(context: TrainingContext, plan: BatchPlan, read: ReadPlan, generator: torch.Generator) -> BatchSource:
     """Return the batches of the subject's pictures."""
     denoising = DenoisingLoss(context.base, context.resolved)
-    encoded = encode(context.text, plan)
-    return BatchSource(context.latents, plan, encoded, denoising, generator, context.processes)
+    return BatchSource(context.latents, plan, read(context.text, plan), denoising, generator, context.processes)
 
 
-def _batch_loss(batches: BatchSource) -> Callable[[int], BatchLoss]:
-    """Return the loss of micro-batch ``i``."""
-
-    def compute_loss(i: int) -> BatchLoss:
-        batch = batches.sample(i)
-        loss = batches.denoising(batch.noisy, batch.text, batch.sizes, batch.mask)
-        return BatchLoss(loss if batch.weight == 1 else loss * batch.weight)
-
-    return compute_loss
-
-
-def _preserving_loss(context: TrainingContext, batches: BatchSource, encode: EncodePlan) -> Callable[[int], BatchLoss]:
-    """Return the loss of micro-batch ``i`` of stage 2, which may keep the subject's class."""
-    resolved, config = context.resolved, context.resolved.config
+def _preserving_loss(
+    context: TrainingContext, batches: BatchSource, read: ReadPlan
+) -> tuple[Callable[[int], Any], Callable[[Any], BatchLoss]]:
+    """Return what samples micro-batch ``i`` of stage 2, and its loss, which may keep the subject's class."""
+    resolved, config, denoising, text = context.resolved, context.resolved.config, batches.denoising, context.text
     weight = config.preservation_weight or 1.0
     if resolved.preservation == "output":
-        captions = ClassCaptions(batches, context.images, config, context.text)
-        return output_loss(batches, captions, context.base.components, weight)
+        captions = ClassCaptions(batches, context.images, config, text)
+        output = OutputLoss(denoising, text, context.base.components, weight)
+        return lambda i: (batches.sample(i), captions(i, batches.share(i)[0])), output
     if context.class_set is None:
-        return _batch_loss(batches)
+        return batches.sample, SubjectLoss(denoising, text)
     plan = BatchPlan(
         context.class_set.latents,
         context.class_set.images,
         ClassCaptionSampler(config.class_word, config.chunks),
-        context.text,
+        text,
         batch_size=config.train_batch_size * context.processes.count,
         seed=f"class {config.seed}",
     )
-    latents, encoded = context.class_set.latents, encode(context.text, plan)
-    return prior_loss(batches, replace(batches, latents=latents, plan=plan, encode=encoded), weight)
+    of_class = replace(batches, latents=context.class_set.latents, plan=plan, read=read(text, plan))
+    return lambda i: (batches.sample(i), of_class.sample(i)), PriorLoss(denoising, text, weight)

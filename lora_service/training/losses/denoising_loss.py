@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +35,12 @@ class NoisyLatents:
     def __getitem__(self, share: slice) -> NoisyLatents:
         """Return a share of the pictures."""
         return NoisyLatents(self.noisy[share], self.target[share], self.timesteps[share], self.weights[share])
+
+    @staticmethod
+    def concatenate(batches: Sequence[NoisyLatents]) -> NoisyLatents:
+        """Return ``batches`` as one batch."""
+        names = ("noisy", "target", "timesteps", "weights")
+        return NoisyLatents(*(torch.cat([getattr(batch, name) for batch in batches]) for name in names))
 
 
 class DenoisingLoss:

@@ -8,9 +8,9 @@ under its caption with the class word in place of the subject, the prediction st
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -20,60 +20,12 @@ from lora_service.dataset.captions.templates import TagOptions, fill_template
 from lora_service.dataset.captions.token_window import TokenWindow
 from lora_service.dataset.training_images import TrainingImage
 from lora_service.models.text_encoders import PromptEmbeds, TextEncoders, TokenIds
-from lora_service.training.data.batches import BatchPlan, CaptionSampler
+from lora_service.training.data.batches import CaptionSampler
 from lora_service.training.data.class_dataset import class_caption
-from lora_service.training.data.latent_cache import CachedLatents
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.losses import loss
+from lora_service.training.losses.batch_loss import BatchLoss, BatchSource, NoisyBatch
 from lora_service.training.losses.denoising_loss import DenoisingLoss, NoisyLatents
-from lora_service.training.optimization.loop import BatchLoss
-from lora_service.training.optimization.processes import Processes
-
-EncodeCaptions = Callable[[int, slice], PromptEmbeds]
-"""Number of a micro-batch, and the share of its pictures -> the prompt embeds of their captions."""
-
-
-@dataclass(frozen=True)
-class NoisyBatch:
-    """A micro-batch, with all that its loss takes.
-
-    Attributes:
-        sizes, mask: as of :class:`DenoisingLoss`.
-        weight: how much it counts among the batches.
-    """
-
-    noisy: NoisyLatents
-    text: PromptEmbeds
-    sizes: torch.Tensor | None
-    mask: torch.Tensor | None
-    weight: float
-
-
-@dataclass(frozen=True)
-class BatchSource:
-    """The micro-batches of a plan, by their number; of several processes, this one's share of them."""
-
-    latents: Sequence[CachedLatents]
-    plan: BatchPlan
-    encode: EncodeCaptions
-    denoising: DenoisingLoss
-    generator: torch.Generator
-    processes: Processes = field(default_factory=Processes)
-
-    def sample(self, i: int) -> NoisyBatch:
-        """Return micro-batch ``i``, with noise drawn from the generator."""
-        batch = self.plan[i]
-        bucket, variants, images = self.latents[batch.bucket], batch.variants, batch.images
-        noisy = self.denoising.sample(bucket.sample(variants, images, self.generator), self.generator)
-        share, weight = self.share(i)
-        if self.processes.count > 1:
-            noisy, variants, images = noisy[share], variants[share], images[share]
-        sizes, mask = bucket.time_ids(variants, images), bucket.masks(variants, images)
-        return NoisyBatch(noisy, self.encode(i, share), sizes, mask, weight * batch.weight)
-
-    def share(self, i: int) -> tuple[slice, float]:
-        """Return the pictures of micro-batch ``i`` that are this process's, as of :meth:`Processes.share`."""
-        return self.processes.share(len(self.plan[i].images))
 
 
 class ClassCaptionSampler(CaptionSampler):
@@ -91,33 +43,48 @@ class ClassCaptionSampler(CaptionSampler):
         return class_caption(rng.choice(image.captions), self.subjects[0][0][0])
 
 
-def prior_loss(subject: BatchSource, of_class: BatchSource, weight: float) -> Callable[[int], BatchLoss]:
-    """Return the loss of micro-batch ``i`` of the subject and of the class; ``weight`` is the class's."""
-
-    def compute_loss(i: int) -> BatchLoss:
-        return _weighted(subject.denoising, subject.sample(i), of_class.sample(i), weight)
-
-    return compute_loss
-
-
-def output_loss(
-    subject: BatchSource, class_captions: ClassCaptions, models: Mapping[str, nn.Module], weight: float
-) -> Callable[[int], BatchLoss]:
-    """Return the loss of micro-batch ``i`` of the subject and of the class under the same noise.
+@dataclass(frozen=True)
+class PriorLoss:
+    """The loss of a micro-batch of the subject and one of the class.
 
     Args:
-        models: the base's components, which have the LoRA layers.
+        text: encodes captions that are not yet.
+        weight: the class's.
     """
-    denoising, encode = subject.denoising, class_captions.text.encode
 
-    def compute_loss(i: int) -> BatchLoss:
-        batch, ids = subject.sample(i), class_captions(i, subject.share(i)[0])
-        with without_lora_layers(models), torch.no_grad():
-            target = denoising.predict(batch.noisy, encode(ids), batch.sizes)
-        kept = replace(batch, noisy=replace(batch.noisy, target=target), text=encode(ids), mask=None)
-        return _weighted(denoising, batch, kept, weight)
+    denoising: DenoisingLoss
+    text: TextEncoders
+    weight: float
 
-    return compute_loss
+    def __call__(self, batches: tuple[NoisyBatch, NoisyBatch]) -> BatchLoss:
+        """Return the loss of the subject's batch and the class's."""
+        subject, of_class = ((batch, batch.embeds(self.text)) for batch in batches)
+        return _weighted(self.denoising, subject, of_class, self.weight)
+
+
+@dataclass(frozen=True)
+class OutputLoss:
+    """The loss of a micro-batch of the subject, and of the class under the same noise.
+
+    Args:
+        text: encodes captions.
+        models: the base's components, which have the LoRA layers.
+        weight: the class's.
+    """
+
+    denoising: DenoisingLoss
+    text: TextEncoders
+    models: Mapping[str, nn.Module]
+    weight: float
+
+    def __call__(self, batches: tuple[NoisyBatch, TokenIds]) -> BatchLoss:
+        """Return the loss of the subject's batch and of its captions with the class word, tokenized."""
+        batch, ids = batches
+        with without_lora_layers(self.models), torch.no_grad():
+            target = self.denoising.predict(batch.noisy, self.text.encode(ids), batch.sizes)
+        kept = replace(batch, noisy=replace(batch.noisy, target=target), mask=None)
+        subject = batch, batch.embeds(self.text)
+        return _weighted(self.denoising, subject, (kept, self.text.encode(ids)), self.weight)
 
 
 class ClassCaptions:
@@ -129,7 +96,7 @@ class ClassCaptions:
     def __init__(
         self, subject: BatchSource, images: Sequence[TrainingImage], config: TrainConfig, text: TextEncoders
     ) -> None:
-        self.text, self._subject, self._seed = text, subject, config.seed or 0
+        self._subject, self._seed = subject, config.seed or 0
         texts: dict[str, int] = {}
         self._choices = [
             [texts.setdefault(fill_template(caption, config.class_word), len(texts)) for caption in image.captions]
@@ -158,28 +125,26 @@ def without_lora_layers(models: Mapping[str, nn.Module]) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def _weighted(denoising: DenoisingLoss, subject: NoisyBatch, of_class: NoisyBatch, weight: float) -> BatchLoss:
+def _weighted(
+    denoising: DenoisingLoss,
+    subject: tuple[NoisyBatch, PromptEmbeds],
+    of_class: tuple[NoisyBatch, PromptEmbeds],
+    weight: float,
+) -> BatchLoss:
     predictions = _predict(denoising, (subject, of_class))
     instance, kept = (
         loss.masked_loss(prediction, batch.noisy.target, batch.noisy.weights, batch.mask) * batch.weight
-        for prediction, batch in zip(predictions, (subject, of_class), strict=True)
+        for prediction, (batch, _) in zip(predictions, (subject, of_class), strict=True)
     )
     return BatchLoss(instance + weight * kept, {"instance": instance, "class": kept})
 
 
-def _predict(denoising: DenoisingLoss, batches: Sequence[NoisyBatch]) -> Sequence[torch.Tensor]:
+def _predict(denoising: DenoisingLoss, batches: Sequence[tuple[NoisyBatch, PromptEmbeds]]) -> Sequence[torch.Tensor]:
     """Return the predictions of ``batches``, in one forward pass where pictures and captions are of one size."""
-    if len({(batch.noisy.noisy.shape[1:], batch.text.states.shape[1:]) for batch in batches}) > 1:
-        return [denoising.predict(batch.noisy, batch.text, batch.sizes) for batch in batches]
-    sizes = [batch.sizes for batch in batches if batch.sizes is not None]
-    prediction = denoising.predict(
-        NoisyLatents(
-            *(
-                torch.cat([getattr(batch.noisy, name) for batch in batches])
-                for name in ("noisy", "target", "timesteps", "weights")
-            )
-        ),
-        PromptEmbeds.concatenate([batch.text for batch in batches]),
-        torch.cat(sizes) if sizes else None,
-    )
-    return prediction.split([len(batch.noisy.noisy) for batch in batches])
+    if len({(batch.noisy.noisy.shape[1:], text.states.shape[1:]) for batch, text in batches}) > 1:
+        return [denoising.predict(batch.noisy, text, batch.sizes) for batch, text in batches]
+    sizes = [batch.sizes for batch, _ in batches if batch.sizes is not None]
+    noisy = NoisyLatents.concatenate([batch.noisy for batch, _ in batches])
+    text = PromptEmbeds.concatenate([text for _, text in batches])
+    prediction = denoising.predict(noisy, text, torch.cat(sizes) if sizes else None)
+    return prediction.split([len(batch.noisy.noisy) for batch, _ in batches])

@@ -1,6 +1,7 @@
 """The steps.
 
 loop.py                the optimiser's loop, and the callbacks that watch it
+gradients.py           the gradients of a micro-batch
 optimizers.py          optimisers and learning rate schedules
 weight_average.py      the mean of the weights, where it is what is kept
 processes.py           several processes that train one LoRA together

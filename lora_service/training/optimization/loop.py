@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,8 @@ import torch
 
 from lora_service.errors import DivergedError
 from lora_service.training.inputs.config import TrainConfig
+from lora_service.training.losses.batch_loss import BatchLoss
+from lora_service.training.optimization.gradients import EagerGradients, Gradients
 from lora_service.training.optimization.optimizers import learning_rates, make_lr_scheduler, make_optimizer
 from lora_service.training.optimization.processes import Processes
 from lora_service.training.optimization.weight_average import WeightAverage
@@ -25,27 +27,15 @@ KEPT_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class BatchLoss:
-    """The loss of a micro-batch.
-
-    Attributes:
-        total: the scalar that gradients are taken of.
-        parts: scalars to log beside it, by name, where ``total`` has several.
-    """
-
-    total: torch.Tensor
-    parts: Mapping[str, torch.Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class LoopSpec:
     """The steps of one stage.
 
     Attributes:
         param_groups: the optimiser's, each with ``params``, ``lr``, ``weight_decay`` and a ``name``; groups of one
             name have their gradients clipped together.
-        compute_loss: the loss of micro-batch ``i``.
-        generator: what ``compute_loss`` draws noise and timesteps from.
+        compute_loss: the loss of what ``sample`` returned.
+        sample: returns micro-batch ``i``, without gradients; the number itself unless given.
+        generator: what ``sample`` draws noise and timesteps from.
         later_steps: the stages after this one, as a number of this one's steps.
         after_step: called after each step with the groups' learning rates.
     """
@@ -54,7 +44,8 @@ class LoopSpec:
     steps: int
     batch_size: int
     param_groups: list[dict[str, Any]]
-    compute_loss: Callable[[int], BatchLoss]
+    compute_loss: Callable[[Any], BatchLoss]
+    sample: Callable[[int], Any] = lambda i: i
     autocast: torch.dtype | None = None
     generator: torch.Generator = field(default_factory=torch.Generator)
     later_steps: float = 0
@@ -138,8 +129,15 @@ class StageRun:
         kept_step: the step whose parameters are kept at the end, 0 for the last one.
     """
 
-    def __init__(self, spec: LoopSpec, config: TrainConfig, processes: Processes | None = None) -> None:
+    def __init__(
+        self,
+        spec: LoopSpec,
+        config: TrainConfig,
+        processes: Processes | None = None,
+        gradients: Gradients | None = None,
+    ) -> None:
         self.spec, self.config = spec, config
+        self._gradients = gradients or EagerGradients()
         self._processes = processes or Processes()
         self.parameters: list[torch.nn.Parameter] = [p for group in spec.param_groups for p in group["params"]]
         self.device = self.parameters[0].device
@@ -184,11 +182,11 @@ class StageRun:
         """Take one optimiser step, which averages exactly ``gradient_accumulation_steps`` micro-batches."""
         accumulated = self.config.gradient_accumulation_steps
         for i in range(self.step * accumulated, (self.step + 1) * accumulated):
-            with torch.autocast(self.device.type, self.spec.autocast) if self.spec.autocast else nullcontext():
-                batch_loss = self.spec.compute_loss(i)
-            self._scaler.scale(batch_loss.total / accumulated).backward()
+            with self.autocast():
+                batch = self.spec.sample(i)
+            batch_loss = self._gradients.add(self, batch)
             for name, loss in {"total": batch_loss.total, **batch_loss.parts}.items():
-                self._add(self.losses, name, loss.detach() / accumulated)
+                self._add(self.losses, name, loss / accumulated)
         self._share_gradients()
         self._scaler.unscale_(self.optimizer)
         for name, parameters in self._clipped.items():
@@ -196,11 +194,19 @@ class StageRun:
             self._add(self.gradient_norms, name, norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self._gradients.stay_in_place)
         self.spec.after_step(learning_rates(self.optimizer))
         self._average.update()
         self.lr_scheduler.step()
         self.step += 1
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context in which batches are sampled and their losses computed."""
+        return torch.autocast(self.device.type, self.spec.autocast) if self.spec.autocast else nullcontext()
+
+    def scaled(self, batch_loss: BatchLoss) -> torch.Tensor:
+        """Return the scalar whose gradients are a micro-batch's part of a step's."""
+        return self._scaler.scale(batch_loss.total / self.config.gradient_accumulation_steps)  # type: ignore[no-any-return]
 
     def _share_gradients(self) -> None:
         """Share gradients and losses with the other processes, and whether one of them was asked to stop."""
@@ -367,6 +373,7 @@ def run_loop(
     config: TrainConfig,
     callbacks: Sequence[TrainingCallback] = (),
     processes: Processes | None = None,
+    gradients: Gradients | None = None,
 ) -> LoopReport:
     """Run the steps of ``spec``; a step counts once however many micro-batches it has, and rates are used as given.
 
@@ -375,12 +382,13 @@ def run_loop(
     Args:
         callbacks: those of this process; what they set the parameters to at the end counts for all if it is the main.
         processes: the processes that train together; None: this one alone.
+        gradients: how those of a micro-batch are computed; None: one operation after the other.
 
     Raises:
         DivergedError: it diverges, and there is none.
     """
     processes = processes or Processes()
-    stage = StageRun(spec, config, processes)
+    stage = StageRun(spec, config, processes, gradients)
     for callback in callbacks:
         callback.on_stage_start(stage)
     try:

@@ -26,7 +26,8 @@ from lora_service.training.context import TrainingContext
 from lora_service.training.data.latent_cache import cache_latents
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.inputs.resolved_config import resolve_config
-from lora_service.training.optimization.loop import BatchLoss, LoopSpec, StageRun, TrainingCallback, run_loop
+from lora_service.training.losses.batch_loss import BatchLoss
+from lora_service.training.optimization.loop import LoopSpec, StageRun, TrainingCallback, run_loop
 from lora_service.training.trainer import Trainer
 from tests.errors import raises
 from tests.small_base import DEFAULTS, picture, picture_zip, small_base

@@ -13,7 +13,8 @@ from lora_service.training.callbacks import training_progress
 from lora_service.training.callbacks.stopping import TimeLimit
 from lora_service.training.callbacks.training_progress import ProgressReporter
 from lora_service.training.inputs.config import TrainConfig
-from lora_service.training.optimization.loop import BatchLoss, LoopSpec, StageRun, run_loop
+from lora_service.training.losses.batch_loss import BatchLoss
+from lora_service.training.optimization.loop import LoopSpec, StageRun, run_loop
 from lora_service.training.trainer import Trainer, TrainResult
 from tests.small_base import picture_zip, small_base
 

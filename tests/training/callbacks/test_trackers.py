@@ -16,7 +16,8 @@ from lora_service.errors import InputError
 from lora_service.settings import Settings
 from lora_service.training.callbacks.trackers import RunTrackers, TrackerCallback, check_trackers, run_trackers
 from lora_service.training.inputs.config import TrainConfig
-from lora_service.training.optimization.loop import BatchLoss, LoopSpec, run_loop
+from lora_service.training.losses.batch_loss import BatchLoss
+from lora_service.training.optimization.loop import LoopSpec, run_loop
 from lora_service.training.trainer import Trainer
 from tests.errors import raises
 from tests.small_base import picture_zip, small_base

@@ -1,7 +1,7 @@
 """The losses that keep the subject's class: what they compute, what they leave alone, and what reaches them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -24,14 +24,14 @@ from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.inputs.input_checks import ORIGINAL_TARGETS
 from lora_service.training.inputs.input_warnings import warn_of_inputs
 from lora_service.training.inputs.resolved_config import ResolvedConfig, resolve_config
+from lora_service.training.losses.batch_loss import BatchLoss, BatchSource
 from lora_service.training.losses.denoising_loss import DenoisingLoss
 from lora_service.training.losses.loss import masked_loss
 from lora_service.training.losses.preservation import (
-    BatchSource,
     ClassCaptions,
     ClassCaptionSampler,
-    output_loss,
-    prior_loss,
+    OutputLoss,
+    PriorLoss,
     without_lora_layers,
 )
 from lora_service.training.memory.estimate import estimate
@@ -59,8 +59,20 @@ def source(base: DiffusionBase, colors: tuple[str, ...], sides: tuple[int, ...] 
     latents = cache_latents(images, base, flip=False, color_jitter=False, seed=1)
     context = TrainingContext(base, images, latents, settings, base.text, autocast=None)
     plan = context.plan("tuning", ((("zwx", 1.0),),), 0.0)
-    encode = lambda i, share: base.text.encode(plan.token_ids(i, share))  # noqa: E731
-    return BatchSource(latents, plan, encode, DenoisingLoss(base, settings), torch.Generator().manual_seed(3))
+    return BatchSource(latents, plan, plan.token_ids, DenoisingLoss(base, settings), torch.Generator().manual_seed(3))
+
+
+def prior_loss(subject: BatchSource, of_class: BatchSource, weight: float) -> Callable[[int], BatchLoss]:
+    """Return the loss of micro-batch ``i``."""
+    loss = PriorLoss(subject.denoising, subject.denoising.base.text, weight)
+    return lambda i: loss((subject.sample(i), of_class.sample(i)))
+
+
+def output_loss(subject: BatchSource, captions: ClassCaptions, weight: float) -> Callable[[int], BatchLoss]:
+    """Return the loss of micro-batch ``i``."""
+    base = subject.denoising.base
+    loss = OutputLoss(subject.denoising, base.text, base.components, weight)
+    return lambda i: loss((subject.sample(i), captions(i, slice(None))))
 
 
 def unet_layers(base: DiffusionBase) -> AbstractContextManager[Mapping[str, LearnedLayer]]:
@@ -90,7 +102,9 @@ def test_the_loss_of_prior_is_the_weighted_sum_of_both_in_one_forward_pass() -> 
     subject.generator.manual_seed(3)
     batches = [subject.sample(1), of_class.sample(1)]
     one, other = (
-        masked_loss(base.denoise(b.noisy.noisy, b.noisy.timesteps, b.text), b.noisy.target, b.noisy.weights, b.mask)
+        masked_loss(
+            base.denoise(b.noisy.noisy, b.noisy.timesteps, b.embeds(base.text)), b.noisy.target, b.noisy.weights, b.mask
+        )
         for b in batches
     )
     torch.testing.assert_close(loss.total, one + 0.25 * other)
@@ -112,7 +126,7 @@ def test_the_loss_of_output_is_0_at_the_start_and_grows_with_what_the_layers_cha
     captions = ClassCaptions(
         subject, (picture("red"), picture("blue")), TrainConfig(class_word="dog", seed=1), base.text
     )
-    loss = output_loss(subject, captions, base.components, weight=2.0)
+    loss = output_loss(subject, captions, weight=2.0)
     with unet_layers(base) as layers:
         start = loss(0)
         assert start.parts["class"] < 1e-10  # a larger batch rounds otherwise
@@ -132,7 +146,7 @@ def test_the_target_of_output_is_what_the_base_predicts_under_the_class_word() -
     captions = ClassCaptions(
         subject, (picture("red"), picture("blue")), TrainConfig(class_word="dog", seed=1), base.text
     )
-    loss = output_loss(subject, captions, base.components, weight=1.0)
+    loss = output_loss(subject, captions, weight=1.0)
     text = base.text.encode(base.text.tokenize(["a photo of dog"] * 2))
     noisy = subject.sample(0).noisy
     subject.generator.manual_seed(3)

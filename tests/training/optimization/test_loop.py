@@ -10,7 +10,8 @@ from lora_service.errors import DivergedError
 from lora_service.training.callbacks.training_progress import ProgressReporter, TrainingProgress
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.inputs.resolved_config import warmup_steps
-from lora_service.training.optimization.loop import BatchLoss, LoopSpec, StageRun, TrainingCallback, run_loop
+from lora_service.training.losses.batch_loss import BatchLoss
+from lora_service.training.optimization.loop import LoopSpec, StageRun, TrainingCallback, run_loop
 from tests.errors import raises
 
 

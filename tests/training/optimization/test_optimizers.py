@@ -15,8 +15,9 @@ from torch import nn
 from lora_service.errors import InputError
 from lora_service.training.inputs.config import OptimizerName, TrainConfig
 from lora_service.training.inputs.resolved_config import warmup_of_stage
+from lora_service.training.losses.batch_loss import BatchLoss
 from lora_service.training.optimization import optimizers
-from lora_service.training.optimization.loop import BatchLoss, LoopSpec, StageRun, run_loop
+from lora_service.training.optimization.loop import LoopSpec, StageRun, run_loop
 from lora_service.training.optimization.optimizers import CombinedOptimizer, check_optimizer, make_optimizer
 from tests.errors import raises
 
