@@ -96,7 +96,10 @@ def _train(base: DiffusionBase, folder: Path, options: argparse.Namespace) -> Pa
         }
     )
     with _phase("trained, from the zip to the file", base.device):
-        result = Trainer(base, folder / "job", log=print).run(_pictures(folder / "pictures.zip", options.side), config)
+        settings = Settings(cuda_graphs=options.cuda_graphs)
+        result = Trainer(base, folder / "job", log=print, settings=settings).run(
+            _pictures(folder / "pictures.zip", options.side), config
+        )
     for name, stage in result.stages.items():
         print(f"  {name}: {stage.seconds / stage.steps:.3f} s/step, losses {stage.losses}")
     print(f"  file: {result.path.stat().st_size / 1e6:.1f} MB; seconds by phase {result.seconds}")
@@ -162,6 +165,7 @@ def _options() -> Any:
     parser.add_argument("--dtype", help="default: float32 on a CPU, bfloat16 on a GPU")
     parser.add_argument("--within", type=float, metavar="GIB", help="train and draw in this much of the GPU's memory")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cuda-graphs", action="store_true", help="record the training's steps")
     parser.add_argument("--plain", action="store_true", help="draw with diffusers and PEFT too")
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -39,6 +39,7 @@ from lora_service.training.data.latent_cache import cache_latents
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.inputs.input_checks import ORIGINAL_TARGETS
 from lora_service.training.inputs.resolved_config import resolve_config
+from lora_service.training.optimization.captured_gradients import CapturedGradients, CudaGraphs
 from lora_service.training.stages import train_lora, train_textual_inversion
 
 RANK = 16
@@ -63,8 +64,8 @@ class Comparison:
         return f"{times}, ratio {ours / reference:.3f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
 
 
-def comparisons(base: DiffusionBase, side: int, batch: int) -> dict[str, Comparison]:
-    """Return the comparisons of both stages, on batches of ``batch`` pictures."""
+def comparisons(base: DiffusionBase, side: int, batch: int, *, cuda_graphs: bool = False) -> dict[str, Comparison]:
+    """Return the comparisons of both stages, on batches of ``batch`` pictures; ours with recorded steps if asked."""
     inputs = {"task": "object", "lora_rank": RANK, "seed": 1, "continue_inversion": False, "train_batch_size": batch}
     config = TrainConfig.of(inputs)
     resolved = resolve_config(config, base.defaults, "ohwx", 1)
@@ -81,7 +82,10 @@ def comparisons(base: DiffusionBase, side: int, batch: int) -> dict[str, Compari
         field = {"tokens": "max_train_steps_ti", "tuning": "max_train_steps_tuning"}[stage]
         stage_config = replace(resolved, config=resolved.config.model_copy(update={field: steps}))
         with added_tokens(base, TOKENS, rows) as tokens, ExitStack() as stack:
-            context = TrainingContext(base, pictures, cache, stage_config, tokens.text, _autocast(base))
+            gradients = CapturedGradients(CudaGraphs().record, print) if cuda_graphs else None
+            context = TrainingContext(
+                base, pictures, cache, stage_config, tokens.text, _autocast(base), gradients=gradients
+            )
             if stage == "tokens":
                 return train_textual_inversion(context, tokens, callbacks).seconds / steps
             layers = {
@@ -196,6 +200,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=128, help="with --full: side of the pictures in pixels")
     parser.add_argument("--batch", type=int, default=1, help="pictures per step")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--cuda-graphs", action="store_true", help="ours with recorded steps; recording is timed too")
     parser.add_argument("--steps", type=int, help="steps per turn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
@@ -217,7 +222,7 @@ def main() -> None:
         f"{base.name}, {side}², rank {RANK}, batch {arguments.batch}, {arguments.threads} thread(s); "
         f"loaded in {loaded:.1f} s"
     )
-    for name, comparison in comparisons(base, side, arguments.batch).items():
+    for name, comparison in comparisons(base, side, arguments.batch, cuda_graphs=arguments.cuda_graphs).items():
         print(
             f"{name}: {comparison.ratio(arguments.steps or (3 if arguments.full else 40), arguments.rounds)}",
             flush=True,

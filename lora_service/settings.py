@@ -135,7 +135,7 @@ class Settings(EnvironmentSettings):
     compile: bool = False
     """True if the UNet and the VAE's decoder are compiled before a server that draws is READY."""
     cuda_graphs: bool = False
-    """With ``compile``: whether the kernels of the base's own size are recorded and replayed."""
+    """On CUDA, whether kernels are recorded and replayed: of training steps; of drawing, with ``compile``."""
     warm_up: bool = False
     """True if a server does before it is READY what the first job would wait for."""
     trackers: SeparatedList[Tracker] = ()

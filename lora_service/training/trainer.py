@@ -40,9 +40,11 @@ from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.inputs.family_inputs import fit_to_family
 from lora_service.training.inputs.input_warnings import warn_of_inputs
 from lora_service.training.inputs.resolved_config import ResolvedConfig, TaughtSubject
-from lora_service.training.memory.estimate import choose_savings, explain_out_of_memory
+from lora_service.training.memory.estimate import MemorySavings, choose_savings, explain_out_of_memory
 from lora_service.training.memory.offloading import Offloading, blocks_wait
 from lora_service.training.memory.precision import precision
+from lora_service.training.optimization.captured_gradients import CapturedGradients, CudaGraphs
+from lora_service.training.optimization.gradients import Gradients
 from lora_service.training.optimization.loop import LoopReport, TrainingCallback
 from lora_service.training.optimization.optimizers import check_optimizer
 from lora_service.training.optimization.processes import Processes
@@ -97,6 +99,7 @@ class Trainer:
         started: time of :func:`time.monotonic` at which the job began; 0: when :meth:`run` is called.
         judge: tells how like the training pictures the samples of the subject are; None: nobody does.
         callbacks: makes further callbacks of what is trained; they come after all that measure.
+        gradients: computes those of micro-batches; None: as the settings say.
     """
 
     base: DiffusionBase
@@ -110,6 +113,7 @@ class Trainer:
     started: float = 0.0
     judge: ImageJudge | None = None
     callbacks: Callable[[TrainingContext], Sequence[TrainingCallback]] = lambda context: ()
+    gradients: Gradients | None = None
     _timer: PhaseTimer = field(default_factory=PhaseTimer, init=False)
     _processes: Processes = field(init=False)
 
@@ -166,7 +170,7 @@ class Trainer:
                 blocks_wait(self.base, is_on=savings.blocks),
             ):
                 offloading = Offloading.of(self.base, is_on=savings.offloading)
-                context = self._context(prepared, offloading)
+                context = replace(self._context(prepared, offloading), gradients=self._gradients(savings))
                 with (
                     precision(self.base, resolved, checkpointing=savings.checkpointing) as autocast,
                     offloading.vae_waits(),
@@ -175,6 +179,18 @@ class Trainer:
             result = self._export(record, adapter, resolved, dataset, stages)
             trackers.log_file(result.path)
         return result
+
+    def _gradients(self, savings: MemorySavings) -> Gradients | None:
+        """Return what computes gradients; None: one operation after the other."""
+        if self.gradients or not self.settings.cuda_graphs:
+            return self.gradients
+        if self.base.device.type != "cuda":
+            self.log(f"warning: CUDA_GRAPHS does nothing on a {self.base.device.type}")
+        elif savings.checkpointing or savings.offloading or savings.blocks or self.base.waiting_blocks is not None:
+            self.log("warning: CUDA_GRAPHS does nothing where memory is saved, as the steps then wait for the host")
+        else:
+            return CapturedGradients(CudaGraphs().record, self.log)
+        return None
 
     def _say_what_companions_read(self, subject: TaughtSubject) -> None:
         """Log what encoders that learn no tokens read in the place of a subject's."""
