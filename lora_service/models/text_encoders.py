@@ -46,6 +46,15 @@ class TokenIds:
     def to(self, device: torch.device) -> TokenIds:
         return self._each(lambda tensor: tensor.to(device), self.is_empty.to(device))
 
+    @staticmethod
+    def concatenate(parts: Sequence[TokenIds]) -> TokenIds:
+        """Return texts of the same number of chunks as one."""
+        ids, masks, states = (
+            {name: torch.cat([each[name] for each in column]) for name in column[0]}
+            for column in zip(*((part.by_encoder, part.masks, part.states) for part in parts), strict=True)
+        )
+        return TokenIds(ids, torch.cat([part.is_empty for part in parts]), masks, states)
+
     def _each(self, change: Callable[[Tensor], Tensor], is_empty: Tensor) -> TokenIds:
         ids, masks, states = (
             {n: change(t) for n, t in each.items()} for each in (self.by_encoder, self.masks, self.states)

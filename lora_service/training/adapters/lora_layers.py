@@ -33,6 +33,25 @@ default, the second matrix is smaller than usual ranks, and a layer holds a tent
 _ADAPTER = "default"
 
 
+@dataclass(frozen=True)
+class LoraFactors:
+    """A layer's LoRA: ``down (rank, in[, kh, kw])`` and ``up (out, rank[, 1, 1])``, fp32, times ``scaling``."""
+
+    down: nn.Parameter
+    up: nn.Parameter
+    scaling: float
+
+
+def lora_factors(layer: object) -> LoraFactors | None:
+    """Return the LoRA of a layer of peft that is nothing besides: no DoRA, no bias and no dropout; else None."""
+    if not isinstance(layer, PeftLoraLayer) or layer.lora_variant or layer.lora_bias[_ADAPTER]:
+        return None
+    if not isinstance(layer.lora_dropout[_ADAPTER], nn.Identity):
+        return None
+    down, up = (cast(nn.Parameter, factor[_ADAPTER].weight) for factor in (layer.lora_A, layer.lora_B))
+    return LoraFactors(down, up, float(layer.scaling[_ADAPTER]))
+
+
 class FusedLoraLinear(PeftLinear):  # type: ignore[misc, unused-ignore]
     """peft's ``base(x) + alpha / rank · up(down(x))`` (Hu et al., https://arxiv.org/abs/2106.09685) in fewer calls.
 
@@ -46,28 +65,18 @@ class FusedLoraLinear(PeftLinear):  # type: ignore[misc, unused-ignore]
         super().__init__(base_layer, adapter_name, **kwargs)
         for adapter in (self.lora_A[adapter_name], self.lora_B[adapter_name]):
             adapter.float()  # peft makes them in the base's dtype; what learns is fp32
-        has_dropout = not isinstance(self.lora_dropout[adapter_name], nn.Identity)
-        is_plain = not (self.lora_variant or self.lora_bias[adapter_name] or has_dropout)
-        # A tuple, so that nn.Module does not register the weights a second time.
-        self._fused = (self.down, self.up, float(self.scaling[adapter_name])) if is_plain else None
-
-    @property
-    def down(self) -> nn.Parameter:
-        return cast(nn.Parameter, self.lora_A[_ADAPTER].weight)
-
-    @property
-    def up(self) -> nn.Parameter:
-        return cast(nn.Parameter, self.lora_B[_ADAPTER].weight)
+        self._factors = lora_factors(self)
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the layer's output for ``x`` ``(…, in)``."""
         is_switched = self.disable_adapters or self.merged or len(self.active_adapters) != 1
-        if self._fused is None or is_switched or args or kwargs:
+        if self._factors is None or is_switched or args or kwargs:
             return super().forward(x, *args, **kwargs)
-        down, up, scaling = self._fused
+        factors = self._factors
         out = self.base_layer(x)
-        hidden = F.linear(x, down.to(out.dtype))
-        fused = torch.addmm(out.flatten(0, -2), hidden.flatten(0, -2), up.to(out.dtype).t(), alpha=scaling)
+        hidden = F.linear(x, factors.down.to(out.dtype))
+        up = factors.up.to(out.dtype)
+        fused = torch.addmm(out.flatten(0, -2), hidden.flatten(0, -2), up.t(), alpha=factors.scaling)
         return fused.view_as(out)
 
 

@@ -7,7 +7,7 @@ computed again, recorded and replayed, or computed together with those of other 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
@@ -16,6 +16,7 @@ from lora_service.models.text_encoders import PromptEmbeds, TextEncoders, TokenI
 from lora_service.training.data.batches import BatchPlan
 from lora_service.training.data.latent_cache import CachedLatents
 from lora_service.training.losses.denoising_loss import DenoisingLoss, NoisyLatents
+from lora_service.training.losses.loss import masked_loss
 from lora_service.training.optimization.processes import Processes
 
 Captions: TypeAlias = TokenIds | PromptEmbeds
@@ -60,6 +61,29 @@ class NoisyBatch:
         """Return the prompt embeds of its captions."""
         return self.captions if isinstance(self.captions, PromptEmbeds) else text.encode(self.captions)
 
+    def encoded(self, text: TextEncoders) -> NoisyBatch:
+        """Return it with its captions encoded."""
+        return replace(self, captions=self.embeds(text))
+
+    def loss_of(self, prediction: torch.Tensor) -> torch.Tensor:
+        """Return the loss of a prediction ``(b, c, h, w)``, a scalar in fp32."""
+        loss = masked_loss(prediction, self.noisy.target, self.noisy.weights, self.mask)
+        return loss if self.weight == 1 else loss * self.weight
+
+    @staticmethod
+    def concatenate(batches: Sequence[NoisyBatch]) -> NoisyBatch:
+        """Return ``batches``, whose pictures and captions are of one size, as one without masks."""
+        sizes = [batch.sizes for batch in batches if batch.sizes is not None]
+        embeds = [batch.captions for batch in batches if isinstance(batch.captions, PromptEmbeds)]
+        ids = [batch.captions for batch in batches if isinstance(batch.captions, TokenIds)]
+        return NoisyBatch(
+            NoisyLatents.concatenate([batch.noisy for batch in batches]),
+            TokenIds.concatenate(ids) if ids else PromptEmbeds.concatenate(embeds),
+            torch.cat(sizes) if sizes else None,
+            mask=None,
+            weight=1.0,
+        )
+
 
 @dataclass(frozen=True)
 class BatchSource:
@@ -101,5 +125,4 @@ class SubjectLoss:
 
     def __call__(self, batch: NoisyBatch) -> BatchLoss:
         """Return the loss of ``batch``."""
-        loss = self.denoising(batch.noisy, batch.embeds(self.text), batch.sizes, batch.mask)
-        return BatchLoss(loss if batch.weight == 1 else loss * batch.weight)
+        return BatchLoss(batch.loss_of(self.denoising.predict(batch.noisy, batch.embeds(self.text), batch.sizes)))

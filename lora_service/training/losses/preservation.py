@@ -23,9 +23,8 @@ from lora_service.models.text_encoders import PromptEmbeds, TextEncoders, TokenI
 from lora_service.training.data.batches import CaptionSampler
 from lora_service.training.data.class_dataset import class_caption
 from lora_service.training.inputs.config import TrainConfig
-from lora_service.training.losses import loss
 from lora_service.training.losses.batch_loss import BatchLoss, BatchSource, NoisyBatch
-from lora_service.training.losses.denoising_loss import DenoisingLoss, NoisyLatents
+from lora_service.training.losses.denoising_loss import DenoisingLoss
 
 
 class ClassCaptionSampler(CaptionSampler):
@@ -58,7 +57,7 @@ class PriorLoss:
 
     def __call__(self, batches: tuple[NoisyBatch, NoisyBatch]) -> BatchLoss:
         """Return the loss of the subject's batch and the class's."""
-        subject, of_class = ((batch, batch.embeds(self.text)) for batch in batches)
+        subject, of_class = (batch.encoded(self.text) for batch in batches)
         return _weighted(self.denoising, subject, of_class, self.weight)
 
 
@@ -82,9 +81,9 @@ class OutputLoss:
         batch, ids = batches
         with without_lora_layers(self.models), torch.no_grad():
             target = self.denoising.predict(batch.noisy, self.text.encode(ids), batch.sizes)
-        kept = replace(batch, noisy=replace(batch.noisy, target=target), mask=None)
-        subject = batch, batch.embeds(self.text)
-        return _weighted(self.denoising, subject, (kept, self.text.encode(ids)), self.weight)
+        noisy = replace(batch.noisy, target=target)
+        kept = replace(batch, noisy=noisy, captions=self.text.encode(ids), mask=None)
+        return _weighted(self.denoising, batch.encoded(self.text), kept, self.weight)
 
 
 class ClassCaptions:
@@ -125,26 +124,21 @@ def without_lora_layers(models: Mapping[str, nn.Module]) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def _weighted(
-    denoising: DenoisingLoss,
-    subject: tuple[NoisyBatch, PromptEmbeds],
-    of_class: tuple[NoisyBatch, PromptEmbeds],
-    weight: float,
-) -> BatchLoss:
-    predictions = _predict(denoising, (subject, of_class))
+def _weighted(denoising: DenoisingLoss, subject: NoisyBatch, of_class: NoisyBatch, weight: float) -> BatchLoss:
+    """Return the loss of batches whose captions are encoded."""
+    batches = subject, of_class
     instance, kept = (
-        loss.masked_loss(prediction, batch.noisy.target, batch.noisy.weights, batch.mask) * batch.weight
-        for prediction, (batch, _) in zip(predictions, (subject, of_class), strict=True)
+        batch.loss_of(prediction) for prediction, batch in zip(_predict(denoising, batches), batches, strict=True)
     )
     return BatchLoss(instance + weight * kept, {"instance": instance, "class": kept})
 
 
-def _predict(denoising: DenoisingLoss, batches: Sequence[tuple[NoisyBatch, PromptEmbeds]]) -> Sequence[torch.Tensor]:
+def _predict(denoising: DenoisingLoss, batches: Sequence[NoisyBatch]) -> Sequence[torch.Tensor]:
     """Return the predictions of ``batches``, in one forward pass where pictures and captions are of one size."""
-    if len({(batch.noisy.noisy.shape[1:], text.states.shape[1:]) for batch, text in batches}) > 1:
-        return [denoising.predict(batch.noisy, text, batch.sizes) for batch, text in batches]
-    sizes = [batch.sizes for batch, _ in batches if batch.sizes is not None]
-    noisy = NoisyLatents.concatenate([batch.noisy for batch, _ in batches])
-    text = PromptEmbeds.concatenate([text for _, text in batches])
-    prediction = denoising.predict(noisy, text, torch.cat(sizes) if sizes else None)
-    return prediction.split([len(batch.noisy.noisy) for batch, _ in batches])
+    embeds = [batch.embeds(denoising.base.text) for batch in batches]
+    sizes = {(batch.noisy.noisy.shape[1:], each.states.shape[1:]) for batch, each in zip(batches, embeds, strict=True)}
+    if len(sizes) > 1:
+        return [denoising.predict(batch.noisy, each, batch.sizes) for batch, each in zip(batches, embeds, strict=True)]
+    whole = NoisyBatch.concatenate(batches)
+    prediction = denoising.predict(whole.noisy, PromptEmbeds.concatenate(embeds), whole.sizes)
+    return prediction.split([len(batch.noisy.noisy) for batch in batches])

@@ -140,7 +140,7 @@ def test_a_layer_computes_what_pefts_does(options: dict[str, Any]) -> None:
 def test_a_switched_off_layer_is_its_base() -> None:
     linear = torch.nn.Linear(12, 20)
     layer = fused(linear)
-    torch.nn.init.normal_(layer.up)
+    torch.nn.init.normal_(layer._factors.up)
     x = torch.randn(2, 12)
     assert not torch.equal(layer(x), linear(x))
     layer.enable_adapters(False)

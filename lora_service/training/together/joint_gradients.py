@@ -1,0 +1,214 @@
+"""The gradients of the micro-batches of several jobs, computed in one forward and backward pass.
+
+Each job is a training as any other, in a thread of its own; of all threads one runs at a time. A job that has sampled
+a micro-batch waits until all others have one too, or have ended. Whoever comes last computes the gradients of all.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from lora_service.errors import LoraServiceError
+from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.training.losses.batch_loss import BatchLoss, NoisyBatch, SubjectLoss
+from lora_service.training.nested_tensors import shape_of
+from lora_service.training.optimization.gradients import EagerGradients
+from lora_service.training.optimization.loop import StageRun
+from lora_service.training.together.joint_base import adapter_shape, joint_base
+
+T = TypeVar("T")
+_POLL_SECONDS = 0.2  # between looks for an interruption
+
+
+class StoppedTogetherError(LoraServiceError):
+    """The job ended because what ran all of them was interrupted."""
+
+
+@dataclass(eq=False)
+class _Request:
+    """A job that waits for the gradients of a micro-batch."""
+
+    job: DiffusionBase
+    stage: StageRun
+    batch: Any
+    result: BatchLoss | None = None
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class JobGradients:
+    """The gradients of one of the jobs of ``together``.
+
+    Args:
+        job: the job's own base, on weights that all share.
+    """
+
+    together: JointGradients
+    job: DiffusionBase
+    stay_in_place = False
+
+    def add(self, stage: StageRun, batch: Any) -> BatchLoss:
+        """Add the gradients of a micro-batch, as of :class:`Gradients`, together with those of the other jobs."""
+        return self.together.add(_Request(self.job, stage, batch))
+
+
+class JointGradients:
+    """The place where the jobs wait for each other.
+
+    Batches of pictures of one size, with captions of one length, on adapters of one shape, share a pass; others have
+    one of their own, as have losses that keep the subject's class. A pass that does not fit the memory is divided.
+
+    Args:
+        base: whose weights the jobs share.
+        log: called with a line where passes are divided.
+    """
+
+    def __init__(self, base: DiffusionBase, log: Callable[[str], None] = lambda line: None) -> None:
+        self._base, self._log = base, log
+        self._turn = threading.Condition()
+        self._running = 0
+        self._waiting: list[_Request] = []
+        self._is_stopped = False
+        self._joint: dict[tuple[StageRun, ...], DiffusionBase] = {}
+        self._shapes: dict[StageRun, Hashable | None] = {}
+        self._most = sys.maxsize
+        self._fitting: set[Hashable] = set()
+        self.passes: list[int] = []
+        """Jobs in each pass so far."""
+
+    def run(self, jobs: Sequence[Callable[[], T]]) -> list[T | Exception]:
+        """Run ``jobs``, each in a thread; return what each returned or raised.
+
+        An interruption ends all of them at their next step, and is raised once they have ended.
+        """
+        results: list[T | Exception] = [StoppedTogetherError("It did not begin.", code="interrupted")] * len(jobs)
+
+        def run_one(i: int) -> None:
+            with self._turn:
+                try:
+                    results[i] = jobs[i]()
+                except Exception as error:
+                    results[i] = error
+                finally:
+                    self._running -= 1
+                    self._turn.notify_all()
+
+        self._running = len(jobs)
+        threads = [threading.Thread(target=run_one, args=(i,), name=f"training {i + 1}") for i in range(len(jobs))]
+        try:
+            for thread in threads:
+                thread.start()
+            while any(thread.is_alive() for thread in threads):
+                time.sleep(_POLL_SECONDS)  # unlike join, it lets an exception through that another thread raises here
+        except BaseException:
+            self._is_stopped = True
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
+            raise
+        return results
+
+    def add(self, request: _Request) -> BatchLoss:
+        """Wait until the gradients of ``request`` are computed with those of all others; return its loss."""
+        self._waiting.append(request)
+        while request.result is None and request.error is None:
+            if self._is_stopped:
+                self._waiting.remove(request)
+                raise StoppedTogetherError("It was interrupted together with the other jobs.", code="interrupted")
+            if len(self._waiting) == self._running:
+                self._compute(self._waiting)
+                self._waiting = []
+                self._turn.notify_all()
+            else:
+                self._turn.wait(timeout=_POLL_SECONDS)
+        if request.error is not None:
+            raise request.error
+        assert request.result is not None
+        return request.result
+
+    def _compute(self, requests: Sequence[_Request]) -> None:
+        self._forget_other_stages({request.stage for request in requests})
+        groups: dict[Hashable, list[_Request]] = defaultdict(list)
+        for request in requests:
+            groups[self._key(request)].append(request)
+        for key, group in groups.items():
+            self._compute_group(key, group)
+
+    def _forget_other_stages(self, stages: set[StageRun]) -> None:
+        self._joint = {of: base for of, base in self._joint.items() if stages.issuperset(of)}
+        self._shapes = {of: shape for of, shape in self._shapes.items() if of in stages}
+
+    def _key(self, request: _Request) -> Hashable:
+        """Return what batches have in common that can share a pass; of its own where there is no such thing."""
+        stage, batch, loss = request.stage, request.batch, request.stage.spec.compute_loss
+        if stage not in self._shapes:
+            self._shapes[stage] = adapter_shape(request.job)
+        if self._shapes[stage] is None or not isinstance(loss, SubjectLoss):
+            return id(request)
+        sizes = shape_of((batch.noisy, batch.captions, batch.sizes))
+        return self._shapes[stage], stage.spec.autocast, loss.text.clip_skip, sizes
+
+    def _compute_group(self, key: Hashable, group: Sequence[_Request]) -> None:
+        if len(group) > self._most:
+            self._compute_group(key, group[: self._most])
+            self._compute_group(key, group[self._most :])
+            return
+        is_new = (key, len(group)) not in self._fitting
+        before = [_gradients(request.stage) if is_new else [] for request in group]
+        try:
+            self._pass(group)
+        except torch.OutOfMemoryError as error:
+            if len(group) == 1 or not is_new:
+                self._fail(group, error)
+                return
+            for request, gradients in zip(group, before, strict=True):
+                for parameter, gradient in zip(request.stage.parameters, gradients, strict=True):
+                    parameter.grad = gradient
+            self._most = len(group) // 2
+            self._log(f"{len(group)} trainings do not fit the memory at once: at most {self._most} do so from now on")
+        except Exception as error:
+            self._fail(group, error)
+            return
+        else:
+            self._fitting.add((key, len(group)))
+            self.passes.append(len(group))
+            return
+        self._compute_group(key, group)  # here, as the error no longer holds the tensors of its pass
+
+    def _fail(self, group: Sequence[_Request], error: Exception) -> None:
+        for request in group:
+            request.error = error
+
+    def _pass(self, group: Sequence[_Request]) -> None:
+        if len(group) == 1:
+            group[0].result = EagerGradients().add(group[0].stage, group[0].batch)
+            return
+        base, batches = self._joint_base(group), [request.batch for request in group]
+        whole = NoisyBatch.concatenate(batches)
+        with group[0].stage.autocast():
+            prediction = base.denoise(whole.noisy.noisy, whole.noisy.timesteps, whole.embeds(base.text), whole.sizes)
+            parts = prediction.chunk(len(group))
+            losses = [BatchLoss(batch.loss_of(part)) for batch, part in zip(batches, parts, strict=True)]
+        scaled = [request.stage.scaled(each) for request, each in zip(group, losses, strict=True)]
+        torch.autograd.backward(scaled)
+        for request, each in zip(group, losses, strict=True):
+            request.result = each.detach()
+
+    def _joint_base(self, group: Sequence[_Request]) -> DiffusionBase:
+        stages = tuple(request.stage for request in group)
+        if stages not in self._joint:
+            text = group[0].stage.spec.compute_loss.text  # type: ignore[attr-defined]
+            self._joint[stages] = joint_base(self._base, [request.job for request in group], text)
+        return self._joint[stages]
+
+
+def _gradients(stage: StageRun) -> list[torch.Tensor | None]:
+    return [None if parameter.grad is None else parameter.grad.clone() for parameter in stage.parameters]

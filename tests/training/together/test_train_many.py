@@ -1,0 +1,214 @@
+"""Trainings that run together: each learns what it would learn alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lora_service.errors import InputError, SettingError
+from lora_service.lora.files import read_lora
+from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.settings import Settings
+from lora_service.training.inputs.config import TrainConfig
+from lora_service.training.together.joint_gradients import JointGradients
+from lora_service.training.together.shared_weights import sharing_weights
+from lora_service.training.together.train_many import TrainingJob, train_many
+from lora_service.training.trainer import Trainer, TrainResult
+from tests.dataset.picture_makers import png, zipped
+from tests.errors import raises
+from tests.small_base import hashes, small_base
+from tests.small_flow import small_flow_base
+
+STEPS = {"task": "object", "max_train_steps_ti": 3, "max_train_steps_tuning": 4, "resolution": 32, "samples": 0}
+JOBS: tuple[dict[str, Any], ...] = (
+    {"seed": 1},
+    {"seed": 2, "max_train_steps_tuning": 7, "learning_rate_unet": 3e-4, "lora_alpha": 4},
+    {"seed": 3, "placeholder_tokens": "<a>", "class_word": "dog", "max_grad_norm": 0.1},
+)
+"""Jobs that differ in all that jobs may differ in, and yet share their passes."""
+
+
+def upload(folder: Path, number: int) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{number}.zip"
+    path.write_bytes(zipped({f"{name}.png": png(10 * number + i, (32, 32)) for i, name in enumerate("abc")}))
+    return path
+
+
+def job(folder: Path, number: int, inputs: dict[str, Any], log: list[str] | None = None) -> TrainingJob:
+    lines = [] if log is None else log
+    settings = Settings(class_image_cache=folder / "cache")
+
+    def trainer(base: DiffusionBase) -> Trainer:
+        return Trainer(base, folder / f"job {number}", settings=settings, log=lines.append)
+
+    return TrainingJob(trainer, upload(folder, number), TrainConfig.of(STEPS | inputs))
+
+
+def alone(base: DiffusionBase, folder: Path, inputs: Sequence[dict[str, Any]]) -> list[TrainResult]:
+    jobs = [job(folder, number, each) for number, each in enumerate(inputs)]
+    return [each.trainer(base).run(each.source, each.config) for each in jobs]
+
+
+def together(
+    base: DiffusionBase, folder: Path, inputs: Sequence[dict[str, Any]], log: list[str] | None = None
+) -> tuple[list[TrainResult | Exception], list[int]]:
+    """Train together; returns the results, and how many jobs shared each pass."""
+    gradients = JointGradients(base, [].append if log is None else log.append)
+    jobs = [job(folder, number, each) for number, each in enumerate(inputs)]
+    results = gradients.run([lambda each=each: each.run(base, gradients) for each in jobs])  # type: ignore[misc]
+    return results, gradients.passes
+
+
+def assert_learned_the_same(result: TrainResult | Exception, expected: TrainResult) -> None:
+    assert isinstance(result, TrainResult), result
+    assert list(result.stages) == list(expected.stages)
+    for name, stage in expected.stages.items():
+        assert result.stages[name].steps == stage.steps
+        torch.testing.assert_close(
+            torch.tensor(result.stages[name].losses), torch.tensor(stage.losses), rtol=1e-3, atol=1e-4
+        )
+    found, wanted = read_lora(result.path), read_lora(expected.path)
+    assert found.metadata["lora_service.report"].count("step") == wanted.metadata["lora_service.report"].count("step")
+    for component, layers in wanted.layers.items():
+        for path, layer in layers.items():
+            other = found.layers[component][path]
+            for suffix, tensor in layer.tensors.items():
+                torch.testing.assert_close(other.tensors[suffix], tensor, rtol=1e-3, atol=2e-5)
+    for token, rows in wanted.embeddings.items():
+        for encoder, row in rows.items():
+            torch.testing.assert_close(found.embeddings[token][encoder], row, rtol=1e-3, atol=1e-4)
+
+
+def in_double_precision(base: DiffusionBase) -> DiffusionBase:
+    """AdamW makes steps of one length of the gradients' rounding errors, where there is nothing else."""
+    for model in base.components.values():
+        model.double()
+    return base
+
+
+def test_each_job_learns_what_it_learns_alone_with_its_own_pictures_rates_and_end(tmp_path: Path) -> None:
+    base = in_double_precision(small_base())
+    before = hashes(base)
+    expected = alone(base, tmp_path / "alone", JOBS)
+    results, passes = together(base, tmp_path / "together", JOBS)
+    for result, one in zip(results, expected, strict=True):
+        assert_learned_the_same(result, one)
+    assert hashes(base) == before
+    assert passes == [3] * 7 + [1] * 3
+    learned = [result.path.read_bytes() for result in results if isinstance(result, TrainResult)]
+    assert len(set(learned)) == 3
+
+
+@pytest.mark.parametrize("make", [lambda: small_base(family="sdxl"), lambda: small_flow_base("zimage")])
+def test_other_families_too(tmp_path: Path, make: Callable[[], DiffusionBase]) -> None:
+    base = in_double_precision(make())
+    inputs = [{"seed": 1}, {"seed": 2, "max_train_steps_ti": 2}]
+    expected = alone(base, tmp_path / "alone", inputs)
+    results, passes = together(base, tmp_path / "together", inputs)
+    for result, one in zip(results, expected, strict=True):
+        assert_learned_the_same(result, one)
+    assert 2 in passes
+
+
+def test_convolutions_larger_batches_and_samples_are_shared_too(tmp_path: Path) -> None:
+    base = in_double_precision(small_base())
+    more = {"lora_targets": "kohya+conv", "train_batch_size": 2, "gradient_accumulation_steps": 2, "samples": 2}
+    inputs = [{"seed": seed, "continue_inversion": False, **more} for seed in (1, 2)]
+    expected = alone(base, tmp_path / "alone", inputs)
+    results, passes = together(base, tmp_path / "together", inputs)
+    for result, one in zip(results, expected, strict=True):
+        assert_learned_the_same(result, one)
+    assert set(passes) == {2}
+
+
+def test_jobs_that_cannot_share_a_pass_run_beside_the_others(tmp_path: Path) -> None:
+    base = in_double_precision(small_base())
+    inputs = [
+        {"seed": 1, "max_train_steps_ti": 0},
+        {"seed": 2, "max_train_steps_ti": 0},
+        {"seed": 3, "max_train_steps_ti": 0, "lora_kind": "dora"},
+        {"seed": 4, "max_train_steps_ti": 0, "lora_rank": 3},
+        {"seed": 5, "max_train_steps_ti": 0, "preservation": "output", "class_word": "dog"},
+    ]
+    expected = alone(base, tmp_path / "alone", inputs)
+    results, passes = together(base, tmp_path / "together", inputs)
+    for result, one in zip(results, expected, strict=True):
+        assert_learned_the_same(result, one)
+    assert sorted(passes) == [1] * 12 + [2] * 4
+
+
+def test_a_job_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
+    base = small_base()
+    inputs = [{"seed": 1}, {"seed": 2, "resolution": 33}, {"seed": 3, "learning_rate_unet": 1.0, "max_grad_norm": 0}]
+    results, passes = together(base, tmp_path, inputs)
+    assert isinstance(results[0], TrainResult)
+    assert isinstance(results[1], InputError)
+    assert "resolution" in str(results[1])
+    assert 2 in passes
+
+
+def test_passes_that_do_not_fit_the_memory_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = in_double_precision(small_base())
+    expected = alone(base, tmp_path / "alone", JOBS)
+    log: list[str] = []
+
+    def denoise(self: DiffusionBase, noisy: torch.Tensor, *args: Any) -> torch.Tensor:
+        if len(noisy) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return plain(self, noisy, *args)
+
+    plain = DiffusionBase.denoise
+    monkeypatch.setattr(DiffusionBase, "denoise", denoise)
+    results, passes = together(base, tmp_path / "together", JOBS, log)
+    for result, one in zip(results, expected, strict=True):
+        assert_learned_the_same(result, one)
+    assert max(passes) == 1
+    assert log == ["3 trainings do not fit the memory at once: at most 1 do so from now on"]
+
+
+def test_an_interruption_ends_all_and_is_raised(tmp_path: Path) -> None:
+    base = small_base()
+    before = hashes(base)
+    ended: list[str] = []
+    gradients = JointGradients(base)
+
+    def run(each: TrainingJob) -> TrainResult:
+        try:
+            return each.run(base, gradients)
+        finally:
+            ended.append(str(each.source))
+
+    jobs = [job(tmp_path, number, {"seed": number, "max_train_steps_ti": 20000}) for number in range(2)]
+    with pytest.raises(KeyboardInterrupt):
+        gradients.run([*(lambda each=each: run(each) for each in jobs), interrupt_soon])  # type: ignore[list-item, misc]
+    assert len(ended) == 2
+    assert hashes(base) == before
+
+
+def interrupt_soon() -> None:
+    import _thread
+
+    _thread.interrupt_main()
+
+
+def test_a_base_whose_blocks_wait_is_refused(tmp_path: Path) -> None:
+    base = small_base()
+    base.waiting_blocks = object()  # type: ignore[assignment]
+    with raises(SettingError, field="OFFLOAD_BLOCKS"):
+        train_many(base, [job(tmp_path, 0, {})])
+
+
+def test_a_base_on_shared_weights_is_changed_by_nobody_else() -> None:
+    base = small_base()
+    own = sharing_weights(base)
+    assert own.backbone.conv_in.weight.data_ptr() == base.backbone.conv_in.weight.data_ptr()
+    embedding = own.text.encoders["text_encoder"].get_input_embeddings()
+    embedding.weight.data = torch.zeros(2, 2)
+    own.backbone.conv_in = torch.nn.Identity()
+    assert base.text.encoders["text_encoder"].get_input_embeddings().weight.shape != (2, 2)
+    assert isinstance(base.backbone.conv_in, torch.nn.Conv2d)
