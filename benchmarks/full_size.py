@@ -98,7 +98,7 @@ def _train(base: DiffusionBase, folder: Path, options: argparse.Namespace) -> Pa
     with _phase("trained, from the zip to the file", base.device):
         settings = Settings(cuda_graphs=options.cuda_graphs)
         result = Trainer(base, folder / "job", log=print, settings=settings).run(
-            _pictures(folder / "pictures.zip", options.side), config
+            write_pictures(folder / "pictures.zip", options.side), config
         )
     for name, stage in result.stages.items():
         print(f"  {name}: {stage.seconds / stage.steps:.3f} s/step, losses {stage.losses}")
@@ -130,7 +130,7 @@ def _request(options: argparse.Namespace) -> GenerateRequest:
     return GenerateRequest.of({"prompt": "a photo of <s1><s2>", "seed": 1, **size, **steps})
 
 
-def _pictures(path: Path, side: int) -> Path:
+def write_pictures(path: Path, side: int) -> Path:
     """Write a zip of two pictures of noise."""
     with zipfile.ZipFile(path, "w") as archive:
         for number in range(2):

@@ -70,7 +70,9 @@ def comparisons(base: DiffusionBase, side: int, batch: int, *, cuda_graphs: bool
     config = TrainConfig.of(inputs)
     resolved = resolve_config(config, base.defaults, "ohwx", 1)
     image = Image.effect_noise((side, side), 80).convert("RGB")
-    pictures = (TrainingImage("a", image, ("a photo of {}",), None, (0, 0, side, side), (side, side)),)
+    pictures = tuple(  # as many as a batch, which is smaller where there are fewer
+        TrainingImage(str(i), image, ("a photo of {}",), None, (0, 0, side, side), (side, side)) for i in range(batch)
+    )
     cache = cache_latents(pictures, base, flip=True, color_jitter=False, seed=1)
     rows = initial_embeddings(base, TOKENS, (), torch.Generator().manual_seed(0))
     sizes = None if cache[0].sizes is None else cache[0].sizes[0, :1].expand(batch, -1)

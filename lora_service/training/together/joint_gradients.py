@@ -34,8 +34,9 @@ class StoppedTogetherError(LoraServiceError):
 
 @dataclass(eq=False)
 class _Request:
-    """A job that waits for the gradients of a micro-batch."""
+    """Job ``number``, which waits for the gradients of a micro-batch."""
 
+    number: int
     job: DiffusionBase
     stage: StageRun
     batch: Any
@@ -45,19 +46,20 @@ class _Request:
 
 @dataclass(frozen=True)
 class JobGradients:
-    """The gradients of one of the jobs of ``together``.
+    """The gradients of job ``number`` of ``together``.
 
     Args:
         job: the job's own base, on weights that all share.
     """
 
     together: JointGradients
+    number: int
     job: DiffusionBase
     stay_in_place = False
 
     def add(self, stage: StageRun, batch: Any) -> BatchLoss:
         """Add the gradients of a micro-batch, as of :class:`Gradients`, together with those of the other jobs."""
-        return self.together.add(_Request(self.job, stage, batch))
+        return self.together.add(_Request(self.number, self.job, stage, batch))
 
 
 class JointGradients:
@@ -137,7 +139,7 @@ class JointGradients:
     def _compute(self, requests: Sequence[_Request]) -> None:
         self._forget_other_stages({request.stage for request in requests})
         groups: dict[Hashable, list[_Request]] = defaultdict(list)
-        for request in requests:
+        for request in sorted(requests, key=lambda each: each.number):  # they come in any order
             groups[self._key(request)].append(request)
         for key, group in groups.items():
             self._compute_group(key, group)

@@ -29,11 +29,11 @@ class TrainingJob:
     config: TrainConfig
     class_data: Path | None = None
 
-    def run(self, base: DiffusionBase, together: JointGradients) -> TrainResult:
-        """Train on a base that shares the weights of ``base``."""
+    def run(self, base: DiffusionBase, together: JointGradients, number: int) -> TrainResult:
+        """Train on a base that shares the weights of ``base``, as job ``number`` of ``together``."""
         own = sharing_weights(base)
         trainer = self.trainer(own)
-        trainer.gradients = JobGradients(together, own)
+        trainer.gradients = JobGradients(together, number, own)
         return trainer.run(self.source, self.config, class_data=self.class_data)
 
 
@@ -58,4 +58,4 @@ def train_many(
     if base.waiting_blocks is not None:
         raise SettingError("OFFLOAD_BLOCKS", True, "0 for trainings that run together")
     together = JointGradients(base, log)
-    return together.run([partial(job.run, base, together) for job in jobs])
+    return together.run([partial(job.run, base, together, number) for number, job in enumerate(jobs)])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,7 @@ def together(
     """Train together; returns the results, and how many jobs shared each pass."""
     gradients = JointGradients(base, [].append if log is None else log.append)
     jobs = [job(folder, number, each) for number, each in enumerate(inputs)]
-    results = gradients.run([lambda each=each: each.run(base, gradients) for each in jobs])  # type: ignore[misc]
+    results = gradients.run([partial(each.run, base, gradients, number) for number, each in enumerate(jobs)])
     return results, gradients.passes
 
 
@@ -174,26 +176,20 @@ def test_passes_that_do_not_fit_the_memory_are_divided(tmp_path: Path, monkeypat
 def test_an_interruption_ends_all_and_is_raised(tmp_path: Path) -> None:
     base = small_base()
     before = hashes(base)
-    ended: list[str] = []
+    ended: list[int] = []
     gradients = JointGradients(base)
 
-    def run(each: TrainingJob) -> TrainResult:
+    def run(number: int) -> None:
         try:
-            return each.run(base, gradients)
+            each = job(tmp_path, number, {"seed": number, "max_train_steps_ti": 20000})
+            each.run(base, gradients, number)
         finally:
-            ended.append(str(each.source))
+            ended.append(number)
 
-    jobs = [job(tmp_path, number, {"seed": number, "max_train_steps_ti": 20000}) for number in range(2)]
     with pytest.raises(KeyboardInterrupt):
-        gradients.run([*(lambda each=each: run(each) for each in jobs), interrupt_soon])  # type: ignore[list-item, misc]
-    assert len(ended) == 2
+        gradients.run([partial(run, 0), partial(run, 1), _thread.interrupt_main])
+    assert sorted(ended) == [0, 1]
     assert hashes(base) == before
-
-
-def interrupt_soon() -> None:
-    import _thread
-
-    _thread.interrupt_main()
 
 
 def test_a_base_whose_blocks_wait_is_refused(tmp_path: Path) -> None:
