@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.loading import load_base
 from lora_service.settings import Settings
 from lora_service.training.inputs.config import TrainConfig
+from lora_service.training.optimization.captured_gradients import CapturedGradients, CudaGraphs, PassRecorder
 from lora_service.training.together.train_many import TrainingJob, train_many
 from lora_service.training.trainer import Trainer, TrainResult
 
@@ -39,7 +41,8 @@ def jobs(folder: Path, count: int, options: argparse.Namespace) -> list[Training
         }  # fmt: skip
 
         def trainer(base: DiffusionBase, number: int = number) -> Trainer:
-            return Trainer(base, folder / f"job {number} {time.monotonic_ns()}")
+            gradients = CapturedGradients(PassRecorder(CudaGraphs().record, print)) if options.cuda_graphs else None
+            return Trainer(base, folder / f"job {number} {time.monotonic_ns()}", gradients=gradients)
 
         made.append(TrainingJob(trainer, source, TrainConfig.of(inputs)))
     return made
@@ -51,9 +54,10 @@ def one_after_another(base: DiffusionBase, of: list[TrainingJob]) -> None:
         job.trainer(base).run(job.source, job.config)
 
 
-def together(base: DiffusionBase, of: list[TrainingJob]) -> None:
+def together(base: DiffusionBase, of: list[TrainingJob], *, cuda_graphs: bool) -> None:
     """Train all jobs together."""
-    for result in train_many(base, of, print):
+    recorder = PassRecorder(CudaGraphs().record, print) if cuda_graphs else None
+    for result in train_many(base, of, print, recorder):
         if not isinstance(result, TrainResult):
             raise result
 
@@ -75,6 +79,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="pictures per step of each job")
     parser.add_argument("--steps", type=int, default=40, help="steps of stage 2; stage 1 has half of them")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cuda-graphs", action="store_true", help="record the passes, both ways")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -91,10 +96,11 @@ def main() -> None:
         one_after_another(base, jobs(Path(folder), 1, options))  # warm
         for count in options.jobs:
             of = jobs(Path(folder), count, options)
-            rounds = [
-                (seconds(lambda: one_after_another(base, of), device), seconds(lambda: together(base, of), device))  # noqa: B023
-                for _ in range(options.rounds)
-            ]
+            apart_of, together_of = (
+                partial(one_after_another, base, of),
+                partial(together, base, of, cuda_graphs=options.cuda_graphs),
+            )
+            rounds = [(seconds(apart_of, device), seconds(together_of, device)) for _ in range(options.rounds)]
             apart, joint = (min(column) for column in zip(*rounds, strict=True))
             ratios = sorted(a / b for a, b in rounds)
             print(

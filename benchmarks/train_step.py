@@ -39,7 +39,7 @@ from lora_service.training.data.latent_cache import cache_latents
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.inputs.input_checks import ORIGINAL_TARGETS
 from lora_service.training.inputs.resolved_config import resolve_config
-from lora_service.training.optimization.captured_gradients import CapturedGradients, CudaGraphs
+from lora_service.training.optimization.captured_gradients import CapturedGradients, CudaGraphs, PassRecorder
 from lora_service.training.stages import train_lora, train_textual_inversion
 
 RANK = 16
@@ -84,7 +84,7 @@ def comparisons(base: DiffusionBase, side: int, batch: int, *, cuda_graphs: bool
         field = {"tokens": "max_train_steps_ti", "tuning": "max_train_steps_tuning"}[stage]
         stage_config = replace(resolved, config=resolved.config.model_copy(update={field: steps}))
         with added_tokens(base, TOKENS, rows) as tokens, ExitStack() as stack:
-            gradients = CapturedGradients(CudaGraphs().record, print) if cuda_graphs else None
+            gradients = CapturedGradients(PassRecorder(CudaGraphs().record, print)) if cuda_graphs else None
             context = TrainingContext(
                 base, pictures, cache, stage_config, tokens.text, _autocast(base), gradients=gradients
             )

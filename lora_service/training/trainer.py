@@ -43,7 +43,7 @@ from lora_service.training.inputs.resolved_config import ResolvedConfig, TaughtS
 from lora_service.training.memory.estimate import MemorySavings, choose_savings, explain_out_of_memory
 from lora_service.training.memory.offloading import Offloading, blocks_wait
 from lora_service.training.memory.precision import precision
-from lora_service.training.optimization.captured_gradients import CapturedGradients, CudaGraphs
+from lora_service.training.optimization.captured_gradients import CapturedGradients, CudaGraphs, PassRecorder
 from lora_service.training.optimization.gradients import Gradients
 from lora_service.training.optimization.loop import LoopReport, TrainingCallback
 from lora_service.training.optimization.optimizers import check_optimizer
@@ -189,7 +189,7 @@ class Trainer:
         elif savings.checkpointing or savings.offloading or savings.blocks or self.base.waiting_blocks is not None:
             self.log("warning: CUDA_GRAPHS does nothing where memory is saved, as the steps then wait for the host")
         else:
-            return CapturedGradients(CudaGraphs().record, self.log)
+            return CapturedGradients(PassRecorder(CudaGraphs().record, self.log))
         return None
 
     def _say_what_companions_read(self, subject: TaughtSubject) -> None:

@@ -7,11 +7,12 @@ the launches too, but compiling a UNet's backward pass takes longer than a whole
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_service.training.losses.batch_loss import BatchLoss
 from lora_service.training.nested_tensors import map_tensors, shape_of, tensors_of
@@ -25,64 +26,94 @@ SEEN_BEFORE = 2
 MOST_GRAPHS = 16
 """Shapes that are recorded; batches of further ones run eagerly."""
 
-Replay = Callable[[], BatchLoss]
-"""Runs the recorded passes on what their inputs hold now; the loss lies in the same tensors at each call."""
+Loss = TypeVar("Loss")
+Record = Callable[[Callable[[], Any]], Callable[[], Any]]
+"""Records passes, which it may also run, and returns what replays them and returns what they did, in the same tensors;
+RuntimeError where it cannot."""
 
 
-class CapturedGradients:
-    """Records the passes of each shape of a batch, and replays them on copies of the batches.
+class PassRecorder:
+    """Records passes once for each shape of their inputs, and replays them on copies of the inputs.
 
-    The parameters' gradients stay in place from step to step, as recorded kernels write to their addresses; whatever
-    else a training changes, it changes in place. What cannot be recorded runs eagerly.
+    What cannot be recorded runs eagerly. The parameters' gradients have to stay in place, as recorded kernels write to
+    their addresses; and whatever else changes between passes has to change in place.
 
     Args:
-        record: records passes, which it may also run, and returns what replays them; RuntimeError where it cannot.
         log: called with a line where recording fails.
     """
 
-    stay_in_place = True
-
-    def __init__(
-        self,
-        record: Callable[[Callable[[], BatchLoss]], Replay],
-        log: Callable[[str], None] = lambda line: None,
-    ) -> None:
+    def __init__(self, record: Record, log: Callable[[str], None] = lambda line: None) -> None:
         self._record, self._log = record, log
-        self._eager = EagerGradients()
-        self._stage: StageRun | None = None
-        self._seen: dict[Hashable, int] = {}
-        self._recorded: dict[Hashable, tuple[list[Tensor], Replay]] = {}
+        self._seen: Counter[tuple[Hashable, Hashable]] = Counter()
+        self._recorded: dict[tuple[Hashable, Hashable], tuple[list[Tensor], Callable[[], Any]]] = {}
         self._fails = False
 
-    def add(self, stage: StageRun, batch: Any) -> BatchLoss:
-        """Add the gradients of a micro-batch, as of :class:`Gradients`."""
-        if stage is not self._stage:  # other parameters learn: nothing that was recorded is of use
-            self._stage, self._seen, self._recorded = stage, {}, {}
-        shape = shape_of(batch)
-        if shape not in self._recorded and not self._records(stage, batch, shape):
-            return self._eager.add(stage, batch)
-        inputs, replay = self._recorded[shape]
-        torch._foreach_copy_(inputs, tensors_of(batch))
-        return replay()
+    def run(
+        self, owner: Hashable, inputs: Any, passes: Callable[[Any], Loss], parameters: Sequence[nn.Parameter]
+    ) -> Loss:
+        """Run ``passes`` on ``inputs``, or what was recorded of them.
 
-    def _records(self, stage: StageRun, batch: Any, shape: Hashable) -> bool:
-        """Record the passes of this shape if it is time; return False where the batch is to be run eagerly."""
-        self._seen[shape] = self._seen.get(shape, 0) + 1
-        if self._fails or self._seen[shape] <= SEEN_BEFORE or len(self._recorded) >= MOST_GRAPHS:
+        Args:
+            owner: what the passes depend on besides.
+            passes: add to the gradients of ``parameters``.
+
+        Returns:
+            What the passes return; it may be overwritten at the next call.
+        """
+        key = (owner, shape_of(inputs))
+        if key not in self._recorded and not self._records(key, inputs, passes, parameters):
+            return passes(inputs)
+        kept, replay = self._recorded[key]
+        torch._foreach_copy_(kept, tensors_of(inputs))
+        return replay()  # type: ignore[no-any-return]
+
+    def keep(self, is_kept: Callable[[Any], bool]) -> None:
+        """Forget the passes of owners that are not to be kept."""
+        self._recorded = {key: value for key, value in self._recorded.items() if is_kept(key[0])}
+        self._seen = Counter({key: count for key, count in self._seen.items() if is_kept(key[0])})
+
+    def _records(
+        self,
+        key: tuple[Hashable, Hashable],
+        inputs: Any,
+        passes: Callable[[Any], Any],
+        parameters: Sequence[nn.Parameter],
+    ) -> bool:
+        """Record the passes of this shape if it is time; return False where they are to be run eagerly."""
+        self._seen[key] += 1
+        if self._fails or self._seen[key] <= SEEN_BEFORE or len(self._recorded) >= MOST_GRAPHS:
             return False
-        inputs = map_tensors(batch, torch.clone)
-        gradients = [parameter.grad for parameter in stage.parameters if parameter.grad is not None]
+        kept = map_tensors(inputs, torch.clone)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         before = [gradient.clone() for gradient in gradients]
         try:
-            replay = self._record(lambda: self._eager.add(stage, inputs))
+            replay = self._record(lambda: passes(kept))
         except RuntimeError as error:
             self._fails = True
             self._log(f"warning: the steps are not recorded, which would be faster: {_first_line(error)}")
             return False
         finally:
             torch._foreach_copy_(gradients, before)  # recording may run the passes
-        self._recorded[shape] = (tensors_of(inputs), replay)
+        self._recorded[key] = (tensors_of(kept), replay)
         return True
+
+
+class CapturedGradients:
+    """The gradients of :class:`EagerGradients`, by passes that are recorded and replayed.
+
+    Args:
+        recorder: of this training alone.
+    """
+
+    stay_in_place = True
+
+    def __init__(self, recorder: PassRecorder) -> None:
+        self._recorder, self._eager = recorder, EagerGradients()
+
+    def add(self, stage: StageRun, batch: Any) -> BatchLoss:
+        """Add the gradients of a micro-batch, as of :class:`Gradients`."""
+        self._recorder.keep(lambda owner: owner is stage)
+        return self._recorder.run(stage, batch, lambda inputs: self._eager.add(stage, inputs), stage.parameters)
 
 
 class CudaGraphs:
@@ -91,7 +122,7 @@ class CudaGraphs:
     def __init__(self) -> None:
         self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 
-    def record(self, passes: Callable[[], BatchLoss]) -> Replay:
+    def record(self, passes: Callable[[], Any]) -> Callable[[], Any]:
         """Run ``passes`` once on a stream of its own, as PyTorch asks for, and record them there.
 
         Raises:
@@ -105,7 +136,7 @@ class CudaGraphs:
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             loss = passes()
 
-        def replay() -> BatchLoss:
+        def replay() -> Any:
             graph.replay()
             return loss
 

@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from lora_service.errors import LoraServiceError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.training.losses.batch_loss import BatchLoss, NoisyBatch, SubjectLoss
 from lora_service.training.nested_tensors import shape_of
+from lora_service.training.optimization.captured_gradients import PassRecorder
 from lora_service.training.optimization.gradients import EagerGradients
 from lora_service.training.optimization.loop import StageRun
 from lora_service.training.together.joint_base import adapter_shape, joint_base
@@ -55,7 +57,11 @@ class JobGradients:
     together: JointGradients
     number: int
     job: DiffusionBase
-    stay_in_place = False
+
+    @property
+    def stay_in_place(self) -> bool:
+        """True where passes are recorded."""
+        return self.together.recorder is not None
 
     def add(self, stage: StageRun, batch: Any) -> BatchLoss:
         """Add the gradients of a micro-batch, as of :class:`Gradients`, together with those of the other jobs."""
@@ -71,10 +77,16 @@ class JointGradients:
     Args:
         base: whose weights the jobs share.
         log: called with a line where passes are divided.
+        recorder: records the passes; None: they run eagerly.
     """
 
-    def __init__(self, base: DiffusionBase, log: Callable[[str], None] = lambda line: None) -> None:
-        self._base, self._log = base, log
+    def __init__(
+        self,
+        base: DiffusionBase,
+        log: Callable[[str], None] = lambda line: None,
+        recorder: PassRecorder | None = None,
+    ) -> None:
+        self._base, self._log, self.recorder = base, log, recorder
         self._turn = threading.Condition()
         self._running = 0
         self._waiting: list[_Request] = []
@@ -147,6 +159,8 @@ class JointGradients:
     def _forget_other_stages(self, stages: set[StageRun]) -> None:
         self._joint = {of: base for of, base in self._joint.items() if stages.issuperset(of)}
         self._shapes = {of: shape for of, shape in self._shapes.items() if of in stages}
+        if self.recorder is not None:
+            self.recorder.keep(stages.issuperset)
 
     def _key(self, request: _Request) -> Hashable:
         """Return what batches have in common that can share a pass; of its own where there is no such thing."""
@@ -172,8 +186,7 @@ class JointGradients:
                 self._fail(group, error)
                 return
             for request, gradients in zip(group, before, strict=True):
-                for parameter, gradient in zip(request.stage.parameters, gradients, strict=True):
-                    parameter.grad = gradient
+                _put_back(request.stage, gradients)
             self._most = len(group) // 2
             self._log(f"{len(group)} trainings do not fit the memory at once: at most {self._most} do so from now on")
         except Exception as error:
@@ -190,19 +203,28 @@ class JointGradients:
             request.error = error
 
     def _pass(self, group: Sequence[_Request]) -> None:
-        if len(group) == 1:
-            group[0].result = EagerGradients().add(group[0].stage, group[0].batch)
-            return
-        base, batches = self._joint_base(group), [request.batch for request in group]
+        stages, batches = tuple(request.stage for request in group), tuple(request.batch for request in group)
+        compute = partial(self._joint_pass, self._joint_base(group), stages) if len(group) > 1 else _pass_of(stages[0])
+        if self.recorder is None:
+            losses = compute(batches)
+        else:
+            parameters = [parameter for stage in stages for parameter in stage.parameters]
+            losses = self.recorder.run(stages, batches, compute, parameters)
+        for request, loss in zip(group, losses, strict=True):
+            request.result = loss
+
+    @staticmethod
+    def _joint_pass(
+        base: DiffusionBase, stages: Sequence[StageRun], batches: Sequence[NoisyBatch]
+    ) -> tuple[BatchLoss, ...]:
+        """Add the gradients of ``batches``, one of each stage; return their losses."""
         whole = NoisyBatch.concatenate(batches)
-        with group[0].stage.autocast():
+        with stages[0].autocast():
             prediction = base.denoise(whole.noisy.noisy, whole.noisy.timesteps, whole.embeds(base.text), whole.sizes)
-            parts = prediction.chunk(len(group))
+            parts = prediction.chunk(len(batches))
             losses = [BatchLoss(batch.loss_of(part)) for batch, part in zip(batches, parts, strict=True)]
-        scaled = [request.stage.scaled(each) for request, each in zip(group, losses, strict=True)]
-        torch.autograd.backward(scaled)
-        for request, each in zip(group, losses, strict=True):
-            request.result = each.detach()
+        torch.autograd.backward([stage.scaled(loss) for stage, loss in zip(stages, losses, strict=True)])
+        return tuple(loss.detach() for loss in losses)
 
     def _joint_base(self, group: Sequence[_Request]) -> DiffusionBase:
         stages = tuple(request.stage for request in group)
@@ -212,5 +234,18 @@ class JointGradients:
         return self._joint[stages]
 
 
+def _pass_of(stage: StageRun) -> Callable[[Sequence[Any]], tuple[BatchLoss, ...]]:
+    """Return the pass of a job that shares none."""
+    return lambda batches: (EagerGradients().add(stage, batches[0]),)
+
+
 def _gradients(stage: StageRun) -> list[torch.Tensor | None]:
     return [None if parameter.grad is None else parameter.grad.clone() for parameter in stage.parameters]
+
+
+def _put_back(stage: StageRun, gradients: Sequence[torch.Tensor | None]) -> None:
+    for parameter, gradient in zip(stage.parameters, gradients, strict=True):
+        if parameter.grad is not None and gradient is not None:
+            parameter.grad.copy_(gradient)  # recorded passes have its address
+        else:
+            parameter.grad = gradient

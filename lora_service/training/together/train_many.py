@@ -10,6 +10,7 @@ from pathlib import Path
 from lora_service.errors import SettingError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.training.inputs.config import TrainConfig
+from lora_service.training.optimization.captured_gradients import PassRecorder
 from lora_service.training.together.joint_gradients import JobGradients, JointGradients
 from lora_service.training.together.shared_weights import sharing_weights
 from lora_service.training.trainer import Trainer, TrainResult
@@ -38,7 +39,10 @@ class TrainingJob:
 
 
 def train_many(
-    base: DiffusionBase, jobs: Sequence[TrainingJob], log: Callable[[str], None] = lambda line: None
+    base: DiffusionBase,
+    jobs: Sequence[TrainingJob],
+    log: Callable[[str], None] = lambda line: None,
+    recorder: PassRecorder | None = None,
 ) -> list[TrainResult | Exception]:
     """Run ``jobs`` together; each learns what it would learn alone, but for the last bits.
 
@@ -48,6 +52,7 @@ def train_many(
 
     Args:
         log: called with lines that are of all jobs.
+        recorder: records the passes; None: they run eagerly.
 
     Returns:
         Of each job its result, or what it raised.
@@ -57,5 +62,5 @@ def train_many(
     """
     if base.waiting_blocks is not None:
         raise SettingError("OFFLOAD_BLOCKS", True, "0 for trainings that run together")
-    together = JointGradients(base, log)
+    together = JointGradients(base, log, recorder)
     return together.run([partial(job.run, base, together, number) for number, job in enumerate(jobs)])

@@ -13,34 +13,14 @@ from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.settings import Settings
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.losses.batch_loss import BatchLoss
-from lora_service.training.optimization.captured_gradients import CapturedGradients, CudaGraphs
+from lora_service.training.optimization.captured_gradients import CapturedGradients, CudaGraphs, PassRecorder
 from lora_service.training.optimization.gradients import Gradients
 from lora_service.training.trainer import Trainer
 from tests.small_base import picture_zip, small_base
 from tests.small_flow import small_flow_base
+from tests.training.pass_recorder import Recorder
 
 STEPS = {"task": "object", "seed": 1, "max_train_steps_ti": 4, "max_train_steps_tuning": 5, "resolution": 32}
-
-
-class Recorder:
-    """Stands for CUDA graphs: passes that are recorded run once, and replaying overwrites the loss of the last time."""
-
-    def __init__(self) -> None:
-        self.recorded = self.replayed = 0
-
-    def record(self, passes: Callable[[], BatchLoss]) -> Callable[[], BatchLoss]:
-        self.recorded += 1
-        kept = passes()
-
-        def replay() -> BatchLoss:
-            self.replayed += 1
-            new = passes()
-            kept.total.copy_(new.total)
-            for name, part in new.parts.items():
-                kept.parts[name].copy_(part)
-            return kept
-
-        return replay
 
 
 def file_of(
@@ -68,7 +48,10 @@ def file_of(
 def test_a_recorded_training_makes_the_file_of_an_eager_one(tmp_path: Path, inputs: dict[str, Any]) -> None:
     recorder = Recorder()
     eager = file_of(tmp_path / "eager", small_base(), None, **inputs)
-    assert file_of(tmp_path / "recorded", small_base(), CapturedGradients(recorder.record), **inputs) == eager
+    assert (
+        file_of(tmp_path / "recorded", small_base(), CapturedGradients(PassRecorder(recorder.record)), **inputs)
+        == eager
+    )
     assert recorder.recorded >= 2, "one stage after the other"
     assert recorder.replayed > recorder.recorded
 
@@ -77,7 +60,7 @@ def test_a_recorded_training_makes_the_file_of_an_eager_one(tmp_path: Path, inpu
 def test_other_families_too(tmp_path: Path, make: Callable[[], DiffusionBase]) -> None:
     recorder = Recorder()
     eager = file_of(tmp_path / "eager", make(), None)
-    assert file_of(tmp_path / "recorded", make(), CapturedGradients(recorder.record)) == eager
+    assert file_of(tmp_path / "recorded", make(), CapturedGradients(PassRecorder(recorder.record))) == eager
     assert recorder.replayed
 
 
@@ -88,7 +71,9 @@ def test_what_cannot_be_recorded_runs_eagerly_and_says_so_once(tmp_path: Path) -
 
     log: list[str] = []
     eager = file_of(tmp_path / "eager", small_base(), None)
-    assert file_of(tmp_path / "recorded", small_base(), CapturedGradients(record, log.append), log) == eager
+    assert (
+        file_of(tmp_path / "recorded", small_base(), CapturedGradients(PassRecorder(record, log.append)), log) == eager
+    )
     assert [line for line in log if "not recorded" in line] == [
         "warning: the steps are not recorded, which would be faster: operation not permitted when stream is capturing"
     ]
@@ -107,7 +92,7 @@ def test_on_a_card_steps_are_recorded_and_learn_the_same(tmp_path: Path) -> None
     from lora_service.models.loading import load_base
 
     settings, reports = Settings(device="cuda"), {}
-    for gradients in (None, CapturedGradients(CudaGraphs().record, pytest.fail)):
+    for gradients in (None, CapturedGradients(PassRecorder(CudaGraphs().record, pytest.fail))):
         folder = tmp_path / str(gradients is None)
         folder.mkdir()
         trainer = Trainer(load_base(settings, for_training=True), folder / "job", gradients=gradients)

@@ -14,8 +14,12 @@ import torch
 from lora_service.errors import InputError, SettingError
 from lora_service.lora.files import read_lora
 from lora_service.models.diffusion_base import DiffusionBase
+from lora_service.models.text_encoders import TextEncoders
 from lora_service.settings import Settings
 from lora_service.training.inputs.config import TrainConfig
+from lora_service.training.optimization.captured_gradients import PassRecorder
+from lora_service.training.together import joint_gradients
+from lora_service.training.together.joint_base import joint_base
 from lora_service.training.together.joint_gradients import JointGradients
 from lora_service.training.together.shared_weights import sharing_weights
 from lora_service.training.together.train_many import TrainingJob, train_many
@@ -24,6 +28,7 @@ from tests.dataset.picture_makers import png, zipped
 from tests.errors import raises
 from tests.small_base import hashes, small_base
 from tests.small_flow import small_flow_base
+from tests.training.pass_recorder import Recorder
 
 STEPS = {"task": "object", "max_train_steps_ti": 3, "max_train_steps_tuning": 4, "resolution": 32, "samples": 0}
 JOBS: tuple[dict[str, Any], ...] = (
@@ -57,10 +62,14 @@ def alone(base: DiffusionBase, folder: Path, inputs: Sequence[dict[str, Any]]) -
 
 
 def together(
-    base: DiffusionBase, folder: Path, inputs: Sequence[dict[str, Any]], log: list[str] | None = None
+    base: DiffusionBase,
+    folder: Path,
+    inputs: Sequence[dict[str, Any]],
+    log: list[str] | None = None,
+    recorder: PassRecorder | None = None,
 ) -> tuple[list[TrainResult | Exception], list[int]]:
     """Train together; returns the results, and how many jobs shared each pass."""
-    gradients = JointGradients(base, [].append if log is None else log.append)
+    gradients = JointGradients(base, [].append if log is None else log.append, recorder)
     jobs = [job(folder, number, each) for number, each in enumerate(inputs)]
     results = gradients.run([partial(each.run, base, gradients, number) for number, each in enumerate(jobs)])
     return results, gradients.passes
@@ -104,6 +113,22 @@ def test_each_job_learns_what_it_learns_alone_with_its_own_pictures_rates_and_en
     assert passes == [3] * 7 + [1] * 3
     learned = [result.path.read_bytes() for result in results if isinstance(result, TrainResult)]
     assert len(set(learned)) == 3
+
+
+def test_passes_can_be_recorded_too_and_are_made_ready_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, recorder, made = in_double_precision(small_base()), Recorder(), list[int]()
+
+    def counted(base: DiffusionBase, jobs: Sequence[DiffusionBase], text: TextEncoders) -> DiffusionBase:
+        made.append(len(jobs))
+        return joint_base(base, jobs, text)
+
+    monkeypatch.setattr(joint_gradients, "joint_base", counted)
+    expected, _ = together(base, tmp_path / "eager", JOBS)
+    assert made == [3, 3], "one of each stage"
+    results, passes = together(base, tmp_path / "recorded", JOBS, recorder=PassRecorder(recorder.record))
+    assert [each.path.read_bytes() for each in results] == [each.path.read_bytes() for each in expected]  # type: ignore[union-attr]
+    assert (recorder.recorded, recorder.replayed) == (3, 1 + 2 + 1), "stages 1 and 2 of all, and the end of the longest"
+    assert len(passes) == 10
 
 
 @pytest.mark.parametrize("make", [lambda: small_base(family="sdxl"), lambda: small_flow_base("zimage")])
