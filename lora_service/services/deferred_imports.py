@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -28,7 +28,7 @@ SCIPY: Names = {
     "scipy.stats": (),  # diffusers' beta schedule
 }
 COMPILER: Names = {
-    "torch._dynamo": ("disable", "allow_in_graph", "assume_constant_result", "graph_break"),
+    "torch._dynamo": ("disable", "allow_in_graph", "assume_constant_result", "graph_break", "is_compiling"),
     "torch._dynamo._trace_wrapped_higher_order_op": ("TransformGetItemToIndex",),
     "torch._dynamo.eval_frame": ("OptimizedModule",),
     "torch.distributed.tensor": ("DTensor",),
@@ -44,8 +44,20 @@ PEFT: Names = {
 }
 CLOUD: Names = {"boto3": ()}
 """Imported by accelerate's command line where it is installed."""
-_MARKS = {("torch._dynamo", name) for name in COMPILER["torch._dynamo"]}
-"""Functions, decorators most of them, that mean something only where a function is compiled."""
+
+
+def _undecorated(function: Any = None, *arguments: Any, **options: Any) -> Any:
+    return function if function is not None else lambda decorated: decorated
+
+
+_WITHOUT_COMPILER: Mapping[str, Callable[..., Any]] = {
+    "torch._dynamo.disable": _undecorated,
+    "torch._dynamo.allow_in_graph": _undecorated,
+    "torch._dynamo.assume_constant_result": _undecorated,
+    "torch._dynamo.graph_break": lambda: None,
+    "torch._dynamo.is_compiling": lambda: False,
+}
+"""What functions do while there is no compiler: what is meant for it alone has no effect."""
 
 
 def defer_imports(*groups: Names) -> None:
@@ -150,8 +162,7 @@ class _DeferredModule(ModuleType):
         super().__init__(name)
         self.__dict__["_finder"] = finder
         for listed in names:
-            kind = _Mark if (name, listed) in _MARKS else _DeferredName
-            self.__dict__[listed] = kind(finder, name, listed)
+            self.__dict__[listed] = _DeferredName(finder, name, listed)
 
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__"):
@@ -167,11 +178,17 @@ class _DeferredName:
     def __init__(self, finder: _Finder, module: str, name: str) -> None:
         self._finder, self._module, self._name = finder, module, name
 
+    def _is_imported(self) -> bool:
+        module = sys.modules.get(self._module)
+        return module is not None and not isinstance(module, _DeferredModule)
+
     def _load(self) -> Any:
         return getattr(self._finder.load(self._module), self._name)
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        return self._load()(*arguments, **options)
+        instead = _WITHOUT_COMPILER.get(f"{self._module}.{self._name}")
+        function = instead if instead and not self._is_imported() else self._load()
+        return function(*arguments, **options)
 
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__"):
@@ -179,18 +196,10 @@ class _DeferredName:
         return getattr(self._load(), attribute)
 
     def __instancecheck__(self, instance: object) -> bool:
-        module = sys.modules.get(self._module)
-        return module is not None and not isinstance(module, _DeferredModule) and isinstance(instance, self._load())
+        return self._is_imported() and isinstance(instance, self._load())
 
     def __mro_entries__(self, bases: tuple[object, ...]) -> tuple[Any]:
         return (self._load(),)
 
     def __or__(self, other: Any) -> Any:  # in annotations
         return Union[self, other]  # noqa: UP007
-
-
-class _Mark(_DeferredName):
-    """Stands in for a function, usually a decorator, that only the compiler takes note of."""
-
-    def __call__(self, function: Any = None, *arguments: Any, **options: Any) -> Any:
-        return function if function is not None else lambda decorated: decorated
