@@ -6,7 +6,7 @@ generate            pictures with a LoRA, compared with diffusers with PEFT's la
 request_memory      memory, pictures and base over hundreds of mixed requests
 swap                applying, rescaling and removing a LoRA, compared with diffusers
 gateway             a request to the gateway against one to Cog, jobs queued in a second, memory with a queue
-cold_start          the time of a new server to its first picture
+cold_start          the time of a new server to the end of its first job
 read_pictures       loading a dataset of large photographs
 activations         the bytes that a training step saves for its backward pass
 prompt_following    the accuracy of the embedded base on held-out prompts

@@ -24,14 +24,20 @@ _PREFIX = re.compile(r"(?:(?:text_model|model|language_model)\.)+")
 """Prefixes of the keys of text encoders, which versions of transformers save with and without."""
 
 
-def load_folder(folder: Path, name: str, dtype: torch.dtype, backbone: Any = None) -> Components:
-    """Load the models in ``folder``, on the CPU.
+def load_folder(
+    folder: Path, name: str, dtype: torch.dtype, device: torch.device | None = None, backbone: Any = None
+) -> Components:
+    """Load the models in ``folder``.
+
+    Onto a device they come a tensor at a time from the mapped files: the host holds no copy of them beside the system's
+    cache of the files, whatever their dtype is.
 
     Args:
         folder: in diffusers' layout.
         name: of the base, for messages.
         dtype: of the weights.
-        backbone: takes the place of the folder's own.
+        device: where they come to lie; None: on the host.
+        backbone: takes the place of the folder's own, where it is.
 
     Raises:
         BaseModelError: it is no base of any family.
@@ -49,9 +55,14 @@ def load_folder(folder: Path, name: str, dtype: torch.dtype, backbone: Any = Non
         raise unusable(name, other or f"is for diffusers' {pipeline_class}")
     left_out = {part: None for part, value in index.items() if value == [None, None]}
     options = {"dtype": dtype, "variant": _variant(folder / family.backbone), **left_out, **family.loading_options()}
+    if device is not None:
+        options["device_map"] = device.type  # of several cards, the current one: diffusers takes no number
     if backbone is not None:
         options[family.backbone] = backbone
-    pipeline = getattr(diffusers, pipeline_class).from_pretrained(folder, **options)
+    try:
+        pipeline = getattr(diffusers, pipeline_class).from_pretrained(folder, **options)
+    except NotImplementedError as error:  # what is missing has no values that could be moved
+        raise unusable(name, "lacks weights", code="incomplete_model") from error
     components = Components.from_pipeline(pipeline, family)
     for encoder_name, encoder in components.text_encoders.items():
         if missing := _missing_parameter(folder / encoder_name, encoder):

@@ -37,9 +37,15 @@ def load_base(settings: Settings, *, for_training: bool = False) -> DiffusionBas
     check_quantization(settings, device, for_training=for_training)
     _check_blocks(settings, device)
     path, defaults = ensure_local(settings)
-    half_precision = family.half_precision if (family := family_at(settings.base_model, path)) else ""
+    family = family_at(settings.base_model, path)
+    half_precision = family.half_precision if family else ""
     dtype = choose_dtype(settings, device, half_precision, for_training=for_training)
-    components = _load_components(path, dtype, settings)
+    # What is quantized, and blocks that wait, are on the host first.
+    is_direct = device.type == "cuda" and settings.base_quantization == "none" and not settings.offload_blocks
+    try:
+        components = _load_components(path, dtype, settings, device if is_direct else None)
+    except torch.OutOfMemoryError as error:
+        raise _too_large(settings, family, for_training=for_training) from error
     if for_training and components.family.is_inpainting(components.vae, components.backbone):
         reason = "is an inpainting model, which draws but cannot be trained; a LoRA of the plain base fits it"
         raise unusable(settings.base_model, reason)
@@ -56,10 +62,10 @@ def load_base(settings: Settings, *, for_training: bool = False) -> DiffusionBas
     return base
 
 
-def _too_large(settings: Settings, family: Family, *, for_training: bool) -> BaseModelError:
+def _too_large(settings: Settings, family: Family | None, *, for_training: bool) -> BaseModelError:
     """Make the error for a base that the device has no memory for, with the settings that would help."""
     helps = [f"BASE_QUANTIZATION={'nf4' if for_training else 'fp8'}"] if settings.base_quantization == "none" else []
-    if family.backbone == "transformer" and not settings.offload_blocks:
+    if family and family.backbone == "transformer" and not settings.offload_blocks:
         helps.insert(0, "OFFLOAD_BLOCKS=1")
     advice = f"set {' or '.join(helps)}, or take a smaller one" if helps else "take a smaller one"
     return BaseModelError(
@@ -203,11 +209,15 @@ def _let_blocks_wait(base: DiffusionBase) -> None:
             tensor.data = tensor.data.to(base.device)
 
 
-def _load_components(path: Path, dtype: torch.dtype, settings: Settings) -> Components:
+def _load_components(path: Path, dtype: torch.dtype, settings: Settings, device: torch.device | None) -> Components:
     name = settings.base_model
     try:
-        is_file = path.is_file()
-        components = load_single_file(path, name, dtype, settings) if is_file else load_folder(path, name, dtype)
+        if path.is_file():
+            components = load_single_file(path, name, dtype, settings, device)
+        else:
+            components = load_folder(path, name, dtype, device)
+    except torch.OutOfMemoryError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise unusable(name, f"could not be loaded ({reason})", code="unreadable_model") from error

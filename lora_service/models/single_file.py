@@ -45,8 +45,10 @@ _OTHER_MODELS = {
 """Files that are no base, by the prefix of one of their keys; the first match counts."""
 
 
-def load_single_file(path: Path, name: str, dtype: torch.dtype, settings: Settings) -> Components:
-    """Load the models in the file ``path``, on the CPU.
+def load_single_file(
+    path: Path, name: str, dtype: torch.dtype, settings: Settings, device: torch.device | None
+) -> Components:
+    """Load the models in the file ``path``: a transformer and its parts as `load_folder` does, others on the host.
 
     Raises:
         BaseModelError: it is no Stable Diffusion 1.x, 2.x or XL base and no transformer of the other families, or there
@@ -57,7 +59,7 @@ def load_single_file(path: Path, name: str, dtype: torch.dtype, settings: Settin
 
     shapes, metadata = _read_header(path, name)
     if transformer_family := family_of_file(path):
-        return load_transformer_file(path, transformer_family, name, dtype, settings)
+        return load_transformer_file(path, transformer_family, name, dtype, settings, device)
     family = detect_family(name, shapes)
     config = CONFIGS / next(iter(family.bases))
     pipeline_class = json.loads((config / "model_index.json").read_text())["_class_name"]

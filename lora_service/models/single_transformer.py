@@ -24,8 +24,10 @@ _SCALES = re.compile(
 _OTHER_PARTS = ("vae.", "text_encoders.", "first_stage_model.", "cond_stage_model.")
 
 
-def load_transformer_file(path: Path, family: Family, name: str, dtype: torch.dtype, settings: Settings) -> Components:
-    """Load the transformer in the file ``path``, in the original layout or diffusers', and the rest, on the CPU.
+def load_transformer_file(
+    path: Path, family: Family, name: str, dtype: torch.dtype, settings: Settings, device: torch.device | None
+) -> Components:
+    """Load the transformer in the file ``path``, in the original layout or diffusers', and the rest.
 
     Raises:
         BaseModelError: it holds more than a transformer, is quantized, or does not fit its other parts.
@@ -48,7 +50,8 @@ def load_transformer_file(path: Path, family: Family, name: str, dtype: torch.dt
         first = "it lacks weights" if isinstance(error, NotImplementedError) else str(error).splitlines()[0]
         reason = f"does not fit the other parts, which are those of {chosen} ({first}); BASE_COMPONENTS names others"
         raise unusable(name, reason, code="incomplete_model") from error
-    return load_folder(folder, name, dtype, backbone=nn.Module.to(transformer, dtype))
+    # Its tensors are those of the mapped file until here, and are copied one at a time.
+    return load_folder(folder, name, dtype, device, backbone=nn.Module.to(transformer, device=device, dtype=dtype))
 
 
 def _check_tensors(name: str, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -7,5 +7,6 @@ request_loras.py       the LoRAs of a request: fetched, read, kept in memory
 image_uploads.py       the pictures of a request
 kept_runs.py           trainings in folders that outlive a server
 file_worker.py         a process for strangers' files: previews, LoRA files
+deferred_imports.py    imports that libraries make in passing wait for their use
 worker.py              the worker process of Cog's server: imports before the first job, fit for the next one
 """

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lora_service.generation.initial_image import InputImages
 from lora_service.generation.request import GenerateRequest
 from lora_service.generation.schedulers import SCHEDULERS
+from lora_service.services.deferred_imports import PEFT
 from lora_service.services.image_uploads import open_image
 from lora_service.services.model_service import (
     JobLog,
@@ -80,14 +81,13 @@ class InferenceService(ModelService):
 
         In a server's worker, everything that a request may need is imported as well.
         """
-        if self._worker:
-            self._worker.prepare((*_IMPORTS, *family_imports(self.settings)))
-        generator = self._generator
-        self.loras.trained_weights(generator.base.defaults)
-        if self.settings.safety_checker:
-            _ = self._safety_checker  # a server that cannot check is of no use
-        if self.settings.warm_up or self.settings.compile:
-            self._draw_once(generator)
+        with self._starting((*_IMPORTS, *family_imports(self.settings)), [PEFT]):
+            generator = self._generator
+            self.loras.trained_weights(generator.base.defaults)
+            if self.settings.safety_checker:
+                _ = self._safety_checker  # a server that cannot check is of no use
+            if self.settings.warm_up or self.settings.compile:
+                self._draw_once(generator)
 
     def _draw_once(self, generator: ImageGenerator) -> None:
         """Draw pictures that nobody sees; with ``COMPILE`` of all classes of shapes, so that no job has to compile."""

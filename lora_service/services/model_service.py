@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import traceback
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from lora_service.errors import LoraServiceError, shorten
-from lora_service.services.worker import Worker, broke_import, torch_is_usable
+from lora_service.services.deferred_imports import CLOUD, COMPILER, Names
+from lora_service.services.worker import Worker, broke_import, collector_paused, torch_is_usable
 from lora_service.settings import Settings
 from lora_service.temporary_folders import LockedFolder
 
@@ -112,6 +113,21 @@ class ModelService:
     def close(self) -> None:
         """Remove the last job's output: the server does not."""
         self._output.clear()
+
+    @contextmanager
+    def _starting(self, imports: Iterable[str], deferred: Iterable[Names] = ()) -> Iterator[None]:
+        """In a server's worker, prepare it for what is within, and for jobs; elsewhere do nothing.
+
+        Args:
+            imports, deferred: as of `Worker.prepare`; the second beside what neither service uses.
+        """
+        if self._worker is None:
+            yield
+            return
+        unused = [CLOUD] if self.settings.compile else [CLOUD, COMPILER]
+        with collector_paused():
+            self._worker.prepare(imports, (*unused, *deferred))
+            yield
 
     @contextmanager
     def _job(self, log: JobLog, files: Collection[Path] = ()) -> Iterator[None]:

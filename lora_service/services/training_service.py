@@ -14,6 +14,7 @@ from lora_service.downloads.fetcher import Fetcher
 from lora_service.downloads.parsed_url import redact, redact_all
 from lora_service.downloads.resolve import resolve, split
 from lora_service.errors import InputError, blame_input
+from lora_service.services.deferred_imports import SCIPY
 from lora_service.services.model_service import (
     JobLog,
     Log,
@@ -40,6 +41,10 @@ _IMPORTS = (
     "diffusers:DPMSolverMultistepScheduler",  # class pictures are drawn with it
     "lora_service.training.trainer",
     "transformers:AutoImageProcessor AutoModel CLIPVisionModelWithProjection",
+    "numpy.ma",
+    "torch.utils._device",
+    "torch._dynamo.eval_frame",
+    "torch.distributed.tensor",  # which peft takes for imported
     "peft.utils.transformers_weight_conversion",
     "torch.profiler",
     "torch.profiler._cupti_monitor",
@@ -101,10 +106,9 @@ class TrainingService(ModelService):
 
     def warm_up(self) -> None:
         """In a server's worker, import all that jobs need; with ``WARM_UP``, also load the base model."""
-        if self._worker:
-            self._worker.prepare((*_IMPORTS, *family_imports(self.settings)))
-        if self.settings.warm_up:
-            _ = self.base, self.judge
+        with self._starting((*_IMPORTS, *family_imports(self.settings)), [SCIPY]):
+            if self.settings.warm_up:
+                _ = self.base, self.judge
 
     @cached_property
     def base(self) -> DiffusionBase:

@@ -7,17 +7,19 @@ Python forgets the module, but not what it had registered with torch by then, so
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import sys
 import tempfile
 import time
 import types
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from lora_service.errors import BaseModelError
 from lora_service.models.registry import family_at, locate
+from lora_service.services.deferred_imports import Names, defer_imports, run_alone
 from lora_service.settings import Settings
 from lora_service.temporary_folders import remove_abandoned_folders
 
@@ -43,7 +45,9 @@ COMMON_IMPORTS = (
     "huggingface_hub.errors",
     "encodings.cp437",  # names in archives
     "encodings.idna",  # names of hosts
+    "multiprocessing.synchronize",
     "encodings.utf_16_be",  # the settings in a picture's EXIF data
+    "torch.fx.experimental.symbolic_shapes",  # models without values, which both libraries fill when they load one
     "lora_service.models.loading",
     "lora_service.dataset.images.decoder_process",
 )
@@ -77,6 +81,20 @@ def import_all(targets: Iterable[str]) -> None:
             getattr(imported, name)
 
 
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Keep Python's garbage collector from what is imported and loaded meanwhile, now and later.
+
+    It would go through all modules again and again while they become more, and then in each full collection of a job.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 class Worker:
     """The process in which Cog's server runs jobs, one after another.
 
@@ -88,10 +106,18 @@ class Worker:
         named = os.environ.get(JOB_FILE_VARIABLE)
         self._job_file = job_file or (Path(named) if named else None)
 
-    def prepare(self, targets: Iterable[str]) -> None:
-        """Import everything that a job needs and remove what earlier processes left."""
+    def prepare(self, targets: Iterable[str], deferred: Sequence[Names] = ()) -> None:
+        """Import everything that a usual job needs and remove what earlier processes left.
+
+        Args:
+            targets: as of `import_all`.
+            deferred: what libraries name in passing, and waits until it is used.
+        """
         from PIL import Image
 
+        if deferred:
+            defer_imports(*deferred)
+            run_alone()
         import_all(targets)
         Image.init()  # imports the decoder of each format
         remove_abandoned_folders()

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_service.errors import BaseModelError
 from lora_service.models.defaults import EMBEDDED, ModelDefaults
+from lora_service.models.diffusers_folder import load_folder
 from lora_service.models.families.sd1 import SD15
 from lora_service.models.families.sd2 import SD21, SD21_BASE
 from lora_service.models.families.sdxl import SDXL_BASE
@@ -19,8 +21,29 @@ from lora_service.models.registry import locate
 from lora_service.settings import Settings
 from tests.errors import raises
 from tests.small_base import pipeline_of, small_base
+from tests.small_flow import FLOW_FAMILIES, flow_pipeline_of, small_flow_base
 
+DEVICES: list[tuple[str, dict[str, Any], str | None]] = [
+    ("cuda", {}, "cuda"),
+    ("cuda:1", {}, "cuda:1"),
+    ("cuda", {"base_quantization": "fp8"}, None),
+    ("cuda", {"offload_blocks": True}, None),
+    ("cpu", {}, None),
+]
 WEIGHTS, SCHEDULER = "diffusion_pytorch_model.safetensors", "scheduler_config.json"
+
+
+def save(family: str, folder: Path) -> None:
+    """Write a small base of a family in diffusers' layout."""
+    is_flow = family in FLOW_FAMILIES
+    pipeline = flow_pipeline_of(small_flow_base(family)) if is_flow else pipeline_of(small_base(family=family))
+    pipeline.save_pretrained(folder)
+
+
+def models_in(folder: Path, device: torch.device | None = None) -> dict[str, Any]:
+    """The models of a folder in bf16."""
+    components = load_folder(folder, "here", torch.bfloat16, device)
+    return {"backbone": components.backbone, "vae": components.vae, **components.text_encoders}
 
 
 @pytest.fixture
@@ -43,6 +66,73 @@ def test_a_folder_is_loaded_frozen_with_its_own_weights(folder: Path) -> None:
     assert loaded.prediction_type == "epsilon"
     assert loaded.defaults == SD15
     assert (loaded.vae_scale_factor, loaded.size_step) == (4, 8)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "flux2-klein", "sd3"])
+def test_a_folder_is_loaded_onto_the_device_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    monkeypatch.setattr("diffusers.pipelines.pipeline_utils.SUPPORTED_DEVICE_MAP", ["meta"])
+    save(family, tmp_path)
+    for name, model in models_in(tmp_path, torch.device("meta")).items():
+        tensors = [*model.parameters()]
+        assert tensors
+        assert {(tensor.device.type, tensor.dtype) for tensor in tensors} == {("meta", torch.bfloat16)}, name
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "flux2-klein", "sd3"])
+def test_a_folder_loaded_onto_a_device_has_the_weights_that_the_host_has(tmp_path: Path, family: str) -> None:
+    save(family, tmp_path)
+    expected, loaded = models_in(tmp_path), models_in(tmp_path, torch.device("cpu"))
+    for name, model in expected.items():
+        tensors = loaded[name].state_dict()
+        assert {*model.state_dict()} == {*tensors}
+        for key, tensor in model.state_dict().items():
+            assert torch.equal(tensor, tensors[key]), (name, key)
+            assert tensor.dtype == tensors[key].dtype
+        assert [key for key, _ in model.named_buffers()] == [key for key, _ in loaded[name].named_buffers()]
+        for (key, one), (_, other) in zip(model.named_buffers(), loaded[name].named_buffers(), strict=True):
+            assert torch.equal(one, other), (name, key)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_folder_that_lacks_weights_is_refused_on_a_device_too(folder: Path, part: str) -> None:
+    path = next((folder / part).glob("*.safetensors"))
+    tensors = load_file(path)
+    del tensors[min(tensors)]
+    save_file(tensors, path, {"format": "pt"})
+    with raises(BaseModelError, field="BASE_MODEL", code="incomplete_model"):
+        load_folder(folder, "here", torch.bfloat16, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("device", "settings", "expected"), DEVICES)
+def test_only_what_stays_on_the_card_is_loaded_onto_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, device: str, settings: dict[str, Any], expected: str | None
+) -> None:
+    loaded_onto: list[torch.device | None] = []
+
+    def load(path: Path, name: str, dtype: torch.dtype, onto: torch.device | None) -> None:
+        loaded_onto.append(onto)
+        raise OSError("no more is needed")
+
+    monkeypatch.setattr("lora_service.models.loading.choose_device", lambda settings: torch.device(device))
+    monkeypatch.setattr("lora_service.models.loading.choose_dtype", lambda *_, **__: torch.bfloat16)
+    monkeypatch.setattr("lora_service.models.loading.check_quantization", lambda *_, **__: None)
+    monkeypatch.setattr("lora_service.models.loading.load_folder", load)
+    with raises(BaseModelError, code="unreadable_model"):
+        load_base(Settings(base_model=str(folder), **settings))
+    assert loaded_onto == [expected and torch.device(expected)]
+
+
+def test_a_base_that_fills_the_card_while_it_is_loaded_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr("lora_service.models.loading.load_folder", load)
+    with raises(BaseModelError, field="BASE_MODEL", code="out_of_memory"):
+        load_base(Settings(base_model=str(folder)))
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
