@@ -5,6 +5,7 @@ training_service.py    an upload and a config -> a LoRA file
 inference_service.py   a request and links to LoRAs -> picture files
 request_loras.py       the LoRAs of a request: fetched, read, kept in memory
 image_uploads.py       the pictures of a request
+launched/              a training in several processes, a GPU each
 kept_runs.py           trainings in folders that outlive a server
 file_worker.py         a process for strangers' files: previews, LoRA files
 worker.py              the worker process of Cog's server: imports before the first job, fit for the next one
