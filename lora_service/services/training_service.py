@@ -24,6 +24,7 @@ from lora_service.services.model_service import (
     ignore_metric,
     module_map,
 )
+from lora_service.services.training_report import recording, report
 from lora_service.services.worker import COMMON_IMPORTS, Worker, family_imports
 from lora_service.settings import Settings
 from lora_service.training.data.class_dataset import check_class_data
@@ -33,7 +34,7 @@ from lora_service.training.runs.run_folder import SAMPLE_TIMES, RunFolder, RunOp
 if TYPE_CHECKING:  # torch and diffusers take seconds to import: on a command line they wait for the job
     from lora_service.models.diffusion_base import DiffusionBase
     from lora_service.models.image_judge import ImageJudge
-    from lora_service.training.callbacks.training_progress import OnProgress, TrainingProgress
+    from lora_service.training.callbacks.training_progress import OnProgress
     from lora_service.training.runs.starting_lora import StartingLora
     from lora_service.training.trainer import Trainer, TrainResult
 
@@ -180,14 +181,14 @@ class TrainingService(ModelService):
             run.create()
             with run.in_use():
                 source = fetch_pictures(self.settings, upload, run.uploads)
-                show = _recording(record_metric, on_progress or (lambda progress: log(progress.line())))
+                show = recording(record_metric, on_progress or (lambda progress: log(progress.line())))
                 job = TrainJob(config, source, upload.class_file, run.path, options, started)
                 if is_launched() or self.settings.train_processes == 1:
                     result = self.run_job(job, log, show)
                 else:
                     result = train_launched(LaunchedJob(job, self.settings, self._allow_local), log, show)
                 _remove_uploads(run, result)
-            _report(result, record_metric, log)
+            report(result, record_metric, log)
             return result
 
     def run_job(self, job: TrainJob, log: Log, on_progress: OnProgress) -> TrainResult:
@@ -236,7 +237,7 @@ class TrainingService(ModelService):
             config = record.config()
             with run.in_use():
                 run.clear_leftovers()
-                show = _recording(record_metric, on_progress or (lambda progress: log(progress.line())))
+                show = recording(record_metric, on_progress or (lambda progress: log(progress.line())))
                 trainer = self._trainer(run, log, show)
                 trainer.options, trainer.resumed = RunOptions(stop=stop or StopSignal()), record
                 trainer.start = StartingLora.read(run) if run.start.exists() else None
@@ -244,7 +245,7 @@ class TrainingService(ModelService):
                     pictures or record.source(run), config, class_data=class_data or record.class_source(run)
                 )
                 _remove_uploads(run, result)
-            _report(result, record_metric, log)
+            report(result, record_metric, log)
             return result
 
     def _trainer(self, run: RunFolder, log: Log, on_progress: OnProgress) -> Trainer:
@@ -312,41 +313,5 @@ def _remove_uploads(run: RunFolder, result: TrainResult) -> None:
         shutil.rmtree(run.uploads, ignore_errors=True)
 
 
-def _recording(record_metric: RecordMetric, on_progress: OnProgress) -> OnProgress:
-    """Return a callback that records the progress as metrics, and calls ``on_progress``."""
-
-    def record(progress: TrainingProgress) -> None:
-        for name, value in progress.metrics().items():
-            record_metric(name, value)
-        on_progress(progress)
-
-    return record
-
-
 def _models(base: DiffusionBase) -> dict[str, Any]:
     return {**base.components, "vae": base.vae}
-
-
-def _report(result: TrainResult, record_metric: RecordMetric, log: Log) -> None:
-    counts = result.dataset.report.counts()
-    metrics: dict[str, float | int | str] = {
-        "pictures_used": counts["used"],
-        "pictures_left_out": counts["left_out"],
-        "seed": result.resolved.config.seed or 0,
-    }
-    for phase, seconds in result.seconds.items():
-        metrics[f"seconds_{phase.replace(' ', '_')}"] = seconds
-    for name, stage in result.stages.items():
-        metrics[f"steps_{name.replace(' ', '_')}"] = stage.steps
-        metrics[f"loss_{name.replace(' ', '_')}"] = stage.losses[-1]
-        if stage.diverged_at:
-            metrics["diverged_at"] = stage.diverged_at
-    for name, value in metrics.items():
-        record_metric(name, value)
-    size, trigger = result.path.stat().st_size, result.resolved.trigger
-    log(
-        f"done in {sum(result.seconds.values()):.0f} s: a LoRA of {size / 1e6:.1f} MB. "
-        f"Write {result.prompt!r} here" + (f", or {trigger!r} in any tool." if trigger else ".")
-    )
-    for number, subject in enumerate(result.resolved.subjects[1:], start=2):
-        log(f"<1:{number}> is subject {number}" + (f", {subject.trigger!r} in any tool." if subject.trigger else "."))
