@@ -13,6 +13,7 @@
     ├── AdapterError          a ControlNet or T2I-Adapter cannot be loaded, or fits another base
     ├── HeldBackError         the safety checker held back all pictures of a request
     ├── DivergedError         a training came to nothing
+    ├── ProcessesError        of the processes of a training one was ended by something else
     ├── ServingError          Cog's server cannot be started or kept running
     └── EntryError            Cog's build would misread an entry's source
 
@@ -26,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 MAX_QUOTED = 200
 """The most characters of a value in a message, a log or a name."""
@@ -63,6 +64,16 @@ class LoraServiceError(Exception):
         super().__init__(shorten(message, _MAX_MESSAGE))
         self.code = code or self.default_code
         self.field = field
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Go over to another process as it is: the classes' own arguments are not kept."""
+        return _restored, (type(self), str(self), self.__dict__)
+
+
+def _restored(kind: type[LoraServiceError], message: str, attributes: dict[str, Any]) -> LoraServiceError:
+    error = kind.__new__(kind, message)
+    error.__dict__.update(attributes)
+    return error
 
 
 @contextmanager
@@ -192,6 +203,12 @@ class DivergedError(LoraServiceError):
     """A training came to nothing: its loss is no number any more."""
 
     default_code = "diverged"
+
+
+class ProcessesError(LoraServiceError):
+    """A training in several processes came to its end as one of them was ended, by the system for example."""
+
+    default_code = "process_lost"
 
 
 class ServingError(LoraServiceError):

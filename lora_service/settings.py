@@ -144,6 +144,8 @@ class Settings(EnvironmentSettings):
     """A folder for what trackers keep on disk; none: ``trackers`` in each training's own, which a server removes."""
     run_folders: HomePath | None = None
     """A folder in which a training server keeps the runs that are named with their jobs; none: nothing is kept."""
+    train_processes: int = Field(default=1, ge=1, le=64)
+    """Processes that train one LoRA together, each on a GPU of its own."""
     torch_threads: int = Field(default=0, ge=0)
     """CPU threads; 0: as many as there are cores. The same seed gives the same bytes at the same number."""
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PREFIXES = ("lora-pictures-", "lora-training-", "lora-archive-", "lora-runs-", "lora-ray-")
+PREFIXES = ("lora-pictures-", "lora-training-", "lora-archive-", "lora-runs-", "lora-ray-", "lora-processes-")
 """Beginnings of the folders' names."""
 _MIN_AGE = 10.0  # seconds; a younger one may not be locked yet
 

@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,8 +31,9 @@ def run_options(function: CommandFunction) -> CommandFunction:
     """Add the options of run folders, checkpoints, trackers and processes to a command."""
     for option in (
         click.option(
-            "--num-processes", cls=GroupedOption, group="Memory and precision", type=click.IntRange(1, 64), default=1,
-            help="Processes that train together, a GPU each; a batch is train_batch_size times as many.  [default: 1]",
+            "--num-processes", cls=GroupedOption, group="Memory and precision", type=click.IntRange(1, 64),
+            help="Processes that train together, a GPU each; a batch is train_batch_size times as many.  "
+            "[default: TRAIN_PROCESSES, else 1]",
         ),
         click.option(
             "--trackers", cls=GroupedOption, group="Seeing it learn", metavar="NAMES", callback=_tracker_names,
@@ -71,33 +71,19 @@ def _tracker_names(ctx: click.Context, param: click.Parameter, value: str | None
     return names
 
 
-def training_settings(trackers: tuple[str, ...] | None) -> Settings:
-    """Return the environment's settings with the command line's trackers: TensorBoard where nobody says which.
+def training_settings(trackers: tuple[str, ...] | None, num_processes: int | None = None) -> Settings:
+    """Return the environment's settings with the command line's trackers and processes.
+
+    Trackers are TensorBoard where nobody says which.
 
     Raises:
         SettingError: an environment variable holds an unusable value.
     """
     settings = Settings.from_environment()
     chosen = trackers if trackers is not None else settings.trackers or ("tensorboard",)
-    return settings.model_copy(update={"trackers": chosen})
-
-
-def launch(count: int) -> int:
-    """Run this very command in ``count`` processes that train together; returns the exit status."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    threads = str(max(1, (os.cpu_count() or 1) // count))  # else the launcher takes one, and says so at length
-    environment = {"OMP_NUM_THREADS": threads, **os.environ}
-    processes = subprocess.Popen([*command, "-m", "lora_service", *sys.argv[1:]], env=environment)
-    while True:
-        try:
-            return processes.wait()
-        except KeyboardInterrupt:
-            continue  # the terminal has sent it to them as well, and the main one writes the file
-
-
-def is_launched() -> bool:
-    """Return True if a launcher started this process to train beside others."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return settings.model_copy(
+        update={"trackers": chosen, "train_processes": num_processes or settings.train_processes}
+    )
 
 
 def check_resume(
@@ -154,7 +140,7 @@ def stop_on_interrupt(run: RunFolder) -> Iterator[StopSignal]:
     try:
         yield stop
     except BaseException:
-        if any(run.checkpoints.glob("*.safetensors")):
+        if run.has_checkpoints:
             command = shlex.join(["lora-service", "train", "--resume", str(run.path)])
             print(f"its checkpoints are kept; to go on: {command}", file=sys.stderr)
         raise

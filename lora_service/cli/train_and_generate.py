@@ -20,9 +20,7 @@ from lora_service.cli.field_options import ConfigCommand, GroupedOption, class_d
 from lora_service.cli.output_files import check_folder, check_output, force_option, free_path, whole_file
 from lora_service.cli.run_options import (
     check_resume,
-    is_launched,
     is_main_process,
-    launch,
     recorded_output,
     run_options,
     stop_on_interrupt,
@@ -85,7 +83,7 @@ def train_command(
     keep_checkpoints: int,
     resume: Path | None,
     trackers: tuple[str, ...] | None,
-    num_processes: int,
+    num_processes: int | None,
     **inputs: Any,
 ) -> None:
     """Teach what the pictures in ZIP show, and write one LoRA file.
@@ -103,16 +101,14 @@ def train_command(
         check_folder(Path())
     elif not (resume and output.exists()):
         check_output(output, force=force, inputs=[path for path in (pictures, class_data) if path])
-    if num_processes > 1 and not is_launched():
-        sys.exit(launch(num_processes))
-    settings = training_settings(trackers)
+    settings = training_settings(trackers, num_processes)
     with TrainingService(settings, allow_local=True) as service, _training_output() as (log, on_progress):
         run = RunFolder(resume or run_folder or RunFolder.free(_run_path(pictures, output)).path)
         with stop_on_interrupt(run) as stop:
             if resume:
                 result = service.resume(resume, pictures=pictures, stop=stop, log=log, on_progress=on_progress)
             else:
-                options = RunOptions(0 if is_launched() else save_every, keep_checkpoints, output, stop)
+                options = RunOptions(save_every, keep_checkpoints, output, stop)
                 upload = TrainingUpload(pictures, instance_data_urls, class_data)
                 folder = run.path if is_main_process() else None
                 result = service.train(
@@ -124,7 +120,7 @@ def train_command(
         with whole_file(target) as path:
             shutil.copyfile(result.path, path)
     click.echo(f"wrote {target}")
-    if result.interrupted:
+    if result.interrupted and run.has_checkpoints:
         click.echo(f"to go on: {shlex.join(['lora-service', 'train', '--resume', str(run.path)])}")
     click.echo(f"next: {shlex.join(['lora-service', 'generate', result.prompt, '--lora', str(target)])}")
 

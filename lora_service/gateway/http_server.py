@@ -17,7 +17,7 @@ import httpx
 import uvicorn
 from filelock import FileLock, Timeout
 
-from lora_service.errors import ServingError
+from lora_service.errors import ServingError, SettingError
 from lora_service.gateway.app import create_app
 from lora_service.gateway.connections import TimedProtocol
 from lora_service.gateway.engine.jobs import EngineKind, JobEngine
@@ -39,13 +39,20 @@ def engines(
 
     Args:
         home: the folder of the entries.
+
+    Raises:
+        SettingError: a training needs several devices, and each server has one.
     """
     found: list[JobEngine] = []
+    devices, processes = gateway.settings.gateway_devices, gateway.service.train_processes
+    if devices and processes > 1 and not urls.get("train"):
+        expected = f"empty with TRAIN_PROCESSES {processes}: a training has so many GPUs, and a server of them has one"
+        raise SettingError("GATEWAY_DEVICES", ",".join(devices), expected)
     for kind in _KINDS:
         if urls.get(kind):
             found.append(RemoteEngine(kind, client, urls[kind]))
             continue
-        for device in gateway.settings.gateway_devices or ("",):
+        for device in devices or ("",):
             log = gateway.settings.gateway_folder / "logs" / f"{kind}{'-' if device else ''}{device}.log"
             log.parent.mkdir(parents=True, exist_ok=True)
             found.append(LocalEngine(kind, client, _environment(gateway, device), gateway.upload_url, log, home))

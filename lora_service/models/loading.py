@@ -101,7 +101,7 @@ def choose_device(settings: Settings) -> torch.device:
     Of several processes that train together, each gets the GPU of its number.
 
     Raises:
-        BaseModelError: this machine has no such device.
+        BaseModelError: this machine has no such device, or not one for each process.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if settings.device == "auto":
@@ -120,6 +120,15 @@ def _own_device(name: str) -> torch.device:
     number = os.environ.get("LOCAL_RANK")
     if name != "cuda" or number is None:
         return torch.device(name)
+    count = torch.cuda.device_count()
+    if int(number) >= count:
+        raise BaseModelError(
+            f"TRAIN_PROCESSES, or --num-processes, is {os.environ.get('LOCAL_WORLD_SIZE', int(number) + 1)}, but there "
+            f"{'is 1 GPU' if count == 1 else f'are {count} GPUs'} here, and each process needs its own; it must be "
+            f"{count} at most.",
+            code="too_few_devices",
+            field="TRAIN_PROCESSES",
+        )
     torch.cuda.set_device(int(number))
     return torch.device(name, int(number))
 

@@ -29,6 +29,7 @@ _BEGUN_ANEW = frozenset(
         "base_changed",
         "settings_changed",
         "start_from_changed",
+        "several_processes",
     }
 )
 """Codes of what keeps a run from going on, but not its training from being begun anew."""

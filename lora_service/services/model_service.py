@@ -55,7 +55,7 @@ class JobLog:
 
     def record_failure(self, error: Exception) -> None:
         """Record, as metrics of the failed job, the error's sentence, code and field, and the last lines."""
-        code, field, message = "internal_error", "", _description(error)
+        code, field, message = "internal_error", "", describe_defect(error)
         if isinstance(error, LoraServiceError):
             code, field, message = error.code, error.field, str(error)
         self._record_metric("error_code", code)
@@ -189,13 +189,14 @@ class ModelService:
             self._worker.end(reason)
 
 
-def _description(error: Exception) -> str:
+def describe_defect(error: Exception) -> str:
+    """Return an error that is a defect as one line."""
     return shorten(f"{type(error).__name__}: {error}", _MAX_DEFECT)
 
 
 def _bounded(error: Exception) -> Exception:
     """Return an error that Cog can send to a client: the text of a library's may be megabytes of somebody's input."""
-    return error if len(str(error)) <= _MAX_DEFECT else RuntimeError(_description(error))
+    return error if len(str(error)) <= _MAX_DEFECT else RuntimeError(describe_defect(error))
 
 
 def _print_traceback(error: Exception) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,6 +15,8 @@ from lora_service.downloads.parsed_url import redact, redact_all
 from lora_service.downloads.resolve import resolve, split
 from lora_service.errors import InputError, blame_input
 from lora_service.services.deferred_imports import SCIPY
+from lora_service.services.launched.job import LaunchedJob, TrainJob
+from lora_service.services.launched.launched_training import is_launched, process_count, train_launched
 from lora_service.services.model_service import (
     JobLog,
     Log,
@@ -23,16 +25,17 @@ from lora_service.services.model_service import (
     ignore_metric,
     module_map,
 )
+from lora_service.services.training_report import recording, report
 from lora_service.services.worker import COMMON_IMPORTS, Worker, family_imports
 from lora_service.settings import Settings
 from lora_service.training.data.class_dataset import check_class_data
 from lora_service.training.inputs.config import TrainConfig
-from lora_service.training.runs.run_folder import SAMPLE_TIMES, RunFolder, RunOptions, StopSignal
+from lora_service.training.runs.run_folder import SAMPLE_TIMES, RunFolder, RunOptions, StopSignal, no_checkpoints
 
 if TYPE_CHECKING:  # torch and diffusers take seconds to import: on a command line they wait for the job
     from lora_service.models.diffusion_base import DiffusionBase
     from lora_service.models.image_judge import ImageJudge
-    from lora_service.training.callbacks.training_progress import OnProgress, TrainingProgress
+    from lora_service.training.callbacks.training_progress import OnProgress
     from lora_service.training.runs.starting_lora import StartingLora
     from lora_service.training.trainer import Trainer, TrainResult
 
@@ -92,6 +95,8 @@ class TrainingUpload:
 class TrainingService(ModelService):
     """Runs training jobs, each in a folder of its own.
 
+    With ``TRAIN_PROCESSES`` above 1 a job is done by as many processes, which load the base; here it is never loaded.
+
     Args:
         allow_local: ``start_from`` may be a path on this machine: yes on a command line, never on a server.
     """
@@ -105,10 +110,17 @@ class TrainingService(ModelService):
         self._allow_local = allow_local
 
     def warm_up(self) -> None:
-        """In a server's worker, import all that jobs need; with ``WARM_UP``, also load the base model."""
+        """In a server's worker, import all that jobs need; with ``WARM_UP``, also load the base model.
+
+        Where several processes train, each job's load it anew, so that it is only downloaded.
+        """
         with self._starting((*_IMPORTS, *family_imports(self.settings)), [SCIPY]):
-            if self.settings.warm_up:
+            if self.settings.warm_up and process_count(self.settings) == 1:
                 _ = self.base, self.judge
+            elif self.settings.warm_up:
+                from lora_service.models.hub_download import ensure_local
+
+                ensure_local(self.settings)
 
     @cached_property
     def base(self) -> DiffusionBase:
@@ -150,9 +162,12 @@ class TrainingService(ModelService):
         Args:
             run_folder: a new or empty folder to work in, which is kept with all that is in it, also when the job
                 fails; None: a temporary one.
-            options: what is kept there on the way; None: no checkpoints.
+            options: what is kept there on the way; None: no checkpoints. Several processes keep none.
             record_metric: called with the progress as it goes, and with the results.
             on_progress: called with the progress, in place of a line in the log.
+
+        Returns:
+            the result; where several processes train, its dataset has no images.
 
         Raises:
             LoraServiceError: a mistake that the user can mend.
@@ -162,20 +177,34 @@ class TrainingService(ModelService):
         with self._job(log, [file for file in (upload.file, upload.class_data) if isinstance(file, Path)]):
             config = TrainConfig.of(inputs)
             upload.check(config)
+            # Nobody sees the samples of a folder that is removed, but for the last one, which is the thumbnail.
+            options = options or RunOptions(sample_times=SAMPLE_TIMES if run_folder else 1)
+            if process_count(self.settings) > 1:
+                options = _without_checkpoints(options, log)
             run = RunFolder(run_folder or self._output.renew())
             run.create()
             with run.in_use():
                 source = fetch_pictures(self.settings, upload, run.uploads)
-                show = _recording(record_metric, on_progress or (lambda progress: log(progress.line())))
-                trainer = self._trainer(run, log, show)
-                # Nobody sees the samples of a folder that is removed, but for the last one, which is the thumbnail.
-                trainer.options = options or RunOptions(sample_times=SAMPLE_TIMES if run_folder else 1)
-                trainer.started = started
-                trainer.start = self._starting_lora(config, log)
-                result = trainer.run(source, config, class_data=upload.class_file)
+                show = recording(record_metric, on_progress or (lambda progress: log(progress.line())))
+                job = TrainJob(config, source, upload.class_file, run.path, options, started)
+                if is_launched() or self.settings.train_processes == 1:
+                    result = self.run_job(job, log, show)
+                else:
+                    result = train_launched(LaunchedJob(job, self.settings, self._allow_local), log, show)
                 _remove_uploads(run, result)
-            _report(result, record_metric, log)
+            report(result, record_metric, log)
             return result
+
+    def run_job(self, job: TrainJob, log: Log, on_progress: OnProgress) -> TrainResult:
+        """Train in this process, by itself or as one of several.
+
+        Raises:
+            LoraServiceError: a mistake that the user can mend.
+        """
+        trainer = self._trainer(RunFolder(job.folder), log, on_progress)
+        trainer.options, trainer.started = job.options, job.started
+        trainer.start = self._starting_lora(job.config, log)
+        return trainer.run(job.source, job.config, class_data=job.class_data)
 
     def resume(
         self,
@@ -203,6 +232,8 @@ class TrainingService(ModelService):
 
         log, run = JobLog(log, record_metric), RunFolder(run_folder)
         with self._job(log, [file for file in (pictures, class_data) if file]):
+            if process_count(self.settings) > 1:
+                raise no_checkpoints("resume", str(run_folder))
             record = RunRecord.read(run)
             if record.status == "finished":
                 expected = f"a run that is not finished; the file of this one is {run.lora}"
@@ -210,7 +241,7 @@ class TrainingService(ModelService):
             config = record.config()
             with run.in_use():
                 run.clear_leftovers()
-                show = _recording(record_metric, on_progress or (lambda progress: log(progress.line())))
+                show = recording(record_metric, on_progress or (lambda progress: log(progress.line())))
                 trainer = self._trainer(run, log, show)
                 trainer.options, trainer.resumed = RunOptions(stop=stop or StopSignal()), record
                 trainer.start = StartingLora.read(run) if run.start.exists() else None
@@ -218,7 +249,7 @@ class TrainingService(ModelService):
                     pictures or record.source(run), config, class_data=class_data or record.class_source(run)
                 )
                 _remove_uploads(run, result)
-            _report(result, record_metric, log)
+            report(result, record_metric, log)
             return result
 
     def _trainer(self, run: RunFolder, log: Log, on_progress: OnProgress) -> Trainer:
@@ -267,47 +298,24 @@ def fetch_pictures(settings: Settings, upload: TrainingUpload, folder: Path) -> 
     return files
 
 
+def _without_checkpoints(options: RunOptions, log: Log) -> RunOptions:
+    """Return the options as several processes can follow them.
+
+    Raises:
+        InputError: they ask for checkpoints (code ``several_processes``).
+    """
+    if options.save_every:
+        raise no_checkpoints("save_every", options.save_every)
+    if options.save_every is None:
+        log("several processes train together and keep no checkpoints: an interrupted training begins anew")
+    return replace(options, save_every=0)
+
+
 def _remove_uploads(run: RunFolder, result: TrainResult) -> None:
     """Remove pictures that came by link, unless the run may go on."""
     if not result.interrupted:
         shutil.rmtree(run.uploads, ignore_errors=True)
 
 
-def _recording(record_metric: RecordMetric, on_progress: OnProgress) -> OnProgress:
-    """Return a callback that records the progress as metrics, and calls ``on_progress``."""
-
-    def record(progress: TrainingProgress) -> None:
-        for name, value in progress.metrics().items():
-            record_metric(name, value)
-        on_progress(progress)
-
-    return record
-
-
 def _models(base: DiffusionBase) -> dict[str, Any]:
     return {**base.components, "vae": base.vae}
-
-
-def _report(result: TrainResult, record_metric: RecordMetric, log: Log) -> None:
-    counts = result.dataset.report.counts()
-    metrics: dict[str, float | int | str] = {
-        "pictures_used": counts["used"],
-        "pictures_left_out": counts["left_out"],
-        "seed": result.resolved.config.seed or 0,
-    }
-    for phase, seconds in result.seconds.items():
-        metrics[f"seconds_{phase.replace(' ', '_')}"] = seconds
-    for name, stage in result.stages.items():
-        metrics[f"steps_{name.replace(' ', '_')}"] = stage.steps
-        metrics[f"loss_{name.replace(' ', '_')}"] = stage.losses[-1]
-        if stage.diverged_at:
-            metrics["diverged_at"] = stage.diverged_at
-    for name, value in metrics.items():
-        record_metric(name, value)
-    size, trigger = result.path.stat().st_size, result.resolved.trigger
-    log(
-        f"done in {sum(result.seconds.values()):.0f} s: a LoRA of {size / 1e6:.1f} MB. "
-        f"Write {result.prompt!r} here" + (f", or {trigger!r} in any tool." if trigger else ".")
-    )
-    for number, subject in enumerate(result.resolved.subjects[1:], start=2):
-        log(f"<1:{number}> is subject {number}" + (f", {subject.trigger!r} in any tool." if subject.trigger else "."))

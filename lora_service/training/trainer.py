@@ -50,7 +50,7 @@ from lora_service.training.optimization.optimizers import check_optimizer
 from lora_service.training.optimization.processes import Processes
 from lora_service.training.preparation import PhaseTimer, Preparation, PreparedPictures
 from lora_service.training.runs.checkpoints import Checkpoint, CheckpointFolder, CheckpointWriter, StageRestorer
-from lora_service.training.runs.run_folder import RunFolder, RunOptions
+from lora_service.training.runs.run_folder import RunFolder, RunOptions, no_checkpoints
 from lora_service.training.runs.run_record import RunRecord, identity_of, machine_of, stored_paths
 from lora_service.training.runs.starting_lora import StartingLora
 from lora_service.training.runs.state_file import write_state
@@ -360,13 +360,14 @@ class Trainer:
         """Return the checkpoint that the run goes on from, if it does and there is one.
 
         Raises:
-            InputError: it is another run's (code ``foreign_checkpoint``), or there are several processes.
+            InputError: it is another run's (code ``foreign_checkpoint``), or there are several processes
+                (``several_processes``).
         """
         if not self.resumed:
             return None
         folder = RunFolder(self.folder)
         if self._processes.count > 1:
-            raise InputError("resume", str(self.folder), "left out where several processes train together")
+            raise no_checkpoints("resume", str(self.folder))
         checkpoint = CheckpointFolder(folder.checkpoints, record.keep).latest(self.log)
         if checkpoint is None:
             self.log("there is no checkpoint yet: the run begins anew")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from safetensors import safe_open
 
@@ -18,6 +19,7 @@ from lora_service.errors import InputError
 from lora_service.training.runs.run_folder import RunFolder
 from tests.errors import raises
 from tests.small_base import picture_zip
+from tests.training_processes import training_processes
 
 TRAIN = [sys.executable, "-u", "-m", "lora_service", "train"]
 DEADLINE = 240.0  # seconds, on a machine that is busy
@@ -116,6 +118,38 @@ def test_several_processes_write_one_file_and_one_run_folder(tmp_path: Path) -> 
         "lora.safetensors",
         "run.json",
     ]
+
+
+def begin_together(folder: Path) -> "tuple[subprocess.Popen[str], list[psutil.Process]]":
+    """Start a long training in two processes; returns it with them once something is learned."""
+    steps = ["--max_train_steps_ti", "0", "--max_train_steps_tuning", "20000", "--samples", "0"]
+    process = start(str(picture_zip(folder / "p.zip")), "-o", "dog.safetensors", "--num-processes", "2", *steps)
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("stage 2"):
+        assert process.poll() is None, process.communicate()
+    return process, training_processes(process.pid)
+
+
+@pytest.mark.slow
+def test_ctrl_c_has_several_processes_write_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    process, _ = begin_together(tmp_path)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0, errors
+    assert "wrote dog.safetensors" in output
+    assert "to go on" not in output  # there are no checkpoints
+
+
+@pytest.mark.slow
+def test_processes_end_with_a_command_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    process, found = begin_together(tmp_path)
+    assert len(found) == 2
+    process.kill()
+    process.communicate()
+    _, left = psutil.wait_procs(found, timeout=20)
+    assert not left
 
 
 def test_trackers_are_named_or_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -329,6 +329,20 @@ def test_a_device_that_the_machine_lacks_is_refused() -> None:
         choose_device(Settings(device="cuda"))
 
 
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for number in range(2):
+        monkeypatch.setenv("LOCAL_RANK", str(number))
+        assert choose_device(Settings()) == torch.device("cuda", number)
+    assert chosen == [0, 1]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with raises(BaseModelError, code="too_few_devices", field="TRAIN_PROCESSES"):
+        choose_device(Settings())
+
+
 @pytest.mark.parametrize(
     ("device", "for_training", "dtype"),
     [("cpu", False, torch.float32), ("cpu", True, torch.float32), ("cuda", False, torch.float16)],

@@ -14,9 +14,9 @@ from PIL import Image, ImageChops
 from lora_service.errors import InputError, LinkError, LoraServiceError, WrongBaseError
 from lora_service.lora.files import write_lora
 from lora_service.lora.weights import LoraLayer, LoraWeights
-from lora_service.services import training_service
 from lora_service.services.inference_service import InferenceService
 from lora_service.services.model_service import JobLog, ModelService, OutputFolder, ignore_metric
+from lora_service.services.training_report import report
 from lora_service.services.training_service import TrainingService, TrainingUpload
 from lora_service.settings import Settings
 from lora_service.training.inputs.config import TrainConfig
@@ -215,10 +215,10 @@ def test_a_server_starts_from_no_file_of_its_own(training: TrainingService, tmp_
 
 
 def test_a_training_that_diverged_is_recorded(training: TrainingService, tmp_path: Path) -> None:
-    report = LoopReport(3, 1.0, [0.5], "no number any more by step 5", diverged_at=5)
+    stage = LoopReport(3, 1.0, [0.5], "no number any more by step 5", diverged_at=5)
     result = training.train(TrainingUpload(picture_zip(tmp_path / "pictures.zip"), ""), STEPS, log=quiet)
     metrics: dict[str, Any] = {}
-    training_service._report(replace(result, stages={"stage 2": report}), metrics.__setitem__, quiet)
+    report(replace(result, stages={"stage 2": stage}), metrics.__setitem__, quiet)
     assert metrics["diverged_at"] == 5
 
 

@@ -26,6 +26,7 @@ from lora_service.serving.server import CogServer
 from lora_service.serving.supervisor import RestartPolicy, supervise
 from tests.service import Service
 from tests.small_base import picture_zip
+from tests.training_processes import training_processes
 
 MOMENTS = int(os.environ.get("CANCEL_MOMENTS", "1"))
 SEED = int(os.environ.get("CANCEL_SEED", random.SystemRandom().randrange(2**16)))
@@ -52,10 +53,10 @@ def inputs(tmp_path: Path) -> dict[Mode, dict[str, Any]]:
 
 
 @contextmanager
-def supervised(mode: Mode) -> Iterator[Service]:
+def supervised(mode: Mode, **settings: str) -> Iterator[Service]:
     """Serve the embedded base, supervised."""
     stop = threading.Event()
-    with CogServer(mode, environment={"BASE_MODEL": "embedded"}) as server, ThreadPoolExecutor(1) as pool:
+    with CogServer(mode, environment={"BASE_MODEL": "embedded", **settings}) as server, ThreadPoolExecutor(1) as pool:
         server.wait_ready(600)
         watch = pool.submit(supervise, server, stop=stop, policy=RestartPolicy(interval=0.2))
         try:
@@ -105,3 +106,23 @@ def test_the_job_after_a_cancelled_one_succeeds(mode: Mode, moment: int, inputs:
         answer = next_job(service, inputs[mode] | NEXT[mode])
     print(f"{mode}: cancelled after {seconds:.2f} s (seed {SEED}): {ended}; the next: {answer['status']}")
     assert answer["status"] == "succeeded", answer
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_cancelled_training_end(inputs: dict[Mode, dict[str, Any]]) -> None:
+    endless = {**inputs["train"], "max_train_steps_tuning": 20000, "samples": 0}
+    with supervised("train", TRAIN_PROCESSES="2") as service, ThreadPoolExecutor(1) as pool:
+        job = pool.submit(requests.put, f"{service.server.url}/predictions/first", json={"input": endless}, timeout=600)
+        end = time.monotonic() + 300
+        while len(found := training_processes()) < 2:
+            assert time.monotonic() < end
+            assert not job.done(), job.result().text
+            time.sleep(0.1)
+        requests.post(f"{service.server.url}/predictions/first/cancel", json={}, timeout=30)
+        assert job.result(LONGEST_END).json()["status"] == "canceled"
+        assert not any(each.is_running() for each in found)
+        answer = next_job(service, inputs["train"])
+        assert answer["status"] == "succeeded", answer
+        assert answer["metrics"]["stage"] == "stage 2 (LoRA)"
+        assert "stage 2 (LoRA): step 2 of 2" in answer["logs"]
+        assert not list((service.server.folder / "tmp").glob("lora-processes-*"))

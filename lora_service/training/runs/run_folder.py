@@ -55,6 +55,12 @@ class RunOptions:
     sample_times: int = SAMPLE_TIMES
 
 
+def no_checkpoints(field: str, value: object) -> InputError:
+    """Return the error for an input that is about checkpoints, of which several processes keep none."""
+    expected = "left out where several processes train together, as they keep no checkpoints"
+    return InputError(field, value, expected, code="several_processes")
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The paths in the folder of a run."""
@@ -105,6 +111,11 @@ class RunFolder:
     def holds_a_run(self) -> bool:
         """True if a run was started here."""
         return self.record.exists()
+
+    @property
+    def has_checkpoints(self) -> bool:
+        """True if there is a state that it can go on from."""
+        return any(self.checkpoints.glob("*.safetensors"))
 
     @staticmethod
     def free(path: Path) -> RunFolder:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
 
+from lora_service.demo.show import SUBJECT
+from lora_service.serving.entries import HOME
 from tests.gateway.cluster.nodes import Nodes, worker_processes
 from tests.gateway.running import RunningGateway
 from tests.gateway.test_recovery import draw, state, train, wait_for
+from tests.training_processes import training_processes
 
 SETTINGS = {
     "RAY_PREDICT_WORKERS": "2", "RAY_WAITING_PER_WORKER": "1", "RAY_PREDICT_GPUS": "0", "RAY_TRAIN_GPUS": "0",
@@ -58,6 +63,30 @@ def test_a_worker_that_runs_out_of_memory_loses_no_job(gateway: RunningGateway, 
     for pid in worker_processes(nodes):  # as the kernel does
         os.kill(pid, signal.SIGKILL)
     assert wait_for(gateway, job, "succeeded")["output"]
+
+
+@pytest.mark.slow
+def test_a_training_in_two_processes_is_begun_anew_when_its_worker_is_lost(tmp_path: Path, nodes: Nodes) -> None:
+    environment = SETTINGS | {"RAY_ADDRESS": nodes.address, "TRAIN_PROCESSES": "2"}
+    inputs = {"task": "object", "max_train_steps_ti": 0, "max_train_steps_tuning": 60, "samples": 0}
+    with RunningGateway(tmp_path / "gateway", home=HOME, environment=environment, engine="ray") as gateway:
+        data = base64.b64encode(SUBJECT.read_bytes()).decode()
+        training = train(gateway, instance_data=f"data:application/zip;base64,{data}", **inputs)
+        while "stage 2" not in (state(gateway, training)["logs"] or ""):
+            time.sleep(0.2)
+        (worker,) = {parent.pid for each in together(nodes) for parent in each.parents()[1:2]}
+        found = together(nodes)
+        assert len(found) == 2
+        os.kill(worker, signal.SIGKILL)
+        ended = wait_for(gateway, training, "succeeded")
+        assert not any(each.is_running() for each in found)
+    assert "the training is begun anew" in ended["logs"]
+    assert "stage 2 (LoRA): step 60 of 60" in ended["logs"]
+
+
+def together(nodes: Nodes) -> list[psutil.Process]:
+    raylets = [node.all_processes["raylet"][0].process.pid for node in nodes.nodes]
+    return [each for raylet in raylets for each in training_processes(raylet)]
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from lora_service.errors import SettingError
 from lora_service.gateway.engine.ray import cluster
 from lora_service.gateway.engine.ray import setup as setup_of_ray
 from lora_service.gateway.engine.ray.cluster import RayCluster
+from lora_service.gateway.engine.ray.keeper import _lacking
 from lora_service.gateway.engine.ray.messages import KeeperConfig, WorkerSpec
 from lora_service.gateway.gateway import Gateway
 from lora_service.gateway.settings import GatewaySettings
@@ -83,9 +84,17 @@ def test_the_keeper_reads_what_the_gateway_wrote() -> None:
     assert KeeperConfig.of(values) == KeeperConfig("a", "t", {"train": spec})
 
 
-def engines(tmp_path: Path, host: str = "127.0.0.1", address: str = "", **values: Any) -> list[Any]:
+def test_a_machine_alone_says_what_it_lacks() -> None:
+    assert not _lacking({"CPU": 4.0, "GPU": 2.0}, {"CPU": 4.0, "GPU": 2.0})
+    assert not _lacking({"CPU": 4.0}, {"CPU": 1.0, "GPU": 0.0})
+    assert _lacking({"CPU": 4.0}, {"CPU": 2.0, "GPU": 2.0}) == "needs 2 GPUs, and this machine has 0"
+
+
+def engines(
+    tmp_path: Path, host: str = "127.0.0.1", address: str = "", train_processes: int = 1, **values: Any
+) -> list[Any]:
     settings = GatewaySettings(gateway_folder=tmp_path, **values)
-    gateway = Gateway.open(settings, Settings(base_model="embedded"), host, 8000)
+    gateway = Gateway.open(settings, Settings(base_model="embedded", train_processes=train_processes), host, 8000)
     try:
         return setup_of_ray.ray_engines(gateway, None, address)  # type: ignore[arg-type]
     finally:
@@ -100,9 +109,18 @@ def test_there_is_an_engine_for_each_kind(tmp_path: Path, monkeypatch: pytest.Mo
     assert (spec.gpus, spec.home, spec.fixed["BASE_MODEL"], spec.given["HF_TOKEN"]) == (0.5, "", "embedded", "secret")
 
 
+def test_a_worker_that_trains_in_several_processes_has_as_many_gpus_and_cores(tmp_path: Path) -> None:
+    predict, train = (each._cluster._kinds[each.kind] for each in engines(tmp_path, train_processes=4, ray_cpus=2))
+    assert (predict.processes, predict.cpus, predict.gpus) == (1, 2, None)
+    assert (train.processes, train.cpus, train.gpus) == (4, 8, None)
+    assert train.fixed["TRAIN_PROCESSES"] == "4"
+
+
 @pytest.mark.parametrize(
     ("options", "field"),
     [
+        ({"train_processes": 2, "ray_train_gpus": 0.5}, "RAY_TRAIN_GPUS"),
+        ({"train_processes": 2, "ray_train_gpus": 1}, "RAY_TRAIN_GPUS"),
         ({"ray_min_workers": 2}, "RAY_MIN_WORKERS"),
         ({"gateway_devices": ("0", "1")}, "GATEWAY_DEVICES"),
         ({"address": "10.0.0.5:6379"}, "CALLBACK_URL"),

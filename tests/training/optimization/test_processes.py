@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.optimization.processes import Processes
 from lora_service.training.trainer import Trainer
 from tests.small_base import picture_zip, small_base
+from tests.training.same_lora import assert_same_lora
 
 INPUTS = {
     "task": "object", "resolution": 32, "max_train_steps_ti": 3, "max_train_steps_tuning": 4,
@@ -58,7 +58,6 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None
     assert together[0]["trigger"] == alone.resolved.trigger
     for name, losses in together[0]["losses"].items():
         assert losses == pytest.approx(alone.stages[name].losses, abs=2e-5), name
-    files = [load_file(tmp_path / rank / "lora.safetensors") for rank in ("0", "1", "alone")]
-    for name, tensor in files[0].items():
-        assert torch.equal(tensor, files[1][name])
-        assert torch.allclose(tensor.float(), files[2][name].float(), atol=2e-4), name
+    files = [tmp_path / rank / "lora.safetensors" for rank in ("0", "1", "alone")]
+    assert_same_lora(files[0], files[1], tolerance=0)
+    assert_same_lora(files[0], files[2])

@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import ray
@@ -48,8 +48,7 @@ class Keeper:
         """Start, restart or stop a worker."""
         worker = order["worker"]
         if order["do"] == "start":
-            self._actors[worker] = self._actor(self._config.kinds[order["kind"]])
-            self._run(self._keep(worker))
+            self._start(worker, self._config.kinds[order["kind"]])
         elif worker in self._actors and order["do"] == "restart":
             ray.kill(self._actors[worker], no_restart=False)
         elif worker in self._actors:
@@ -65,14 +64,19 @@ class Keeper:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _actor(self, spec: WorkerSpec) -> Any:
+    def _start(self, worker: str, spec: WorkerSpec) -> None:
+        here = {} if self._config.address else ray.cluster_resources()
         gpus = spec.gpus
         if gpus is None:
-            gpus = 1.0 if self._config.address or ray.cluster_resources().get("GPU") else 0.0
+            gpus = float(spec.processes) if self._config.address or here.get("GPU") else 0.0
+        if here and (lacking := _lacking(here, {"CPU": spec.cpus, "GPU": gpus})):
+            self._say(worker=worker, event="failed", error=f"a worker that is to {spec.kind} {lacking}")
+            return
         # A job that was sent to a worker is never sent again by Ray: whether it is begun again is the gateway's to say.
         options = {"num_cpus": spec.cpus, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": 0}
         actor = ray.remote(CogWorker).options(max_concurrency=_CALLS_AT_ONCE, **options)  # type: ignore[attr-defined]
-        return actor.remote(spec)
+        self._actors[worker] = actor.remote(spec)
+        self._run(self._keep(worker))
 
     async def _keep(self, worker: str) -> None:
         """Tell of a worker's beginnings and ends until it is stopped or does not start."""
@@ -96,6 +100,14 @@ class Keeper:
         if actor is not None:  # else it was stopped
             ray.kill(actor)
             self._say(worker=worker, event="failed", error=reason)
+
+
+def _lacking(here: Mapping[str, float], needed: Mapping[str, float]) -> str:
+    """Return what one machine alone, which no other will join, has too little of: Ray would wait for it for ever."""
+    for name, count in needed.items():
+        if count > here.get(name, 0.0):
+            return f"needs {count:g} {name}s, and this machine has {here.get(name, 0.0):g}"
+    return ""
 
 
 async def _end(actor: Any) -> None:

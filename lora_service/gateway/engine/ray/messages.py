@@ -19,7 +19,9 @@ class WorkerSpec:
         upload_url: where the server puts its output files.
         fixed: variables of the server that are the gateway's to choose.
         given: variables of the server unless its machine has its own.
-        cpus, gpus: what Ray keeps free for it; None: a GPU where the gateway itself started Ray and found one.
+        processes: those of its server that compute, on a GPU each.
+        cpus, gpus: what Ray keeps free for it; None: a GPU for each process, but where the gateway itself started Ray
+            and found none.
     """
 
     kind: EngineKind
@@ -27,6 +29,7 @@ class WorkerSpec:
     upload_url: str
     fixed: Mapping[str, str] = field(default_factory=dict)
     given: Mapping[str, str] = field(default_factory=dict)
+    processes: int = 1
     cpus: float = 1.0
     gpus: float | None = None
 

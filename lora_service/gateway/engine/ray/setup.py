@@ -38,11 +38,16 @@ def ray_engines(
     logs.mkdir(parents=True, exist_ok=True)
     cluster = RayCluster(address, logs / "ray.log")
 
+    service = gateway.service
+    # Ray keeps GPUs free for so many processes, whatever a machine's own environment says.
+    fixed = {"BASE_MODEL": service.base_model, "TRAIN_PROCESSES": str(service.train_processes)}
+
     def engine(kind: EngineKind, scale: Scale, gpus: float | None) -> RayEngine:
+        processes = service.train_processes if kind == "train" else 1
         spec = WorkerSpec(
             kind=kind, home="" if home == entries.HOME else str(home), upload_url=gateway.upload_url,
-            fixed={**gateway.server_environment(), "BASE_MODEL": gateway.service.base_model},
-            given=_given(), cpus=settings.ray_cpus, gpus=gpus,
+            fixed={**gateway.server_environment(), **fixed}, given=_given(),
+            processes=processes, cpus=settings.ray_cpus * processes, gpus=gpus,
         )  # fmt: skip
         return RayEngine(spec, cluster, scale, client, lambda: gateway.hub.notify(QUEUE))
 
@@ -60,6 +65,10 @@ def _check(settings: GatewaySettings, gateway: Gateway, address: str) -> None:
     if settings.gateway_devices:
         expected = "empty with --engine ray, which gives each worker its GPUs (RAY_PREDICT_WORKERS, RAY_PREDICT_GPUS)"
         raise SettingError("GATEWAY_DEVICES", ",".join(settings.gateway_devices), expected)
+    processes = gateway.service.train_processes
+    if processes > 1 and settings.ray_train_gpus not in (None, 0, processes):
+        expected = f"empty, 0 or {processes}, as TRAIN_PROCESSES is {processes} and each has a GPU of its own"
+        raise SettingError("RAY_TRAIN_GPUS", f"{settings.ray_train_gpus:g}", expected)
     if settings.ray_min_workers > settings.ray_predict_workers:
         expected = f"at most RAY_PREDICT_WORKERS, which is {settings.ray_predict_workers}"
         raise SettingError("RAY_MIN_WORKERS", str(settings.ray_min_workers), expected)
