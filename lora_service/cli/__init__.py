@@ -4,6 +4,7 @@
     field_options.py       a config's fields as options, checked by pydantic, in groups
     output_files.py        files that are written: none is overwritten without --force, no input ever
     train_and_generate.py  train, generate, demo
+    train_many.py          train-many
     run_options.py         train's options for run folders, and its processes
     progress_bar.py        train's progress on a terminal
     check.py               check

@@ -118,12 +118,15 @@ def is_main_process() -> bool:
 
 
 @contextmanager
-def stop_on_interrupt(run: RunFolder) -> Iterator[StopSignal]:
+def stop_on_interrupt(*runs: RunFolder, stop: StopSignal | None = None) -> Iterator[StopSignal]:
     """Yield a signal that the first Ctrl-C sets once something is learned; any other ends the program as usual.
 
     What ends by an error and can go on says how.
+
+    Args:
+        stop: the signal; None: a new one.
     """
-    stop = StopSignal()
+    stop = stop or StopSignal()
     if not is_main_process():  # the main process asks the others to stop
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         yield stop
@@ -140,7 +143,7 @@ def stop_on_interrupt(run: RunFolder) -> Iterator[StopSignal]:
     try:
         yield stop
     except BaseException:
-        if run.has_checkpoints:
+        for run in (each for each in runs if each.has_checkpoints):
             command = shlex.join(["lora-service", "train", "--resume", str(run.path)])
             print(f"its checkpoints are kept; to go on: {command}", file=sys.stderr)
         raise

@@ -2,6 +2,7 @@
 
 model_service.py       the frame of both: settings, output folder, failed jobs
 training_service.py    an upload and a config -> a LoRA file
+joint_training.py      several trainings together
 training_report.py     its progress and results as metrics and log lines
 inference_service.py   a request and links to LoRAs -> picture files
 request_loras.py       the LoRAs of a request: fetched, read, kept in memory

@@ -191,7 +191,7 @@ class TrainingService(ModelService):
                     result = self.run_job(job, log, show)
                 else:
                     result = train_launched(LaunchedJob(job, self.settings, self._allow_local), log, show)
-                _remove_uploads(run, result)
+                remove_uploads(run, result)
             report(result, record_metric, log)
             return result
 
@@ -248,7 +248,7 @@ class TrainingService(ModelService):
                 result = trainer.run(
                     pictures or record.source(run), config, class_data=class_data or record.class_source(run)
                 )
-                _remove_uploads(run, result)
+                remove_uploads(run, result)
             report(result, record_metric, log)
             return result
 
@@ -311,7 +311,7 @@ def _without_checkpoints(options: RunOptions, log: Log) -> RunOptions:
     return replace(options, save_every=0)
 
 
-def _remove_uploads(run: RunFolder, result: TrainResult) -> None:
+def remove_uploads(run: RunFolder, result: TrainResult) -> None:
     """Remove pictures that came by link, unless the run may go on."""
     if not result.interrupted:
         shutil.rmtree(run.uploads, ignore_errors=True)

@@ -1,0 +1,83 @@
+"""``lora-service train-many``: several trainings in the same batches."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import click
+
+from lora_service.cli.batch_lines import BatchJob, read_jobs, refuse
+from lora_service.cli.output_files import check_folder, check_output, force_option, whole_file
+from lora_service.cli.run_options import stop_on_interrupt
+from lora_service.errors import LoraServiceError
+from lora_service.services.joint_training import JointTrainingService, NamedTraining
+from lora_service.services.training_service import TrainingUpload
+from lora_service.training.runs.run_folder import RunFolder, RunOptions, StopSignal
+
+
+@click.command("train-many")
+@click.argument("jobs", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="JOBS.JSONL")
+@click.option(
+    "-o", "--output", type=click.Path(file_okay=False, path_type=Path), default=Path("loras"), show_default=True,
+    help="Folder for the LoRA files and the run folders.",
+)  # fmt: skip
+@force_option()
+def train_many_command(jobs: Path, output: Path, force: bool) -> None:
+    """Do the trainings of JOBS.JSONL together, on one base and in the same batches.
+
+    A line is a JSON object: input, and destination, whose last part is the LoRA file's name; without it the zip's.
+    An input "@dog.zip" is a file beside JOBS.JSONL. It takes the files of `lora-service batch`. All lines are checked
+    before the first job begins. Ctrl-C ends all after a step, and writes the files of what was learned by then.
+    """
+    lines = read_jobs(jobs)
+    check_folder(output)
+    stop = StopSignal()
+    trainings = _trainings(lines, jobs, output, stop)
+    files = [output / f"{training.name}.safetensors" for training in trainings]
+    inputs = [path for line in lines for path in line.files.values()]
+    for file in files:
+        check_output(file, force=force, inputs=inputs)
+    with (
+        JointTrainingService(allow_local=True) as service,
+        stop_on_interrupt(*(RunFolder(training.run_folder) for training in trainings), stop=stop),
+    ):
+        results = service.train_many(trainings, log=click.echo)
+    failed = 0
+    for file, result in zip(files, results, strict=True):
+        if isinstance(result, Exception):
+            failed += 1
+            continue
+        with whole_file(file) as path:
+            shutil.copyfile(result.path, path)
+        click.echo(f"wrote {file}")
+    if failed:
+        click.echo(f"{failed} of {len(results)} failed, for the reasons above", err=True)
+        raise SystemExit(1)
+
+
+def _trainings(lines: list[BatchJob], path: Path, output: Path, stop: StopSignal) -> list[NamedTraining]:
+    """Return the trainings of the lines of ``path``.
+
+    Raises:
+        InputError: lines are no trainings, or two have one name; their numbers are named.
+    """
+    trainings, problems, numbers = [], [], dict[str, int]()
+    for line in lines:
+        given = {**line.input, **line.files}
+        upload = TrainingUpload(
+            given.pop("instance_data", None), str(given.pop("instance_data_urls", "")), given.pop("class_data", None)
+        )
+        name = line.destination.rpartition("/")[2] or (upload.file.stem if isinstance(upload.file, Path) else "")
+        name = name or f"line-{line.number}"
+        run = RunFolder.free(output / f"{name}-run")
+        training = NamedTraining(name, upload, given, run.path, RunOptions(stop=stop))
+        try:
+            training.config()
+        except LoraServiceError as error:
+            problems.append(f"line {line.number}: {error}")
+        if (other := numbers.setdefault(name, line.number)) != line.number:
+            problems.append(f"line {line.number}: the name {name!r} is line {other}'s; give it a destination")
+        trainings.append(training)
+    refuse(path, problems)
+    return trainings
