@@ -44,8 +44,8 @@ class Batches(DenoisingCallback):
     most: int = 8
 
     def on_batch_start(self, batch: DenoisingBatch) -> None:
-        self.sizes.append(len(batch.seeds))
-        if len(batch.seeds) > self.most:
+        self.sizes.append(len(batch.pictures))
+        if len(batch.pictures) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
 
