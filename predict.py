@@ -117,6 +117,11 @@ class Predictor(BaseRunner):
             le=10,
             description="For drafts: 2 to 5 computes most of the UNet in every so many steps only. 1: off.",
         ),
+        lora_mode: str = Input(
+            default="together",
+            choices=["together", "each"],
+            description="Several LoRAs: all in every picture, or num_outputs pictures of each, in which it is <1>.",
+        ),
         mask_feather: int | None = Input(
             default=None,
             ge=0,

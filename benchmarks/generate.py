@@ -253,7 +253,7 @@ def report(rows: dict[str, Times], job: Job) -> None:
 def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
-    base = _base(options)
+    base = load_bench_base(options)
     side = options.side or base.defaults.resolution
     sides: list[Side] = [Ours(base), Diffusers(base, fused=False), Diffusers(base, fused=True)]
     print(f"{options.base}, {options.dtype} on {options.device}, {options.threads} threads, rank {options.rank}")
@@ -292,7 +292,8 @@ def _report_drafts(sides: list[Side], job: Job) -> None:
         print(f"{draft.name}: mean difference from the full picture {distance(images, draft.draw(job)):.2f} of 255")
 
 
-def _base(options: argparse.Namespace) -> DiffusionBase:
+def load_bench_base(options: argparse.Namespace) -> DiffusionBase:
+    """Return the base that ``options`` name, ready to draw."""
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     if options.base == "embedded":
         return load_base(Settings(base_model="embedded", device=options.device, dtype=options.dtype))

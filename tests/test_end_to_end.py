@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import functools
 import http.server
+import io
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from lora_service.lora.files import read_lora
 from tests.service import Service
@@ -126,6 +129,33 @@ def test_the_link_draws_at_every_scale_and_scale_0_is_the_base(drawer: Service, 
     assert len({drawn[s][0] for s in drawn}) == 3
     assert drawer.output(lora_urls=link, lora_scales="1.0", **PICTURE) == drawn["1.0"]
     assert drawer.output(**PICTURE) == base
+
+
+def test_each_lora_of_a_request_has_pictures_of_the_same_seeds(drawer: Service, files: FileServer, lora: bytes) -> None:
+    link, other = files.link(lora, "dog.safetensors"), files.link(lora, "same.safetensors")
+    body = drawer.post(
+        lora_urls=f"{link}|{other}|{link}", lora_scales="1|0.3|1", lora_mode="each", num_outputs=2, **PICTURE
+    ).json()
+    assert body["status"] == "succeeded", body
+    pictures = [pixels(uri) for uri in body["output"]]
+    assert body["metrics"]["lora_numbers"] == "1 1 2 2 3 3"
+    assert body["metrics"]["seeds"] == "5 6 5 6 5 6"
+    assert "LoRAs 1, 2, 3 are drawn side by side" in body["logs"]
+    assert "image 3 of 6: LoRA 2, seed 5" in body["logs"]
+    alone = [
+        pixels(uri)
+        for scale in ("1", "0.3")
+        for uri in drawer.output(lora_urls=link, lora_scales=scale, num_outputs=2, **PICTURE)
+    ]
+    for drawn, expected in zip(pictures, [*alone, *alone[:2]], strict=True):
+        assert np.abs(drawn - expected).max() <= 2
+    assert np.abs(pictures[0] - pictures[2]).max() > 20
+    assert drawer.post(lora_mode="each", **PICTURE).json()["metrics"]["error_field"] == "lora_mode"
+
+
+def pixels(uri: str) -> Any:
+    with Image.open(io.BytesIO(content(uri))) as image:
+        return np.asarray(image, int)
 
 
 def test_several_pictures_of_another_format_come_in_order(drawer: Service) -> None:

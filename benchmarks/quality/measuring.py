@@ -10,8 +10,9 @@ from PIL import Image
 
 from benchmarks.quality.subjects import Subject
 from lora_service.demo.evaluation import UNRELATED_PROMPTS, drift, reconstruct
-from lora_service.generation.generator import ImageGenerator, ScaledLora
+from lora_service.generation.generator import ImageGenerator
 from lora_service.generation.request import GenerateRequest
+from lora_service.lora.patcher import ScaledLora
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.image_judge import ImageJudge
 from lora_service.training.context import TrainingContext

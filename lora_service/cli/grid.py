@@ -26,8 +26,8 @@ from lora_service.services.inference_service import InferenceService
 
 _MOST_PICTURES, _LARGEST_SIDE = 400, 512
 _WITHOUT = (
-    "prompt", "lora_urls", "lora_scales", "num_outputs", "output_format", "output_quality", "preview_every",
-    "prompt_strength", "mask_feather", "keep_unmasked", "adapter_type", "adapter_scale",
+    "prompt", "lora_urls", "lora_scales", "lora_mode", "num_outputs", "output_format", "output_quality",
+    "preview_every", "prompt_strength", "mask_feather", "keep_unmasked", "adapter_type", "adapter_scale",
 )  # fmt: skip
 """Inputs that the grid sets, or that are of no use without a picture to start from."""
 

@@ -160,7 +160,7 @@ def generate_command(
     """Draw PROMPT; <1> in it is what the first --lora learned."""
     links, scales = zip(*map(split_scale, loras), strict=True) if loras else ((), (_DEFAULT_SCALE,))
     inputs |= {"prompt": prompt, "lora_urls": "|".join(links), "lora_scales": "|".join(scales)}
-    files = _named_pictures(output, inputs)
+    files = _named_pictures(output, inputs, len(links))
     pictures: dict[str, Any] = {"image": image, "mask": mask, "adapter_condition_image": adapter_condition_image}
     sources = [*map(Path, links), *(path for path in pictures.values() if path)]
     for file in files:
@@ -253,7 +253,7 @@ def _run_path(pictures: Path | None, output: Path | None) -> Path:
     return (output.parent if output else Path()) / f"{name[:_LONGEST_NAME] or 'lora'}-run"
 
 
-def _named_pictures(output: Path, inputs: dict[str, Any]) -> list[Path]:
+def _named_pictures(output: Path, inputs: dict[str, Any], loras: int) -> list[Path]:
     """Return the files that ``-o out.png`` names, one for each picture; none where it names a folder.
 
     ``output_format`` becomes the file's where it is not given.
@@ -265,5 +265,5 @@ def _named_pictures(output: Path, inputs: dict[str, Any]) -> list[Path]:
         expected = f"a file that ends as output_format {inputs['output_format']} does"
         raise InputError("--output", str(output), expected)
     inputs["output_format"] = file_format
-    count = inputs["num_outputs"] or 1
+    count = (inputs["num_outputs"] or 1) * (loras if inputs["lora_mode"] == "each" else 1)
     return [output] if count == 1 else [output.with_stem(f"{output.stem}-{i}") for i in range(1, count + 1)]

@@ -26,6 +26,9 @@
 ``denoising_progress`` the line of speed and time left, and previews
 ``image_memory``      how many images fit the memory
 ``image_batches``     images drawn together, and decoded
+``lora_sets``         LoRAs that images have together, applied, and their prompts
+``own_loras``         images that each have a LoRA for themselves, in one batch
+``image_settings``    what the files' metadata tells
 ``generator``         a base that generates images with LoRAs
 ``image_files``       generated images and their files, with their settings
 ``image_grid``        labelled rows of images in one

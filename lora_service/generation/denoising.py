@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,12 +13,24 @@ from lora_service.lora.patcher import Patcher
 from lora_service.models.families.family import Family
 
 
+class Picture(NamedTuple):
+    """An image that is to be drawn.
+
+    Attributes:
+        seed: of its noise.
+        lora: the number, from 0 on, of the LoRA that it has for itself; 0 where all images have the same.
+    """
+
+    seed: int
+    lora: int = 0
+
+
 @dataclass
 class DenoisingBatch:
     """Images that are denoised together.
 
     Attributes:
-        seeds: of the images.
+        pictures: the images.
         generators: of the images' noise; each image depends on its own alone.
         pipeline: diffusers' pipeline, with its scheduler.
         step: the number of steps that are taken.
@@ -26,7 +38,7 @@ class DenoisingBatch:
             each but the last.
     """
 
-    seeds: Sequence[int]
+    pictures: Sequence[Picture]
     generators: Sequence[torch.Generator]
     pipeline: Any
     step: int = 0
@@ -79,23 +91,27 @@ class DenoisingPlan:
     Attributes:
         layout: of the pictures' latents.
         pipeline: of :func:`lora_service.generation.pipelines.make_pipeline`, with its scheduler.
-        arguments: the pipeline's arguments that all batches share, prompt embeds among them, of one image.
+        arguments: the pipeline's arguments that all batches share.
+        prompt_arguments: returns those of the prompts of images that have the LoRAs of these numbers.
         batch_arguments: returns those that come from a batch's generators, such as the initial latents.
         callbacks: called in this order; ended in the opposite one.
+        lora_bytes: what the LoRA of an image takes beside the weights, where it has one for itself.
     """
 
     layout: LatentLayout
     pipeline: Any
     arguments: Mapping[str, Any]
+    prompt_arguments: Callable[[Sequence[int]], Mapping[str, Any]]
     batch_arguments: Callable[[DenoisingBatch], Mapping[str, Any]] = lambda batch: {}
     callbacks: Sequence[DenoisingCallback] = field(default=())
+    lora_bytes: float = 0.0
 
 
-def denoise(plan: DenoisingPlan, seeds: Sequence[int]) -> Tensor:
-    """Return the latents ``(b, c, h, w)`` of the images with these seeds, denoised together."""
+def denoise(plan: DenoisingPlan, pictures: Sequence[Picture]) -> Tensor:
+    """Return the latents ``(b, c, h, w)`` of these images, denoised together."""
     # On the CPU, for the same noise on every device.
-    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    batch = DenoisingBatch(seeds, generators, plan.pipeline)
+    generators = [torch.Generator("cpu").manual_seed(picture.seed) for picture in pictures]
+    batch = DenoisingBatch(pictures, generators, plan.pipeline)
 
     def on_step_end(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         batch.step, batch.steps = step + 1, pipeline.num_timesteps
@@ -114,7 +130,8 @@ def denoise(plan: DenoisingPlan, seeds: Sequence[int]) -> Tensor:
             started.append(callback)
             callback.on_batch_start(batch)
         plan.pipeline(
-            **_prompt_arguments(plan, len(seeds)),
+            **plan.arguments,
+            **_prompt_arguments(plan, pictures),
             **plan.batch_arguments(batch),
             generator=generators,
             output_type="latent",
@@ -144,11 +161,15 @@ class LoraSteps(DenoisingCallback):
         return latents
 
 
-def _prompt_arguments(plan: DenoisingPlan, images: int) -> dict[str, Any]:
-    """Return the pipeline's arguments for ``images`` images of one prompt."""
+def _prompt_arguments(plan: DenoisingPlan, pictures: Sequence[Picture]) -> Mapping[str, Any]:
+    """Return the pipeline's arguments of the prompts: of one, or of one for each image."""
+    loras = [picture.lora for picture in pictures]
+    if len(set(loras)) > 1:
+        return plan.prompt_arguments(loras)
+    arguments = plan.prompt_arguments(loras[:1])
     if plan.layout.family.repeats_prompts:
-        return {**plan.arguments, "num_images_per_prompt": images}
+        return {**arguments, "num_images_per_prompt": len(pictures)}
     return {
-        name: value.repeat_interleave(images, dim=0) if "prompt" in name and isinstance(value, Tensor) else value
-        for name, value in plan.arguments.items()
+        name: value.repeat_interleave(len(pictures), dim=0) if isinstance(value, Tensor) else value
+        for name, value in arguments.items()
     }

@@ -12,7 +12,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
-from lora_service.generation.denoising import DenoisingBatch, DenoisingCallback
+from lora_service.generation.denoising import DenoisingBatch, DenoisingCallback, Picture
 from lora_service.models.diffusion_base import DiffusionBase
 
 _IMAGE_PROCESSOR = VaeImageProcessor()
@@ -52,18 +52,18 @@ class Progress(DenoisingCallback):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._images, self._log, self._interval, self._clock = images, log, interval, clock
-        self._finished: list[int] = []
+        self._finished: list[Picture] = []
         self._started = self._logged = 0.0
 
     def on_batch_start(self, batch: DenoisingBatch) -> None:
         self._started = self._clock()
-        if batch.seeds[0] in self._finished:  # a batch that could not be decoded is drawn again, from its first on
-            del self._finished[self._finished.index(batch.seeds[0]) :]
+        if batch.pictures[0] in self._finished:  # a batch that could not be decoded is drawn again, from its first on
+            del self._finished[self._finished.index(batch.pictures[0]) :]
         if not self._finished:
             self._logged = self._started
 
     def on_step_end(self, batch: DenoisingBatch, latents: Tensor) -> Tensor:
-        now, size = self._clock(), len(batch.seeds)
+        now, size = self._clock(), len(batch.pictures)
         if now - self._logged >= self._interval and batch.step < batch.steps:
             self._logged = now
             rate = batch.step / max(now - self._started, 1e-6)
@@ -72,7 +72,7 @@ class Progress(DenoisingCallback):
             speed = f"{rate:.1f} steps/s" if rate >= 1 else f"{1 / rate:.1f} s/step"
             self._log(f"step {batch.step} of {batch.steps}{of_images}: {speed}, {_duration(steps_left / rate)} left")
         if batch.step == batch.steps:
-            self._finished.extend(batch.seeds)
+            self._finished.extend(batch.pictures)
         return latents
 
     def _pictures(self, size: int) -> str:
@@ -108,7 +108,7 @@ class Previews(DenoisingCallback):
     def on_step_end(self, batch: DenoisingBatch, latents: Tensor) -> Tensor:
         if self._watched is not None and batch.step % self._every == 0 and batch.step < batch.steps:
             # The predictions without the prompt, if any, come first.
-            first = len(self._watched.sample) - len(batch.seeds)
+            first = len(self._watched.sample) - len(batch.pictures)
             predicted = self._predicted_latents(self._watched, first)
             self._show(_preview(self._base, predicted, batch))
         return latents

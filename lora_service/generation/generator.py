@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,40 +13,37 @@ import torch
 from PIL import Image
 
 from lora_service.errors import InputError
-from lora_service.generation.clip_skip import choose_clip_skip
 from lora_service.generation.control.structure_control import StructureControl
 from lora_service.generation.denoiser import Denoiser
-from lora_service.generation.denoising import DenoisingCallback, DenoisingPlan, LatentLayout, LoraSteps
+from lora_service.generation.denoising import DenoisingCallback, DenoisingPlan, LatentLayout, LoraSteps, Picture
 from lora_service.generation.denoising_progress import FlowPreviews, Preview, Previews, Progress
 from lora_service.generation.flow_modes import choose_flow_mode
 from lora_service.generation.image_batches import draw_in_batches
 from lora_service.generation.image_files import GeneratedImage
 from lora_service.generation.image_memory import check_memory
+from lora_service.generation.image_settings import guidance_rescale, image_settings, mask_feather
 from lora_service.generation.initial_image import InitialImage, InputImages
 from lora_service.generation.layer_cache import FreshLayerCache, LayerCache
+from lora_service.generation.lora_sets import LoraSet, LoraSetEncoder
 from lora_service.generation.modes import choose_mode
+from lora_service.generation.own_loras import SideBySide, drawn_together
 from lora_service.generation.pipelines import make_pipeline
 from lora_service.generation.prompt_cache import PromptCache
-from lora_service.generation.prompt_embeddings import EMBEDDING_SCALE, report_embeddings
+from lora_service.generation.prompt_embeddings import EMBEDDING_SCALE
 from lora_service.generation.prompt_loras import follow_lora_tags
-from lora_service.generation.prompts import PromptEncoder, Prompts
+from lora_service.generation.prompts import prompt_arguments
 from lora_service.generation.request import GenerateRequest
-from lora_service.generation.scheduler_classes import has_zero_terminal_snr, make_flow_scheduler, make_scheduler
+from lora_service.generation.scheduler_classes import make_flow_scheduler, make_scheduler
 from lora_service.generation.schedulers import check_scheduler
 from lora_service.generation.sizes import Size, check_work, choose_size
 from lora_service.generation.unsupported_inputs import fit_to_base
-from lora_service.lora.patcher import Patcher, PatchReport
-from lora_service.lora.scale import Scale
+from lora_service.lora.patcher import Patcher, ScaledLora
 from lora_service.lora.weights import LoraWeights
 from lora_service.models.control_loading import ControlModels
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.families.family import PipelineTask
 
-ScaledLora = tuple[LoraWeights, Scale]
 Log = Callable[[str], None]
-
-ZERO_TERMINAL_RESCALE = 0.7
-"""Guidance rescale of bases whose noise ends without signal, as https://arxiv.org/abs/2305.08891 has it."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +51,22 @@ class _Drawing:
     """All that has been settled before the first noise is drawn.
 
     Attributes:
-        plan: of the denoising.
+        request: the inputs.
+        sets: one, or one for each LoRA.
+        embeddings: the textual inversions, scaled.
         size: width and height.
         initial: the initial image, if there is one.
-        settings: for the files' metadata, without the seed.
+        settings: of all images, for their files' metadata.
+        callbacks: of all batches.
     """
 
-    plan: DenoisingPlan
+    request: GenerateRequest
+    sets: Sequence[LoraSet]
+    embeddings: Sequence[ScaledLora]
     size: Size
     initial: InitialImage | None
-    settings: dict[str, Any]
+    settings: Mapping[str, Any]
+    callbacks: Sequence[DenoisingCallback]
 
 
 class ImageGenerator:
@@ -89,8 +92,8 @@ class ImageGenerator:
         self.base = base
         self._controls = controls or ControlModels(base)
         self._max_pixel_steps = max_pixel_steps
-        self._prompt_cache = prompt_cache
         self.patcher = Patcher(base.components, base.tokenizers, hold_addresses=base.compiled is not None)
+        self._sets = LoraSetEncoder(base, self.patcher, prompt_cache)
 
     def generate(
         self,
@@ -104,7 +107,8 @@ class ImageGenerator:
     ) -> list[GeneratedImage]:
         """Generate the images of ``request``, in batches. Image ``i`` has the seed ``seed + i``.
 
-        It depends on that seed alone, but for the last bits, in which batches of different sizes differ.
+        It depends on that seed alone, but for the last bits, in which batches of different sizes differ. With
+        ``lora_mode`` ``each`` there are as many of each LoRA, from the same seeds, those of the first LoRA first.
 
         Args:
             request: the inputs.
@@ -121,76 +125,39 @@ class ImageGenerator:
             AdapterError: the model for ``adapter_type`` cannot be used.
         """
         images = images or InputImages()
+        request.check_lora_mode(len(loras))
         request = fit_to_base(request, self.base, images, log)
         size = choose_size(request, self.base, images.shape)
-        check_work(request, self.base, size, self._max_pixel_steps)
+        own = request.lora_mode == "each"
+        count = request.num_outputs * (len(loras) if own else 1)
+        check_work(request, self.base, size, self._max_pixel_steps, count)
         check_memory(self.base, size)
         initial = InitialImage.fit(images, size, log)
         request, loras = follow_lora_tags(request, loras, log)
-        with self._patched([*loras, *((each, EMBEDDING_SCALE) for each in embeddings)]) as full_report:
-            report = report_embeddings(full_report, len(loras), request, log)
-            if report.warning:
-                log(f"warning: {report.warning}")
-            clip_skip = choose_clip_skip(request, loras, self.base, log)
-            text = self.base.text.with_tokenizers(self.patcher.tokenizers, self.patcher.plain_text)
-            text = text.with_clip_skip(clip_skip)
-            encoder = PromptEncoder(text, self.patcher, self.base.device, log, self._prompt_cache)
-            prompts = encoder.expand(request, report, [scale for _, scale in loras])
+        scaled_embeddings = [(each, EMBEDDING_SCALE) for each in embeddings]
+        with self._restored_on_failure():
+            together = [[lora] for lora in loras] if own else [loras]
+            sets = [
+                self._sets.apply(request, each, scaled_embeddings, log, number if own else None)
+                for number, each in enumerate(together, start=1)
+            ]
+            shared = image_settings(request, self.base, size, images)
             with torch.inference_mode():
-                plan = self._plan(request, size, encoder, prompts, initial)
                 control = self._control(request, size, images, log)
-            callbacks: list[DenoisingCallback] = [*plan.callbacks, *control, Progress(request.num_outputs, log)]
+            callbacks: list[DenoisingCallback] = [*control, Progress(count, log)]
             if request.preview_every and on_preview is not None:
                 previews = FlowPreviews if self.base.family.objective == "flow" else Previews
                 callbacks.append(previews(self.base, request.preview_every, on_preview))
-            settings = self._settings(request, size, prompts, images)
-            if clip_skip is not None:
-                settings["clip_skip"] = clip_skip
-            # At scale 0 a LoRA changes nothing, and the file is the bare base's, byte for byte.
-            settings["lora_scales"] = "" if all(scale.is_zero for _, scale in loras) else request.lora_scales
-            drawing = _Drawing(replace(plan, callbacks=callbacks), size, initial, settings)
-            return self._draw(request, drawing, log)
+            drawing = _Drawing(request, sets, scaled_embeddings, size, initial, shared, callbacks)
+            return self._draw(drawing, log)
 
     @contextmanager
-    def _patched(self, loras: list[ScaledLora]) -> Iterator[PatchReport]:
+    def _restored_on_failure(self) -> Iterator[None]:
         try:
-            yield self.patcher.apply(loras)
+            yield
         except BaseException:
             self.patcher.restore()
             raise
-
-    def _settings(self, request: GenerateRequest, size: Size, prompts: Prompts, images: InputImages) -> dict[str, Any]:
-        """Return the settings for the files' metadata."""
-        settings = {
-            "prompt": prompts.prompt,
-            "num_inference_steps": request.steps(self.base.defaults),
-            "guidance_scale": request.guidance(self.base.defaults),
-            "negative_prompt": prompts.negative_prompt,
-            "width": size[0],
-            "height": size[1],
-            "scheduler": request.scheduler,
-            "base": self.base.defaults.title,
-        }
-        if images.image is not None:
-            settings["prompt_strength"] = request.prompt_strength
-        if images.mask is not None:
-            settings["keep_unmasked"] = request.keep_unmasked
-            if request.keep_unmasked:
-                settings["mask_feather"] = self._feather(request)
-        if request.schedule != "default":
-            settings["schedule"] = request.schedule
-        if rescale := self._guidance_rescale(request):
-            settings["guidance_rescale"] = rescale
-        if request.cache_interval > 1:
-            settings["cache_interval"] = request.cache_interval
-        if images.adapter_condition_image is not None:
-            settings |= {"adapter_type": request.adapter_type, "adapter_scale": request.adapter_scale}
-        return settings
-
-    def _guidance_rescale(self, request: GenerateRequest) -> float:
-        if request.guidance_rescale is not None:
-            return request.guidance_rescale
-        return ZERO_TERMINAL_RESCALE if has_zero_terminal_snr(self.base.scheduler_config) else 0.0
 
     def _pipeline(
         self, task: PipelineTask, request: GenerateRequest, scheduler: Any
@@ -206,7 +173,7 @@ class ImageGenerator:
             self.base.unet,
             self.base.compiled,
             guidance_scale=request.guidance(self.base.defaults),
-            guidance_rescale=self._guidance_rescale(request),
+            guidance_rescale=guidance_rescale(request, self.base),
             layer_cache=cache,
         )
         if cache:
@@ -226,15 +193,10 @@ class ImageGenerator:
         log(condition.note)
         return (StructureControl(self.base, adapter, condition.image, request.adapter_scale),)
 
-    def _plan(
-        self,
-        request: GenerateRequest,
-        size: Size,
-        encoder: PromptEncoder,
-        prompts: Prompts,
-        initial: InitialImage | None,
-    ) -> DenoisingPlan:
+    @torch.inference_mode()
+    def _plan(self, drawing: _Drawing) -> DenoisingPlan:
         """Choose pipeline and scheduler, and prepare what they are called with."""
+        request, size, initial = drawing.request, drawing.size, drawing.initial
         steps = request.steps(self.base.defaults)
         check_scheduler(request.scheduler, steps, request.schedule)
         if initial is not None and int(request.prompt_strength * steps) < 1:
@@ -253,32 +215,59 @@ class ImageGenerator:
             "num_inference_steps": steps,
             **self.base.family.guidance(request.guidance(self.base.defaults)),
             **mode.arguments,
-            **encoder.encode(prompts),
         }
         pipeline, callbacks = self._pipeline(mode.task, request, scheduler)
         width, height = (side // self.base.vae_scale_factor for side in size)
         layout = LatentLayout(self.base.family, height, width)
-        return DenoisingPlan(layout, pipeline, arguments, mode.batch_arguments, [*mode.callbacks, *callbacks])
+        return DenoisingPlan(
+            layout,
+            pipeline,
+            arguments,
+            lambda numbers: prompt_arguments(self.base.text, [drawing.sets[number].encoded for number in numbers]),
+            mode.batch_arguments,
+            [*mode.callbacks, *callbacks, *drawing.callbacks],
+        )
 
-    def _draw(self, request: GenerateRequest, drawing: _Drawing, log: Log) -> list[GeneratedImage]:
+    def _draw(self, drawing: _Drawing, log: Log) -> list[GeneratedImage]:
+        request, sets = drawing.request, drawing.sets
         first_seed = random.SystemRandom().randrange(2**32 - 8) if request.seed is None else request.seed
         seeds = [(first_seed + i) % 2**32 for i in range(request.num_outputs)]
-        generated: list[GeneratedImage] = []
-        started = time.monotonic()
-        for images in draw_in_batches(self.base, drawing.plan, seeds, drawing.size, log):
-            seconds = (time.monotonic() - started) / len(images)
-            for image in images:
-                seed = seeds[len(generated)]
-                finished = self._finish(request, drawing.initial, image)
-                generated.append(GeneratedImage(finished, seed, {"seed": seed, **drawing.settings}))
-                log(f"image {len(generated)} of {len(seeds)}: seed {seed}, {seconds:.1f} s")
+        pictures = [Picture(seed, number) for number in range(len(sets)) for seed in seeds]
+        generated: dict[Picture, GeneratedImage] = {}
+        for numbers, plan in self._plans(drawing, log):
+            drawn = [picture for picture in pictures if picture.lora in numbers]
+            waiting = iter(drawn)
             started = time.monotonic()
-        return generated
+            for images in draw_in_batches(self.base, plan, drawn, drawing.size, log):
+                seconds = (time.monotonic() - started) / len(images)
+                for image in images:
+                    picture = next(waiting)
+                    settings = {"seed": picture.seed, **drawing.settings, **sets[picture.lora].settings}
+                    generated[picture] = GeneratedImage(self._finish(drawing, image), picture.seed, settings)
+                    of_lora = f"LoRA {picture.lora + 1}, " if request.lora_mode == "each" else ""
+                    place = f"image {pictures.index(picture) + 1} of {len(pictures)}"
+                    log(f"{place}: {of_lora}seed {picture.seed}, {seconds:.1f} s")
+                started = time.monotonic()
+        return [generated[picture] for picture in pictures]
 
-    def _feather(self, request: GenerateRequest) -> int:
-        return self.base.vae_scale_factor if request.mask_feather is None else request.mask_feather
+    def _plans(self, drawing: _Drawing, log: Log) -> Iterator[tuple[list[int], DenoisingPlan]]:
+        """Yield the numbers of sets of LoRAs that are drawn in the same batches, and have the base ready for them."""
+        sets = drawing.sets
+        if drawing.request.lora_mode == "together":
+            yield [0], self._plan(drawing)
+            return
+        loras = [lora for each in sets for lora in each.loras]
+        for numbers in drawn_together(self.base, loras, [each.encoded for each in sets], drawing.size, log):
+            if len(numbers) == 1:
+                self.patcher.apply([loras[numbers[0]], *drawing.embeddings])
+                yield numbers, self._plan(drawing)
+                continue
+            self.patcher.restore()
+            beside = SideBySide(self.base, [loras[number] for number in numbers], numbers)
+            plan = self._plan(drawing)
+            yield numbers, replace(plan, callbacks=[*plan.callbacks, beside], lora_bytes=beside.bytes_each)
 
-    def _finish(self, request: GenerateRequest, initial: InitialImage | None, image: Image.Image) -> Image.Image:
-        if initial is None or not request.keep_unmasked:
+    def _finish(self, drawing: _Drawing, image: Image.Image) -> Image.Image:
+        if drawing.initial is None or not drawing.request.keep_unmasked:
             return image
-        return initial.keep_unmasked(image, self._feather(request))
+        return drawing.initial.keep_unmasked(image, mask_feather(drawing.request, self.base))

@@ -10,7 +10,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
-from lora_service.generation.denoising import DenoisingPlan, denoise
+from lora_service.generation.denoising import DenoisingPlan, Picture, denoise
 from lora_service.generation.image_memory import (
     decoded_at_once,
     denoising_bytes,
@@ -27,19 +27,19 @@ Log = Callable[[str], None]
 
 
 def draw_in_batches(
-    base: DiffusionBase, plan: DenoisingPlan, seeds: Sequence[int], size: Size, log: Log
+    base: DiffusionBase, plan: DenoisingPlan, pictures: Sequence[Picture], size: Size, log: Log
 ) -> Iterator[list[Image.Image]]:
-    """Yield the images of ``seeds``, a batch at a time.
+    """Yield the images of ``pictures``, a batch at a time.
 
     A batch for which the device's memory is not enough is halved.
 
     Raises:
         InputError: it is not enough for a single image (``too_large_for_memory``).
     """
-    batch_size = images_at_once(base, size, len(seeds))
+    batch_size = images_at_once(base, size, len(pictures), plan.lora_bytes)
     done = 0
-    while done < len(seeds):
-        batch = seeds[done : done + batch_size]
+    while done < len(pictures):
+        batch = pictures[done : done + batch_size]
         try:
             with torch.inference_mode():
                 images = decode(base, denoise(plan, batch), size, log)

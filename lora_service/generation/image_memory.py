@@ -73,14 +73,31 @@ def too_large(base: DiffusionBase, size: Size, need: float, free: float) -> Inpu
     return InputError("width", size[0], expected, code="too_large_for_memory")
 
 
-def images_at_once(base: DiffusionBase, size: Size, count: int) -> int:
-    """Return how many of ``count`` pictures are denoised at once: evenly many in as few batches as memory allows."""
+def images_at_once(base: DiffusionBase, size: Size, count: int, more: float = 0.0) -> int:
+    """Return how many of ``count`` pictures are denoised at once: evenly many in as few batches as memory allows.
+
+    Args:
+        more: the bytes that each takes beside what it does on ``base`` alone.
+    """
     free = free_bytes(base.device)
     if free is None:
         return 1
-    fitting = max(1, min(count, int(_USABLE * free / denoising_bytes(base, size))))
+    fitting = max(1, min(count, int(_USABLE * free / (denoising_bytes(base, size) + more))))
     batches = -(-count // fitting)
     return -(-count // batches)
+
+
+def loras_at_once(base: DiffusionBase, size: Size, bytes_each: float, count: int) -> int:
+    """Return how many of ``count`` LoRAs are beside the weights at once: evenly many in as few turns as memory allows.
+
+    Each takes ``bytes_each`` by itself, and twice as much in a batch of one picture of each.
+    """
+    free = free_bytes(base.device)
+    if free is None:
+        return 1
+    each = 3 * bytes_each + denoising_bytes(base, size)
+    fitting = max(1, min(count, int(_USABLE * free / each)))
+    return -(-count // -(-count // fitting))
 
 
 def decoded_at_once(base: DiffusionBase, size: Size) -> int:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lora_service.errors import InputError
+from lora_service.generation.references import LORA_TAG
 from lora_service.generation.request import GenerateRequest
 from lora_service.lora.safetensors_header import shortened
 from lora_service.lora.scale import Scale
 from lora_service.lora.weights import LoraWeights
 
-_TAG = re.compile(r"\s*<(?P<kind>lora|lyco|hypernet):(?P<name>[^<>:]{1,200})(?P<scales>(?::[^<>:]{0,30}){0,6})>")
 _MAX_SCALE = 2.0
 
 
@@ -92,7 +92,7 @@ def take_lora_tags(prompt: str, names: Sequence[Sequence[str]], field: str = "pr
             notes.append(f"LoRA {index + 1} has the scale {_shown(scale)}, as {shortened(tag)} in the prompt says")
         return ""
 
-    stripped, count = _TAG.subn(take, prompt)
+    stripped, count = LORA_TAG.subn(take, prompt)
     return TaggedPrompt(stripped.strip() if count else prompt, scales, tuple(dict.fromkeys(notes)))
 
 

@@ -26,6 +26,29 @@ class Prompts(NamedTuple):
 
 
 @dataclass(frozen=True)
+class EncodedPrompts:
+    """Both prompts of an image, expanded, and their embeds."""
+
+    prompts: Prompts
+    embeds: PromptEmbeds
+    negative_embeds: PromptEmbeds
+
+    @property
+    def shapes(self) -> tuple[torch.Size, torch.Size]:
+        """Those of the states; prompts of equal ones go into a batch as they are."""
+        return self.embeds.states.shape, self.negative_embeds.states.shape
+
+
+def prompt_arguments(text: TextEncoders, encoded: Sequence[EncodedPrompts]) -> dict[str, Any]:
+    """Return prompts of the same :attr:`EncodedPrompts.shapes` as a pipeline's keyword arguments."""
+    prompts, negatives = (
+        parts[0] if len(parts) == 1 else PromptEmbeds.concatenate(parts)
+        for parts in ([each.embeds for each in encoded], [each.negative_embeds for each in encoded])
+    )
+    return {**text.arguments(prompts), **text.arguments(negatives, "negative_")}
+
+
+@dataclass(frozen=True)
 class PromptEncoder:
     """Encodes the prompts of a request while its LoRAs are applied.
 
@@ -43,13 +66,16 @@ class PromptEncoder:
     log: Callable[[str], None]
     cache: PromptCache | None = None
 
-    def expand(self, request: GenerateRequest, report: PatchReport, scales: Sequence[Scale]) -> Prompts:
+    def expand(
+        self, request: GenerateRequest, report: PatchReport, scales: Sequence[Scale], own: int | None = None
+    ) -> Prompts:
         """Return both prompts with their references expanded; the log gets notes, and warnings of what is cut off.
 
         Args:
             request: the inputs.
             report: what the patcher found in the request's LoRAs.
             scales: of these LoRAs; one at scale 0 has no subject.
+            own: the number of the only LoRA in the request, where each of its LoRAs has images for itself.
 
         Raises:
             InputError: a prompt refers to a LoRA that the request does not have, or has a weight out of range.
@@ -62,7 +88,7 @@ class PromptEncoder:
         named = [{key: escape(text) for key, text in names.items()} for names in report.named_subjects]
         expanded = []
         for field_name in Prompts._fields:
-            result = expand_references(getattr(request, field_name), subjects, field_name, named)
+            result = expand_references(getattr(request, field_name), subjects, field_name, named, own)
             parsed = self._parse(result.prompt, field_name)
             for note in (*result.notes, *parsed.notes):
                 self.log(note)
@@ -70,8 +96,8 @@ class PromptEncoder:
             expanded.append(result.prompt)
         return Prompts(*expanded)
 
-    def encode(self, prompts: Prompts) -> dict[str, Any]:
-        """Return both prompt embeds as a pipeline's keyword arguments.
+    def encode(self, prompts: Prompts) -> EncodedPrompts:
+        """Encode both prompts of an image.
 
         Both have the chunks of the longer prompt, as the UNet takes them in one batch.
         """
@@ -82,7 +108,7 @@ class PromptEncoder:
         prompt_embeds, negative_embeds = (
             self._embeds(prompt, each, chunks) for prompt, each in zip(prompts, parsed, strict=True)
         )
-        return {**self.text.arguments(prompt_embeds), **self.text.arguments(negative_embeds, "negative_")}
+        return EncodedPrompts(prompts, prompt_embeds, negative_embeds)
 
     def _embeds(self, prompt: str, parsed: ParsedPrompt, chunks: int) -> PromptEmbeds:
         def encode() -> PromptEmbeds:

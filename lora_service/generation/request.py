@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from lora_service.downloads.parsed_url import redact, redact_all
 from lora_service.downloads.resolve import MAX_LINK_LENGTH, is_data_uri, split
 from lora_service.errors import InputError, blame_input
+from lora_service.generation.references import check_own_references
 from lora_service.generation.schedulers import SCHEDULERS, check_scheduler
 from lora_service.lora.scale import Scale, parse_scale
 from lora_service.models.control_registry import AdapterType
@@ -94,6 +95,10 @@ class GenerateRequest(BaseModel):
         max_length=4000,
         description="One scale for all, or one each, split by |. 0.8/0.5: UNet 0.8, text encoder 0.5.",
     )
+    lora_mode: Literal["together", "each"] = Field(
+        "together",
+        description="Several LoRAs: all in every picture, or num_outputs pictures of each, in which it is <1>.",
+    )
     prompt_strength: float = Field(
         0.8, ge=0, le=1, description="With image: how far the result may go from it. 1 ignores it."
     )
@@ -130,8 +135,8 @@ class GenerateRequest(BaseModel):
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Picture": (
-            "prompt", "negative_prompt", "lora_urls", "lora_scales", "width", "height", "aspect_ratio", "num_outputs",
-            "seed", "prompt_strength", "mask_feather", "keep_unmasked", "embedding_urls",
+            "prompt", "negative_prompt", "lora_urls", "lora_scales", "lora_mode", "width", "height",
+            "aspect_ratio", "num_outputs", "seed", "prompt_strength", "mask_feather", "keep_unmasked", "embedding_urls",
         ),
         "Control": ("adapter_type", "adapter_scale"),
         "Sampling": (
@@ -162,7 +167,7 @@ class GenerateRequest(BaseModel):
                 raise
             shown = redact_all(str(error.value).split("|"))  # links may carry tokens
             raise InputError(error.field, shown, error.expected, code=error.code) from None
-        request.scales(more_loras)
+        request.check_lora_mode(len(request.scales(more_loras)))
         check_scheduler(request.scheduler, 1, request.schedule)
         request.links("embedding_urls")
         return request
@@ -210,6 +215,21 @@ class GenerateRequest(BaseModel):
         if len(scales) != count:
             raise InputError("lora_scales", self.lora_scales, f"one scale, or {count} split by |, one for each LoRA")
         return scales
+
+    def check_lora_mode(self, loras: int) -> None:
+        """Check that ``loras`` LoRAs can have pictures for themselves, if they should.
+
+        Raises:
+            InputError: there is none, or a prompt speaks of several.
+        """
+        if self.lora_mode == "together":
+            return
+        if not loras:
+            raise InputError(
+                "lora_mode", "each", "together where there is no LoRA; lora_urls takes some", code="no_lora"
+            )
+        for name in ("prompt", "negative_prompt"):
+            check_own_references(getattr(self, name), name)
 
     def loras(self) -> list[tuple[str, Scale]]:
         """Return the links with their scales.

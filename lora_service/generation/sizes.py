@@ -72,21 +72,24 @@ def _nearest(pixels: float, step: int) -> int:
     return max(step, round(pixels / step) * step)
 
 
-def check_work(request: GenerateRequest, base: DiffusionBase, size: Size, max_pixel_steps: int | None) -> None:
+def check_work(
+    request: GenerateRequest, base: DiffusionBase, size: Size, max_pixel_steps: int | None, images: int
+) -> None:
     """Refuse a request that would take hours.
 
     Args:
+        images: the number of its images.
         max_pixel_steps: most width × height × steps × images; None: any.
 
     Raises:
         InputError: it exceeds the limit (``too_much_work``).
     """
     steps = request.steps(base.defaults)
-    pixel_steps = size[0] * size[1] * steps * request.num_outputs
+    pixel_steps = size[0] * size[1] * steps * images
     if max_pixel_steps is not None and pixel_steps > max_pixel_steps:
-        limit = max_pixel_steps // (size[0] * size[1] * request.num_outputs)
+        limit = max_pixel_steps // (size[0] * size[1] * images)
         expected = (
-            f"at most {limit} for {request.num_outputs} pictures of {size[0]} × {size[1]} pixels, as "
+            f"at most {limit} for {images} pictures of {size[0]} × {size[1]} pixels, as "
             f"MAX_PIXEL_STEPS is {max_pixel_steps}; take fewer or smaller pictures"
         )
         raise InputError("num_inference_steps", steps, expected, code="too_much_work")

@@ -29,6 +29,7 @@ from lora_service.lora.scale import Scale, block_of, with_outer_blocks
 from lora_service.lora.token_embeddings import TokenEmbeddings, in_plain_words, named_subjects
 from lora_service.lora.weights import BACKBONES, BIAS, LoraWeights
 
+ScaledLora = tuple[LoraWeights, Scale]
 ModuleKey = tuple[str, str]
 """(component, module path without ``text_model.``) of the weight of a linear layer, convolution or norm; of its bias,
 if the path ends in ``.bias``."""
@@ -143,12 +144,15 @@ class Patcher:
         """Return a prompt with each LoRA's trigger in place of its tokens, for encoders that do not know these."""
         return in_plain_words(prompt, self._plain_words)
 
-    def apply(self, loras: Sequence[tuple[LoraWeights, Scale]]) -> PatchReport:
+    def apply(self, loras: Sequence[ScaledLora], *, text_only: bool = False) -> PatchReport:
         """Patch the models with these LoRAs at these scales, and no others; their changes are summed.
 
         A LoRA whose scales are all 0 adds nothing, its tokens neither. One that acts in a share of the steps only is
         in the UNet or transformer while :meth:`move_to` says so; at first that is step 0. After any exception, a
         cancellation too, the models are as if nothing had ever been applied.
+
+        Args:
+            text_only: the UNet or transformer has its originals; text encoders and tokens are as otherwise.
 
         Raises:
             InputError: a scale names a block that these models do not have (``unknown_block``).
@@ -160,6 +164,8 @@ class Patcher:
             self._text_state = ()
             active = [(weights, scale) for weights, scale in loras if not scale.is_zero]
             plan, matched, unmatched = self._plan(loras)
+            if text_only:
+                plan = {key: changes for key, changes in plan.items() if key[0] not in BACKBONES}
             self._requested, self._scales = plan, tuple(scale for _, scale in loras)
             with torch.inference_mode(False), torch.no_grad():
                 self._patch(self._plan_at(0.0))
@@ -223,7 +229,7 @@ class Patcher:
         }
         return {key: changes for key, changes in plan.items() if changes}
 
-    def _plan(self, loras: Sequence[tuple[LoraWeights, Scale]]) -> tuple[_Plan, dict[str, int], tuple[str, ...]]:
+    def _plan(self, loras: Sequence[ScaledLora]) -> tuple[_Plan, dict[str, int], tuple[str, ...]]:
         """Return the changes per weight, the number of matches per component, and the changes without a weight."""
         changes: dict[ModuleKey, list[ScaledChange]] = {}
         matched: dict[str, int] = {}

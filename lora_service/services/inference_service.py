@@ -183,6 +183,8 @@ class InferenceService(ModelService):
             if request.preview_every and on_preview is None:
                 record_metric("preview", "")  # the pictures are there
             _record_seeds(generated, len(generated) - len(kept), record_metric)
+            if request.lora_mode == "each":
+                record_metric("lora_numbers", " ".join(str(image.settings["lora"]) for image in generated))
             record_metric("loras", len(loras))
             record_metric("loras_in_memory", self.loras.hits)
             record_metric("seconds_lora", round(fetched - started, 3))

@@ -23,7 +23,7 @@ from lora_service.services.model_service import Log
 from lora_service.settings import Settings
 
 if TYPE_CHECKING:
-    from lora_service.generation.generator import ScaledLora
+    from lora_service.lora.patcher import ScaledLora
     from lora_service.lora.weights import LoraWeights
     from lora_service.models.defaults import ModelDefaults
 

@@ -40,7 +40,8 @@ def _services_without_a_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
     def generate(self: InferenceService, inputs: dict[str, Any], **_: object) -> list[Path]:
         suffix = {None: "png", "jpeg": "jpg"}.get(inputs["output_format"], inputs["output_format"])
-        paths = [tmp_path / "job" / f"out-{i}.{suffix}" for i in range(inputs["num_outputs"] or 1)]
+        loras = len(inputs["lora_urls"].split("|")) if inputs["lora_mode"] == "each" else 1
+        paths = [tmp_path / "job" / f"out-{i}.{suffix}" for i in range((inputs["num_outputs"] or 1) * loras)]
         for path in paths:
             path.write_text("new")
         return paths
@@ -113,6 +114,12 @@ def test_a_picture_may_be_named_as_a_file() -> None:
     with raises(InputError, field="--output"):
         run(generate_command, "a dog", "-o", "new.png", "--output_format", "webp")
     run(generate_command, "a dog", "-o", "out.png", "--force")
+
+
+def test_pictures_of_each_lora_are_numbered_on() -> None:
+    loras = ("--lora", "a.safetensors", "--lora", "b.safetensors@0.5", "--lora_mode", "each")
+    run(generate_command, "a dog", "-o", "each.png", *loras, "--num_outputs", "2")
+    assert sorted(path.name for path in Path().iterdir()) == [f"each-{i}.png" for i in (1, 2, 3, 4)]
 
 
 def test_what_is_drawn_from_is_never_replaced() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lora_service.generation.denoising import DenoisingBatch
+from lora_service.generation.denoising import DenoisingBatch, Picture
 from lora_service.generation.denoising_progress import Preview, Progress
 from lora_service.generation.generator import ImageGenerator
 from lora_service.generation.request import GenerateRequest
@@ -24,7 +24,7 @@ def test_a_line_tells_speed_and_time_left_every_few_seconds() -> None:
     progress = Progress(5, lines.append, interval=2.0, clock=lambda: now[0])
     latents = torch.zeros(1)
     for seeds in ([1, 2], [3, 4], [5]):
-        batch = DenoisingBatch(seeds, [], None, steps=4)
+        batch = DenoisingBatch([Picture(seed) for seed in seeds], [], None, steps=4)
         progress.on_batch_start(batch)
         for step in range(1, 5):
             now[0] += 1.5
@@ -44,7 +44,7 @@ def test_a_batch_that_is_drawn_again_counts_once() -> None:
     now, lines = [0.0], list[str]()
     progress = Progress(4, lines.append, interval=1.0, clock=lambda: now[0])
     for seeds in ([1, 2, 3, 4], [1, 2]):
-        batch = DenoisingBatch(seeds, [], None, steps=2)
+        batch = DenoisingBatch([Picture(seed) for seed in seeds], [], None, steps=2)
         progress.on_batch_start(batch)
         for step in (1, 2):
             now[0] += 1.0
@@ -59,7 +59,7 @@ def test_a_batch_that_is_drawn_again_counts_once() -> None:
 def test_fast_and_long_runs_are_told_in_fitting_units() -> None:
     now, lines = [0.0], list[str]()
     progress = Progress(1, lines.append, clock=lambda: now[0])
-    batch = DenoisingBatch([1], [], None, steps=400)
+    batch = DenoisingBatch([Picture(1)], [], None, steps=400)
     progress.on_batch_start(batch)
     now[0], batch.step = 2.0, 5
     progress.on_step_end(batch, torch.zeros(1))

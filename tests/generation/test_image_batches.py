@@ -44,8 +44,8 @@ class Batches(DenoisingCallback):
     most: int = 8
 
     def on_batch_start(self, batch: DenoisingBatch) -> None:
-        self.sizes.append(len(batch.seeds))
-        if len(batch.seeds) > self.most:
+        self.sizes.append(len(batch.pictures))
+        if len(batch.pictures) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
 
@@ -105,8 +105,12 @@ def test_the_free_memory_decides_how_many_are_drawn_at_once(monkeypatch: pytest.
     for fitting, count, expected in ((100, 8, 8), (4.1, 8, 4), (5.1, 8, 4), (3.1, 4, 2), (1.1, 8, 1), (0.5, 8, 1)):
         monkeypatch.setattr(image_memory, "free_bytes", lambda device, free=fitting * one / 0.8: int(free))
         assert image_memory.images_at_once(base, size, count) == expected
+    monkeypatch.setattr(image_memory, "free_bytes", lambda device: int(8 * one / 0.8) + 1)
+    assert image_memory.images_at_once(base, size, 8, one) == 4
+    assert image_memory.loras_at_once(base, size, 0, 8) == 8
+    assert image_memory.loras_at_once(base, size, one, 8) == 2
     monkeypatch.setattr(image_memory, "free_bytes", lambda device: None)
-    assert image_memory.images_at_once(base, size, 8) == 1
+    assert image_memory.images_at_once(base, size, 8) == image_memory.loras_at_once(base, size, 0, 8) == 1
 
 
 def test_a_size_beyond_the_memory_is_refused_with_one_that_would_do(monkeypatch: pytest.MonkeyPatch) -> None:

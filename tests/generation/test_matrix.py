@@ -14,10 +14,11 @@ from PIL import Image, ImageDraw
 
 from lora_service.generation import image_batches
 from lora_service.generation.denoising import DenoisingPlan
-from lora_service.generation.generator import ImageGenerator, ScaledLora
+from lora_service.generation.generator import ImageGenerator
 from lora_service.generation.initial_image import InputImages
 from lora_service.generation.request import GenerateRequest
 from lora_service.generation.schedulers import SCHEDULERS
+from lora_service.lora.patcher import ScaledLora
 from lora_service.lora.scale import Scale
 from lora_service.models.loading import load_base
 from lora_service.settings import Settings

@@ -110,6 +110,21 @@ def test_scales_of_the_unet_and_the_text_encoder_are_apart(models: SmallModels, 
     assert torch.equal(models.text_output(), text)
 
 
+def test_the_text_encoders_alone_are_patched_as_with_the_unet(models: SmallModels, patcher: Patcher) -> None:
+    lora = [(random_lora(models.components, tokens=TOKEN_NAMES), Scale(1.0, 0.5))]
+    unet = models.unet_output()
+    full = patcher.apply(lora)
+    text, state, tokenizers = models.text_output(), patcher.text_state, patcher.tokenizers
+    assert patcher.apply(lora, text_only=True) == full
+    assert torch.equal(models.unet_output(), unet)
+    assert torch.equal(models.text_output(), text)
+    assert patcher.text_state == state
+    assert [len(each) for each in patcher.tokenizers.values()] == [len(each) for each in tokenizers.values()]
+    before = state_of(small_models("sd1").components)
+    patcher.restore()
+    assert_same_state(before, models.components)
+
+
 def test_restoring_gives_the_very_tensors_back(models: SmallModels, patcher: Patcher) -> None:
     before, unet, text = state_of(models.components), models.unet_output(), models.text_output()
     storages = {name: parameter.data_ptr() for name, parameter in models.unet.named_parameters()}

@@ -71,6 +71,7 @@ class Family(ABC):
         takes_packed_latents: True if its pipelines' argument ``latents`` is as of :meth:`pack`.
         reads_negative_prompt: False if its pipelines have no guidance away from a prompt.
         repeats_prompts: False if its pipelines take prompt embeds of each image, and not of each prompt.
+        ragged: children of its backbone that are given the texts of a batch in one row, whatever their lengths.
         file_keys: tensors, in the original layout and diffusers', that no files but those of its backbones have; none:
             they are known otherwise.
         imports: what a server's worker imports before its first job, as of ``lora_service.services.worker.import_all``.
@@ -96,6 +97,7 @@ class Family(ABC):
     takes_packed_latents: ClassVar[bool] = False
     reads_negative_prompt: ClassVar[bool] = True
     repeats_prompts: ClassVar[bool] = True
+    ragged: ClassVar[tuple[str, ...]] = ()
     file_keys: ClassVar[tuple[str, ...]] = ()
     imports: ClassVar[tuple[str, ...]] = ()
 

@@ -60,6 +60,7 @@ class ZImage(FlowFamily):
         "lora_service.models.chat_text_encoder",
     )
     file_keys = ("cap_pad_token",)
+    ragged = ("cap_embedder",)
     kept = ("t_embedder", "cap_embedder", "all_x_embedder", "all_final_layer")
 
     def defaults(self, scheduler: Config, pipeline: Config) -> ModelDefaults:

@@ -33,9 +33,15 @@ class DrawingEngine(ScriptedEngine):
         self.inputs.append(job.input)
         await on_progress({"status": "processing", "logs": "", "metrics": {"step": 1, "of": 2}})
         seed = job.input.get("seed", 7)
-        seeds = range(seed, seed + job.input.get("num_outputs", 1))
+        seeds = [*range(seed, seed + job.input.get("num_outputs", 1))]
+        metrics = {}
+        if job.input.get("lora_mode") == "each":
+            loras = range(1, len(job.input["lora_urls"].split("|")) + 1)
+            metrics["lora_numbers"] = " ".join(str(number) for number in loras for _ in seeds)
+            seeds *= len(loras)
         output = [picture(told(job.input, number)) for number in seeds]
-        return {"status": "succeeded", "output": output, "metrics": {"seeds": " ".join(map(str, seeds))}}
+        metrics["seeds"] = " ".join(map(str, seeds))
+        return {"status": "succeeded", "output": output, "metrics": metrics}
 
 
 def told(inputs: Mapping[str, Any], seed: int) -> Told:

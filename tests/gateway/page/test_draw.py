@@ -94,6 +94,31 @@ def test_a_lora_is_drawn_with_at_three_scales(running: Running, browser: Browser
         visit.check()
 
 
+def test_of_several_loras_each_may_have_pictures(running: Running, drawing: DrawingEngine, browser: Browser) -> None:
+    with Visit.begin(browser, running.url) as visit:
+        page = visit.open("/draw")
+        mode = page.get_by_label("lora mode")
+        choose(page, "blob")
+        expect(mode).to_be_hidden()
+        choose(page, "moppet")
+        prompt(page, "<1> in a garden")
+        mode.select_option("each")
+        page.get_by_label("seed", exact=True).fill("40")
+        assert drawn(page, drawing)["lora_mode"] == "each"
+        card = page.get_by_role("article", name="<1> in a garden")
+        expect(card.locator("img")).to_have_count(2)
+        expect(card.get_by_text("seed 40, 40, of LoRA 1, 2,")).to_be_visible()
+        before = len(drawing.inputs)
+        open_details(page, "Same seed")
+        page.get_by_role("button", name="Draw the strip").click()
+        expect(page.get_by_role("article", name="blob: <1> in a garden").locator("img").first).to_be_visible()
+        assert all("lora_mode" not in each for each in drawing.inputs[before:])
+        page.get_by_role("button", name="Remove moppet").click()
+        expect(mode).to_be_hidden()
+        assert "lora_mode" not in drawn(page, drawing)
+        visit.check()
+
+
 def test_a_strip_has_one_seed_and_its_scales(running: Running, drawing: DrawingEngine, browser: Browser) -> None:
     with Visit.begin(browser, running.url) as visit:
         page = visit.open("/draw")

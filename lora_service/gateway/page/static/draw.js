@@ -12,6 +12,7 @@ const KEY = "lora-service-draw";
 const OWN = ["prompt", "lora_urls", "lora", "lora_scales", "image", "mask", "replicate_weights", "preview_every"];
 const FRONT = ["num_outputs", "aspect_ratio", "seed"];
 const START = ["prompt_strength", "mask_feather", "keep_unmasked"];
+const LORAS = ["lora_mode"];
 const prompt = $("#prompt");
 let offered = ""; // the LoRAs that the grid has boxes for
 
@@ -21,7 +22,8 @@ const inputs = inputsOf(model);
 const fields = new Fields(inputs.filter((each) => !OWN.includes(each.name)));
 show($("#front"), fields.of(FRONT));
 show($("#start-fields"), fields.of(START));
-fold($("#more"), fields.of(fields.inputs.map((each) => each.name).filter((name) => ![...FRONT, ...START].includes(name))));
+show($("#loras-fields"), fields.of(LORAS));
+fold($("#more"), fields.of(fields.inputs.map((each) => each.name).filter((name) => ![...FRONT, ...START, ...LORAS].includes(name))));
 prompt.value = inputs.find((each) => each.name === "prompt").default ?? "";
 
 const brush = new Brush($("#canvas-place"), () => { $("#start-fields").hidden = !brush.picture; });
@@ -68,6 +70,8 @@ function changed() {
   show($("#strip-lora"), names);
   $("#strip-lora").value = names[before] ? before : 0;
   const isReady = chosen.loras.length > 0;
+  $("#loras-fields").hidden = chosen.loras.length < 2;
+  if (chosen.loras.length < 2) for (const each of fields.inputs.filter((input) => LORAS.includes(input.name))) fields.set(each.name, each.default);
   for (const id of ["#strip", "#grid"]) $(`${id} button`).disabled = !isReady;
   $("#strip-hint").textContent = isReady ? plural(scalesOf($("#strip-scales").value)?.length ?? 0, "picture") : "Add a LoRA first.";
   offerCheckpoints();
@@ -146,7 +150,7 @@ async function sheet(title, isGrid, rows, text) {
   if (!scales) return say("Scales are numbers from -10 to 10, split by commas.", true);
   if (rows.length * scales.length > MOST) return say(`These are ${rows.length * scales.length} pictures; ${MOST} at most are drawn at once.`, true);
   return ask(async () => {
-    const { seed, ...inputs } = await values();
+    const { seed, lora_mode, ...inputs } = await values(); // a sheet's pictures have all LoRAs of their row
     await drawSheet({ title, isGrid, rows, scales, inputs, seed: seed ?? Math.floor(Math.random() * 2 ** 32) }, (drawn) => gallery.addSheet(drawn));
   });
 }

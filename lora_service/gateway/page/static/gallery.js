@@ -72,13 +72,18 @@ function seedsOf(job) {
   return String(job.metrics?.seeds ?? job.input.seed ?? "").split(" ").filter(Boolean);
 }
 
+/** The number of the LoRA that each picture has for itself; none where they have all. */
+function lorasOf(job) {
+  return String(job.metrics?.lora_numbers ?? "").split(" ").filter(Boolean);
+}
+
 function jobCard(job, actions) {
   const pictures = Array.isArray(job.output) ? job.output : [];
-  const seeds = seedsOf(job);
+  const seeds = seedsOf(job), loras = lorasOf(job);
   return h("article", { class: "card drawn", "aria-label": job.input.prompt ?? "a drawing", "aria-busy": String(!FINAL.includes(job.status)) },
     pictures.length > 0 && h("div", { class: "shots" }, pictures.map((link, index) => picture(link, `Picture ${index + 1}: ${job.input.prompt ?? ""}`))),
     h("p", { class: "said" }, job.input.prompt ?? "a photo of <1>"),
-    h("p", { class: "hint" }, seeds.length ? `seed ${seeds.join(", ")}, ` : "", when(job.created_at), " ", job.status !== "succeeded" && h("span", { class: `tag ${job.status}` }, WORDS[job.status])),
+    h("p", { class: "hint" }, seeds.length ? `seed ${seeds.join(", ")}, ` : "", loras.length ? `of LoRA ${loras.join(", ")}, ` : "", when(job.created_at), " ", job.status !== "succeeded" && h("span", { class: `tag ${job.status}` }, WORDS[job.status])),
     job.error && h("p", { class: "problem" }, job.error),
     job.status === "failed" && h("details", {}, h("summary", {}, "Log"), h("pre", { tabindex: 0, "aria-label": "Log" }, job.logs || "It has no log.")),
     h("div", { class: "row" },
