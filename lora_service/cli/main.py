@@ -46,7 +46,9 @@ COMMANDS = {
         "train_and_generate", "train_command", "Teach what the pictures in ZIP show, and write one LoRA file."
     ),
     "train-many": LazyCommand(
-        "train_many", "train_many_command", "Do the trainings of JOBS.JSONL together, in the same batches."
+        "train_many",
+        "train_many_command",
+        "Do the trainings of JOBS.JSONL together, on one base and in the same batches.",
     ),
     "generate": LazyCommand(
         "train_and_generate", "generate_command", "Draw PROMPT; <1> in it is what the first --lora learned."
