@@ -13,9 +13,10 @@ import click
 import httpx
 
 from lora_service.cli.batch_lines import FINAL, BatchJob, Results, read_jobs, refuse
-from lora_service.cli.output_files import check_folder, whole_file
+from lora_service.cli.output_files import check_folder
 from lora_service.errors import ServingError
 from lora_service.gateway.schemas import input_problems
+from lora_service.whole_files import whole_file
 
 _LOOK_SECONDS = 1.0
 _SINGLE_LOOKS = 10  # jobs of a round that are not on the list's first page

@@ -11,13 +11,14 @@ from typing import Any
 import click
 
 from lora_service.cli.field_options import ConfigCommand, class_data_option, config_options
-from lora_service.cli.output_files import check_output, force_option, whole_file
+from lora_service.cli.output_files import check_output, force_option
 from lora_service.dataset.contact_sheet import contact_sheet
 from lora_service.errors import InputError
 from lora_service.generation.request import PICTURE_FORMATS
 from lora_service.settings import Settings
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.preview import preview_dataset
+from lora_service.whole_files import whole_file
 
 
 @click.command("check", cls=ConfigCommand)
@@ -48,7 +49,7 @@ def check_command(
     dataset, of_class = preview.dataset, preview.of_class
     if sheet is not None:
         with whole_file(sheet) as path:
-            contact_sheet(dataset).save(path)
+            contact_sheet(dataset).save(path, PICTURE_FORMATS[sheet.suffix.lower()])
     if as_json:
         as_object = dataset.report.as_json()
         if of_class is not None:

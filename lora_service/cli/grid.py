@@ -14,7 +14,7 @@ import click
 from PIL import Image
 
 from lora_service.cli.field_options import ConfigCommand, GroupedOption, config_options
-from lora_service.cli.output_files import check_output, force_option, whole_file
+from lora_service.cli.output_files import check_output, force_option
 from lora_service.cli.train_and_generate import lora_option
 from lora_service.downloads.parsed_url import redact
 from lora_service.downloads.resolve import resolve
@@ -23,6 +23,7 @@ from lora_service.generation.image_grid import SIDE, ImageRow, draw_grid
 from lora_service.generation.request import GenerateRequest
 from lora_service.lora.scale import SCALE_PATTERN
 from lora_service.services.inference_service import InferenceService
+from lora_service.whole_files import whole_file
 
 _MOST_PICTURES, _LARGEST_SIDE = 400, 512
 _WITHOUT = (

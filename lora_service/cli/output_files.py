@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,19 +70,6 @@ def free_path(path: Path) -> Path:
         number += 1
         candidate = path.with_name(f"{stem}-{number}{path.suffix}")
     return candidate
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a path to write to, which becomes ``path`` at the end: what breaks off leaves no half a file there.
-
-    The folder of ``path`` is made where it is missing.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".lora-service-") as beside:
-        written = Path(beside) / path.name
-        yield written
-        written.replace(path)
 
 
 def _is_in(path: Path, source: Path) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_service.cli.field_options import ConfigCommand, GroupedOption, class_data_option, config_options
-from lora_service.cli.output_files import check_folder, check_output, force_option, free_path, whole_file
+from lora_service.cli.output_files import check_folder, check_output, force_option, free_path
 from lora_service.cli.run_options import (
     check_resume,
     is_main_process,
@@ -37,6 +37,7 @@ from lora_service.serving.form import ADAPTER_CONDITION_IMAGE, IMAGE, INSTANCE_D
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.inputs.resolved_config import ResolvedConfig
 from lora_service.training.runs.run_folder import RunFolder, RunOptions
+from lora_service.whole_files import whole_file
 
 if TYPE_CHECKING:  # they import torch
     from lora_service.generation.denoising_progress import Preview

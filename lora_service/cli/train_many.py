@@ -8,12 +8,13 @@ from pathlib import Path
 import click
 
 from lora_service.cli.batch_lines import BatchJob, read_jobs, refuse
-from lora_service.cli.output_files import check_folder, check_output, force_option, whole_file
+from lora_service.cli.output_files import check_folder, check_output, force_option
 from lora_service.cli.run_options import stop_on_interrupt
 from lora_service.errors import LoraServiceError
 from lora_service.services.joint_training import JointTrainingService, NamedTraining
 from lora_service.services.training_service import TrainingUpload
 from lora_service.training.runs.run_folder import RunFolder, RunOptions, StopSignal
+from lora_service.whole_files import whole_file
 
 
 @click.command("train-many")

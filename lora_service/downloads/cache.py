@@ -26,6 +26,7 @@ from typing import Generic, TypeVar
 from filelock import FileLock, Timeout
 
 from lora_service.downloads.partial_file import PartialFile
+from lora_service.whole_files import whole_file
 
 _MAX_PARTIAL_AGE = 24 * 3600.0
 """Seconds after which a partial file that no process holds the lock of is removed."""
@@ -226,11 +227,8 @@ class Cache:
             return False
 
     def _write(self, entry: CachedFile) -> None:
-        self._entries.mkdir(parents=True, exist_ok=True)
-        path = self._entries / f"{entry.key}.json"
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(asdict(entry), indent=1))
-        temporary.replace(path)
+        with whole_file(self._entries / f"{entry.key}.json") as part:
+            part.write_text(json.dumps(asdict(entry), indent=1))
 
     def _read(self, path: Path) -> CachedFile | None:
         try:

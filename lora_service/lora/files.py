@@ -5,7 +5,6 @@ A new format is one module in ``formats/`` and one line in ``FORMATS``.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -26,6 +25,7 @@ from lora_service.lora.safetensors_file import KOHYA_HASHES, TensorFile, read_te
 from lora_service.lora.safetensors_header import read_header, shortened
 from lora_service.lora.weights import LoraWeights
 from lora_service.temporary_folders import temporary_folder
+from lora_service.whole_files import whole_file
 
 
 @dataclass(frozen=True)
@@ -160,13 +160,5 @@ def write_lora(path: Path, weights: LoraWeights, *, format: str = "kohya", dtype
         raise InputError("format", format, f"one of {', '.join(FORMAT_NAMES)}")
     file = write(weights)
     kept = {key: text for key, text in weights.metadata.items() if key not in _FORMAT_STRINGS}
-    _write_atomically(path, serialize(file.tensors, {**kept, **file.metadata}, dtype))
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as part:
+        part.write_bytes(serialize(file.tensors, {**kept, **file.metadata}, dtype))

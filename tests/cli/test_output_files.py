@@ -12,13 +12,14 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from lora_service.cli.check import check_command
-from lora_service.cli.output_files import check_folder, check_output, free_path, whole_file
+from lora_service.cli.output_files import check_folder, check_output, free_path
 from lora_service.cli.train_and_generate import generate_command, train_command
 from lora_service.errors import InputError
 from lora_service.services.inference_service import InferenceService
 from lora_service.services.training_service import TrainingService
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.inputs.resolved_config import resolve_config
+from lora_service.whole_files import whole_file
 from tests.errors import raises
 from tests.small_base import DEFAULTS, picture_zip
 

@@ -2,6 +2,7 @@
 
 ``access``      who asks, and what they may do
 ``requests``    the bodies of requests
+``received``    the body of a request as a file
 ``creation``    from a request to a job in the queue
 ``jobs``        predictions and trainings
 ``previews``    the pictures of a training, before it

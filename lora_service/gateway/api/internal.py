@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -12,6 +11,7 @@ from lora_service.file_chunks import read_chunks
 from lora_service.gateway import views
 from lora_service.gateway.api.access import GatewayOf
 from lora_service.gateway.api.files import content
+from lora_service.gateway.api.received import received
 from lora_service.gateway.database import jobs
 from lora_service.gateway.database.tables import Job
 from lora_service.gateway.gateway import Gateway
@@ -20,8 +20,7 @@ from lora_service.gateway.queue.inputs import internal_link
 from lora_service.gateway.uploads import store
 
 router = APIRouter(prefix="/internal", include_in_schema=False)
-_IN_MEMORY = 1024**2
-_MAX_WEBHOOK_BYTES = 4 * 1024**3
+_MAX_OUTPUT_BYTES = _MAX_WEBHOOK_BYTES = 4 * 1024**3
 
 
 @router.get("/files/{file}/{key}/{name}")
@@ -39,12 +38,9 @@ async def take_output(key: str, name: str, gateway: GatewayOf, request: Request)
     if not gateway.signer.verify(key, "uploads"):
         raise Problem(403, "This link is not valid.")
     job = await run_in_threadpool(_job, gateway, identifier)
-    with tempfile.SpooledTemporaryFile(_IN_MEMORY) as spooled:
-        async for part in request.stream():
-            spooled.write(part)
-        spooled.seek(0)
+    async with received(request, _MAX_OUTPUT_BYTES) as file:
         row = await run_in_threadpool(
-            store, gateway, read_chunks(spooled), owner=job.owner, purpose="output", name=name, job=job.id,
+            store, gateway, read_chunks(file), owner=job.owner, purpose="output", name=name, job=job.id,
             content_type=request.headers.get("content-type", ""),
         )  # fmt: skip
     return Response(status_code=201, headers={"Location": internal_link(gateway, row)})
@@ -64,14 +60,10 @@ async def take_webhook(job: str, key: str, gateway: GatewayOf, request: Request)
     attempt = gateway.attempt_of("jobs", job, key)
     if attempt is None:
         raise Problem(403, "This link is not valid.")
-    size, parts = 0, []
-    async for part in request.stream():
-        size += len(part)
-        if size > _MAX_WEBHOOK_BYTES:
-            raise Problem(413, "This webhook is too large.")
-        parts.append(part)
+    async with received(request, _MAX_WEBHOOK_BYTES) as file:
+        body = await run_in_threadpool(file.read)
     try:
-        response = json.loads(b"".join(parts))
+        response = json.loads(body)
     except ValueError as error:
         raise Problem(400, "This webhook is no JSON.") from error
     if not isinstance(response, dict):

@@ -57,9 +57,10 @@ def _progress(gateway: Gateway, row: Job, links: views.Links) -> dict[str, Any]:
         points = measurements.of_job(session, row.id)
         files = stored_files.of_job(session, row.id, ("sample", "saved"))
     run = run_folder(gateway, row.id)
-    is_on = row.status == "processing" and run.holds_a_run
-    is_stopping = is_on and run.stop_request.exists()
     metrics = row.metrics or {}
+    is_learning = metrics.get("seconds_left") != 0  # after the last step nobody follows a wish any more
+    is_on = row.status == "processing" and run.holds_a_run and is_learning
+    is_stopping = is_on and run.stop_request.exists()
     return {
         "id": row.id,
         "status": row.status,

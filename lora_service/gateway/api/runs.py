@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -11,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from lora_service.file_chunks import read_chunks
 from lora_service.gateway.api.access import GatewayOf
+from lora_service.gateway.api.received import received
 from lora_service.gateway.database import jobs
 from lora_service.gateway.database.tables import FINAL, Job
 from lora_service.gateway.gateway import Gateway
@@ -19,7 +19,6 @@ from lora_service.gateway.queue import run_files
 from lora_service.gateway.queue.inputs import internal_link
 
 router = APIRouter(prefix="/internal/runs", include_in_schema=False)
-_IN_MEMORY = 1024**2
 
 
 class RunState(BaseModel):
@@ -54,15 +53,8 @@ def note_run(job: str, key: str, state: RunState, gateway: GatewayOf) -> dict[st
 async def keep_run_file(job: str, key: str, path: str, gateway: GatewayOf, request: Request) -> Response:
     """Keep a file of a run folder."""
     row = await run_in_threadpool(_job, gateway, job, key)
-    with tempfile.SpooledTemporaryFile(_IN_MEMORY) as spooled:
-        size = 0
-        async for part in request.stream():
-            size += len(part)
-            if size > gateway.settings.max_upload_bytes:
-                raise Problem(413, f"A file may have {gateway.settings.max_upload_bytes} bytes at most.")
-            spooled.write(part)
-        spooled.seek(0)
-        await run_in_threadpool(run_files.keep, gateway, row, path, read_chunks(spooled))
+    async with received(request, gateway.settings.max_upload_bytes) as file:
+        await run_in_threadpool(run_files.keep, gateway, row, path, read_chunks(file))
     return Response(status_code=201)
 
 

@@ -20,6 +20,7 @@ from lora_service.gateway.gateway import Gateway
 from lora_service.gateway.problems import Problem
 from lora_service.gateway.uploads import chunks_of, store
 from lora_service.training.runs.run_folder import RunFolder
+from lora_service.whole_files import whole_file
 
 _PATH = re.compile(r"(?!\.)[^/\\\0]{1,200}(/(?!\.)[^/\\\0]{1,200}){0,5}")
 """Of a file in a run folder; nothing in it begins with a dot."""
@@ -111,11 +112,8 @@ def _remove(gateway: Gateway, files: Sequence[StoredFile]) -> None:
 
 
 def _write(path: Path, chunks: Iterable[bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
+    with whole_file(path) as part, part.open("wb") as file:
         file.writelines(chunks)
-    part.rename(path)
 
 
 def _whole(folder: Path, suffix: str) -> Iterator[Path]:

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from lora_service.settings import Settings
 from lora_service.training.inputs.config import TrainConfig
 from lora_service.training.runs.run_folder import RunOptions
+from lora_service.whole_files import whole_file
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,5 @@ class ExchangeFolder:
             yield pickle.loads(path.read_bytes())
 
     def _write(self, name: str, value: Any) -> None:
-        part = self.path / f".{name}.part"
-        part.write_bytes(pickle.dumps(value))
-        part.rename(self.path / f"{name}.pickle")
+        with whole_file(self.path / f"{name}.pickle") as part:
+            part.write_bytes(pickle.dumps(value))

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from lora_service.whole_files import whole_file
+
 
 @dataclass(frozen=True)
 class ClassImageCache:
@@ -48,13 +50,8 @@ class ClassImageCache:
         if not self.max_bytes:
             return
         path = self._path(key, seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.new")
-        try:
-            image.save(temporary, "PNG")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(path) as part:
+            image.save(part, "PNG")
 
     def trim(self, kept: Collection[str]) -> None:
         """Remove the pictures that were used longest ago, but for those of the keys ``kept``, until the rest fits."""

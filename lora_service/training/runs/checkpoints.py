@@ -11,6 +11,7 @@ from typing import Any
 
 from lora_service.training.optimization.loop import StageRun, TrainingCallback
 from lora_service.training.runs.state_file import read_state, write_state
+from lora_service.whole_files import LEFTOVERS
 
 MOST_STEPS_BETWEEN = 250
 """The most steps between two checkpoints where nobody says how many; a short stage has one each quarter."""
@@ -68,7 +69,7 @@ class CheckpointFolder:
 
     def clear(self) -> None:
         """Remove all checkpoints, and their folder."""
-        for path in [*self._files(), *self.path.glob(".*.part")]:
+        for path in [*self._files(), *self.path.glob(LEFTOVERS)]:
             path.unlink()
         with contextlib.suppress(OSError):  # there is none, or somebody keeps something in it
             self.path.rmdir()

@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lora_service.errors import InputError
+from lora_service.whole_files import LEFTOVERS
 
 _LOCK = ".lock"
 SAMPLE_TIMES = 4
@@ -175,5 +176,5 @@ class RunFolder:
         """Remove what a process that was killed left half done."""
         for name in ("unpacked", "class-pictures"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for part in self.path.glob(".*.part"):
+        for part in self.path.glob(LEFTOVERS):
             part.unlink()

@@ -6,7 +6,6 @@ Tensors are the file's, the rest is JSON in its header. There is no pickle in it
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from lora_service.whole_files import whole_file
 
 _TREE = "tree"
 _TENSOR, _TUPLE, _DICT = "$tensor", "$tuple", "$dict"
@@ -27,11 +28,8 @@ def write_state(path: Path, tree: Mapping[str, Any]) -> None:
     """
     tensors: dict[str, torch.Tensor] = {}
     text = json.dumps(_packed(tree, tensors))
-    part = path.with_name(f".{path.name}.part")
-    save_file(tensors, part, {_TREE: text})
-    _flush(part)
-    part.replace(path)
-    _flush(path.parent)
+    with whole_file(path, durable=True) as part:
+        save_file(tensors, part, {_TREE: text})
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -54,11 +52,8 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole, or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    _flush(part)
-    part.replace(path)
-    _flush(path.parent)
+    with whole_file(path, durable=True) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def _packed(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
@@ -89,12 +84,3 @@ def _unpacked(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if _TUPLE in value:
         return tuple(_unpacked(each, tensors) for each in value[_TUPLE])
     return {_unpacked(key, tensors): _unpacked(each, tensors) for key, each in value[_DICT]}
-
-
-def _flush(path: Path) -> None:
-    """Have the system write what it holds of a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

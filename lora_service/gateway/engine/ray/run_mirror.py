@@ -13,6 +13,7 @@ from urllib.parse import quote
 import httpx
 
 from lora_service.file_chunks import read_chunks
+from lora_service.whole_files import whole_file
 
 _log = logging.getLogger(__name__)
 _PAUSE_SECONDS = 1.0  # between two looks at the folder
@@ -56,13 +57,14 @@ class RunMirror:
             path = self._folder / file["path"]
             if not path.resolve().is_relative_to(self._folder.resolve()):
                 raise ValueError(f"{file['path']!r} is not in the folder")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.part")
-            with self._client.stream("GET", file["url"]) as content, part.open("wb") as target:
+            with (
+                whole_file(path) as part,
+                part.open("wb") as target,
+                self._client.stream("GET", file["url"]) as content,
+            ):
                 content.raise_for_status()
                 for chunk in content.iter_bytes():
                     target.write(chunk)
-            part.rename(path)
             self._kept[file["path"]] = _mark(path)
 
     def start(self) -> None:

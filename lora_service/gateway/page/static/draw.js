@@ -46,6 +46,7 @@ $("#draw-strip").addEventListener("click", (event) => act(event.target, strip));
 $("#draw-grid").addEventListener("click", (event) => act(event.target, grid));
 for (const each of [prompt, $("#grid-scales"), $("#grid-prompts"), $("#strip-scales")]) each.addEventListener("input", changed);
 $("#grid-loras").addEventListener("change", changed);
+$("#loras-fields").addEventListener("change", offerTokens);
 $("#draw").addEventListener("change", keep);
 ready();
 await gallery.follow();
@@ -82,7 +83,8 @@ function changed() {
 
 /** Buttons that put what the LoRAs understand into the prompt. */
 function offerTokens() {
-  const chips = chosen.loras.flatMap((lora, index) => [
+  const isEach = fields.inputs.some(({ name }) => name === "lora_mode") && fields.control("lora_mode").value === "each";
+  const chips = isEach ? [{ text: "<1>", about: "each LoRA" }] : chosen.loras.flatMap((lora, index) => [
     { text: `<${index + 1}>`, about: lora.name },
     ...(lora.trigger ? lora.trigger.split(", ").map((text) => ({ text, about: "trigger" })) : []),
   ]);
