@@ -38,7 +38,7 @@ def test_a_stalled_download_can_be_cancelled(sites: FakeSites, fetcher: Fetcher)
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         fetcher.fetch(resolve(FILE))
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
     sites.serve(FILE, LORA)
     assert fetcher.fetch(resolve(FILE)).read_bytes() == LORA
 
@@ -52,7 +52,7 @@ def test_one_limit_of_time_holds_for_all_links(sites: FakeSites, fetcher: Fetche
             fetcher.fetch_file(resolve(FILE), until=until)
     with raises(UnreachableError, code="deadline_exceeded"):
         fetcher.download(resolve(FILE), tmp_path, until=until)
-    assert time.monotonic() - until < 2
+    assert time.monotonic() - until < 5
 
 
 def test_a_failure_in_the_thread_of_a_download_is_raised_where_it_is_waited_for() -> None:
