@@ -28,6 +28,9 @@ from lora_service.training.optimization.loop import StageRun
 from lora_service.training.together.joint_base import adapter_shape, joint_base
 
 T = TypeVar("T")
+MOST_JOINT_BASES = 16
+"""Bases that are kept for later passes: where pictures are of several sizes, each set of jobs that ever meet has one, a
+copy of all modules but not of their weights."""
 _POLL_SECONDS = 0.2  # between looks for an interruption
 
 
@@ -239,10 +242,14 @@ class JointGradients:
 
     def _joint_base(self, group: Sequence[_Request]) -> DiffusionBase:
         stages = tuple(request.stage for request in group)
-        if stages not in self._joint:
+        base = self._joint.pop(stages, None)
+        if base is None:
             text = group[0].stage.spec.compute_loss.text  # type: ignore[attr-defined]
-            self._joint[stages] = joint_base(self._base, [request.job for request in group], text)
-        return self._joint[stages]
+            base = joint_base(self._base, [request.job for request in group], text)
+        self._joint[stages] = base  # the one used last is the last
+        while len(self._joint) > MOST_JOINT_BASES:
+            self._joint.pop(next(iter(self._joint)))
+        return base
 
 
 def _release(error: BaseException) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import gc
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -304,6 +305,33 @@ def test_a_job_does_not_begin_after_an_interruption() -> None:
     with pytest.raises(KeyboardInterrupt):
         JointGradients(small_base()).run([interrupt, partial(begun.append, 1)])
     assert not begun
+
+
+def test_few_of_the_sets_of_jobs_that_ever_meet_are_kept_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joint_gradients, "MOST_JOINT_BASES", 1)
+    alive: list[weakref.ref[Any]] = []
+
+    def counted(base: DiffusionBase, jobs: Sequence[DiffusionBase], text: TextEncoders) -> DiffusionBase:
+        made = joint_base(base, jobs, text)
+        alive.append(weakref.ref(made.backbone))
+        return made
+
+    most: list[int] = []
+
+    def noted(self: JointGradients, group: Any) -> DiffusionBase:
+        chosen = plain(self, group)
+        gc.collect()
+        most.append(sum(each() is not None for each in alive))
+        return chosen
+
+    plain = JointGradients._joint_base
+    monkeypatch.setattr(joint_gradients, "joint_base", counted)
+    monkeypatch.setattr(JointGradients, "_joint_base", noted)
+    inputs = [{"seed": seed, "max_train_steps_ti": 0, "lora_rank": rank} for seed in (1, 2) for rank in (2, 3)]
+    _, passes = together(small_base(), tmp_path, inputs)
+    assert set(passes) == {2}
+    assert len(alive) == len(passes), "made anew each time, as two sets take turns"
+    assert max(most) == 1
 
 
 def test_a_base_whose_blocks_wait_is_refused(tmp_path: Path) -> None:
