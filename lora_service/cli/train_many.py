@@ -10,7 +10,8 @@ import click
 from lora_service.cli.batch_lines import BatchJob, read_jobs, refuse
 from lora_service.cli.output_files import check_folder, check_output, force_option
 from lora_service.cli.run_options import stop_on_interrupt
-from lora_service.errors import LoraServiceError
+from lora_service.downloads.parsed_url import redact
+from lora_service.errors import InputError, LoraServiceError
 from lora_service.services.joint_training import JointTrainingService, NamedTraining
 from lora_service.services.training_service import TrainingUpload
 from lora_service.training.runs.run_folder import RunFolder, RunOptions, StopSignal
@@ -65,19 +66,25 @@ def _trainings(lines: list[BatchJob], path: Path, output: Path, stop: StopSignal
     """
     trainings, problems, numbers = [], [], dict[str, int]()
     for line in lines:
-        given = {**line.input, **line.files}
+        given = {**line.input, **{input_name: str(file) for input_name, file in line.files.items()}}
+        file, links, class_data = (
+            given.pop(each, None) for each in ("instance_data", "instance_data_urls", "class_data")
+        )
         upload = TrainingUpload(
-            given.pop("instance_data", None), str(given.pop("instance_data_urls", "")), given.pop("class_data", None)
+            line.files.get("instance_data", file), str(links or ""), line.files.get("class_data", class_data)
         )
         name = line.destination.rpartition("/")[2] or (upload.file.stem if isinstance(upload.file, Path) else "")
         name = name or f"line-{line.number}"
         run = RunFolder.free(output / f"{name}-run")
         training = NamedTraining(name, upload, given, run.path, RunOptions(stop=stop))
         try:
+            if isinstance(upload.file, str):
+                raise InputError("instance_data", redact(upload.file), '"@FILE"; links go into instance_data_urls')
             training.config()
         except LoraServiceError as error:
             problems.append(f"line {line.number}: {error}")
-        if (other := numbers.setdefault(name, line.number)) != line.number:
+        # Some file systems take names for one that differ by case alone.
+        if (other := numbers.setdefault(name.casefold(), line.number)) != line.number:
             problems.append(f"line {line.number}: the name {name!r} is line {other}'s; give it a destination")
         trainings.append(training)
     refuse(path, problems)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -9,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_service.errors import SettingError
-from lora_service.services.model_service import JobLog, Log, ignore_metric
+from lora_service.errors import LoraServiceError, SettingError
+from lora_service.services.launched.launched_training import process_count
+from lora_service.services.model_service import JobLog, Log, describe_defect, ignore_metric, print_traceback
 from lora_service.services.training_report import report
 from lora_service.services.training_service import TrainingService, TrainingUpload, fetch_pictures, remove_uploads
 from lora_service.training.inputs.config import TrainConfig
@@ -61,37 +63,42 @@ class JointTrainingService(TrainingService):
             Of each its result, or what ended it; the others go on.
 
         Raises:
-            LoraServiceError: inputs of one cannot be used, and nothing was begun; or several processes were asked for.
+            LoraServiceError: inputs of one cannot be used, and nothing was begun; or settings do not go with this.
         """
-        from lora_service.training.together.train_many import train_many
-        from lora_service.training.trainer import TrainResult
+        from lora_service.training.together.train_many import TrainingJob, train_many
 
-        if self.settings.train_processes > 1:
-            raise SettingError("TRAIN_PROCESSES", self.settings.train_processes, "1 for trainings that run together")
+        if (count := process_count(self.settings)) > 1:
+            raise SettingError("TRAIN_PROCESSES", count, "1 for trainings that run together, and no launcher used")
+        if any(name != "tensorboard" for name in self.settings.trackers):  # theirs would all be in the first one's run
+            expected = "tensorboard or empty for trainings that run together, as the others have one run at a time"
+            raise SettingError("TRACKERS", ",".join(self.settings.trackers), expected)
         files = [each for training in trainings for each in (training.upload.file, training.upload.class_data)]
         with self._job(JobLog(log, ignore_metric), [file for file in files if isinstance(file, Path)]):
             configs = [training.config() for training in trainings]
             with ExitStack() as runs:
-                jobs = [self._joint_job(*each, runs, log) for each in zip(trainings, configs, strict=True)]
-                results = train_many(self.base, jobs, log, self._recorder(log))
+                made = [self._joint_job(*each, runs, log) for each in zip(trainings, configs, strict=True)]
+                jobs = [each for each in made if isinstance(each, TrainingJob)]
+                learned = iter(train_many(self.base, jobs, log, self._recorder(log)))
+                results = [next(learned) if isinstance(each, TrainingJob) else each for each in made]
             for training, result in zip(trainings, results, strict=True):
-                say = _prefixed(training.name, log)
-                if isinstance(result, TrainResult):
-                    remove_uploads(RunFolder(training.run_folder), result)
-                    report(result, ignore_metric, say)
-                else:
-                    say(f"failed: {result}")
+                _report(training, result, _prefixed(training.name, log))
             return results
 
-    def _joint_job(self, training: NamedTraining, config: TrainConfig, runs: ExitStack, log: Log) -> TrainingJob:
-        """Make a run folder ready, which is in use until ``runs`` end."""
+    def _joint_job(
+        self, training: NamedTraining, config: TrainConfig, runs: ExitStack, log: Log
+    ) -> TrainingJob | LoraServiceError:
+        """Make a run folder ready, which is in use until ``runs`` end; return what is wrong with what is fetched."""
         from lora_service.training.together.train_many import TrainingJob
 
         say, run, started = _prefixed(training.name, log), RunFolder(training.run_folder), time.monotonic()
         run.create()
         runs.enter_context(run.in_use())
-        source = fetch_pictures(self.settings, training.upload, run.uploads)
-        start = self._starting_lora(config, say)
+        try:
+            source = fetch_pictures(self.settings, training.upload, run.uploads)
+            start = self._starting_lora(config, say)
+        except LoraServiceError as error:
+            shutil.rmtree(run.uploads, ignore_errors=True)
+            return error
         judge = self.judge  # loaded here, before there are several threads
 
         def trainer(base: DiffusionBase) -> Trainer:
@@ -105,9 +112,24 @@ class JointTrainingService(TrainingService):
     def _recorder(self, log: Log) -> PassRecorder | None:
         from lora_service.training.optimization.captured_gradients import CudaGraphs, PassRecorder
 
-        if not self.settings.cuda_graphs or self.base.device.type != "cuda":
+        if not self.settings.cuda_graphs:
+            return None
+        if self.base.device.type != "cuda":
+            log(f"warning: CUDA_GRAPHS does nothing on a {self.base.device.type}")
             return None
         return PassRecorder(CudaGraphs().record, log)
+
+
+def _report(training: NamedTraining, result: TrainResult | Exception, say: Log) -> None:
+    """Say what became of a training."""
+    if isinstance(result, LoraServiceError):
+        say(f"failed: {result}")
+    elif isinstance(result, Exception):
+        print_traceback(result)
+        say(f"failed: {describe_defect(result)}")
+    else:
+        remove_uploads(RunFolder(training.run_folder), result)
+        report(result, ignore_metric, say)
 
 
 def _prefixed(name: str, log: Log) -> Log:

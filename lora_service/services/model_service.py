@@ -150,7 +150,7 @@ class ModelService:
                 if isinstance(error, LoraServiceError):
                     log.record_failure(error)
                 elif isinstance(error, Exception):
-                    _print_traceback(error)
+                    print_traceback(error)
                     log.record_failure(error)
                     raise _bounded(error) from None
                 raise
@@ -199,7 +199,8 @@ def _bounded(error: Exception) -> Exception:
     return error if len(str(error)) <= _MAX_DEFECT else RuntimeError(describe_defect(error))
 
 
-def _print_traceback(error: Exception) -> None:
+def print_traceback(error: Exception) -> None:
+    """Print the traceback of a defect to standard error."""
     lines = "".join(traceback.format_exception(error)).splitlines()
     for line in lines[-_MAX_TRACEBACK_LINES:]:
         print(shorten(line, _MAX_DEFECT), file=sys.stderr)

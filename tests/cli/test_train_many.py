@@ -11,6 +11,8 @@ from click.testing import CliRunner, Result
 
 from lora_service.cli.train_many import train_many_command
 from lora_service.lora.files import read_lora
+from lora_service.training.inputs.config import TrainConfig
+from lora_service.training.trainer import Trainer, TrainResult
 from tests.small_base import picture_zip, small_base
 
 STEPS = {"task": "object", "max_train_steps_ti": 1, "max_train_steps_tuning": 2, "resolution": 32, "samples": 0}
@@ -75,3 +77,49 @@ def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRAIN_PROCESSES", "2")
     result = run([job(seed=1)])
     assert "TRAIN_PROCESSES is 2, but it must be 1" in str(result.exception)
+
+
+def test_a_launcher_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "TRAIN_PROCESSES is 2, but it must be 1" in str(run([job(seed=1)]).exception)
+
+
+def test_trackers_that_have_one_run_at_a_time_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKERS", "wandb")
+    assert "TRACKERS is 'wandb', but it must be tensorboard" in str(run([job(seed=1)]).exception)
+
+
+def test_a_link_that_cannot_be_fetched_and_a_defect_leave_the_other_jobs_alone(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plain = Trainer.run
+
+    def broken(self: Trainer, source: Path, config: TrainConfig, **more: Any) -> TrainResult:
+        if config.seed == 3:
+            raise KeyError("gone")
+        return plain(self, source, config, **more)
+
+    monkeypatch.setattr(Trainer, "run", broken)
+    monkeypatch.setenv("CUDA_GRAPHS", "1")
+    link = {"instance_data": None, "instance_data_urls": "http://127.0.0.1:9/dog.zip"}
+    result = run([job("me/linked", seed=1, **link), job(seed=2), job("me/broken", seed=3)])
+    assert result.exit_code == 1
+    assert "linked: failed: The link leads to port 9" in result.output
+    assert "broken: failed: KeyError: 'gone'" in result.output
+    assert "Traceback" in result.stderr + capfd.readouterr().err
+    assert "wrote loras/dog.safetensors" in result.output
+    assert "warning: CUDA_GRAPHS does nothing on a cpu" in result.output
+    assert sorted(path.name for path in Path("loras").iterdir()) == ["dog-run", "dog.safetensors"]
+
+
+def test_files_of_other_inputs_are_read_too() -> None:
+    assert run([job("me/first", seed=1)]).exit_code == 0
+    result = run([job("me/second", seed=1, start_from="@loras/first.safetensors")])
+    assert result.exit_code == 0, result.output
+    assert "layers go on from start_from" in result.output
+
+
+def test_links_and_names_that_differ_by_case_alone_are_refused_with_what_would_work() -> None:
+    result = run([job("me/dog"), job("me/Dog"), {"input": {**STEPS, "instance_data": "https://example.org/dog.zip"}}])
+    assert "line 2: the name 'Dog' is line 1's" in str(result.exception)
+    assert "links go into instance_data_urls" in str(result.exception)

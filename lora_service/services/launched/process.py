@@ -29,7 +29,8 @@ Say = Callable[[dict[str, Any]], None]
 def main(folder: Path) -> int:
     """Do this process's part; returns the exit status."""
     exchange, number = ExchangeFolder(folder), int(os.environ["RANK"])
-    say = _speaker() if number == 0 else lambda message: None
+    speak = _speaker()  # of all, as they share the pipe to the service
+    say = speak if number == 0 else lambda message: None
     outcome: Any = None
     try:
         launched = exchange.read_job()

@@ -33,6 +33,16 @@ class SideBySideLora(nn.Module):
         scalings = torch.tensor([lora.scaling for lora in loras], device=loras[0].up.device)
         self._scalings = None if bool((scalings == 1).all()) else scalings.view(-1, *[1] * loras[0].up.dim())
 
+    @property
+    def weight(self) -> Tensor:
+        """The layer's; models look at its dtype, as at that of a layer of peft."""
+        return self.layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The layer's."""
+        return self.layer.bias
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output for ``x``, ``g`` groups of rows."""
         downs, ups = torch.stack([lora.down for lora in self._loras]), torch.stack([lora.up for lora in self._loras])
@@ -55,17 +65,19 @@ class SideBySideTokens(nn.Module):
 def adapter_shape(base: DiffusionBase) -> Hashable | None:
     """Return what the adapters of two jobs share that can be side by side; None where these never can.
 
-    Only plain LoRA can, of linear layers and convolutions; not DoRA and LoKr. Nor can backbones with hooks, as those
-    have whose blocks wait on the host; transformers has some on text encoders, which are copied with them.
+    Only plain LoRA can, of linear layers and convolutions; not DoRA and LoKr, nor where the rows are not as many for
+    each picture of a batch. Nor can backbones with hooks, as those have whose blocks wait on the host; transformers
+    has some on text encoders, which are copied with them.
     """
     shape: list[Hashable] = []
     for component, model in base.components.items():
+        is_backbone = component == base.family.backbone
         for path, module in model.named_modules():
-            if component == base.family.backbone and (module._forward_pre_hooks or module._forward_hooks):
+            if is_backbone and (module._forward_pre_hooks or module._forward_hooks):
                 return None
             if isinstance(module, BaseTunerLayer):
                 factors = lora_factors(module)
-                if factors is None:
+                if factors is None or (is_backbone and path.partition(".")[0] in base.family.ragged):
                     return None
                 shape.append((component, path, tuple(factors.down.shape)))
             elif isinstance(module, LearnedTokens):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -20,13 +21,16 @@ import torch
 from lora_service.errors import LoraServiceError
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.training.losses.batch_loss import BatchLoss, NoisyBatch, SubjectLoss
-from lora_service.training.nested_tensors import shape_of
+from lora_service.training.nested_tensors import map_tensors, shape_of
 from lora_service.training.optimization.captured_gradients import PassRecorder
 from lora_service.training.optimization.gradients import EagerGradients
 from lora_service.training.optimization.loop import StageRun
 from lora_service.training.together.joint_base import adapter_shape, joint_base
 
 T = TypeVar("T")
+MOST_JOINT_BASES = 16
+"""Bases that are kept for later passes: where pictures are of several sizes, each set of jobs that ever meet has one, a
+copy of all modules but not of their weights."""
 _POLL_SECONDS = 0.2  # between looks for an interruption
 
 
@@ -108,9 +112,11 @@ class JointGradients:
         def run_one(i: int) -> None:
             with self._turn:
                 try:
-                    results[i] = jobs[i]()
+                    if not self._is_stopped:
+                        results[i] = jobs[i]()
                 except Exception as error:
                     results[i] = error
+                    _release(error)
                 finally:
                     self._running -= 1
                     self._turn.notify_all()
@@ -138,15 +144,23 @@ class JointGradients:
                 self._waiting.remove(request)
                 raise StoppedTogetherError("It was interrupted together with the other jobs.", code="interrupted")
             if len(self._waiting) == self._running:
-                self._compute(self._waiting)
-                self._waiting = []
-                self._turn.notify_all()
+                self._compute_all()
             else:
                 self._turn.wait(timeout=_POLL_SECONDS)
         if request.error is not None:
             raise request.error
         assert request.result is not None
         return request.result
+
+    def _compute_all(self) -> None:
+        """Compute the gradients of all who wait; whatever goes wrong, none of them waits any longer."""
+        requests, self._waiting = self._waiting, []
+        try:
+            self._compute(requests)
+        except BaseException as error:
+            self._fail([request for request in requests if request.result is None and request.error is None], error)
+        finally:
+            self._turn.notify_all()
 
     def _compute(self, requests: Sequence[_Request]) -> None:
         self._forget_other_stages({request.stage for request in requests})
@@ -198,7 +212,7 @@ class JointGradients:
             return
         self._compute_group(key, group)  # here, as the error no longer holds the tensors of its pass
 
-    def _fail(self, group: Sequence[_Request], error: Exception) -> None:
+    def _fail(self, group: Sequence[_Request], error: BaseException) -> None:
         for request in group:
             request.error = error
 
@@ -211,7 +225,7 @@ class JointGradients:
             parameters = [parameter for stage in stages for parameter in stage.parameters]
             losses = self.recorder.run(stages, batches, compute, parameters)
         for request, loss in zip(group, losses, strict=True):
-            request.result = loss
+            request.result = map_tensors(loss, torch.clone)  # the next group's pass may overwrite it
 
     @staticmethod
     def _joint_pass(
@@ -228,10 +242,22 @@ class JointGradients:
 
     def _joint_base(self, group: Sequence[_Request]) -> DiffusionBase:
         stages = tuple(request.stage for request in group)
-        if stages not in self._joint:
+        base = self._joint.pop(stages, None)
+        if base is None:
             text = group[0].stage.spec.compute_loss.text  # type: ignore[attr-defined]
-            self._joint[stages] = joint_base(self._base, [request.job for request in group], text)
-        return self._joint[stages]
+            base = joint_base(self._base, [request.job for request in group], text)
+        self._joint[stages] = base  # the one used last is the last
+        while len(self._joint) > MOST_JOINT_BASES:
+            self._joint.pop(next(iter(self._joint)))
+        return base
+
+
+def _release(error: BaseException) -> None:
+    """Free what the frames of an error hold, such as a job's models: it is kept while the other jobs go on."""
+    each: BaseException | None = error
+    while each is not None:
+        traceback.clear_frames(each.__traceback__)
+        each = each.__cause__ or each.__context__
 
 
 def _pass_of(stage: StageRun) -> Callable[[Sequence[Any]], tuple[BatchLoss, ...]]:

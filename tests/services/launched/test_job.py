@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -122,3 +125,18 @@ def test_a_warm_service_has_the_base_on_disk_and_not_in_memory(monkeypatch: pyte
     service.warm_up()
     assert fetched == ["sdxl"]
     assert not {"base", "judge"} & service.__dict__.keys()
+
+
+@pytest.mark.parametrize("number", ["0", "1"])
+def test_what_libraries_print_is_no_message(tmp_path: Path, number: str) -> None:
+    code = (
+        "import sys; from pathlib import Path; from lora_service.services.launched import process\n"
+        "process.ExchangeFolder.read_job = lambda self: print('a line of some library')\n"
+        "sys.exit(process.main(Path(sys.argv[1])))"
+    )
+    environment = os.environ | {"RANK": number}
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "a line of some library" in ended.stderr

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import _thread
+import gc
+import time
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,10 +19,12 @@ from lora_service.lora.files import read_lora
 from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.text_encoders import TextEncoders
 from lora_service.settings import Settings
+from lora_service.training.adapters.lora_layers import LoraFactors
 from lora_service.training.inputs.config import TrainConfig
+from lora_service.training.nested_tensors import tensors_of
 from lora_service.training.optimization.captured_gradients import PassRecorder
 from lora_service.training.together import joint_gradients
-from lora_service.training.together.joint_base import joint_base
+from lora_service.training.together.joint_base import SideBySideLora, joint_base
 from lora_service.training.together.joint_gradients import JointGradients
 from lora_service.training.together.shared_weights import sharing_weights
 from lora_service.training.together.train_many import TrainingJob, train_many
@@ -179,6 +184,78 @@ def test_a_job_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
     assert 2 in passes
 
 
+def test_layers_whose_rows_are_not_as_many_for_each_picture_have_passes_of_their_own(tmp_path: Path) -> None:
+    base = in_double_precision(small_flow_base("zimage"))
+    more = {"max_train_steps_ti": 0, "lora_targets": "all-linear"}
+    inputs: list[dict[str, Any]] = [{"seed": seed, **more} for seed in (1, 2)]
+    expected = alone(base, tmp_path / "alone", inputs)
+    results, passes = together(base, tmp_path / "together", inputs)
+    for result, one in zip(results, expected, strict=True):
+        assert_learned_the_same(result, one)
+    assert set(passes) == {1}
+
+
+def test_models_that_look_at_a_layers_weight_find_it(tmp_path: Path) -> None:
+    base = small_flow_base("zimage")
+    linear = base.backbone.get_submodule("t_embedder.mlp.0")
+    factors = LoraFactors(torch.nn.Parameter(torch.ones(1, 1)), torch.nn.Parameter(torch.ones(1, 1)), 1.0)
+    beside = SideBySideLora(linear, [factors])
+    assert beside.weight is linear.weight
+    assert beside.bias is linear.bias
+
+
+def test_whatever_goes_wrong_between_the_jobs_ends_them_and_none_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def adapter_shape(base: DiffusionBase) -> None:
+        raise ValueError("no shape")
+
+    monkeypatch.setattr(joint_gradients, "adapter_shape", adapter_shape)
+    results, _ = together(small_base(), tmp_path, [{"seed": 1}, {"seed": 2}])
+    assert [repr(result) for result in results] == ["ValueError('no shape')"] * 2
+
+
+def test_a_failed_jobs_memory_is_free_while_the_others_go_on() -> None:
+    held: list[weakref.ref[Any]] = []
+
+    def fail() -> None:
+        tensor = torch.zeros(1)
+        held.append(weakref.ref(tensor))
+        try:
+            raise torch.OutOfMemoryError("out of memory")
+        except torch.OutOfMemoryError as error:
+            raise InputError("resolution", 512, "less") from error
+
+    def look() -> bool:
+        return held[0]() is None
+
+    jobs: list[Callable[[], Any]] = [fail, look]
+    assert JointGradients(small_base()).run(jobs)[1] is True
+
+
+def test_losses_outlive_the_pass_of_the_next_group(tmp_path: Path) -> None:
+    """The memory of recorded passes is shared: one may overwrite what another has returned."""
+    inputs = [{"seed": 1}, {"seed": 2, "lora_rank": 3}]
+    returned: list[torch.Tensor] = []
+
+    def record(passes: Callable[[], Any]) -> Callable[[], Any]:
+        def replay() -> Any:
+            for tensor in returned:
+                tensor.fill_(7.0)
+            losses = passes()
+            returned.extend(tensors_of(losses))
+            return losses
+
+        return replay
+
+    base = in_double_precision(small_base())
+    expected, _ = together(base, tmp_path / "eager", inputs)
+    results, _ = together(base, tmp_path / "recorded", inputs, recorder=PassRecorder(record))
+    for result, one in zip(results, expected, strict=True):
+        assert isinstance(one, TrainResult)
+        assert_learned_the_same(result, one)
+
+
 def test_passes_that_do_not_fit_the_memory_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = in_double_precision(small_base())
     expected = alone(base, tmp_path / "alone", JOBS)
@@ -215,6 +292,46 @@ def test_an_interruption_ends_all_and_is_raised(tmp_path: Path) -> None:
         gradients.run([partial(run, 0), partial(run, 1), _thread.interrupt_main])
     assert sorted(ended) == [0, 1]
     assert hashes(base) == before
+
+
+def test_a_job_does_not_begin_after_an_interruption() -> None:
+    begun: list[int] = []
+
+    def interrupt() -> None:
+        time.sleep(0.3)  # until the other threads wait for their turn
+        _thread.interrupt_main()
+        time.sleep(0.5)
+
+    with pytest.raises(KeyboardInterrupt):
+        JointGradients(small_base()).run([interrupt, partial(begun.append, 1)])
+    assert not begun
+
+
+def test_few_of_the_sets_of_jobs_that_ever_meet_are_kept_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joint_gradients, "MOST_JOINT_BASES", 1)
+    alive: list[weakref.ref[Any]] = []
+
+    def counted(base: DiffusionBase, jobs: Sequence[DiffusionBase], text: TextEncoders) -> DiffusionBase:
+        made = joint_base(base, jobs, text)
+        alive.append(weakref.ref(made.backbone))
+        return made
+
+    most: list[int] = []
+
+    def noted(self: JointGradients, group: Any) -> DiffusionBase:
+        chosen = plain(self, group)
+        gc.collect()
+        most.append(sum(each() is not None for each in alive))
+        return chosen
+
+    plain = JointGradients._joint_base
+    monkeypatch.setattr(joint_gradients, "joint_base", counted)
+    monkeypatch.setattr(JointGradients, "_joint_base", noted)
+    inputs = [{"seed": seed, "max_train_steps_ti": 0, "lora_rank": rank} for seed in (1, 2) for rank in (2, 3)]
+    _, passes = together(small_base(), tmp_path, inputs)
+    assert set(passes) == {2}
+    assert len(alive) == len(passes), "made anew each time, as two sets take turns"
+    assert max(most) == 1
 
 
 def test_a_base_whose_blocks_wait_is_refused(tmp_path: Path) -> None:
