@@ -7,7 +7,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -118,24 +118,26 @@ def is_main_process() -> bool:
 
 
 @contextmanager
-def stop_on_interrupt(*runs: RunFolder, stop: StopSignal | None = None) -> Iterator[StopSignal]:
+def stop_on_interrupt(*runs: RunFolder, stops: Sequence[StopSignal] = ()) -> Iterator[StopSignal]:
     """Yield a signal that the first Ctrl-C sets once something is learned; any other ends the program as usual.
 
     What ends by an error and can go on says how.
 
     Args:
-        stop: the signal; None: a new one.
+        stops: signals that are set, where there are several runs; the first is yielded.
     """
-    stop = stop or StopSignal()
+    stops = stops or [StopSignal()]
+    stop = stops[0]
     if not is_main_process():  # the main process asks the others to stop
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         yield stop
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop.requested or not stop.can_stop:
+        if all(each.requested for each in stops) or not any(each.can_stop for each in stops):
             raise KeyboardInterrupt
-        stop.requested = True
+        for each in stops:
+            each.requested = True
         # Not through sys.stderr, which may be in the middle of a line.
         os.write(2, b"\nstopping after this step, and writing what was learned; Ctrl-C again drops it\n")
 

@@ -17,6 +17,9 @@ from lora_service.services.training_service import TrainingUpload
 from lora_service.training.runs.run_folder import RunFolder, RunOptions, StopSignal
 from lora_service.whole_files import whole_file
 
+_MODELS = ("local/lora-training", "local/lora")
+"""What a line of `lora-service batch` is for that names no model."""
+
 
 @click.command("train-many")
 @click.argument("jobs", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="JOBS.JSONL")
@@ -34,15 +37,17 @@ def train_many_command(jobs: Path, output: Path, force: bool) -> None:
     """
     lines = read_jobs(jobs)
     check_folder(output)
-    stop = StopSignal()
-    trainings = _trainings(lines, jobs, output, stop)
+    trainings = _trainings(lines, jobs, output)
     files = [output / f"{training.name}.safetensors" for training in trainings]
     inputs = [path for line in lines for path in line.files.values()]
     for file in files:
         check_output(file, force=force, inputs=inputs)
     with (
         JointTrainingService(allow_local=True) as service,
-        stop_on_interrupt(*(RunFolder(training.run_folder) for training in trainings), stop=stop),
+        stop_on_interrupt(
+            *(RunFolder(training.run_folder) for training in trainings),
+            stops=[training.options.stop for training in trainings],
+        ),
     ):
         results = service.train_many(trainings, log=click.echo)
     failed = 0
@@ -52,13 +57,13 @@ def train_many_command(jobs: Path, output: Path, force: bool) -> None:
             continue
         with whole_file(file) as path:
             shutil.copyfile(result.path, path)
-        click.echo(f"wrote {file}")
+        click.echo(f"wrote {file}" + (", of what was learned by then" if result.interrupted else ""))
     if failed:
         click.echo(f"{failed} of {len(results)} failed, for the reasons above", err=True)
         raise SystemExit(1)
 
 
-def _trainings(lines: list[BatchJob], path: Path, output: Path, stop: StopSignal) -> list[NamedTraining]:
+def _trainings(lines: list[BatchJob], path: Path, output: Path) -> list[NamedTraining]:
     """Return the trainings of the lines of ``path``.
 
     Raises:
@@ -76,7 +81,9 @@ def _trainings(lines: list[BatchJob], path: Path, output: Path, stop: StopSignal
         name = line.destination.rpartition("/")[2] or (upload.file.stem if isinstance(upload.file, Path) else "")
         name = name or f"line-{line.number}"
         run = RunFolder.free(output / f"{name}-run")
-        training = NamedTraining(name, upload, given, run.path, RunOptions(stop=stop))
+        training = NamedTraining(name, upload, given, run.path, RunOptions(stop=StopSignal()))
+        if line.model not in _MODELS:
+            problems.append(f"line {line.number}: model is {line.model!r}; here it is BASE_MODEL that is taught")
         try:
             if isinstance(upload.file, str):
                 raise InputError("instance_data", redact(upload.file), '"@FILE"; links go into instance_data_urls')

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from lora_service.cli.run_options import check_resume, recorded_output, stop_on_interrupt, training_settings
 from lora_service.cli.train_and_generate import train_command
 from lora_service.errors import InputError
-from lora_service.training.runs.run_folder import RunFolder
+from lora_service.training.runs.run_folder import RunFolder, StopSignal
 from tests.errors import raises
 from tests.small_base import picture_zip
 from tests.training_processes import training_processes
@@ -162,3 +162,12 @@ def test_trackers_are_named_or_left_out(monkeypatch: pytest.MonkeyPatch) -> None
     with raises(InputError, field="--trackers"):
         train_command.make_context("train", [__file__, "--trackers", "tensorbord"])
     assert train_command.make_context("train", [__file__, "--trackers", "none"]).params["trackers"] == ()
+
+
+def test_ctrl_c_asks_all_runs_to_stop_once_one_has_learned_something(tmp_path: Path) -> None:
+    stops = [StopSignal(), StopSignal(can_stop=True), StopSignal(requested=True)]  # the last by its own file
+    with stop_on_interrupt(*(RunFolder(tmp_path / str(i)) for i in range(3)), stops=stops):
+        signal.raise_signal(signal.SIGINT)
+        assert [stop.requested for stop in stops] == [True, True, True]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)

@@ -50,13 +50,23 @@ def test_each_line_becomes_a_file_of_its_own_and_a_failed_one_leaves_the_others(
 
 
 def test_all_lines_are_checked_before_the_first_job_begins() -> None:
-    result = run([job(), job(steps=3), job(), {"input": STEPS}, job("me/other", preset="no")])
+    result = run(
+        [
+            job(),
+            job(steps=3),
+            job(),
+            {"input": STEPS},
+            job("me/other", preset="no"),
+            {**job("me/sdxl"), "model": "me/sdxl"},
+        ]
+    )
     said = str(result.exception)
     for part in (
         "line 2: steps is 3",
         "line 3: the name 'dog' is line 1's",
         "line 4: instance_data is None",
         "line 5: preset is 'no'",
+        "line 6: model is 'me/sdxl'",
     ):
         assert part in said
     assert not Path("loras").exists()
