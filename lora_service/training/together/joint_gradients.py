@@ -191,12 +191,12 @@ class JointGradients:
             self._compute_group(key, group[: self._most])
             self._compute_group(key, group[self._most :])
             return
-        is_new = (key, len(group)) not in self._fitting
+        is_new = len(group) > 1 and (key, len(group)) not in self._fitting
         before = [_gradients(request.stage) if is_new else [] for request in group]
         try:
             self._pass(group)
         except torch.OutOfMemoryError as error:
-            if len(group) == 1 or not is_new:
+            if not is_new:
                 self._fail(group, error)
                 return
             for request, gradients in zip(group, before, strict=True):
@@ -207,7 +207,8 @@ class JointGradients:
             self._fail(group, error)
             return
         else:
-            self._fitting.add((key, len(group)))
+            if is_new:
+                self._fitting.add((key, len(group)))
             self.passes.append(len(group))
             return
         self._compute_group(key, group)  # here, as the error no longer holds the tensors of its pass
