@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
 
 from lora_service.generation import image_batches
 from lora_service.generation.denoising import DenoisingPlan
@@ -22,6 +21,7 @@ from lora_service.lora.patcher import ScaledLora
 from lora_service.lora.scale import Scale
 from lora_service.models.loading import load_base
 from lora_service.settings import Settings
+from tests.generation.input_pictures import input_pictures
 from tests.lora.lora_fakes import random_lora
 from tests.small_base import hashes
 
@@ -44,15 +44,7 @@ def loras(generator: ImageGenerator) -> list[ScaledLora]:
 
 @pytest.fixture(scope="module")
 def pictures(generator: ImageGenerator) -> Mapping[str, InputImages]:
-    image = Image.effect_noise((32, 32), 60).convert("RGB")
-    white = Image.new("L", (32, 32))
-    ImageDraw.Draw(white).ellipse((6, 8, 25, 27), fill=255)
-    return {
-        "text": InputImages(),
-        "picture": InputImages(image),
-        "inpaint": InputImages(image, white),
-        "control": InputImages(adapter_condition_image=white),
-    }
+    return input_pictures(32)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
 from torch import nn
 
 from lora_service.errors import InputError, WrongBaseError
@@ -26,6 +25,7 @@ from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.loading import load_base
 from lora_service.settings import Settings
 from tests.errors import raises
+from tests.generation.input_pictures import input_pictures
 from tests.lora.lora_fakes import is_attention, is_convolution, random_lora
 from tests.small_base import hashes, small_base
 from tests.small_flow import FLOW_FAMILIES, small_flow_base
@@ -89,17 +89,6 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     return seen
 
 
-def pictures(mode: str, side: int) -> InputImages:
-    image, white = Image.effect_noise((side, side), 60).convert("RGB"), Image.new("L", (side, side))
-    ImageDraw.Draw(white).ellipse((6, 8, 25, 27), fill=255)
-    return {
-        "text": InputImages(),
-        "picture": InputImages(image),
-        "inpaint": InputImages(image, white),
-        "control": InputImages(adapter_condition_image=white),
-    }[mode]
-
-
 @pytest.mark.parametrize(
     ("family", "inputs"),
     [
@@ -120,7 +109,7 @@ def test_each_picture_is_that_of_its_lora_alone(
         (lora(base, 5, tokens=("<s1>", "<s2>")), parse_scale("0.9/0,unet.up:0.4")),
         (lora(base, 3, targets=is_any), Scale(-0.5, 0.3)),
     ]
-    images = pictures(mode, 32)
+    images = input_pictures(32)[mode]
     scales = "0.5|0.9/0,unet.up:0.4|-0.5/0.3"
     together = generator.generate(request(num_outputs=2, lora_scales=scales, **inputs), loras, images=images)
     assert batches == [[0, 0, 1, 1, 2, 2]]
@@ -152,7 +141,7 @@ def test_flow_matching_too(family: str, mode: str, batches: list[list[int]]) -> 
         (LoraWeights(each.layers, each.embeddings, {"modelspec.trigger_phrase": name}), scale)
         for (each, scale), name in zip(loras, names, strict=True)
     ]
-    images = pictures(mode, 32)
+    images = input_pictures(32)[mode]
     together = generator.generate(request(prompt=prompt), loras, images=images)
     assert batches == [[0, 1, 2]]
     assert_same(together, alone(generator, loras, images, prompt=prompt))
@@ -172,7 +161,7 @@ def test_layers_that_see_texts_in_one_row_are_merged(batches: list[list[int]]) -
 @pytest.mark.parametrize("mode", ["text", "control"])
 def test_on_the_embedded_base(mode: str, batches: list[list[int]]) -> None:
     base = load_base(Settings(base_model="embedded"))
-    generator, images = ImageGenerator(base), pictures(mode, base.defaults.resolution)
+    generator, images = ImageGenerator(base), input_pictures(base.defaults.resolution)[mode]
     loras = [(lora(base, rank, tokens=("<s1>",)), Scale(0.3, 0.3)) for rank in (2, 4)]
     together = generator.generate(request(), loras, images=images)
     assert batches == [[0, 1]]
