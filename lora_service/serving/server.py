@@ -257,7 +257,7 @@ class CogServer:
         dead_since = math.inf
         while time.monotonic() < end:
             status = self._status()
-            match status.get("status"):
+            match Health(status.get("status", Health.UNRESPONSIVE)):
                 case Health.READY | Health.BUSY:
                     return
                 case Health.SETUP_FAILED:
@@ -267,7 +267,7 @@ class CogServer:
                     message = f"The {self.mode} server ended while it started: {self._last_log_line()}."
                     raise ServingError(message, code="server_exited")
                 case health:
-                    is_dead = health in (Health.UNHEALTHY, Health.DEFUNCT) or self._has_dead_worker()
+                    is_dead = health.has_lost_worker or self._has_dead_worker()
             dead_since = min(dead_since, time.monotonic()) if is_dead else math.inf
             if time.monotonic() - dead_since > _DEATH_NOTICE_TIME:
                 message = f"The {self.mode} server's worker ended while it started: {self._last_log_line()}."

@@ -36,6 +36,11 @@ class Health(StrEnum):
     EXITED = "EXITED"
     """The process has ended, or was not started."""
 
+    @property
+    def has_lost_worker(self) -> bool:
+        """True where the server runs without its worker, or says so for one answer."""
+        return self in (Health.UNHEALTHY, Health.DEFUNCT)
+
 
 class SupervisedServer(Protocol):
     """The part of :class:`lora_service.serving.server.CogServer` that supervising it takes."""
@@ -121,13 +126,12 @@ class HealthWatch:
     def check(self) -> str:
         """Check the health once more; return why the server has to be restarted, or ""."""
         now, health = self._clock(), self._server.health()
-        is_dead = health in (Health.UNHEALTHY, Health.DEFUNCT)
-        if health is not self._health and not (is_dead and self._health in (Health.UNHEALTHY, Health.DEFUNCT)):
+        if health is not self._health and not (health.has_lost_worker and self._health.has_lost_worker):
             self._since, self._checks = now, 0
         self._health, self._checks = health, self._checks + 1
         if health is Health.EXITED:
             return "ended"
-        if is_dead and self._checks >= self._policy.unhealthy_checks:
+        if health.has_lost_worker and self._checks >= self._policy.unhealthy_checks:
             return "lost its worker"
         seconds = self._clock() - self._since
         if health is Health.UNRESPONSIVE and seconds > self._policy.unresponsive_after:
