@@ -92,12 +92,7 @@ def loras_at_once(base: DiffusionBase, size: Size, bytes_each: float, count: int
 
     Each takes ``bytes_each`` by itself, and twice as much in a batch of one picture of each.
     """
-    free = free_bytes(base.device)
-    if free is None:
-        return 1
-    each = 3 * bytes_each + denoising_bytes(base, size)
-    fitting = max(1, min(count, int(_USABLE * free / each)))
-    return -(-count // -(-count // fitting))
+    return images_at_once(base, size, count, 3 * bytes_each)
 
 
 def decoded_at_once(base: DiffusionBase, size: Size) -> int:
