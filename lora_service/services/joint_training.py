@@ -20,7 +20,6 @@ from lora_service.training.runs.run_folder import RunFolder, RunOptions
 
 if TYPE_CHECKING:  # they import torch
     from lora_service.models.diffusion_base import DiffusionBase
-    from lora_service.training.optimization.captured_gradients import PassRecorder
     from lora_service.training.together.train_many import TrainingJob
     from lora_service.training.trainer import Trainer, TrainResult
 
@@ -65,6 +64,7 @@ class JointTrainingService(TrainingService):
         Raises:
             LoraServiceError: inputs of one cannot be used, and nothing was begun; or settings do not go with this.
         """
+        from lora_service.training.optimization.captured_gradients import recorder_of
         from lora_service.training.together.train_many import TrainingJob, train_many
 
         if (count := process_count(self.settings)) > 1:
@@ -78,7 +78,8 @@ class JointTrainingService(TrainingService):
             with ExitStack() as runs:
                 made = [self._joint_job(*each, runs, log) for each in zip(trainings, configs, strict=True)]
                 jobs = [each for each in made if isinstance(each, TrainingJob)]
-                learned = iter(train_many(self.base, jobs, log, self._recorder(log)))
+                recorder = recorder_of(self.settings, self.base.device, log)
+                learned = iter(train_many(self.base, jobs, log, recorder))
                 results = [next(learned) if isinstance(each, TrainingJob) else each for each in made]
             for training, result in zip(trainings, results, strict=True):
                 _report(training, result, _prefixed(training.name, log))
@@ -99,25 +100,13 @@ class JointTrainingService(TrainingService):
         except LoraServiceError as error:
             shutil.rmtree(run.uploads, ignore_errors=True)
             return error
-        judge = self.judge  # loaded here, before there are several threads
 
         def trainer(base: DiffusionBase) -> Trainer:
             made = self._trainer(run, say, lambda progress: say(progress.line()))
-            made.base, made.judge = base, judge
-            made.options, made.started, made.start = training.options, started, start
+            made.base, made.options, made.started, made.start = base, training.options, started, start
             return made
 
         return TrainingJob(trainer, source, config, training.upload.class_file)
-
-    def _recorder(self, log: Log) -> PassRecorder | None:
-        from lora_service.training.optimization.captured_gradients import CudaGraphs, PassRecorder
-
-        if not self.settings.cuda_graphs:
-            return None
-        if self.base.device.type != "cuda":
-            log(f"warning: CUDA_GRAPHS does nothing on a {self.base.device.type}")
-            return None
-        return PassRecorder(CudaGraphs().record, log)
 
 
 def _report(training: NamedTraining, result: TrainResult | Exception, say: Log) -> None:

@@ -43,7 +43,7 @@ from lora_service.training.inputs.resolved_config import ResolvedConfig, TaughtS
 from lora_service.training.memory.estimate import MemorySavings, choose_savings, explain_out_of_memory
 from lora_service.training.memory.offloading import Offloading, blocks_wait
 from lora_service.training.memory.precision import precision
-from lora_service.training.optimization.captured_gradients import CapturedGradients, CudaGraphs, PassRecorder
+from lora_service.training.optimization.captured_gradients import CapturedGradients, recorder_of
 from lora_service.training.optimization.gradients import Gradients
 from lora_service.training.optimization.loop import LoopReport, TrainingCallback
 from lora_service.training.optimization.optimizers import check_optimizer
@@ -182,15 +182,15 @@ class Trainer:
 
     def _gradients(self, savings: MemorySavings) -> Gradients | None:
         """Return what computes gradients; None: one operation after the other."""
-        if self.gradients or not self.settings.cuda_graphs:
+        if self.gradients:
             return self.gradients
-        if self.base.device.type != "cuda":
-            self.log(f"warning: CUDA_GRAPHS does nothing on a {self.base.device.type}")
-        elif savings.checkpointing or savings.offloading or savings.blocks or self.base.waiting_blocks is not None:
+        recorder = recorder_of(self.settings, self.base.device, self.log)
+        if recorder is None:
+            return None
+        if savings.checkpointing or savings.offloading or savings.blocks or self.base.waiting_blocks is not None:
             self.log("warning: CUDA_GRAPHS does nothing where memory is saved, as the steps then wait for the host")
-        else:
-            return CapturedGradients(PassRecorder(CudaGraphs().record, self.log))
-        return None
+            return None
+        return CapturedGradients(recorder)
 
     def _say_what_companions_read(self, subject: TaughtSubject) -> None:
         """Log what encoders that learn no tokens read in the place of a subject's."""

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import torch
 
+from lora_service.models.diffusion_base import DiffusionBase
 from lora_service.models.text_encoders import PromptEmbeds, TextEncoders, TokenIds
 from lora_service.training.data.batches import BatchPlan
 from lora_service.training.data.latent_cache import CachedLatents
@@ -83,6 +84,13 @@ class NoisyBatch:
             mask=None,
             weight=1.0,
         )
+
+
+def predict_together(base: DiffusionBase, text: TextEncoders, batches: Sequence[NoisyBatch]) -> Sequence[torch.Tensor]:
+    """Return the predictions of ``batches``, whose pictures and captions are of one size, of one forward pass."""
+    whole = NoisyBatch.concatenate(batches)
+    prediction = base.denoise(whole.noisy.noisy, whole.noisy.timesteps, whole.embeds(text), whole.sizes)
+    return prediction.split([len(batch.noisy.noisy) for batch in batches])
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from torch import nn
 from lora_service.dataset.captions.templates import TagOptions, fill_template
 from lora_service.dataset.captions.token_window import TokenWindow
 from lora_service.dataset.training_images import TrainingImage
-from lora_service.models.text_encoders import PromptEmbeds, TextEncoders, TokenIds
+from lora_service.models.text_encoders import TextEncoders, TokenIds
 from lora_service.training.data.batches import CaptionSampler
 from lora_service.training.data.class_dataset import class_caption
 from lora_service.training.inputs.config import TrainConfig
-from lora_service.training.losses.batch_loss import BatchLoss, BatchSource, NoisyBatch
+from lora_service.training.losses.batch_loss import BatchLoss, BatchSource, NoisyBatch, predict_together
 from lora_service.training.losses.denoising_loss import DenoisingLoss
 
 
@@ -57,8 +57,7 @@ class PriorLoss:
 
     def __call__(self, batches: tuple[NoisyBatch, NoisyBatch]) -> BatchLoss:
         """Return the loss of the subject's batch and the class's."""
-        subject, of_class = (batch.encoded(self.text) for batch in batches)
-        return _weighted(self.denoising, subject, of_class, self.weight)
+        return _weighted(self.denoising, self.text, batches, self.weight)
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,8 @@ class OutputLoss:
         batch, ids = batches
         with without_lora_layers(self.models), torch.no_grad():
             target = self.denoising.predict(batch.noisy, self.text.encode(ids), batch.sizes)
-        noisy = replace(batch.noisy, target=target)
-        kept = replace(batch, noisy=noisy, captions=self.text.encode(ids), mask=None)
-        return _weighted(self.denoising, batch.encoded(self.text), kept, self.weight)
+        kept = replace(batch, noisy=replace(batch.noisy, target=target), captions=ids, mask=None)
+        return _weighted(self.denoising, self.text, (batch, kept), self.weight)
 
 
 class ClassCaptions:
@@ -124,21 +122,13 @@ def without_lora_layers(models: Mapping[str, nn.Module]) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def _weighted(denoising: DenoisingLoss, subject: NoisyBatch, of_class: NoisyBatch, weight: float) -> BatchLoss:
-    """Return the loss of batches whose captions are encoded."""
-    batches = subject, of_class
-    instance, kept = (
-        batch.loss_of(prediction) for prediction, batch in zip(_predict(denoising, batches), batches, strict=True)
-    )
+def _weighted(
+    denoising: DenoisingLoss, text: TextEncoders, batches: tuple[NoisyBatch, NoisyBatch], weight: float
+) -> BatchLoss:
+    """Return the loss of both batches, in one pass where their pictures and captions are of one size."""
+    encoded = [batch.encoded(text) for batch in batches]
+    sizes = {(batch.noisy.noisy.shape[1:], batch.embeds(text).states.shape[1:]) for batch in encoded}
+    passes = [encoded] if len(sizes) == 1 else [[batch] for batch in encoded]
+    predictions = [each for batch in passes for each in predict_together(denoising.base, text, batch)]
+    instance, kept = (batch.loss_of(each) for batch, each in zip(encoded, predictions, strict=True))
     return BatchLoss(instance + weight * kept, {"instance": instance, "class": kept})
-
-
-def _predict(denoising: DenoisingLoss, batches: Sequence[NoisyBatch]) -> Sequence[torch.Tensor]:
-    """Return the predictions of ``batches``, in one forward pass where pictures and captions are of one size."""
-    embeds = [batch.embeds(denoising.base.text) for batch in batches]
-    sizes = {(batch.noisy.noisy.shape[1:], each.states.shape[1:]) for batch, each in zip(batches, embeds, strict=True)}
-    if len(sizes) > 1:
-        return [denoising.predict(batch.noisy, each, batch.sizes) for batch, each in zip(batches, embeds, strict=True)]
-    whole = NoisyBatch.concatenate(batches)
-    prediction = denoising.predict(whole.noisy, PromptEmbeds.concatenate(embeds), whole.sizes)
-    return prediction.split([len(batch.noisy.noisy) for batch in batches])

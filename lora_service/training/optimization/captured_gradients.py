@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lora_service.settings import Settings
 from lora_service.training.losses.batch_loss import BatchLoss
 from lora_service.training.nested_tensors import map_tensors, shape_of, tensors_of
 from lora_service.training.optimization.gradients import EagerGradients
@@ -109,10 +110,13 @@ class CapturedGradients:
 
     def __init__(self, recorder: PassRecorder) -> None:
         self._recorder, self._eager = recorder, EagerGradients()
+        self._stage: StageRun | None = None
 
     def add(self, stage: StageRun, batch: Any) -> BatchLoss:
         """Add the gradients of a micro-batch, as of :class:`Gradients`."""
-        self._recorder.keep(lambda owner: owner is stage)
+        if stage is not self._stage:  # other parameters learn
+            self._stage = stage
+            self._recorder.keep(lambda owner: owner is stage)
         return self._recorder.run(stage, batch, lambda inputs: self._eager.add(stage, inputs), stage.parameters)
 
 
@@ -141,6 +145,16 @@ class CudaGraphs:
             return loss
 
         return replay
+
+
+def recorder_of(settings: Settings, device: torch.device, log: Callable[[str], None]) -> PassRecorder | None:
+    """Return what records passes where ``CUDA_GRAPHS`` asks for it; None where it does not, or cannot on ``device``."""
+    if not settings.cuda_graphs:
+        return None
+    if device.type != "cuda":
+        log(f"warning: CUDA_GRAPHS does nothing on a {device.type}")
+        return None
+    return PassRecorder(CudaGraphs().record, log)
 
 
 def _first_line(error: Exception) -> str:

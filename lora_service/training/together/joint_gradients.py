@@ -20,7 +20,7 @@ import torch
 
 from lora_service.errors import LoraServiceError
 from lora_service.models.diffusion_base import DiffusionBase
-from lora_service.training.losses.batch_loss import BatchLoss, NoisyBatch, SubjectLoss
+from lora_service.training.losses.batch_loss import BatchLoss, NoisyBatch, SubjectLoss, predict_together
 from lora_service.training.nested_tensors import map_tensors, shape_of
 from lora_service.training.optimization.captured_gradients import PassRecorder
 from lora_service.training.optimization.gradients import EagerGradients
@@ -224,19 +224,18 @@ class JointGradients:
             losses = compute(batches)
         else:
             parameters = [parameter for stage in stages for parameter in stage.parameters]
-            losses = self.recorder.run(stages, batches, compute, parameters)
+            recorded = self.recorder.run(stages, batches, compute, parameters)
+            losses = map_tensors(recorded, torch.clone)  # the next group's pass may overwrite them
         for request, loss in zip(group, losses, strict=True):
-            request.result = map_tensors(loss, torch.clone)  # the next group's pass may overwrite it
+            request.result = loss
 
     @staticmethod
     def _joint_pass(
         base: DiffusionBase, stages: Sequence[StageRun], batches: Sequence[NoisyBatch]
     ) -> tuple[BatchLoss, ...]:
         """Add the gradients of ``batches``, one of each stage; return their losses."""
-        whole = NoisyBatch.concatenate(batches)
         with stages[0].autocast():
-            prediction = base.denoise(whole.noisy.noisy, whole.noisy.timesteps, whole.embeds(base.text), whole.sizes)
-            parts = prediction.chunk(len(batches))
+            parts = predict_together(base, base.text, batches)
             losses = [BatchLoss(batch.loss_of(part)) for batch, part in zip(batches, parts, strict=True)]
         torch.autograd.backward([stage.scaled(loss) for stage, loss in zip(stages, losses, strict=True)])
         return tuple(loss.detach() for loss in losses)

@@ -100,6 +100,17 @@ def assert_learned_the_same(result: TrainResult | Exception, expected: TrainResu
             torch.testing.assert_close(found.embeddings[token][encoder], row, rtol=1e-3, atol=1e-4)
 
 
+def assert_learn_what_they_learn_alone(
+    base: DiffusionBase, folder: Path, inputs: Sequence[dict[str, Any]]
+) -> list[int]:
+    """Train alone and together; returns how many jobs shared each pass."""
+    expected = alone(base, folder / "alone", inputs)
+    results, passes = together(base, folder / "together", inputs)
+    for result, one in zip(results, expected, strict=True):
+        assert_learned_the_same(result, one)
+    return passes
+
+
 def in_double_precision(base: DiffusionBase) -> DiffusionBase:
     """AdamW makes steps of one length of the gradients' rounding errors, where there is nothing else."""
     for model in base.components.values():
@@ -140,10 +151,7 @@ def test_passes_can_be_recorded_too_and_are_made_ready_once(tmp_path: Path, monk
 def test_other_families_too(tmp_path: Path, make: Callable[[], DiffusionBase]) -> None:
     base = in_double_precision(make())
     inputs = [{"seed": 1}, {"seed": 2, "max_train_steps_ti": 2}]
-    expected = alone(base, tmp_path / "alone", inputs)
-    results, passes = together(base, tmp_path / "together", inputs)
-    for result, one in zip(results, expected, strict=True):
-        assert_learned_the_same(result, one)
+    passes = assert_learn_what_they_learn_alone(base, tmp_path, inputs)
     assert 2 in passes
 
 
@@ -151,10 +159,7 @@ def test_convolutions_larger_batches_and_samples_are_shared_too(tmp_path: Path) 
     base = in_double_precision(small_base())
     more = {"lora_targets": "kohya+conv", "train_batch_size": 2, "gradient_accumulation_steps": 2, "samples": 2}
     inputs = [{"seed": seed, "continue_inversion": False, **more} for seed in (1, 2)]
-    expected = alone(base, tmp_path / "alone", inputs)
-    results, passes = together(base, tmp_path / "together", inputs)
-    for result, one in zip(results, expected, strict=True):
-        assert_learned_the_same(result, one)
+    passes = assert_learn_what_they_learn_alone(base, tmp_path, inputs)
     assert set(passes) == {2}
 
 
@@ -167,10 +172,7 @@ def test_jobs_that_cannot_share_a_pass_run_beside_the_others(tmp_path: Path) -> 
         {"seed": 4, "max_train_steps_ti": 0, "lora_rank": 3},
         {"seed": 5, "max_train_steps_ti": 0, "preservation": "output", "class_word": "dog"},
     ]
-    expected = alone(base, tmp_path / "alone", inputs)
-    results, passes = together(base, tmp_path / "together", inputs)
-    for result, one in zip(results, expected, strict=True):
-        assert_learned_the_same(result, one)
+    passes = assert_learn_what_they_learn_alone(base, tmp_path, inputs)
     assert sorted(passes) == [1] * 12 + [2] * 4
 
 
@@ -188,10 +190,7 @@ def test_layers_whose_rows_are_not_as_many_for_each_picture_have_passes_of_their
     base = in_double_precision(small_flow_base("zimage"))
     more = {"max_train_steps_ti": 0, "lora_targets": "all-linear"}
     inputs: list[dict[str, Any]] = [{"seed": seed, **more} for seed in (1, 2)]
-    expected = alone(base, tmp_path / "alone", inputs)
-    results, passes = together(base, tmp_path / "together", inputs)
-    for result, one in zip(results, expected, strict=True):
-        assert_learned_the_same(result, one)
+    passes = assert_learn_what_they_learn_alone(base, tmp_path, inputs)
     assert set(passes) == {1}
 
 
